@@ -1,0 +1,137 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Crop-and-resize under jit, faithful to PIL's crop followed by the Hugging Face image processor.
+
+The SmolVLM processor (slow PIL path) resizes a picture whose tiles are S px twice with Lanczos: the
+longest edge to S with the aspect kept (the other side truncated and made even), then to S x S. PIL
+does each resize as a horizontal and a vertical pass and rounds to 8 bits after each. Here a pass is
+a matmul with a Lanczos weight matrix whose support is clipped to the crop, so the box may be traced.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL
+
+from cropvlm_jax import boxes as box_lib
+
+LANCZOS_RADIUS = 3.0
+
+
+def lanczos_weights(
+    start: jax.Array, length: jax.Array, out: jax.Array | int, columns: int, rows: int
+) -> jax.Array:
+    """Weights that resample pixels `start .. start + length` of an axis to `out` pixels.
+
+    Formula: PIL's `precompute_coeffs` with the Lanczos-3 kernel sinc(x) sinc(x / 3), stretched by
+    the scale when shrinking, cut off at the crop's border and normalised.
+
+    Args:
+        start: int, first pixel of the crop.
+        length: int, pixels of the crop.
+        out: int, pixels wanted, at most `rows`.
+        columns: pixels of the whole axis.
+        rows: rows of the result; those from `out` on are meaningless.
+
+    Returns:
+        fp32 `[rows, columns]`.
+    """
+    scale = length / out
+    stretch = jnp.maximum(scale, 1.0)
+    centre = (jnp.arange(rows, dtype=jnp.float32) + 0.5) * scale
+    support = LANCZOS_RADIUS * stretch
+    low = jnp.maximum(jnp.floor(centre - support + 0.5), 0)[:, None]
+    high = jnp.minimum(jnp.floor(centre + support + 0.5), length)[:, None]
+    column = jnp.arange(columns) - start
+    x = (column - centre[:, None] + 0.5) / stretch
+    weights = jnp.where(jnp.abs(x) < LANCZOS_RADIUS, jnp.sinc(x) * jnp.sinc(x / LANCZOS_RADIUS), 0)
+    weights = jnp.where((column >= low) & (column < high), weights, 0)
+    total = weights.sum(-1, keepdims=True)
+    return weights / jnp.where(total == 0, 1, total)  # rows past the crop have no weight at all
+
+
+def _to_uint8_range(x: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.floor(x + 0.5), 0, 255)
+
+
+@functools.cache
+def _float_truncations(side: int, largest: int) -> np.ndarray:
+    """Sizes whose scaled shorter edge is a whole number that the processor's floats fall just below.
+
+    Returns:
+        int `[M, 2]`: width and height, up to `largest`, where truncation loses one pixel.
+    """
+    missed = []
+    for longer in range(1, largest + 1):
+        shorter = np.arange(1, longer + 1)
+        shorter = shorter[side * shorter % longer == 0]
+        exact = side * shorter // longer
+        wide = shorter[(side / (longer / shorter)).astype(int) < exact]
+        tall = shorter[(side * (shorter / longer)).astype(int) < exact]
+        missed += [(longer, s) for s in wide] + [(s, longer) for s in tall if s < longer]
+    return np.array(missed, np.int32).reshape(-1, 2)
+
+
+def _keep_aspect(
+    width: jax.Array, height: jax.Array, side: int, largest: int
+) -> tuple[jax.Array, jax.Array]:
+    """Size after the processor's first resize: longest edge `side`, the other truncated, made even."""
+    shorter = side * jnp.minimum(width, height) // jnp.maximum(width, height)
+    misses = jnp.asarray(_float_truncations(side, largest))
+    shorter -= ((width[:, None] == misses[:, 0]) & (height[:, None] == misses[:, 1])).any(-1)
+    shorter = jnp.maximum(shorter + shorter % 2, 1)
+    return jnp.where(width >= height, side, shorter), jnp.where(width >= height, shorter, side)
+
+
+def _vertical_first(width: jax.Array, height: jax.Array, wide: jax.Array, high: jax.Array):
+    """Whether the installed PIL runs the vertical pass of this resize before the horizontal one.
+
+    From Pillow 12.2 on for pictures over 100 times taller than wide, from 13 on whenever the rows
+    saved outnumber the columns saved twice. It shows, because PIL rounds between the passes.
+    """
+    version = tuple(int(part) for part in PIL.__version__.split(".")[:2])
+    if version >= (13, 0):
+        return (height > high) & (height - high > 2 * (width - wide))
+    return (height > high) & (height > 100 * width) & (version >= (12, 2))
+
+
+def crop(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax.Array:
+    """Cuts percent boxes out of one picture and resizes them to the target's input.
+
+    Args:
+        canvas: uint8 `[Hc, Wc, 3]`, the original pixels padded at the bottom and right.
+        size: int `[2]`, height and width of the picture inside the canvas.
+        boxes: int `[G, 4]` percent.
+        side: S, pixels of a side of the target's input.
+
+    Returns:
+        uint8 `[G, S, S, 3]`.
+    """
+    pixel_boxes = box_lib.to_pixels(boxes, jnp.broadcast_to(size, (*boxes.shape[:-1], 2)))
+    left, top, right, bottom = (pixel_boxes[:, i] for i in range(4))
+    width, height = right - left, bottom - top
+    wide, high = _keep_aspect(width, height, side, max(canvas.shape[:2]))
+    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    weights = jax.vmap(lanczos_weights, in_axes=(0, 0, 0, None, None))
+
+    # First resize: longest edge to `side`. Where PIL starts with rows, work on the transpose.
+    longest = max(canvas.shape[:2])
+    square = jnp.pad(canvas, [(0, longest - n) for n in canvas.shape[:2]] + [(0, 0)])
+    swap = _vertical_first(width, height, wide, high)
+    pictures = jnp.where(swap[:, None, None, None], square.swapaxes(0, 1), square)
+    across, down = (left, width, wide), (top, height, high)
+    first, second = (
+        weights(*(jnp.where(swap, b, a) for a, b in zip(one, other)), longest, side)
+        for one, other in ((across, down), (down, across))
+    )
+    x = _to_uint8_range(einsum("gow,ghwc->ghoc", first, pictures.astype(jnp.float32)))
+    x = _to_uint8_range(einsum("goh,ghwc->gowc", second, x))
+    x = jnp.where(swap[:, None, None, None], x.swapaxes(1, 2), x)
+
+    # Second resize: the other edge to `side` (the pass over the longest edge changes nothing).
+    zero = jnp.zeros_like(wide)
+    x = _to_uint8_range(einsum("gow,ghwc->ghoc", weights(zero, wide, zero + side, side, side), x))
+    x = _to_uint8_range(einsum("goh,ghwc->gowc", weights(zero, high, zero + side, side, side), x))
+    return x.astype(jnp.uint8)

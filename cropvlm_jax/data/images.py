@@ -1,0 +1,172 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures on the host: any file to RGB, SmolVLM's tiling, padding to a fixed canvas."""
+
+import math
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_EDGE = 4096  # the longest edge that SmolVLM's first resize ever produces
+
+
+def to_rgb(image: Image.Image | np.ndarray | str | os.PathLike) -> np.ndarray:
+    """Converts a picture to RGB as people see it.
+
+    The EXIF orientation is applied, transparency is composited on white, 16-bit grey levels are
+    scaled to 8 bits; palettes, grey, 1-bit and CMYK pictures are converted.
+
+    Args:
+        image: A PIL image, an array `[H, W]` or `[H, W, C]` with C in 1, 3, 4 (uint8, uint16 or
+            bool), or the path of an image file.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+
+    Raises:
+        OSError: If the file is missing, broken or no picture.
+        ValueError: If the pixels cannot be understood, or are too many.
+    """
+    if isinstance(image, np.ndarray):
+        return _array_to_rgb(image)
+    if isinstance(image, Image.Image):
+        return _pil_to_rgb(image, "the image")
+    name = os.fspath(image)
+    try:
+        with Image.open(name) as opened:
+            return _pil_to_rgb(opened, name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no image file {name}.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has too many pixels: {error}") from error
+
+
+def resized(height: int, width: int, longest_edge: int) -> tuple[int, int]:
+    """SmolVLM's first size rule: the longest edge becomes `longest_edge`, up or down.
+
+    The other edge is `int(longest_edge / aspect)`, plus one if odd, at least one; whatever exceeds
+    4096 px is then scaled down.
+    """
+    aspect = width / height
+    if width >= height:
+        height, width = int(longest_edge / aspect), longest_edge
+        height = max(height + height % 2, 1)
+    else:
+        height, width = longest_edge, int(longest_edge * aspect)
+        width = max(width + width % 2, 1)
+    aspect = width / height
+    if width >= height and width > MAX_EDGE:
+        height, width = max(int(MAX_EDGE / aspect), 1), MAX_EDGE
+    elif height > MAX_EDGE:
+        height, width = MAX_EDGE, max(int(MAX_EDGE * aspect), 1)
+    return height, width
+
+
+def fitted(height: int, width: int, tile_size: int) -> tuple[int, int]:
+    """SmolVLM's second size rule: both edges become multiples of the tile.
+
+    The longest edge is rounded up, the other one follows the aspect and is then rounded up too: the
+    aspect ratio is not kept.
+    """
+    aspect = width / height
+    if width >= height:
+        width = _round_up(width, tile_size)
+        height = _round_up(int(width / aspect), tile_size)
+    else:
+        height = _round_up(height, tile_size)
+        width = _round_up(int(height * aspect), tile_size)
+    return height, width
+
+
+def tile(
+    image: np.ndarray, tile_size: int, longest_edge: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Cuts a picture into what the SmolVLM vision tower sees.
+
+    Two PIL Lanczos passes on uint8, to `resized` and from there to `fitted`. If the result is one
+    tile, that is all. Otherwise its tiles follow in row-major order, and last the whole of it
+    resized to one tile. Equal to transformers' PIL image processor with image splitting, before
+    rescaling and normalising, to the last bit.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        tile_size: The input size of the vision tower, e.g. 512.
+        longest_edge: The resolution to look at, e.g. 512, 1024 or 2048.
+
+    Returns:
+        Tiles uint8 `[N, tile_size, tile_size, 3]` and `(rows, cols)`; N is rows * cols + 1, and an
+        image that is not split has (0, 0).
+    """
+    height, width = resized(*image.shape[:2], longest_edge)
+    picture = _lanczos(Image.fromarray(image), height, width)
+    height, width = fitted(height, width, tile_size)
+    picture = _lanczos(picture, height, width)
+    if height == width == tile_size:
+        return np.asarray(picture)[None], (0, 0)
+    rows, cols = height // tile_size, width // tile_size
+    tiles = np.empty((rows * cols + 1, tile_size, tile_size, 3), np.uint8)
+    grid = np.asarray(picture).reshape(rows, tile_size, cols, tile_size, 3)
+    tiles[:-1].reshape(rows, cols, tile_size, tile_size, 3)[:] = grid.swapaxes(1, 2)
+    tiles[-1] = np.asarray(_lanczos(picture, tile_size, tile_size))
+    return tiles, (rows, cols)
+
+
+def pad_to_canvas(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pads `[H, W, 3]` with zeros at the bottom and the right to `[height, width, 3]`."""
+    if image.shape[0] > height or image.shape[1] > width:
+        raise ValueError(
+            f"An image of {image.shape[0]} x {image.shape[1]} px (height x width) does not fit a "
+            f"canvas of {height} x {width} px: downscale it or use a larger canvas."
+        )
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
+
+
+def _array_to_rgb(image: np.ndarray) -> np.ndarray:
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"An image array must be [H, W] or [H, W, 1|3|4], got {image.shape}.")
+    if 0 in image.shape:
+        raise ValueError(f"The image array {image.shape} has no pixels.")
+    if image.dtype == np.bool_:
+        image = image * np.uint8(255)
+    elif image.dtype == np.uint16:
+        image = _to_8_bits(image)
+    elif image.dtype != np.uint8:
+        raise ValueError(f"An image array must be uint8, uint16 or bool, got {image.dtype}.")
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    return _pil_to_rgb(Image.fromarray(np.ascontiguousarray(image)), "the image array")
+
+
+def _pil_to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    try:
+        image = ImageOps.exif_transpose(image)  # also decodes the file
+    except Exception as error:  # PIL's decoders raise nearly anything on a broken file
+        raise OSError(f"Cannot decode {name}: {error}") from error
+    if 0 in image.size:
+        raise ValueError(f"There are no pixels in {name}: {image.width} x {image.height}.")
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"Grey levels outside of 16 bits in {name}: cannot convert to RGB.")
+        image = Image.fromarray(_to_8_bits(levels))
+    if image.mode == "F":
+        raise ValueError(f"Floating-point pixels in {name}: convert it to 8 or 16 bits.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB")).copy()
+
+
+def _to_8_bits(levels: np.ndarray) -> np.ndarray:
+    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return math.ceil(value / multiple) * multiple
+
+
+def _lanczos(image: Image.Image, height: int, width: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.LANCZOS)

@@ -1,0 +1,276 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in and out of safetensors by one declarative table per model, read in both directions."""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# Buffers that old versions of transformers stored; they hold nothing that was learned.
+IGNORED = ".rotary_emb.inv_freq"
+
+
+class Layout(NamedTuple):
+    """How an array differs between the two sides."""
+
+    load: Callable[[Any], Any]
+    save: Callable[[Any], Any]
+
+
+def _conv_to_linear(x: Any) -> Any:
+    """`[D, 3, p, p]` to `[p * p * 3, D]`: rows of pixels, then columns, then channels."""
+    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+
+
+def _linear_to_conv(x: Any) -> Any:
+    """`[p * p * 3, D]` to `[D, 3, p, p]`."""
+    side = math.isqrt(x.shape[0] // 3)
+    return x.reshape(side, side, 3, x.shape[1]).transpose(3, 2, 0, 1)
+
+
+SAME = Layout(lambda x: x, lambda x: x)
+TRANSPOSE = Layout(lambda x: x.T, lambda x: x.T)
+CONV = Layout(_conv_to_linear, _linear_to_conv)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One row of a weight table.
+
+    Attributes:
+        hf: Hugging Face's name; `{}` is the layer, whose weights are stacked on our leading axis.
+        ours: dotted path of our parameter.
+        layout: how the arrays differ.
+        tied_to: path of the parameter that stands in where a model has no `ours` of its own.
+    """
+
+    hf: str
+    ours: str
+    layout: Layout = SAME
+    tied_to: str | None = None
+
+    def names(self, leaf: Any) -> list[str]:
+        """Hugging Face's names of the arrays that make up `leaf`."""
+        return [self.hf.format(i) for i in range(leaf.shape[0])] if "{}" in self.hf else [self.hf]
+
+    def parts(self, leaf: Any) -> list[Any]:
+        """The arrays of `names`, in Hugging Face's layout."""
+        return [self.layout.save(part) for part in (leaf if "{}" in self.hf else [leaf])]
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The inverse of `parts`."""
+        loaded = [self.layout.load(part) for part in parts]
+        return np.stack(loaded) if "{}" in self.hf else loaded[0]
+
+
+Table = tuple[Weight, ...]
+
+
+def _linear(hf: str, ours: str) -> Table:
+    return (
+        Weight(f"{hf}.weight", f"{ours}.kernel", TRANSPOSE),
+        Weight(f"{hf}.bias", f"{ours}.bias"),
+    )
+
+
+def _layer_norm(hf: str, ours: str) -> Table:
+    return Weight(f"{hf}.weight", f"{ours}.scale"), Weight(f"{hf}.bias", f"{ours}.bias")
+
+
+def _decoder(hf: str, ours: str) -> Table:
+    """A Llama decoder under the prefixes `hf` and `ours`."""
+    layer, stacked = hf + "layers.{}.", ours + "layers."
+    kernels = {
+        "self_attn.q_proj": "q",
+        "self_attn.k_proj": "k",
+        "self_attn.v_proj": "v",
+        "self_attn.o_proj": "o",
+        "mlp.gate_proj": "gate",
+        "mlp.up_proj": "up",
+        "mlp.down_proj": "down",
+    }
+    embedding = f"{ours}embedding.embedding"
+    return (
+        Weight(f"{hf}embed_tokens.weight", embedding),
+        Weight(f"{layer}input_layernorm.weight", f"{stacked}attention_norm.scale"),
+        Weight(f"{layer}post_attention_layernorm.weight", f"{stacked}mlp_norm.scale"),
+        *(
+            Weight(f"{layer}{theirs}.weight", f"{stacked}{mine}.kernel", TRANSPOSE)
+            for theirs, mine in kernels.items()
+        ),
+        Weight(f"{hf}norm.weight", f"{ours}norm.scale"),
+        Weight("lm_head.weight", f"{ours}head", tied_to=embedding),
+    )
+
+
+def _tower(hf: str, ours: str) -> Table:
+    """A SigLIP tower under the prefixes `hf` and `ours`."""
+    layer, stacked = hf + "encoder.layers.{}.", ours + "layers."
+    linears = {
+        "self_attn.q_proj": "q",
+        "self_attn.k_proj": "k",
+        "self_attn.v_proj": "v",
+        "self_attn.out_proj": "o",
+        "mlp.fc1": "fc1",
+        "mlp.fc2": "fc2",
+    }
+    patches = "embeddings.patch_embedding"
+    positions = "embeddings.position_embedding"
+    return (
+        Weight(f"{hf}{patches}.weight", f"{ours}patch_embedding.kernel", CONV),
+        Weight(f"{hf}{patches}.bias", f"{ours}patch_embedding.bias"),
+        Weight(f"{hf}{positions}.weight", f"{ours}position_embedding.embedding"),
+        *_layer_norm(f"{layer}layer_norm1", f"{stacked}attention_norm"),
+        *_layer_norm(f"{layer}layer_norm2", f"{stacked}mlp_norm"),
+        *(
+            row
+            for theirs, mine in linears.items()
+            for row in _linear(f"{layer}{theirs}", f"{stacked}{mine}")
+        ),
+        *_layer_norm(f"{hf}post_layernorm", f"{ours}norm"),
+    )
+
+
+LLAMA: Table = _decoder("model.", "")
+SMOLVLM: Table = (
+    *_tower("model.vision_model.", "vision."),
+    Weight("model.connector.modality_projection.proj.weight", "connector.kernel", TRANSPOSE),
+    *_decoder("model.text_model.", "text."),
+)
+
+
+def _path(keys: Sequence[Any]) -> str:
+    """Dotted path of a leaf, the same for an `nnx.State` and for its pure dict."""
+    return ".".join(str(k.key) for k in keys if isinstance(k, jax.tree_util.DictKey))
+
+
+def _match(table: Table, params: Any) -> dict[str, tuple[Weight, Any]]:
+    """Rows and leaves of the parameters by path, in the table's order."""
+    leaves = {_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    matched = {row.ours: (row, leaves[row.ours]) for row in table if row.ours in leaves}
+    unmatched = sorted(leaves.keys() - matched.keys())
+    unmatched += sorted(r.ours for r in table if r.ours not in leaves and not r.tied_to)
+    if unmatched:
+        raise ValueError(f"the weight table and the model disagree about: {', '.join(unmatched)}")
+    return matched
+
+
+def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Opens the safetensors files of `folder`; returns each weight's file by its name."""
+    if (folder / FILE).is_file():
+        files = [FILE]
+    elif (folder / INDEX).is_file():
+        files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    elif any(folder.glob("*.bin")):
+        raise ValueError(
+            f"{folder} holds pickled .bin weights, and only safetensors are read. Convert them: "
+            "from transformers import AutoModelForImageTextToText as Auto (a text model: "
+            f"AutoModelForCausalLM); Auto.from_pretrained({str(folder)!r}).save_pretrained(...)"
+        )
+    else:
+        raise ValueError(f"{folder} has neither {FILE} nor {INDEX}")
+    stored: dict[str, Any] = {}
+    for file in files:
+        try:
+            opened = stack.enter_context(safetensors.safe_open(folder / file, "numpy"))
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{folder / file} is not a safetensors file: cut short, or a git-lfs pointer?"
+            ) from error
+        for name in opened.keys():  # noqa: SIM118 (not a mapping)
+            if name in stored:
+                raise ValueError(f"duplicate weight {name} in {folder}, again in {file}")
+            stored[name] = opened
+    return stored
+
+
+def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
+    """Reads a model's weights, one parameter at a time.
+
+    Args:
+        folder: holds `model.safetensors`, or shards and their index.
+        abstract_params: what to fill: an `nnx.State` or nested dict whose leaves give shape, dtype
+            and, where set, the sharding that the weight is placed on.
+        table: the rows of this architecture.
+
+    Returns:
+        Arrays in the structure of `abstract_params`.
+
+    Raises:
+        ValueError: naming each unused, missing, duplicate or misshaped weight.
+    """
+    matched = _match(table, abstract_params)
+    with contextlib.ExitStack() as stack:
+        stored = _open(Path(folder), stack)
+        expected, tied = {}, {}
+        for row, leaf in matched.values():
+            one = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            shapes = jax.eval_shape(row.parts, one)
+            expected |= zip(row.names(leaf), (s.shape for s in shapes), strict=True)
+        for row in table:
+            if row.ours not in matched and row.tied_to and row.hf in stored:
+                tied[row.hf] = matched[row.tied_to][0].hf
+        problems = [f"missing weight {name}" for name in sorted(expected.keys() - stored.keys())]
+        for name, file in stored.items():
+            if name in expected:
+                shape = tuple(file.get_slice(name).get_shape())
+                if shape != expected[name]:
+                    problems.append(f"weight {name} has shape {shape}, not {expected[name]}")
+            elif name not in tied and not name.endswith(IGNORED):
+                problems.append(f"unused weight {name}")
+        if problems:
+            raise ValueError(f"{folder} does not fit the model:\n" + "\n".join(problems))
+        for name, twin in tied.items():
+            if not np.array_equal(stored[name].get_tensor(name), stored[twin].get_tensor(twin)):
+                raise ValueError(f"{folder}: the config ties {name} to {twin}, but they differ")
+
+        def read(keys: Sequence[Any], leaf: Any) -> jax.Array:
+            row, _ = matched[_path(keys)]
+            array = row.join([stored[name].get_tensor(name) for name in row.names(leaf)])
+            return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
+
+        return jax.tree_util.tree_map_with_path(read, abstract_params)
+
+
+def save_weights(
+    params: Any, table: Table, folder: str | Path, max_shard_bytes: float = 5e9
+) -> None:
+    """Writes a model's weights under Hugging Face's names.
+
+    Args:
+        params: `nnx.State` or nested dict of arrays.
+        table: the rows of this architecture.
+        folder: an existing folder.
+        max_shard_bytes: larger models become several files and an index.
+    """
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = total = 0
+    for row, leaf in _match(table, params).values():
+        leaf = np.asarray(leaf)
+        for name, part in zip(row.names(leaf), row.parts(leaf), strict=True):
+            if shards[-1] and size + part.nbytes > max_shard_bytes:
+                shards.append({})
+                size = 0
+            shards[-1][name] = part
+            size += part.nbytes
+            total += part.nbytes
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else FILE
+        contiguous = {name: np.ascontiguousarray(part) for name, part in shard.items()}
+        safetensors.numpy.save_file(contiguous, Path(folder) / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (Path(folder) / INDEX).write_text(json.dumps(index, indent=2) + "\n")

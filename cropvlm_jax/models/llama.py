@@ -1,0 +1,329 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Llama decoder (SmolLM2) whose every forward pass shares one prefix among a group of continuations.
+
+Shape letters: B prompts, G continuations of each prompt, T query tokens, S own key slots, P prefix
+key slots, L layers, D width, H query heads, K key/value heads, R = H / K, C channels of a head.
+
+One method serves prefill (no prefix, G = 1), teacher-forced scoring (G continuations on a shared
+prefix) and cached decoding (a few tokens at a time into a slot buffer): the prefix keys are read by
+all G continuations and never copied.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cropvlm_jax.models import scanned
+
+NEGATIVE = -1e30  # finite, so that a padded query row stays NaN-free
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Shape of a Llama decoder, named as in Hugging Face's `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float = 1e5
+    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 8192
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], *, tie_word_embeddings: bool) -> "LlamaConfig":
+        """Reads a Hugging Face llama config; unknown keys are ignored.
+
+        Args:
+            config: the parsed `config.json` of the text model (missing keys take HF's defaults).
+            tie_word_embeddings: whether the output head is the embedding (a property of the whole
+                model, which is why a VLM's top level decides it).
+
+        Raises:
+            ValueError: naming the key whose value this decoder does not implement.
+        """
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        supported = {
+            "model_type": (config.get("model_type", "llama"), "llama"),
+            "hidden_act": (config.get("hidden_act", "silu"), "silu"),
+            "attention_bias": (config.get("attention_bias", False), False),
+            "mlp_bias": (config.get("mlp_bias", False), False),
+            "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+        }
+        for key, (value, expected) in supported.items():
+            if value != expected:
+                raise ValueError(f"text_config: {key}={value!r} is not supported, only {expected!r}")
+        width, heads = config.get("hidden_size", 4096), config.get("num_attention_heads", 32)
+        return cls(
+            vocab_size=config.get("vocab_size", 32000),
+            hidden_size=width,
+            intermediate_size=config.get("intermediate_size", 11008),
+            num_hidden_layers=config.get("num_hidden_layers", 32),
+            num_attention_heads=heads,
+            num_key_value_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or width // heads,
+            rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
+            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+            max_position_embeddings=config.get("max_position_embeddings", 2048),
+            tie_word_embeddings=tie_word_embeddings,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The llama `config.json` of this shape."""
+        config = dataclasses.asdict(self)
+        # transformers 5 reads rope_parameters, version 4 reads rope_theta.
+        rope = {"rope_type": "default", "rope_theta": self.rope_theta}
+        return {"model_type": "llama", "hidden_act": "silu", **config, "rope_parameters": rope}
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of all layers.
+
+    Attributes:
+        keys: `[L, B, G, S, K, C]`, rotated.
+        values: `[L, B, G, S, K, C]`.
+        valid: bool `[B, G, S]`, False in padding and in slots not written yet.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    valid: jax.Array
+
+    @classmethod
+    def empty(cls, config: LlamaConfig, shape: tuple[int, int, int], dtype: Any) -> "KVCache":
+        """A cache of `shape` = (B, G, S) free slots."""
+        heads = (config.num_key_value_heads, config.head_dim)
+        zeros = jnp.zeros((config.num_hidden_layers, *shape, *heads), dtype)
+        return cls(zeros, zeros, jnp.zeros(shape, bool))
+
+    @property
+    def length(self) -> jax.Array:
+        """Tokens stored, int32 `[B, G]`: the position of the next one."""
+        return self.valid.sum(-1, dtype=jnp.int32)
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding in Llama's rotate-half layout (arXiv 2104.09864).
+
+    Args:
+        x: `[B, G, T, H, C]`.
+        positions: int `[B, G, T]`.
+        theta: base of the geometric frequency series.
+
+    Returns:
+        `[B, G, T, H, C]` in the dtype of `x`; angles are fp32.
+    """
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x.dtype)
+
+
+def attend(
+    query: jax.Array,
+    own: tuple[jax.Array, jax.Array, jax.Array],
+    prefix: tuple[jax.Array, jax.Array, jax.Array] | None,
+    precision: jax.lax.Precision | None,
+) -> jax.Array:
+    """Grouped-query attention over a shared prefix and each continuation's own slots.
+
+    Args:
+        query: `[B, G, T, H, C]`.
+        own: keys, values `[B, G, S, K, C]` and mask bool `[B, G, T, S]`.
+        prefix: keys, values `[B, P, K, C]` and mask bool `[B, P]`, or None.
+        precision: of the matmuls.
+
+    Returns:
+        `[B, G, T, H, C]`; the softmax is fp32.
+    """
+    keys, values, mask = own
+    b, g, t, h, c = query.shape
+    einsum = functools.partial(
+        jnp.einsum, precision=precision, preferred_element_type=jnp.float32
+    )
+    query = query.reshape(b, g, t, keys.shape[3], -1, c) * c**-0.5
+    logits = einsum("bgtkrc,bgskc->bgkrts", query, keys)
+    logits = jnp.where(mask[:, :, None, None], logits, NEGATIVE)
+    if prefix is None:
+        weights = jax.nn.softmax(logits).astype(values.dtype)
+        out = einsum("bgkrts,bgskc->bgtkrc", weights, values)
+    else:
+        prefix_keys, prefix_values, prefix_mask = prefix
+        shared = einsum("bgtkrc,bpkc->bgkrtp", query, prefix_keys)
+        shared = jnp.where(prefix_mask[:, None, None, None, None], shared, NEGATIVE)
+        weights = jax.nn.softmax(jnp.concatenate([shared, logits], -1)).astype(values.dtype)
+        over_prefix, over_own = jnp.split(weights, [prefix_keys.shape[1]], axis=-1)
+        out = einsum("bgkrtp,bpkc->bgtkrc", over_prefix, prefix_values)
+        out += einsum("bgkrts,bgskc->bgtkrc", over_own, values)
+    return out.reshape(b, g, t, h, c).astype(query.dtype)
+
+
+class LlamaLayer(nnx.Module):
+    """Pre-norm self-attention and SwiGLU."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
+        self.config, self.precision = config, scanned.precision(dtype)
+        norm = functools.partial(
+            nnx.RMSNorm, epsilon=config.rms_norm_eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        linear = functools.partial(
+            nnx.Linear,
+            use_bias=False,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=self.precision,
+            rngs=rngs,
+        )
+        d, ff = config.hidden_size, config.intermediate_size
+        queries = config.num_attention_heads * config.head_dim
+        shared = config.num_key_value_heads * config.head_dim
+        self.attention_norm, self.mlp_norm = norm(d), norm(d)
+        self.q, self.k, self.v = linear(d, queries), linear(d, shared), linear(d, shared)
+        self.o = linear(queries, d)
+        self.gate, self.up, self.down = linear(d, ff), linear(d, ff), linear(ff, d)
+
+    def __call__(self, x, positions, mask, prefix, cache, slot):
+        """One layer; see `Llama.__call__`. Returns `x` and its own (keys, values)."""
+        config = self.config
+        normed = self.attention_norm(x)
+        heads = (*x.shape[:3], -1, config.head_dim)
+        query = rotate(self.q(normed).reshape(heads), positions, config.rope_theta)
+        keys = rotate(self.k(normed).reshape(heads), positions, config.rope_theta)
+        values = self.v(normed).reshape(heads)
+        if cache is not None:
+            keys = jax.lax.dynamic_update_slice_in_dim(cache[0], keys, slot, axis=2)
+            values = jax.lax.dynamic_update_slice_in_dim(cache[1], values, slot, axis=2)
+        attended = attend(query, (keys, values, mask), prefix, self.precision)
+        x = x + self.o(attended.reshape(*x.shape[:3], -1))
+        normed = self.mlp_norm(x)
+        return x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)), (keys, values)
+
+
+class Llama(nnx.Module):
+    """The decoder with its embedding and output head."""
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: bool = False,
+    ):
+        """Builds randomly initialised weights.
+
+        Args:
+            config: the shape.
+            rngs: source of the initial weights.
+            dtype: of the computation; norms' statistics, softmax and logits stay fp32.
+            param_dtype: of the weights.
+            remat: recompute each layer in the backward pass instead of storing its activations.
+        """
+        self.config, self.dtype, self.remat = config, dtype, remat
+        self.embedding = nnx.Embed(
+            config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        self.layers = scanned.stack(
+            lambda r: LlamaLayer(config, r, dtype, param_dtype), config.num_hidden_layers, rngs
+        )
+        self.norm = nnx.RMSNorm(
+            config.hidden_size,
+            epsilon=config.rms_norm_eps,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        if not config.tie_word_embeddings:
+            initializer = nnx.initializers.normal(0.02)
+            shape = (config.vocab_size, config.hidden_size)
+            self.head = nnx.Param(initializer(rngs.params(), shape, param_dtype))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        valid: jax.Array,
+        prefix: KVCache | None = None,
+        cache: KVCache | None = None,
+        slot: jax.Array | int = 0,
+    ) -> tuple[jax.Array, KVCache]:
+        """Runs the layers on T new tokens of each continuation.
+
+        Padding may stand anywhere: a token's position is the number of valid tokens before it.
+
+        Args:
+            x: input embeddings `[B, G, T, D]`.
+            valid: bool `[B, G, T]`, False for padding.
+            prefix: what all G continuations of a prompt have read already (its G is 1).
+            cache: own slots written so far `[.., S, ..]`; None when the T tokens are all there is.
+            slot: first slot that the T tokens occupy in `cache`.
+
+        Returns:
+            Final normed hidden states `[B, G, T, D]`, and the own slots: T of them without `cache`,
+            else `cache` with the new tokens written.
+        """
+        start = 0 if prefix is None else prefix.length
+        if cache is not None:
+            start = start + cache.length
+            own_valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, slot, axis=2)
+        else:
+            own_valid = valid
+        positions = jnp.cumsum(valid, -1) - 1 + jnp.asarray(start)[..., None]
+        slots = jnp.arange(own_valid.shape[-1])
+        causal = slots <= slot + jnp.arange(x.shape[2])[:, None]
+        mask = causal & own_valid[:, :, None]
+
+        def layer(module: LlamaLayer, x: jax.Array, per_layer: Any):
+            prefix_kv, own_kv = per_layer
+            if prefix is not None:
+                prefix_kv = (prefix_kv[0][:, 0], prefix_kv[1][:, 0], prefix.valid[:, 0])
+            return module(x, positions, mask, prefix_kv, own_kv, slot)
+
+        xs = (
+            None if prefix is None else (prefix.keys, prefix.values),
+            None if cache is None else (cache.keys, cache.values),
+        )
+        x, (keys, values) = scanned.scan(layer, self.layers, x, xs, remat=self.remat)
+        return self.norm(x), KVCache(keys, values, own_valid)
+
+    def logits(self, hidden: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+        """Output logits in fp32.
+
+        Args:
+            hidden: `[..., D]`.
+            tokens: the only token ids wanted, int `[A]`; None for the whole vocabulary.
+
+        Returns:
+            fp32 `[..., V]`, or `[..., A]`.
+        """
+        table = self.embedding.embedding if self.config.tie_word_embeddings else self.head
+        table = table[...] if tokens is None else table[...][tokens]
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            table.astype(self.dtype),
+            precision=scanned.precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )

@@ -1,0 +1,53 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Layers stacked on a leading axis and scanned, so that compile time does not grow with depth."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def precision(dtype: Any) -> jax.lax.Precision | None:
+    """Matmul precision that makes fp32 mean fp32: a TPU multiplies in bf16 unless told otherwise."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def stack(
+    build: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Builds `depth` layers as one module whose weights have a leading layer axis."""
+    return nnx.vmap(build, in_axes=0, out_axes=0)(rngs.split(depth))
+
+
+def scan(
+    call: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
+    layers: nnx.Module,
+    x: jax.Array,
+    xs: Any,
+    *,
+    remat: bool,
+) -> tuple[jax.Array, Any]:
+    """Applies stacked `layers` one after the other.
+
+    Args:
+        call: `(layer, x, x_of_layer) -> (x, y_of_layer)`.
+        layers: what `stack` returned.
+        x: activations, passed from layer to layer.
+        xs: pytree of per-layer inputs, leading axis the layer (or None).
+        remat: recompute each layer in the backward pass instead of storing its activations.
+
+    Returns:
+        The last activations and the layers' `y` stacked on a leading axis.
+    """
+    graphdef, weights = nnx.split(layers)
+
+    def body(x, weights_and_xs):
+        weights, per_layer = weights_and_xs
+        return call(nnx.merge(graphdef, weights), x, per_layer)
+
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(body, x, (weights, xs))

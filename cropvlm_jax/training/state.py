@@ -1,0 +1,44 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a training run."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step takes and returns.
+
+    Attributes:
+        step: int32 `[]`, updates done.
+        params: weights being trained, fp32.
+        opt_state: optimizer state.
+        reference: frozen weights of the KL reference, or None where there is none.
+        target: frozen weights of the model that gives the reward, or None.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    reference: Any = None
+    target: Any = None
+
+    @classmethod
+    def create(
+        cls, params: Any, optimizer: optax.GradientTransformation, **frozen: Any
+    ) -> "TrainState":
+        """A fresh state; `frozen` names `reference` and `target`."""
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), **frozen)
+
+    def apply_gradients(
+        self, grads: Any, optimizer: optax.GradientTransformation
+    ) -> "TrainState":
+        """One optimizer update."""
+        updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
+        params = optax.apply_updates(self.params, updates)
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state)
