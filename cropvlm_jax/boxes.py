@@ -3,8 +3,8 @@
 """Percent boxes: text <-> tokens <-> box, the grammar of replies, every coordinate frame.
 
 A box is four integers `x1, y1, x2, y2` in percent of the image's width and height, 0..100, with
-x2 > x1 and y2 > y1. All functions take NumPy arrays (data workers) and JAX arrays (under jit) alike,
-and JAX is not imported here.
+x2 > x1 and y2 > y1. All functions take NumPy arrays (data workers) and JAX arrays (under jit)
+alike, and JAX is not imported here.
 """
 
 import dataclasses
@@ -92,11 +92,11 @@ def expand(boxes: Array, factor: Any) -> Array:
 
 
 # Coordinate frames --------------------------------------------------------------------------------
-# Original pixels and padded canvas pixels are one frame: a canvas is padded at the bottom and right.
+# Original pixels and padded canvas pixels are one frame: canvases are padded bottom and right.
 
 
 def to_pixels(boxes: Array, size: Array) -> Array:
-    """Percent boxes to pixel boxes as PIL's `crop` rounds them (half to even), at least 1 px a side.
+    """Percent boxes to pixel boxes as PIL's `crop` rounds them (half to even), 1 px at least.
 
     Args:
         boxes: int `[..., 4]` percent.
@@ -282,7 +282,7 @@ class Grammar:
         )
 
     def advance(self, state: State, action: Array) -> tuple[State, Array, Array]:
-        """Takes an allowed action, and the end of the coordinate with it when nothing else may follow.
+        """Takes an allowed action, and with it the coordinate's end if nothing else may follow.
 
         Args:
             state: the current state.
@@ -344,7 +344,7 @@ class Grammar:
             value = boxes[..., coordinate]
             length = 1 + (value >= 10) + (value >= 100)
             for i in range(2 if coordinate < 2 else 3):
-                rest = 10 ** xp.maximum(length - i, 0)  # what divides off the digits not yet written
+                rest = 10 ** xp.maximum(length - i, 0)  # divides off the digits not yet written
                 written = xp.where(i > 0, 1 + value // rest, 0)
                 digit = value // xp.maximum(rest // 10, 1) % 10
                 choice(digit, i < length, coordinate, xp.clip(written, 0, 101))

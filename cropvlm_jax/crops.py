@@ -5,7 +5,7 @@
 The SmolVLM processor (slow PIL path) resizes a picture whose tiles are S px twice with Lanczos: the
 longest edge to S with the aspect kept (the other side truncated and made even), then to S x S. PIL
 does each resize as a horizontal and a vertical pass and rounds to 8 bits after each. Here a pass is
-a matmul with a Lanczos weight matrix whose support is clipped to the crop, so the box may be traced.
+a matmul with a Lanczos weight matrix whose support is clipped to the crop: boxes may be traced.
 """
 
 import functools
@@ -18,6 +18,7 @@ import PIL
 from cropvlm_jax import boxes as box_lib
 
 LANCZOS_RADIUS = 3.0
+_PRECISION_BITS = 22  # of the weights of PIL's 8-bit resize
 
 
 def lanczos_weights(
@@ -38,27 +39,34 @@ def lanczos_weights(
     Returns:
         fp32 `[rows, columns]`.
     """
-    scale = length / out
-    stretch = jnp.maximum(scale, 1.0)
-    centre = (jnp.arange(rows, dtype=jnp.float32) + 0.5) * scale
-    support = LANCZOS_RADIUS * stretch
-    low = jnp.maximum(jnp.floor(centre - support + 0.5), 0)[:, None]
-    high = jnp.minimum(jnp.floor(centre + support + 0.5), length)[:, None]
     column = jnp.arange(columns) - start
-    x = (column - centre[:, None] + 0.5) / stretch
-    weights = jnp.where(jnp.abs(x) < LANCZOS_RADIUS, jnp.sinc(x) * jnp.sinc(x / LANCZOS_RADIUS), 0)
-    weights = jnp.where((column >= low) & (column < high), weights, 0)
+    row = jnp.arange(rows)[:, None]
+    # Distance to the centre of the output pixel: a quotient of integers, so exact before it rounds.
+    x = (out * (2 * column + 1) - length * (2 * row + 1)) / (2 * jnp.maximum(length, out))
+    inside = (column >= 0) & (column < length) & (jnp.abs(x) < LANCZOS_RADIUS)
+    weights = jnp.where(inside, jnp.sinc(x) * jnp.sinc(x / LANCZOS_RADIUS), 0)
     total = weights.sum(-1, keepdims=True)
     return weights / jnp.where(total == 0, 1, total)  # rows past the crop have no weight at all
 
 
-def _to_uint8_range(x: jax.Array) -> jax.Array:
-    return jnp.clip(jnp.floor(x + 0.5), 0, 255)
+def _resample(equation: str, weights: jax.Array, pixels: jax.Array) -> jax.Array:
+    """One pass of PIL over 0..255 fp32 pixels: 22-bit fixed-point weights, exact sums, rounded.
+
+    Exactness decides ties, which a smooth gradient at half size is full of. So the weights go as
+    three 8-bit digits, whose sums are exact in fp32 even where a matmul rounds its inputs to bf16.
+    """
+    rest = jnp.round(weights * 2**_PRECISION_BITS).astype(jnp.int32)
+    total = 2 ** (_PRECISION_BITS - 1)
+    for shift in (16, 8, 0):
+        digit = (rest + 2**shift // 2) >> shift  # balanced: -128..128
+        rest -= digit << shift
+        total += jnp.einsum(equation, digit.astype(jnp.float32), pixels).astype(jnp.int32) << shift
+    return jnp.clip(total >> _PRECISION_BITS, 0, 255).astype(jnp.float32)
 
 
 @functools.cache
 def _float_truncations(side: int, largest: int) -> np.ndarray:
-    """Sizes whose scaled shorter edge is a whole number that the processor's floats fall just below.
+    """Sizes whose scaled shorter edge is a whole number that the processor's floats miss.
 
     Returns:
         int `[M, 2]`: width and height, up to `largest`, where truncation loses one pixel.
@@ -77,7 +85,7 @@ def _float_truncations(side: int, largest: int) -> np.ndarray:
 def _keep_aspect(
     width: jax.Array, height: jax.Array, side: int, largest: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Size after the processor's first resize: longest edge `side`, the other truncated, made even."""
+    """Size after the first resize: longest edge `side`, the other truncated, made even."""
     shorter = side * jnp.minimum(width, height) // jnp.maximum(width, height)
     misses = jnp.asarray(_float_truncations(side, largest))
     shorter -= ((width[:, None] == misses[:, 0]) & (height[:, None] == misses[:, 1])).any(-1)
@@ -113,7 +121,6 @@ def crop(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax
     left, top, right, bottom = (pixel_boxes[:, i] for i in range(4))
     width, height = right - left, bottom - top
     wide, high = _keep_aspect(width, height, side, max(canvas.shape[:2]))
-    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     weights = jax.vmap(lanczos_weights, in_axes=(0, 0, 0, None, None))
 
     # First resize: longest edge to `side`. Where PIL starts with rows, work on the transpose.
@@ -123,15 +130,15 @@ def crop(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax
     pictures = jnp.where(swap[:, None, None, None], square.swapaxes(0, 1), square)
     across, down = (left, width, wide), (top, height, high)
     first, second = (
-        weights(*(jnp.where(swap, b, a) for a, b in zip(one, other)), longest, side)
+        weights(*(jnp.where(swap, b, a) for a, b in zip(one, other, strict=True)), longest, side)
         for one, other in ((across, down), (down, across))
     )
-    x = _to_uint8_range(einsum("gow,ghwc->ghoc", first, pictures.astype(jnp.float32)))
-    x = _to_uint8_range(einsum("goh,ghwc->gowc", second, x))
+    x = _resample("gow,ghwc->ghoc", first, pictures.astype(jnp.float32))
+    x = _resample("goh,ghwc->gowc", second, x)
     x = jnp.where(swap[:, None, None, None], x.swapaxes(1, 2), x)
 
     # Second resize: the other edge to `side` (the pass over the longest edge changes nothing).
     zero = jnp.zeros_like(wide)
-    x = _to_uint8_range(einsum("gow,ghwc->ghoc", weights(zero, wide, zero + side, side, side), x))
-    x = _to_uint8_range(einsum("goh,ghwc->gowc", weights(zero, high, zero + side, side, side), x))
+    x = _resample("gow,ghwc->ghoc", weights(zero, wide, zero + side, side, side), x)
+    x = _resample("goh,ghwc->gowc", weights(zero, high, zero + side, side, side), x)
     return x.astype(jnp.uint8)

@@ -38,7 +38,7 @@ from cropvlm_jax.training.state import TrainState
 
 OUT = flags.DEFINE_string("out", None, "folder for `target` and `cropper`", required=True)
 MODELS = flags.DEFINE_list("models", ["target", "cropper"], "which to make")
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "peak")
+LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "peak")
 SEED = flags.DEFINE_integer("seed", 0, "of weights, scenes and noise")
 
 EMBEDDING_STD = 0.3  # 0.02 never binds colours to places at this width
@@ -56,13 +56,14 @@ class Stage:
     jitter: float = 0.0  # of the boxes' centres, in box sides
     wrong: float = 0.0  # share of the boxes at a random place
     whole: float = 0.0  # share of the crops that are the whole picture
+    alone: float = 0.0  # share of the crops shown without the whole picture before them
 
 
 TARGET = (
-    Stage(700, (1, 1), (1.0, 2.0), jitter=0.1),
-    Stage(600, (2, 4), (1.0, 6.0), jitter=0.15),
-    Stage(800, (3, 4), (1.0, 15.0), jitter=0.2),
-    Stage(1400, (4, 4), (1.0, 60.0), jitter=0.25, whole=0.1),
+    Stage(500, (4, 4), (1.0, 1.5), jitter=0.05, alone=1.0),
+    Stage(300, (4, 4), (1.0, 4.0), jitter=0.15, alone=0.3),
+    Stage(600, (4, 4), (1.0, 15.0), jitter=0.2, alone=0.2),
+    Stage(1200, (4, 4), (1.0, 60.0), jitter=0.25, alone=0.2, whole=0.1),
 )
 CROPPER = (
     Stage(400, (1, 1), (1.5, 6.0), jitter=0.1),
@@ -118,8 +119,12 @@ def reading_batch(scenes: list, stage: Stage, prompts: Prompts, side: int, rng) 
                 box = np.array(box_lib.FULL)
             x1, y1, x2, y2 = box_lib.to_pixels(box, np.array(image.shape[:2]))
             crop = image_lib.tile(image[y1:y2, x1:x2], side, side)[0]
-            pictures.append(np.concatenate([whole, crop]))
-            conversations.append(prompts.answer(question, 2, answer))
+            if rng.random() < stage.alone:
+                pictures.append(np.concatenate([crop, crop]))  # no token asks for the second
+                conversations.append(prompts.answer(question, 1, answer))
+            else:
+                pictures.append(np.concatenate([whole, crop]))
+                conversations.append(prompts.answer(question, 2, answer))
     return supervised_batch(pictures, conversations, ANSWER_PROMPT, ANSWER_REPLY)
 
 

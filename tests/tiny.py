@@ -1,0 +1,63 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Models small enough to compile in seconds, pictures and questions for them, and a batch of both."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cropvlm_jax import boxes
+from cropvlm_jax.data import pipeline
+from cropvlm_jax.grpo import rewards
+from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.models.llama import LlamaConfig
+from cropvlm_jax.models.siglip import SiglipConfig
+from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.prompts import ANSWER_INSTRUCTION, CROP_INSTRUCTION, Prompts
+
+SIDE = 32
+CANVAS = (96, 128)
+QUESTIONS = ("What?", "What is in the red frame?", "Which digit is it?", "Who signed, and when?")
+ANSWERS = ("3", "A red digit", "42", "It is in a frame")
+SIZES = ((96, 128), (73, 111), (96, 64), (60, 128))  # height, width
+
+TOKENIZER = train_tokenizer((CROP_INSTRUCTION, ANSWER_INSTRUCTION, *QUESTIONS, *ANSWERS), 400)
+GRAMMAR = boxes.Grammar.from_tokenizer(TOKENIZER)
+CONFIG = SmolVLMConfig(
+    vision=SiglipConfig(SIDE, 8, 16, 32, 2, 2),
+    text=LlamaConfig(TOKENIZER.get_vocab_size(), 32, 64, 2, 4, 2, 8),
+    scale_factor=2,
+    image_token_id=TOKENIZER.token_to_id("<image>"),
+)
+PROMPTS = Prompts(TOKENIZER, CONFIG.image_seq_len)
+TEMPLATE = rewards.AnswerTemplate.from_prompts(PROMPTS)
+PREPARE = pipeline.Preparer(PROMPTS, PROMPTS, SIDE, SIDE, CANVAS, 52, 40, 12)
+
+
+def make_model(seed: int, scale: float = 3.0) -> tuple[nnx.GraphDef, nnx.State]:
+    """A random model, fp32; `scale` on its matrices makes it care about what it sees."""
+    graphdef, params = nnx.split(SmolVLM(CONFIG, rngs=nnx.Rngs(seed)), nnx.Param)[:2]
+    return graphdef, jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, params)
+
+
+def make_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Smooth pictures of different sizes with questions and answers of different lengths."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for i in range(count):
+        height, width = SIZES[i % len(SIZES)]
+        y, x, _ = np.mgrid[:height, :width, :1] / 100
+        waves = rng.uniform(1, 8, (2, 3)), rng.uniform(0, 6, 3)
+        picture = 127.5 + 127.5 * np.sin(waves[0][0] * x + waves[0][1] * y + waves[1])
+        question, answer = QUESTIONS[i % len(QUESTIONS)], ANSWERS[i % len(ANSWERS)]
+        examples.append(
+            {"image": picture.astype(np.uint8), "question": question, "answers": [answer]}
+        )
+    return examples
+
+
+def make_batch(examples: list[dict[str, Any]]) -> pipeline.Batch:
+    """The examples as one batch of NumPy arrays."""
+    return pipeline.stack([PREPARE(example, i) for i, example in enumerate(examples)])
