@@ -1,11 +1,11 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the shipped zoom_digits start weights from scratch: a reader, and a cropper that knows where.
+"""Makes the shipped zoom_digits start weights from scratch: a reader and a cropper.
 
     python experiments/make_zoom_digits_weights.py --out=cropvlm_jax/assets/zoom_digits
 
-The target learns to read supervised, with a curriculum over crop size (tight crops first, then up to
-the whole picture). The cropper learns from *noisy* boxes only: jittered, enlarged as the paper
+The target learns to read supervised, with a curriculum over crop size (tight crops first, then up
+to the whole picture). The cropper learns from *noisy* boxes only: jittered, enlarged as the paper
 enlarges its seed boxes, some of them plainly wrong. It binds colours to places only with a
 curriculum over the number of digits, on cleaner boxes first, and from embeddings initialised well
 above 0.02.
@@ -44,6 +44,8 @@ SEED = flags.DEFINE_integer("seed", 0, "of weights, scenes and noise")
 EMBEDDING_STD = 0.3  # 0.02 never binds colours to places at this width
 VOCAB_SIZE = 640
 CROP_PROMPT, BOX_REPLY, ANSWER_PROMPT, ANSWER_REPLY = 52, 19, 64, 4  # tokens
+
+Scene = tuple[np.ndarray, list[tuple[str, str, zoom_digits.Box]]]  # picture; question, answer, box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,9 @@ def supervised_batch(
     return sft.SupervisedBatch(np.stack(pictures), *prompts, *completions)
 
 
-def reading_batch(scenes: list, stage: Stage, prompts: Prompts, side: int, rng) -> sft.SupervisedBatch:
+def reading_batch(
+    scenes: list[Scene], stage: Stage, prompts: Prompts, side: int, rng: np.random.Generator
+) -> sft.SupervisedBatch:
     """What the target reads: the whole picture, a noisy crop, the question."""
     pictures, conversations = [], []
     for image, questions in scenes:
@@ -128,7 +132,9 @@ def reading_batch(scenes: list, stage: Stage, prompts: Prompts, side: int, rng) 
     return supervised_batch(pictures, conversations, ANSWER_PROMPT, ANSWER_REPLY)
 
 
-def locating_batch(scenes: list, stage: Stage, prompts: Prompts, side: int, rng) -> sft.SupervisedBatch:
+def locating_batch(
+    scenes: list[Scene], stage: Stage, prompts: Prompts, side: int, rng: np.random.Generator
+) -> sft.SupervisedBatch:
     """What the cropper imitates: the whole picture, the question, a noisy box."""
     pictures, conversations = [], []
     for image, questions in scenes:
@@ -190,13 +196,15 @@ def train(
         losses.append(metrics["loss"])
         if i % 100 == 0 or i == steps:
             loss, losses = float(np.mean(jax.device_get(losses))), []
-            score = evaluate(nnx.merge(graphdef, state.params)) if i % 500 == 0 or i == steps else ""
+            score = ""
+            if i % 500 == 0 or i == steps:
+                score = evaluate(nnx.merge(graphdef, state.params))
             rate = (time.time() - start) / i
             logging.info("%d/%d loss %.4f (%.2f s/step) %s", i, steps, loss, rate, score)
     return nnx.merge(graphdef, state.params)
 
 
-def reading_accuracy(model: SmolVLM, scenes: list, prompts: Prompts) -> str:
+def reading_accuracy(model: SmolVLM, scenes: list[Scene], prompts: Prompts) -> str:
     """Accuracy on unseen digits against the crop's area factor (x0: the whole picture)."""
 
     @jax.jit
@@ -213,7 +221,9 @@ def reading_accuracy(model: SmolVLM, scenes: list, prompts: Prompts) -> str:
     return " ".join(scores)
 
 
-def locating_scores(model: SmolVLM, scenes: list, prompts: Prompts, grammar: box_lib.Grammar) -> str:
+def locating_scores(
+    model: SmolVLM, scenes: list[Scene], prompts: Prompts, grammar: box_lib.Grammar
+) -> str:
     """Greedy boxes on unseen scenes: coverage of the true box, hit rate of its centre, area."""
     side = model.config.vision.image_size
     batch = locating_batch(scenes, CROPPER[0], prompts, side, np.random.default_rng(0))
@@ -269,7 +279,7 @@ def main(argv: list[str]) -> None:
         stages, make, evaluate = curricula[name]
         model = SmolVLM(config, rngs=nnx.Rngs(SEED.value + number))
         for table in (model.text.embedding.embedding, model.vision.position_embedding.embedding):
-            table[...] = table[...] * EMBEDDING_STD * table.shape[-1] ** 0.5  # flax starts at d**-0.5
+            table[...] *= EMBEDDING_STD * table.shape[-1] ** 0.5  # flax starts at d**-0.5
         model = train(model, stages, make, LEARNING_RATE.value, evaluate, SEED.value)
         folder = pathlib.Path(OUT.value) / name
         folder.mkdir(parents=True, exist_ok=True)

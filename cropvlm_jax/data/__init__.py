@@ -1,3 +1,3 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and questions on the host; jax is never imported here, workers must not touch devices."""
+"""Pictures and questions on the host; jax is never imported here: workers touch no devices."""

@@ -135,9 +135,7 @@ class _Prepared:
             return None
 
 
-def training_batches(
-    source: Any, prepare: Preparer, batch_size: int, seed: int
-) -> Iterator[Batch]:
+def training_batches(source: Any, prepare: Preparer, batch_size: int, seed: int) -> Iterator[Batch]:
     """Endless shuffled batches, prepared ahead in threads.
 
     Args:

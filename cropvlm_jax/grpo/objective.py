@@ -16,9 +16,9 @@ Advantage = Literal["std", "dr_grpo"]
 def advantages(rewards: jax.Array, kind: Advantage, epsilon: float = 1e-4) -> jax.Array:
     """Rewards relative to their group.
 
-    "std" is GRPO (arXiv 2402.03300): (r - mean) / (std + epsilon), std with G - 1 as in the official
-    code; "dr_grpo" (arXiv 2503.20783) leaves out the division, which inflates noise where rollouts
-    nearly tie. Rollouts whose reward is not finite are no part of their group and get 0.
+    "std" is GRPO (arXiv 2402.03300): (r - mean) / (std + epsilon), std with G - 1 as in the
+    official code; "dr_grpo" (arXiv 2503.20783) leaves out the division, which inflates noise where
+    rollouts nearly tie. Rollouts whose reward is not finite are no part of their group and get 0.
 
     Args:
         rewards: fp32 `[B, G]`.

@@ -29,9 +29,7 @@ class Rollouts(NamedTuple):
     iterations: jax.Array
 
 
-def read_prompt(
-    model: SmolVLM, images: jax.Array, prompt: jax.Array, valid: jax.Array
-) -> KVCache:
+def read_prompt(model: SmolVLM, images: jax.Array, prompt: jax.Array, valid: jax.Array) -> KVCache:
     """Reads all of a prompt but its last token, which every continuation starts with.
 
     Args:

@@ -22,18 +22,22 @@ from cropvlm_jax import prompts
 from cropvlm_jax.hub.weights import INDEX, SMOLVLM, load_weights, save_weights
 from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
 
+BUNDLED = Path(__file__).parent.parent / "assets"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt")
 
 
 def resolve(name: str | Path) -> Path:
-    """The folder of a model: `name` itself, or the Hugging Face Hub's copy of it, downloaded once.
+    """The folder of a model: `name` itself, the bundled one, or the Hub's, downloaded once.
+
+    Bundled are the tiny start weights, "zoom_digits/cropper" and "zoom_digits/target".
 
     Raises:
-        FileNotFoundError: `name` is neither.
+        FileNotFoundError: `name` is none of these.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    for candidate in (folder, BUNDLED / name):
+        if candidate.is_dir():
+            return candidate
     try:
         patterns = [*SIDE_FILES, "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))

@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Llama decoder (SmolLM2) whose every forward pass shares one prefix among a group of continuations.
+"""Llama decoder (SmolLM2) whose every forward pass shares one prefix among a group of replies.
 
 Shape letters: B prompts, G continuations of each prompt, T query tokens, S own key slots, P prefix
 key slots, L layers, D width, H query heads, K key/value heads, R = H / K, C channels of a head.
@@ -71,7 +71,7 @@ class LlamaConfig:
         }
         for key, (value, expected) in supported.items():
             if value != expected:
-                raise ValueError(f"text_config: {key}={value!r} is not supported, only {expected!r}")
+                raise ValueError(f"text_config: {key}={value!r} is unsupported, only {expected!r}")
         width, heads = config.get("hidden_size", 4096), config.get("num_attention_heads", 32)
         return cls(
             vocab_size=config.get("vocab_size", 32000),
@@ -160,9 +160,7 @@ def attend(
     """
     keys, values, mask = own
     b, g, t, h, c = query.shape
-    einsum = functools.partial(
-        jnp.einsum, precision=precision, preferred_element_type=jnp.float32
-    )
+    einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     query = query.reshape(b, g, t, keys.shape[3], -1, c) * c**-0.5
     logits = einsum("bgtkrc,bgskc->bgkrts", query, keys)
     logits = jnp.where(mask[:, :, None, None], logits, NEGATIVE)
@@ -186,7 +184,11 @@ class LlamaLayer(nnx.Module):
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
         self.config, self.precision = config, scanned.precision(dtype)
         norm = functools.partial(
-            nnx.RMSNorm, epsilon=config.rms_norm_eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            nnx.RMSNorm,
+            epsilon=config.rms_norm_eps,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
         linear = functools.partial(
             nnx.Linear,

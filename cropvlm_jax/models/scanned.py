@@ -11,13 +11,11 @@ from flax import nnx
 
 
 def precision(dtype: Any) -> jax.lax.Precision | None:
-    """Matmul precision that makes fp32 mean fp32: a TPU multiplies in bf16 unless told otherwise."""
+    """Matmul precision that makes fp32 mean fp32: a TPU multiplies in bf16 unless told so."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def stack(
-    build: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs
-) -> nnx.Module:
+def stack(build: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
     """Builds `depth` layers as one module whose weights have a leading layer axis."""
     return nnx.vmap(build, in_axes=0, out_axes=0)(rngs.split(depth))
 

@@ -35,9 +35,7 @@ class TrainState:
         """A fresh state; `frozen` names `reference` and `target`."""
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), **frozen)
 
-    def apply_gradients(
-        self, grads: Any, optimizer: optax.GradientTransformation
-    ) -> "TrainState":
+    def apply_gradients(self, grads: Any, optimizer: optax.GradientTransformation) -> "TrainState":
         """One optimizer update."""
         updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)

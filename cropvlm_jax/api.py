@@ -1,0 +1,402 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The models from Python: ask a target, propose where to look, zoom.
+
+Calls of any sizes become batches of few shapes, so that they compile few times.
+
+Shape letters: n questions, B rows of a batch, N pictures or tiles of a row, S pixels of a tile's
+side, P prompt tokens, C reply tokens, T tokens, V vocabulary.
+"""
+
+import collections
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from cropvlm_jax import boxes as box_lib
+from cropvlm_jax.data import images as image_lib
+from cropvlm_jax.data import pipeline
+from cropvlm_jax.grpo import rollout
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models.generate import greedy
+from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.prompts import Prompt, Prompts
+from cropvlm_jax.sft import SupervisedBatch, completion_logits
+
+Picture = Image.Image | np.ndarray | str | os.PathLike
+
+TILES = 64  # of a batch; bounds the memory of the vision tower
+PROMPT_MULTIPLE = 32  # tokens
+REPLY_MULTIPLE = 8  # tokens; fewer, because each has logits over the whole vocabulary
+
+
+# What runs on the device --------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _answer(
+    graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, end_token: int, max_tokens: int
+) -> jax.Array:
+    """Greedy replies, int32 `[B, max_tokens]`."""
+    model = nnx.merge(graphdef, params)
+    prefix = rollout.read_prompt(model, batch.images, batch.prompt, batch.prompt_valid)
+    return greedy(model, prefix, batch.prompt[:, -1], end_token, max_tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_likelihood(graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch) -> jax.Array:
+    """Summed log-probabilities of the completions, fp32 `[B]`."""
+    logits = completion_logits(nnx.merge(graphdef, params), batch)
+    log_probs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_probs, batch.completion[..., None], -1)[..., 0]
+    return jnp.where(batch.completion_valid, chosen, 0.0).sum(-1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _propose(
+    graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, grammar: box_lib.Grammar
+) -> jax.Array:
+    """Greedy boxes, int32 `[B, 4]`."""
+    model = nnx.merge(graphdef, params)
+    prefix = rollout.read_prompt(model, batch.images, batch.prompt, batch.prompt_valid)
+    unused = jax.random.key(0)
+    return rollout.sample(
+        model, grammar, prefix, batch.prompt[:, -1], unused, group=1, temperature=0.0
+    ).boxes[:, 0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(
+    graphdef: nnx.GraphDef, params: Any, ids: jax.Array, valid: jax.Array, images: jax.Array
+) -> jax.Array:
+    """Logits of whole sequences, fp32 `[B, T, V]`."""
+    return nnx.merge(graphdef, params)(ids, valid, images)
+
+
+# Batches of few shapes ----------------------------------------------------------------------------
+
+
+class _Row(NamedTuple):
+    """A conversation: tiles uint8 `[N, S, S, 3]`, token ids `[P]` and `[C]`."""
+
+    tiles: np.ndarray
+    prompt: np.ndarray
+    completion: np.ndarray
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _power_of_two(value: int) -> int:
+    """The smallest that is not less than `value`."""
+    return 1 << (value - 1).bit_length()
+
+
+def _batches(rows: Iterable[_Row]) -> Iterator[tuple[list[int], SupervisedBatch]]:
+    """Rows of equally many tiles together, each batch with its rows' indices.
+
+    Rows are taken one by one, so that only a few batches of pictures are in memory.
+    """
+    groups: dict[int, list[tuple[int, _Row]]] = collections.defaultdict(list)
+    for index, row in enumerate(rows):
+        tiles = len(row.tiles)
+        groups[tiles].append((index, row))
+        if len(groups[tiles]) == _power_of_two(max(TILES // tiles, 1) + 1) // 2:
+            yield _batch(groups.pop(tiles))
+    for group in groups.values():
+        yield _batch(group)
+
+
+def _batch(group: list[tuple[int, _Row]]) -> tuple[list[int], SupervisedBatch]:
+    """Pads at most B rows; copies of the last one, which end when it ends, fill the batch."""
+    indices, rows = zip(*group, strict=True)
+    rows = [*rows, *[rows[-1]] * (_power_of_two(len(rows)) - len(rows))]
+    prompt = _round_up(max(len(row.prompt) for row in rows), PROMPT_MULTIPLE)
+    completion = _round_up(max(len(row.completion) for row in rows), REPLY_MULTIPLE)
+    columns = zip(
+        *(
+            (
+                row.tiles,
+                *pipeline.pad(row.prompt, prompt, "left"),
+                *pipeline.pad(row.completion, completion, "right"),
+            )
+            for row in rows
+        ),
+        strict=True,
+    )
+    return list(indices), SupervisedBatch(*(jnp.asarray(np.stack(column)) for column in columns))
+
+
+def _check(images: Sequence[Any], **texts: Sequence[str]) -> None:
+    for name, values in texts.items():
+        if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{name} must be a list of strings, got {values!r:.80}")
+        if len(values) != len(images):
+            raise ValueError(f"{len(images)} images but {len(values)} {name}")
+
+
+class _Model:
+    """A loaded model and what turns pictures and questions into its batches.
+
+    Args:
+        source: where the model comes from.
+        model: its weights.
+        longest_edge: pixels that pictures' longest sides are resized to before they are split.
+    """
+
+    def __init__(self, source: Pretrained, model: SmolVLM, longest_edge: int):
+        if longest_edge < 1:
+            raise ValueError(f"longest_edge={longest_edge} must be at least 1 px")
+        self.source, self.longest_edge = source, longest_edge
+        self.prompts = Prompts(source.tokenizer, source.config.image_seq_len)
+        self.graphdef, self.params = nnx.split(model)
+
+    def _tiles(self, pictures: Sequence[Picture]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """Tiles uint8 `[N, S, S, 3]` of pictures in a row, and the grid of each picture."""
+        tiles, grids = [], []
+        for picture in pictures:
+            if not isinstance(picture, Picture):
+                kind = type(picture).__name__
+                raise ValueError(f"a picture is a PIL image, an array or a path, not {kind}")
+            image = image_lib.to_rgb(picture)
+            cut, grid = image_lib.tile(image, self.source.tile_size, self.longest_edge)
+            tiles.append(cut)
+            grids.append(grid)
+        return np.concatenate(tiles), grids
+
+    def _row(self, tiles: np.ndarray, prompt: Prompt, reply_tokens: int) -> _Row:
+        ids, start = prompt.ids, prompt.completion.start
+        limit = self.source.config.text.max_position_embeddings
+        if start + reply_tokens > limit:
+            raise ValueError(
+                f"{start} prompt tokens and {reply_tokens} for the reply are over the model's "
+                f"{limit} positions: shorten the texts or use a smaller longest_edge"
+            )
+        return _Row(tiles, ids[:start], ids[prompt.completion])
+
+    def _run(self, function: Callable[..., jax.Array], rows: Iterable[_Row], *options: Any) -> list:
+        """What jitted `function` returns for each row, in their order."""
+        results = {}
+        for indices, batch in _batches(rows):
+            outputs = np.asarray(function(self.graphdef, self.params, batch, *options))
+            results |= zip(indices, outputs[: len(indices)], strict=True)
+        return [results[index] for index in range(len(results))]
+
+
+# The doors ----------------------------------------------------------------------------------------
+
+
+class Target(_Model):
+    """A vision-language model that answers questions about one picture, or it and a crop of it."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, dtype: Any = jnp.float32, longest_edge: int | None = None
+    ) -> "Target":
+        """Loads a model.
+
+        Args:
+            name: a folder or a model of the Hugging Face Hub.
+            dtype: of the computation and the weights.
+            longest_edge: pixels that pictures' longest sides are resized to; None takes one tile,
+                the model's input size, and larger values split pictures into tiles.
+        """
+        source = Pretrained.open(name)
+        longest_edge = source.tile_size if longest_edge is None else longest_edge
+        return cls(source, source.load(dtype=dtype), longest_edge)
+
+    def answer(
+        self, images: Sequence[Sequence[Picture]], questions: Sequence[str], max_tokens: int = 32
+    ) -> list[str]:
+        """Greedy answers.
+
+        Args:
+            images: the picture of each question, or it and a crop of it.
+            questions: the questions.
+            max_tokens: longest answer.
+        """
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens={max_tokens} must be at least 1")
+        rows = self._conversations(images, questions, None, max_tokens)
+        end = self.source.end_token_id
+        replies = self._run(_answer, rows, end, max_tokens)
+        decode = self.source.tokenizer.decode
+        return [decode(reply[reply != end].tolist()).strip() for reply in replies]
+
+    def log_likelihood(
+        self,
+        images: Sequence[Sequence[Picture]],
+        questions: Sequence[str],
+        answers: Sequence[str],
+    ) -> np.ndarray:
+        """How likely the answers are, in nats, summed over their tokens and the end token.
+
+        Args:
+            images: the picture of each question, or it and a crop of it.
+            questions: the questions.
+            answers: the gold answers; `Prompts.answer` tells how they are written.
+
+        Returns:
+            fp32 `[n]`.
+        """
+        rows = self._conversations(images, questions, answers, 0)
+        return np.array(self._run(_log_likelihood, rows), np.float32)
+
+    def logits(
+        self,
+        input_ids: np.ndarray,
+        pixel_values: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Logits of what a Hugging Face processor returned.
+
+        Args:
+            input_ids: int `[B, T]`.
+            pixel_values: normalised floats `[B, N, 3, S, S]`; pictures that are all zero are
+                padding, the others take the `<image>` tokens of their row in order.
+            attention_mask: `[B, T]`, 0 for padding; None where there is none.
+
+        Returns:
+            fp32 `[B, T, V]`, meaningless in the padding.
+        """
+        ids, pixels = np.asarray(input_ids, np.int32), np.asarray(pixel_values, np.float32)
+        valid = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask)
+        config, side = self.source.config, self.source.tile_size
+        if ids.ndim != 2 or valid.shape != ids.shape:
+            raise ValueError(f"input_ids {ids.shape} and attention_mask {valid.shape}: not [B, T]")
+        if pixels.ndim != 5 or pixels.shape[::2] != (len(ids), 3, side) or pixels.shape[3] != side:
+            raise ValueError(f"pixel_values {pixels.shape}: not [{len(ids)}, N, 3, {side}, {side}]")
+        real = pixels.any(axis=(2, 3, 4))
+        places = (ids == config.image_token_id).sum(-1)
+        if (places != real.sum(-1) * config.image_seq_len).any():
+            raise ValueError(
+                f"rows with {real.sum(-1)} pictures of {config.image_seq_len} tokens each have "
+                f"{places} <image> tokens"
+            )
+        order = np.argsort(~real, axis=-1, kind="stable")
+        pixels = pixels[np.arange(len(ids))[:, None], order].transpose(0, 1, 3, 4, 2)
+        length = ids.shape[1]
+        rows = (0, _power_of_two(len(ids)) - len(ids))
+        columns = (0, _round_up(length, PROMPT_MULTIPLE) - length)
+        padded = (
+            np.pad(ids, (rows, columns)),
+            np.pad(valid.astype(bool), (rows, columns)),
+            np.pad(pixels, (rows, *[(0, 0)] * 4)),
+        )
+        return np.asarray(_logits(self.graphdef, self.params, *padded))[: len(ids), :length]
+
+    def _conversations(
+        self,
+        images: Sequence[Sequence[Picture]],
+        questions: Sequence[str],
+        answers: Sequence[str] | None,
+        max_tokens: int,
+    ) -> Iterator[_Row]:
+        _check(images, questions=questions, **({} if answers is None else {"answers": answers}))
+        for pictures in images:
+            if not isinstance(pictures, (list, tuple)) or len(pictures) not in (1, 2):
+                raise ValueError(
+                    f"a question takes a list of 1 or 2 pictures, not {pictures!r:.80}"
+                )
+        for i, (pictures, question) in enumerate(zip(images, questions, strict=True)):
+            tiles, grids = self._tiles(pictures)
+            answer = None if answers is None else answers[i]
+            prompt = self.prompts.answer(question, len(pictures), answer, grids)
+            reply_tokens = max_tokens or prompt.completion.stop - prompt.completion.start
+            yield self._row(tiles, prompt, reply_tokens)
+
+
+class Zoom(NamedTuple):
+    """Where the cropper looked at a picture, and what the target says.
+
+    Attributes:
+        box: percent of the picture's width and height: left, top, right, bottom.
+        crop: what is inside, of the original pixels.
+        answer: to the picture and the crop; None without a target.
+        answer_without_crop: to the picture alone; None without a target.
+    """
+
+    box: tuple[int, int, int, int]
+    crop: Image.Image
+    answer: str | None
+    answer_without_crop: str | None
+
+
+class CropVLM(_Model):
+    """The cropper, which says where to look, in front of a target, which answers.
+
+    Args:
+        source: where the cropper comes from.
+        model: its weights.
+        longest_edge: pixels that pictures' longest sides are resized to for the cropper.
+        target: answers; may be None where only boxes are wanted.
+    """
+
+    def __init__(
+        self, source: Pretrained, model: SmolVLM, longest_edge: int, target: Target | None = None
+    ):
+        super().__init__(source, model, longest_edge)
+        self.grammar, self.target = box_lib.Grammar.from_tokenizer(source.tokenizer), target
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        cropper: str | Path,
+        target: "str | Path | Target | None" = None,
+        *,
+        dtype: Any = jnp.float32,
+        longest_edge: int | None = None,
+    ) -> "CropVLM":
+        """Loads a cropper, and a target where one is named.
+
+        Args:
+            cropper: a folder or a model of the Hugging Face Hub.
+            target: the same, or a loaded one.
+            dtype: of the computation and the weights.
+            longest_edge: pixels that pictures' longest sides are resized to for the cropper; None
+                takes what its own processor says.
+        """
+        if isinstance(target, (str, Path)):
+            target = Target.from_pretrained(target, dtype=dtype)
+        elif target is not None and not isinstance(target, Target):
+            raise ValueError(f"a target is a name, a folder or a Target, not {target!r:.80}")
+        source = Pretrained.open(cropper)
+        longest_edge = source.longest_edge if longest_edge is None else longest_edge
+        return cls(source, source.load(dtype=dtype), longest_edge, target)
+
+    def propose(self, images: Sequence[Picture], questions: Sequence[str]) -> np.ndarray:
+        """Where to look in each picture for the answer to its question.
+
+        Returns:
+            int32 `[n, 4]` percent boxes.
+        """
+        _check(images, questions=questions)
+
+        def rows() -> Iterator[_Row]:
+            for picture, question in zip(images, questions, strict=True):
+                tiles, (grid,) = self._tiles([picture])
+                prompt = self.prompts.crop(question, grid)
+                yield self._row(tiles, prompt, self.grammar.max_length)
+
+        boxes = self._run(_propose, rows(), self.grammar)
+        return np.array(boxes, np.int32).reshape(-1, 4)
+
+    def __call__(self, image: Picture, question: str) -> Zoom:
+        """Looks closer at one picture, and answers with and without having done so."""
+        box = self.propose([image], [question])[0]
+        picture = image_lib.to_rgb(image)
+        left, top, right, bottom = box_lib.to_pixels(box, np.array(picture.shape[:2])).tolist()
+        crop = Image.fromarray(picture[top:bottom, left:right])
+        answers = (None, None)
+        if self.target is not None:
+            answers = self.target.answer([[picture, crop], [picture]], [question] * 2)
+        return Zoom(tuple(box.tolist()), crop, *answers)

@@ -1,0 +1,28 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a cropper as a folder that `transformers` loads by itself, in the precision you ship.
+
+python -m cropvlm_jax.apps.export --model=runs/zoom_digits/cropper --out=my-cropper \
+    --dtype=bfloat16
+"""
+
+from absl import app, flags, logging
+
+from cropvlm_jax.hub.pretrained import Pretrained, export
+
+MODEL = flags.DEFINE_string("model", None, "Folder of a run's cropper, bundled model or hub id.")
+OUT = flags.DEFINE_string("out", None, "Folder to write.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the stored weights.")
+flags.mark_flags_as_required(["model", "out"])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    source = Pretrained.open(MODEL.value)
+    export(OUT.value, source.load(), source, dtype=DTYPE.value)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.INFO)
+    app.run(main)

@@ -1,0 +1,49 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Picture sheets: scenes with the box in red, what the target then sees, and what it says."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cropvlm_jax import boxes as box_lib
+
+SIDE, MARGIN, LINE = 320, 12, 22
+
+
+def panel(image: Image.Image, box: Sequence[int], captions: Sequence[str]) -> Image.Image:
+    """One scene: the picture with `box` in red, its crop at the same height, lines of text below.
+
+    Args:
+        image: the picture.
+        box: percent box.
+        captions: lines of text.
+    """
+    left, top, right, bottom = (
+        int(v) for v in box_lib.to_pixels(np.array(box), np.array(image.size[::-1]))
+    )
+    scale = SIDE / max(image.size)
+    scene = image.resize([max(round(n * scale), 1) for n in image.size], Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(scene)
+    draw.rectangle([round(v * scale) for v in (left, top, right, bottom)], outline="red", width=3)
+    crop = image.crop((left, top, right, bottom))
+    zoom = SIDE / max(crop.size)
+    crop = crop.resize([max(round(n * zoom), 1) for n in crop.size], Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", (2 * SIDE + MARGIN, SIDE + LINE * len(captions)), "white")
+    sheet.paste(scene, (0, 0))
+    sheet.paste(crop, (SIDE + MARGIN, 0))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, caption in enumerate(captions):
+        draw.text((2, SIDE + 2 + LINE * i), caption, fill="black", font=font)
+    return sheet
+
+
+def grid(panels: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Panels of one size in rows of `columns`."""
+    width, height = (n + 2 * MARGIN for n in panels[0].size)
+    rows = -(-len(panels) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for i, image in enumerate(panels):
+        sheet.paste(image, (i % columns * width + MARGIN, i // columns * height + MARGIN))
+    return sheet
