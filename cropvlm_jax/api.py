@@ -97,7 +97,7 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _power_of_two(value: int) -> int:
-    """The smallest that is not less than `value`."""
+    """The smallest power of two that is not less than `value`."""
     return 1 << (value - 1).bit_length()
 
 
@@ -110,14 +110,15 @@ def _batches(rows: Iterable[_Row]) -> Iterator[tuple[list[int], SupervisedBatch]
     for index, row in enumerate(rows):
         tiles = len(row.tiles)
         groups[tiles].append((index, row))
-        if len(groups[tiles]) == _power_of_two(max(TILES // tiles, 1) + 1) // 2:
+        most = _power_of_two(max(TILES // tiles, 1) + 1) // 2  # the power of two that still fits
+        if len(groups[tiles]) == most:
             yield _batch(groups.pop(tiles))
     for group in groups.values():
         yield _batch(group)
 
 
 def _batch(group: list[tuple[int, _Row]]) -> tuple[list[int], SupervisedBatch]:
-    """Pads at most B rows; copies of the last one, which end when it ends, fill the batch."""
+    """Pads the rows; the batch is filled with copies of the last one, which end when it ends."""
     indices, rows = zip(*group, strict=True)
     rows = [*rows, *[rows[-1]] * (_power_of_two(len(rows)) - len(rows))]
     prompt = _round_up(max(len(row.prompt) for row in rows), PROMPT_MULTIPLE)
@@ -185,7 +186,7 @@ class _Model:
 
     def _run(self, function: Callable[..., jax.Array], rows: Iterable[_Row], *options: Any) -> list:
         """What jitted `function` returns for each row, in their order."""
-        results = {}
+        results: dict[int, np.ndarray] = {}
         for indices, batch in _batches(rows):
             outputs = np.asarray(function(self.graphdef, self.params, batch, *options))
             results |= zip(indices, outputs[: len(indices)], strict=True)
@@ -396,7 +397,8 @@ class CropVLM(_Model):
         picture = image_lib.to_rgb(image)
         left, top, right, bottom = box_lib.to_pixels(box, np.array(picture.shape[:2])).tolist()
         crop = Image.fromarray(picture[top:bottom, left:right])
-        answers = (None, None)
-        if self.target is not None:
-            answers = self.target.answer([[picture, crop], [picture]], [question] * 2)
-        return Zoom(tuple(box.tolist()), crop, *answers)
+        zoom = Zoom(tuple(box.tolist()), crop, None, None)
+        if self.target is None:
+            return zoom
+        answer, without = self.target.answer([[picture, crop], [picture]], [question] * 2)
+        return zoom._replace(answer=answer, answer_without_crop=without)

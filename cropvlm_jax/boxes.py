@@ -31,8 +31,10 @@ def to_text(box: Any) -> str:
 def parse(text: str) -> tuple[int, int, int, int] | None:
     """The first box in `text`, or None where there is none or it is not valid."""
     match = _REPLY.search(text)
-    box = tuple(int(v) for v in match.groups()) if match else None
-    return box if box and is_valid(np.array(box)) else None
+    if match is None:
+        return None
+    x1, y1, x2, y2 = (int(v) for v in match.groups())
+    return (x1, y1, x2, y2) if is_valid(np.array([x1, y1, x2, y2])) else None
 
 
 # Geometry -----------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@
 The cropper learns the format of boxes from it; the same loss teaches a tiny target to read.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,8 +16,7 @@ from cropvlm_jax.models.smolvlm import SmolVLM
 from cropvlm_jax.training.state import TrainState
 
 
-@flax.struct.dataclass
-class SupervisedBatch:
+class SupervisedBatch(NamedTuple):
     """B conversations.
 
     Attributes:
@@ -29,11 +27,11 @@ class SupervisedBatch:
         completion_valid: bool `[B, C]`.
     """
 
-    images: jax.Array
-    prompt: jax.Array
-    prompt_valid: jax.Array
-    completion: jax.Array
-    completion_valid: jax.Array
+    images: Any
+    prompt: Any
+    prompt_valid: Any
+    completion: Any
+    completion_valid: Any
 
 
 def completion_logits(model: SmolVLM, batch: SupervisedBatch) -> jax.Array:

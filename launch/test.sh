@@ -5,5 +5,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" test
 export JAX_PLATFORMS=cpu
 ruff check .
 ruff format --check .
-pyright
+mypy
 python -m pytest "$@"

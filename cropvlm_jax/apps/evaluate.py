@@ -18,12 +18,15 @@ from cropvlm_jax.evals import controls, sheet
 from cropvlm_jax.training.metrics import Progress
 
 TARGET = flags.DEFINE_string("target", "zoom_digits/target", "Folder, bundled model or hub id.")
-CROPPERS = flags.DEFINE_list("croppers", None, "name=model pairs, the one to report last.")
-OUT = flags.DEFINE_string("out", None, "Folder for results.json and before_after.png.")
+CROPPERS = flags.DEFINE_list(
+    "croppers", None, "name=model pairs, the one to report last.", required=True
+)
+OUT = flags.DEFINE_string(
+    "out", None, "Folder for results.json and before_after.png.", required=True
+)
 SCENES = flags.DEFINE_integer("scenes", 1000, "Held-out scenes.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the scenes and the random crops.")
 PANELS = 6  # scenes of the picture sheet
-flags.mark_flags_as_required(["croppers", "out"])
 
 
 def table(results: dict) -> str:

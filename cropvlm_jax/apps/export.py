@@ -10,10 +10,11 @@ from absl import app, flags, logging
 
 from cropvlm_jax.hub.pretrained import Pretrained, export
 
-MODEL = flags.DEFINE_string("model", None, "Folder of a run's cropper, bundled model or hub id.")
-OUT = flags.DEFINE_string("out", None, "Folder to write.")
+MODEL = flags.DEFINE_string(
+    "model", None, "Folder of a run's cropper, bundled model or hub id.", required=True
+)
+OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the stored weights.")
-flags.mark_flags_as_required(["model", "out"])
 
 
 def main(argv: list[str]) -> None:

@@ -12,8 +12,10 @@ from ml_collections import config_flags
 from cropvlm_jax.training import loop
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Module of the run; unknown keys fail.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for metrics and the trained cropper.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for metrics and the trained cropper.", required=True
+)
 
 
 def main(argv: list[str]) -> None:

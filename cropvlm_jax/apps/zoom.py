@@ -15,12 +15,11 @@ from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data import images
 from cropvlm_jax.evals import sheet
 
-CROPPER = flags.DEFINE_string("cropper", None, "Folder, bundled model or hub id.")
+CROPPER = flags.DEFINE_string("cropper", None, "Folder, bundled model or hub id.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Same, of the model that answers; none: box only.")
-IMAGE = flags.DEFINE_string("image", None, "Picture file.")
-QUESTION = flags.DEFINE_string("question", None, "What to ask about the picture.")
+IMAGE = flags.DEFINE_string("image", None, "Picture file.", required=True)
+QUESTION = flags.DEFINE_string("question", None, "What to ask about the picture.", required=True)
 OUT = flags.DEFINE_string("out", None, "Picture to write: the box in red beside its crop.")
-flags.mark_flags_as_required(["cropper", "image", "question"])
 
 
 def main(argv: list[str]) -> None:

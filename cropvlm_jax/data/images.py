@@ -98,7 +98,7 @@ def tile(
         Tiles uint8 `[N, tile_size, tile_size, 3]` and `(rows, cols)`; N is rows * cols + 1, and an
         image that is not split has (0, 0).
     """
-    height, width = resized(*image.shape[:2], longest_edge)
+    height, width = resized(image.shape[0], image.shape[1], longest_edge)
     picture = _lanczos(Image.fromarray(image), height, width)
     height, width = fitted(height, width, tile_size)
     picture = _lanczos(picture, height, width)

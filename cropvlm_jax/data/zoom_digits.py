@@ -183,8 +183,8 @@ def _split_digits(split: str) -> tuple[list[Image.Image], np.ndarray]:
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A greyish canvas of two scales of smooth noise with a few faint marks, `[H, W, 3]`."""
     tone = rng.uniform(95, 165) * rng.uniform([1.0, 0.94, 0.84], [1.04, 1.0, 1.0])
-    coarse = rng.normal(0, 16, (6, 6, 1)) + rng.normal(0, 2.5, (6, 6, 3))
-    coarse = Image.fromarray(np.clip(tone + coarse, 40, 215).astype(np.uint8))
+    noise = rng.normal(0, 16, (6, 6, 1)) + rng.normal(0, 2.5, (6, 6, 3))
+    coarse = Image.fromarray(np.clip(tone + noise, 40, 215).astype(np.uint8))
     fine = np.asarray(coarse.resize((40, 40), Image.Resampling.BICUBIC), np.float32)
     fine = np.clip(fine + rng.normal(0, 9, (40, 40, 1)), 30, 225).astype(np.uint8)
     # Smooth noise at half resolution is as good under the grain, and costs a third.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cropvlm_jax.boxes import Grammar
+from cropvlm_jax.boxes import Grammar, Reply
 from cropvlm_jax.models.llama import NEGATIVE, KVCache
 from cropvlm_jax.models.smolvlm import SmolVLM
 
@@ -118,7 +118,7 @@ def action_log_probs(
     last_token: jax.Array,
     boxes: jax.Array,
     temperature: float,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Reply]:
     """Teacher-forced log-probabilities of the replies that name `boxes`, on the shared prefix.
 
     Args:
@@ -130,8 +130,8 @@ def action_log_probs(
         temperature: that the logits are divided by.
 
     Returns:
-        fp32 `[B, G, T, A]` of every action at every reply token, and the entropy-bearing part of
-        the reply: a `boxes.Reply` whose arrays are `[B, G, T, ...]`.
+        fp32 `[B, G, T, A]` of every action at every reply token, meaningful where the reply's
+        `allowed` has any, and the replies, whose arrays are `[B, G, T, ...]`.
     """
     reply = grammar.encode(boxes)
     first = jnp.broadcast_to(last_token[:, None, None], (*boxes.shape[:2], 1))

@@ -90,13 +90,13 @@ def make_step(
             cache = rollout.read_prompt(
                 nnx.merge(policy, params), batch.tiles, batch.crop_prompt, batch.crop_prompt_valid
             )
-            return (cache.keys, cache.values), cache.valid
+            return (cache.keys, cache.values), cache.valid  # booleans have no gradient
 
-        def replies(params: Any, keys_and_values: Any, boxes: jax.Array):
+        def replies(params: Any, prefix: tuple[jax.Array, jax.Array], boxes: jax.Array):
             return rollout.action_log_probs(
                 nnx.merge(policy, params),
                 grammar,
-                KVCache(*keys_and_values, prefix_valid),
+                KVCache(prefix[0], prefix[1], prefix_valid),
                 last_token,
                 boxes,
                 config.temperature,
@@ -112,7 +112,7 @@ def make_step(
             rollouts = rollout.sample(
                 nnx.merge(policy, state.params),
                 grammar,
-                KVCache(*prefix, prefix_valid),
+                KVCache(prefix[0], prefix[1], prefix_valid),
                 last_token,
                 key,
                 config.group,

@@ -213,7 +213,8 @@ def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
     matched = _match(table, abstract_params)
     with contextlib.ExitStack() as stack:
         stored = _open(Path(folder), stack)
-        expected, tied = {}, {}
+        expected: dict[str, tuple[int, ...]] = {}
+        tied: dict[str, str] = {}
         for row, leaf in matched.values():
             one = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             shapes = jax.eval_shape(row.parts, one)
@@ -265,7 +266,7 @@ def save_weights(
             shards[-1][name] = part
             size += part.nbytes
             total += part.nbytes
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else FILE
         contiguous = {name: np.ascontiguousarray(part) for name, part in shard.items()}

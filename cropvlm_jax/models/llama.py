@@ -12,9 +12,8 @@ all G continuations and never copied.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -95,8 +94,7 @@ class LlamaConfig:
         return {"model_type": "llama", "hidden_act": "silu", **config, "rope_parameters": rope}
 
 
-@flax.struct.dataclass
-class KVCache:
+class KVCache(NamedTuple):
     """Keys and values of all layers.
 
     Attributes:
@@ -320,8 +318,9 @@ class Llama(nnx.Module):
         Returns:
             fp32 `[..., V]`, or `[..., A]`.
         """
-        table = self.embedding.embedding if self.config.tie_word_embeddings else self.head
-        table = table[...] if tokens is None else table[...][tokens]
+        tied = self.config.tie_word_embeddings
+        table = (self.embedding.embedding if tied else self.head)[...]
+        table = table if tokens is None else table[tokens]
         return jnp.einsum(
             "...d,vd->...v",
             hidden,

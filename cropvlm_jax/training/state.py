@@ -2,16 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of a training run."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """What a step takes and returns.
 
     Attributes:
@@ -39,4 +37,4 @@ class TrainState:
         """One optimizer update."""
         updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
-        return self.replace(step=self.step + 1, params=params, opt_state=opt_state)
+        return self._replace(step=self.step + 1, params=params, opt_state=opt_state)

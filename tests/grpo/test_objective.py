@@ -1,0 +1,136 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cropvlm_jax.grpo import objective
+
+RNG = np.random.default_rng(0)
+REWARDS = RNG.normal(-20, 3, (5, 8)).astype(np.float32)
+KINDS = ("std", "dr_grpo")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_advantages_are_relative_to_the_group(kind):
+    got = objective.advantages(jnp.array(REWARDS), kind)
+    want = REWARDS - REWARDS.mean(-1, keepdims=True)
+    if kind == "std":
+        want /= REWARDS.std(-1, ddof=1, keepdims=True) + 1e-4
+        np.testing.assert_allclose(np.std(got, -1, ddof=1), 1, atol=1e-3)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    np.testing.assert_allclose(np.mean(got, -1), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_unscored_rollouts_are_no_part_of_their_group(kind, bad):
+    spoilt = REWARDS.copy()
+    spoilt[0, 2] = spoilt[0, 5] = bad  # some of a group
+    spoilt[1] = bad  # all of it
+    spoilt[2, 1:] = bad  # all but one
+    got = np.asarray(objective.advantages(jnp.array(spoilt), kind))
+    assert np.isfinite(got).all()
+    assert not got[1].any() and not got[2].any()
+    kept = np.isfinite(spoilt[0])
+    alone = objective.advantages(jnp.array(spoilt[0, kept][None]), kind)[0]
+    np.testing.assert_allclose(got[0, kept], alone, atol=1e-6)
+    assert not got[0, ~kept].any()
+    np.testing.assert_array_equal(got[3:], objective.advantages(jnp.array(REWARDS), kind)[3:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ties_teach_nothing(kind):
+    for value in (0.0, -17.3, 1e4):
+        got = objective.advantages(jnp.full((2, 6), value), kind)
+        assert np.abs(got).max() < 1e-5 * max(abs(value), 1)
+    got = objective.advantages(jnp.array([[1.0, 1.0, 1.0, 0.0]]), kind)[0]
+    assert got[0] == got[1] == got[2] > 0 > got[3]
+
+
+def test_near_ties_are_not_blown_up_by_dr_grpo():
+    rewards = jnp.array([[0.0, 1e-3, -1e-3, 0.0]])
+    assert np.abs(objective.advantages(rewards, "std")).max() > 1
+    assert np.abs(objective.advantages(rewards, "dr_grpo")).max() <= 1.1e-3
+
+
+def test_kl_is_never_negative_and_flat_at_equality():
+    policy, reference = jnp.array(RNG.normal(-3, 2, (2, 1000)), jnp.float32)
+    kl = objective.kl_to_reference(policy, reference)
+    assert (kl >= 0).all()
+    difference = np.asarray(reference, np.float64) - np.asarray(policy, np.float64)
+    np.testing.assert_allclose(kl, np.exp(difference) - difference - 1, rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda x: objective.kl_to_reference(x, reference).sum())
+    np.testing.assert_array_equal(objective.kl_to_reference(reference, reference), 0)
+    np.testing.assert_array_equal(gradient(reference), 0)
+    np.testing.assert_allclose(gradient(policy), 1 - np.exp(difference), rtol=1e-4, atol=1e-5)
+
+
+def test_kl_is_unbiased():
+    policy, reference = jax.nn.log_softmax(jnp.array([[1.0, 0, -1, 2], [0.5, 1, 0, 0]]))
+    expected = (jnp.exp(policy) * objective.kl_to_reference(policy, reference)).sum()
+    true = (jnp.exp(policy) * (policy - reference)).sum()
+    np.testing.assert_allclose(expected, true, rtol=1e-5)
+
+
+def test_clipping():
+    low, high = 0.2, 0.3
+    ratios = np.array([0.1, 0.79, 0.81, 1.0, 1.29, 1.31, 5.0])
+    signs = np.array([1.5, -1.5, 0.0])
+
+    def surrogate(log_probs):
+        advantages = jnp.array(signs)[None]
+        return objective.clipped_surrogate(
+            log_probs, jnp.zeros_like(log_probs), advantages, low, high
+        )
+
+    log_probs = jnp.broadcast_to(jnp.log(ratios), (1, 3, len(ratios)))
+    got = np.asarray(surrogate(log_probs))[0]
+    slope = np.asarray(jax.grad(lambda x: surrogate(x).sum())(log_probs))[0]
+    for i, advantage in enumerate(signs):
+        for j, ratio in enumerate(ratios):
+            clipped = min(max(ratio, 1 - low), 1 + high)
+            np.testing.assert_allclose(
+                got[i, j], min(ratio * advantage, clipped * advantage), rtol=1e-5
+            )
+            # No further once the ratio has gone the way that the advantage points.
+            stopped = ratio > 1 + high if advantage > 0 else ratio < 1 - low
+            want = 0 if stopped else ratio * advantage
+            np.testing.assert_allclose(slope[i, j], want, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_aggregation(kind):
+    values = RNG.normal(size=(6, 4, 9)).astype(np.float32)
+    mask = RNG.random((6, 4, 9)) < 0.6
+    mask[1] = mask[2, 3] = False  # nothing chosen, or not scored
+    total, count = objective.aggregate(jnp.array(values), jnp.array(mask), kind, 10)
+    want = [
+        values[b, g, mask[b, g]].sum() / (mask[b, g].sum() if kind == "std" else 10)
+        for b, g in np.ndindex(6, 4)
+        if mask[b, g].any()
+    ]
+    np.testing.assert_allclose(total, np.sum(want), rtol=1e-5)
+    assert count == len(want) == 6 * 4 - 5
+
+    # Microbatches of any size, one of them with nothing in it, add up to the whole.
+    parts = [
+        objective.aggregate(jnp.array(values[s]), jnp.array(mask[s]), kind, 10)
+        for s in (slice(0, 1), slice(1, 2), slice(2, 6))
+    ]
+    np.testing.assert_allclose(sum(part[0] for part in parts), total, rtol=1e-5)
+    assert sum(part[1] for part in parts) == count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_values_may_be_anything(kind):
+    values, mask = jnp.ones((2, 3, 4)), jnp.ones((2, 3, 4), bool).at[0].set(False)
+
+    def total(values):
+        return objective.aggregate(values, mask, kind, 10)[0]
+
+    spoilt = values.at[0].set(jnp.nan)
+    assert total(spoilt) == total(values)
+    gradient = jax.grad(total)(spoilt)
+    assert jnp.isfinite(gradient).all() and not gradient[0].any()

@@ -1,0 +1,102 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from flax import nnx
+
+from cropvlm_jax import boxes, sft
+from cropvlm_jax.data import images, pipeline
+from cropvlm_jax.training.state import TrainState
+
+EXAMPLES = tiny.make_examples(3)
+BOXES = ((12, 5, 40, 33), (0, 0, 100, 100), (3, 14, 15, 92))
+OPTIMIZER = optax.adam(1e-3)
+GRAPHDEF, PARAMS = tiny.make_model(0, scale=1.5)
+
+
+def conversations():
+    for example, box in zip(EXAMPLES, BOXES, strict=True):
+        tiles, _ = images.tile(example["image"], tiny.SIDE, tiny.SIDE)
+        yield tiles, tiny.PROMPTS.crop(example["question"], box_text=boxes.to_text(box))
+
+
+def make_batch() -> sft.SupervisedBatch:
+    rows = [
+        (
+            tiles,
+            *pipeline.pad(prompt.ids[: prompt.completion.start], 48, "left"),
+            *pipeline.pad(prompt.ids[prompt.completion], 24, "right"),
+        )
+        for tiles, prompt in conversations()
+    ]
+    return sft.SupervisedBatch(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def step():
+    return sft.make_sft_step(GRAPHDEF, OPTIMIZER)
+
+
+def fresh() -> TrainState:
+    return TrainState.create(jax.tree.map(jnp.copy, PARAMS), OPTIMIZER)  # steps donate it
+
+
+def test_the_loss_is_that_of_each_conversation_by_itself(step):
+    @jax.jit
+    def logits(params, ids, tiles):
+        model = nnx.merge(GRAPHDEF, params)
+        return model(ids[None], jnp.ones((1, ids.size), bool), tiles[None])[0]
+
+    losses, lengths = [], set()
+    for tiles, prompt in conversations():
+        log_probs = np.asarray(jax.nn.log_softmax(logits(PARAMS, prompt.ids, tiles)))
+        span = range(prompt.completion.start, prompt.completion.stop)
+        losses += [-log_probs[t - 1, prompt.ids[t]] for t in span]
+        lengths |= {(prompt.completion.start, len(span))}
+    assert len(lengths) == 3  # padded differently
+    _, metrics = step(fresh(), make_batch())
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+    assert metrics["tokens"] == len(losses)
+
+
+def test_padding_is_never_seen(step):
+    batch = make_batch()
+    noise = np.random.default_rng(0).integers(3, 259, (2, 3, 48))
+    spoilt = batch._replace(
+        prompt=np.where(batch.prompt_valid, batch.prompt, noise[0]),
+        completion=np.where(batch.completion_valid, batch.completion, noise[1, :, :24]),
+    )
+    assert (spoilt.prompt != batch.prompt).any() and (spoilt.completion != batch.completion).any()
+    spoilt = jax.tree.map(lambda new, old: new.astype(old.dtype), spoilt, batch)
+    results = [step(fresh(), b) for b in (batch, spoilt)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_only_completions_are_learnt(step):
+    batch = make_batch()
+    # An example without a completion counts for nothing, whatever it shows.
+    none = batch.completion_valid.copy()
+    none[1] = False
+    results = []
+    for picture in (0, 255):
+        pictures = batch.images.copy()
+        pictures[1] = picture
+        results.append(step(fresh(), batch._replace(completion_valid=none, images=pictures)))
+    assert results[0][1]["tokens"] == none.sum()
+    assert results[0][1]["loss"] == results[1][1]["loss"]
+    for a, b in zip(*(jax.tree.leaves(state.params) for state, _ in results), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_steps_lower_the_loss(step):
+    state, batch, losses = fresh(), make_batch(), []
+    for _ in range(30):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[1] < losses[0] and losses[-1] < losses[0] / 2
+    assert state.step == 30 and np.isfinite(metrics["grad_norm"])
+    assert step._cache_size() == 1
