@@ -72,9 +72,9 @@ CROPPER = (
     Stage(400, (2, 2), (1.5, 6.0), jitter=0.1),
     Stage(400, (3, 3), (1.5, 6.0), jitter=0.1),
     Stage(800, (4, 4), (2.0, 10.0), jitter=0.2, wrong=0.1),
-    Stage(400, (4, 4), (6.0, 45.0), jitter=0.3, wrong=0.25),
+    Stage(400, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
 )
-BATCH, SCENES_A_STEP = 64, 16  # four questions of each fresh scene
+BATCH = 64
 
 
 def noisy_box(rng: np.random.Generator, box: np.ndarray, stage: Stage) -> np.ndarray:

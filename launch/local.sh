@@ -2,4 +2,7 @@
 # From clone to a cropper that has learned to zoom, in ten minutes on two cores: bash launch/local.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-python -m cropvlm_jax.apps.train --config=experiments/zoom_digits.py --workdir=runs/zoom_digits "$@"
+out=runs/zoom_digits
+python -m cropvlm_jax.apps.train --config=experiments/zoom_digits.py --workdir="$out" "$@"
+python -m cropvlm_jax.apps.evaluate --target=zoom_digits/target \
+  --croppers="sft=zoom_digits/cropper,grpo=$out/cropper" --out="$out"

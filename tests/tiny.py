@@ -4,7 +4,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -36,10 +35,13 @@ TEMPLATE = rewards.AnswerTemplate.from_prompts(PROMPTS)
 PREPARE = pipeline.Preparer(PROMPTS, PROMPTS, SIDE, SIDE, CANVAS, 52, 40, 12)
 
 
-def make_model(seed: int, scale: float = 3.0) -> tuple[nnx.GraphDef, nnx.State]:
-    """A random model, fp32; `scale` on its matrices makes it care about what it sees."""
-    graphdef, params = nnx.split(SmolVLM(CONFIG, rngs=nnx.Rngs(seed)), nnx.Param)[:2]
-    return graphdef, jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, params)
+def make_model(seed: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """A random model, fp32.
+
+    Flax's default embeddings are large enough for it to care about what it sees; larger weights
+    would amplify rounding beyond what tests of equality can bear.
+    """
+    return nnx.split(SmolVLM(CONFIG, rngs=nnx.Rngs(seed)))
 
 
 def make_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class GRPOConfig:
         clip_high: upper clip range of the ratio.
         likelihood: reduction of the answer's log-likelihood, "sum" as the official code or "mean".
         validity_weight: reward of a valid box; under the grammar every box is.
-        reward_chunk: rollouts of a prompt that the target reads at once.
+        reward_chunk: rollouts of a prompt that the target reads at once; None is all of them.
         accumulate: microbatches a step, a divisor of the batch.
     """
 
@@ -43,7 +43,7 @@ class GRPOConfig:
     clip_high: float = 0.2
     likelihood: Literal["sum", "mean"] = "sum"
     validity_weight: float = 1.0
-    reward_chunk: int = 8
+    reward_chunk: int | None = None
     accumulate: int = 1
 
     def __post_init__(self):
@@ -51,7 +51,7 @@ class GRPOConfig:
             raise ValueError(f"group={self.group}: advantages compare at least 2 rollouts")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature}: rollouts must be sampled")
-        if self.group % self.reward_chunk:
+        if self.group % (self.reward_chunk or self.group):
             raise ValueError(f"reward_chunk={self.reward_chunk} does not divide group={self.group}")
         for name in ("advantage", "likelihood"):
             allowed = GRPOConfig.__annotations__[name].__args__
@@ -125,7 +125,7 @@ def make_step(
         with jax.named_scope("reward"):
             picture = rewards.read_picture(reader, template, batch.canvas, batch.size)
             answer_log_probs = rewards.answer_log_probs(
-                reader, template, picture, batch, boxes, config.reward_chunk
+                reader, template, picture, batch, boxes, config.reward_chunk or config.group
             )
             likelihood = rewards.log_likelihood(
                 answer_log_probs, batch.answer_valid, config.likelihood

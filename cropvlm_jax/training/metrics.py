@@ -49,7 +49,7 @@ class Progress:
             every_seconds: between plain lines.
         """
         self._total, self._start, self._what = total, start, what
-        self._began, self._last = time.monotonic(), 0.0
+        self._began, self._last = time.monotonic(), float("-inf")
         self._every, self._terminal = every_seconds, sys.stderr.isatty()
 
     def update(self, done: int, note: str = "") -> None:

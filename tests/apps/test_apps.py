@@ -1,0 +1,106 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of the README, run as a user runs them, for a few steps."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cropvlm_jax.api import CropVLM
+from cropvlm_jax.data.zoom_digits import ZoomDigits
+from cropvlm_jax.hub.pretrained import Pretrained
+
+
+def run(app: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"cropvlm_jax.apps.{app}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of three tiny steps."""
+    workdir = tmp_path_factory.mktemp("run")
+    settings = ("steps=3", "batch_size=2", "grpo.group=2", "grpo.beta=0.01")
+    done = run(
+        "train",
+        "--config=experiments/zoom_digits.py",
+        f"--workdir={workdir}",
+        *(f"--config.{setting}" for setting in settings),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3/3" in done.stderr  # progress, as plain lines where there is no terminal
+    return workdir
+
+
+def test_train_leaves_metrics_a_summary_and_a_cropper(trained):
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(np.isfinite(list(row.values())).all() and row["valid"] == 1 for row in rows)
+    assert json.loads((trained / "summary.json").read_text())["steps"] == 3
+    assert list((trained / "tensorboard").iterdir())
+    before = Pretrained.open("zoom_digits/cropper").load().text.head[...]
+    after = Pretrained.open(trained / "cropper").load().text.head[...]
+    assert before.shape == after.shape and (before != after).any()
+
+
+def test_evaluate_prints_the_table_and_writes_it(trained):
+    croppers = f"--croppers=sft=zoom_digits/cropper,grpo={trained / 'cropper'}"
+    done = run("evaluate", croppers, f"--out={trained}", "--scenes=12")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((trained / "results.json").read_text())
+    names = ["no_crop", "centre", "random", "sft", "grpo", "oracle"]
+    assert list(results["accuracy"]) == names and all(name in done.stdout for name in names)
+    assert results["n"] == 12 and results["train_seconds"] > 0
+    assert all(0 <= results[name] <= 1 for name in ("coverage", "area", "valid"))
+    Image.open(trained / "before_after.png").verify()
+
+
+def test_zoom_says_what_the_api_says(tmp_path):
+    example = ZoomDigits("test", 5)[4]
+    Image.fromarray(example["image"]).save(tmp_path / "scene.png")
+    done = run(
+        "zoom",
+        "--cropper=zoom_digits/cropper",
+        "--target=zoom_digits/target",
+        f"--image={tmp_path / 'scene.png'}",
+        f"--question={example['question']}",
+        f"--out={tmp_path / 'zoom.png'}",
+    )
+    assert done.returncode == 0, done.stderr
+    model = CropVLM.from_pretrained("zoom_digits/cropper", "zoom_digits/target")
+    zoom = model(example["image"], example["question"])
+    assert f"box (percent): {list(zoom.box)}" in done.stdout
+    assert f"answer: {zoom.answer}" in done.stdout
+    Image.open(tmp_path / "zoom.png").verify()
+
+
+def test_export_in_bfloat16(tmp_path):
+    arguments = (f"--out={tmp_path / 'out'}", "--dtype=bfloat16")
+    done = run("export", "--model=zoom_digits/target", *arguments)
+    assert done.returncode == 0, done.stderr
+    again = Pretrained.open(tmp_path / "out").load()
+    original = Pretrained.open("zoom_digits/target").load()
+    np.testing.assert_allclose(again.text.head[...], original.text.head[...], rtol=1 / 128)
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments", "message"),
+    [
+        ("train", ["--workdir=x"], "--config"),
+        (
+            "train",
+            ["--config=experiments/zoom_digits.py", "--workdir=x", "--config.stpes=3"],
+            "stpes",
+        ),
+        ("evaluate", ["--croppers=zoom_digits/cropper", "--out=x"], "name=model"),
+        ("zoom", ["--cropper=a", "--image=missing.png", "--question=q"], "no such file"),
+        ("export", ["--model=no/such-model-here", "--out=x"], "neither"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_a_message(app, arguments, message, tmp_path):
+    done = run(app, *arguments)
+    assert done.returncode != 0 and message in done.stdout + done.stderr
