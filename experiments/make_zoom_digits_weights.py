@@ -68,11 +68,10 @@ TARGET = (
     Stage(1200, (4, 4), (1.0, 60.0), jitter=0.25, alone=0.2, whole=0.1),
 )
 CROPPER = (
-    Stage(400, (1, 1), (1.5, 6.0), jitter=0.1),
-    Stage(400, (2, 2), (1.5, 6.0), jitter=0.1),
-    Stage(400, (3, 3), (1.5, 6.0), jitter=0.1),
-    Stage(800, (4, 4), (2.0, 10.0), jitter=0.2, wrong=0.1),
-    Stage(400, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
+    Stage(500, (1, 1), (3.0, 3.0)),
+    Stage(400, (2, 2), (3.0, 3.0)),
+    Stage(900, (2, 4), (2.0, 5.0), jitter=0.1),
+    Stage(600, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
 )
 BATCH = 64
 

@@ -14,7 +14,7 @@ from cropvlm_jax.training.state import TrainState
 
 EXAMPLES = tiny.make_examples(3)
 BOXES = ((12, 5, 40, 33), (0, 0, 100, 100), (3, 14, 15, 92))
-OPTIMIZER = optax.adam(1e-3)
+OPTIMIZER = optax.adam(1e-2)
 GRAPHDEF, PARAMS = tiny.make_model(0)
 
 

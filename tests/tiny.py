@@ -1,9 +1,11 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Models small enough to compile in seconds, pictures and questions for them, and a batch of both."""
+"""Models small enough to compile in seconds, pictures and questions for them, and batches."""
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -36,12 +38,20 @@ PREPARE = pipeline.Preparer(PROMPTS, PROMPTS, SIDE, SIDE, CANVAS, 52, 40, 12)
 
 
 def make_model(seed: int) -> tuple[nnx.GraphDef, nnx.State]:
-    """A random model, fp32.
+    """A random model, fp32, that cares about what it sees but does not amplify rounding much."""
+    rng = np.random.default_rng(seed)
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: SmolVLM(CONFIG, rngs=nnx.Rngs(0))))
 
-    Flax's default embeddings are large enough for it to care about what it sees; larger weights
-    would amplify rounding beyond what tests of equality can bear.
-    """
-    return nnx.split(SmolVLM(CONFIG, rngs=nnx.Rngs(seed)))
+    def fill(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        if "scale" in name or "bias" in name:  # of a norm, of a linear layer
+            values = rng.normal(1.0 * ("scale" in name), 0.1, shape.shape)
+        else:
+            fan_in = shape.shape[-2 if "kernel" in name else -1]
+            values = rng.normal(0, fan_in**-0.5, shape.shape)
+        return jnp.asarray(values, jnp.float32)
+
+    return graphdef, jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def make_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -29,10 +29,13 @@ def advantages(rewards: jax.Array, kind: Advantage, epsilon: float = 1e-4) -> ja
         fp32 `[B, G]`.
     """
     scored = jnp.isfinite(rewards)
-    rewards = jnp.where(scored, rewards, 0.0)
     count = scored.sum(-1, keepdims=True)
-    mean = rewards.sum(-1, keepdims=True) / jnp.maximum(count, 1)
-    centred = jnp.where(scored, rewards - mean, 0.0)
+
+    def centre(x: jax.Array) -> jax.Array:
+        return jnp.where(scored, x - x.sum(-1, keepdims=True) / jnp.maximum(count, 1), 0.0)
+
+    # Twice, because a mean far from 0 is rounded, and ties would get what is left over.
+    centred = centre(centre(jnp.where(scored, rewards, 0.0)))
     if kind == "dr_grpo":
         return centred
     variance = (centred**2).sum(-1, keepdims=True) / jnp.maximum(count - 1, 1)

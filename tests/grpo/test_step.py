@@ -3,7 +3,7 @@
 """The fused step against the same algorithm written naively, one rollout and one token at a time.
 
 The naive version shares the models' whole-sequence forward, the prompts and the host's image
-processing with the package, and nothing else: no cache, no shared prefix, no padding on the left, no
+processing with the package, and nothing else: no cache, no shared prefix, no left padding, no
 grammar tables, no device crop.
 """
 
@@ -38,7 +38,7 @@ TARGET = tiny.make_model(2)[1]
 # Of the same shape, but told apart.
 TARGET_CONFIG = dataclasses.replace(tiny.CONFIG, model_type="smolvlm")
 TARGET_GRAPHDEF = nnx.graphdef(nnx.eval_shape(lambda: SmolVLM(TARGET_CONFIG, rngs=nnx.Rngs(0))))
-CONFIG = GRPOConfig(group=GROUP, temperature=TEMPERATURE, beta=0.1, reward_chunk=4)
+CONFIG = GRPOConfig(group=GROUP, temperature=TEMPERATURE, beta=0.1)
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 # Each combination of advantage and beta; microbatches and reward chunks change along.
@@ -199,7 +199,7 @@ def a_text(prefix: str, box: tuple[int, ...] = ()) -> str | None:
 class NaiveRollout:
     """One sampled reply.
 
-    `choices` maps the index of each token of `ids` that was chosen to the tokens it was chosen from.
+    `choices` maps the index of each chosen token of `ids` to the tokens it was chosen from.
     """
 
     box: tuple[int, ...]
@@ -325,8 +325,9 @@ def naive(config: GRPOConfig, seen: np.ndarray, spoil: np.ndarray | None = None)
     )
     seen = np.stack([np.broadcast_to(seen[:, :1], seen[:, 1:].shape), seen[:, 1:]], 2)
     difference = np.abs(seen.astype(int) - pictures)
-    print("pixels off by one", (difference > 0).mean())
-    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    print("pixels off", (difference > 0).mean(), "by two", (difference > 1).mean())
+    assert (difference > 1).mean() < 1e-3 and (difference > 0).mean() < 1e-2
+    assert difference.max() <= 3
     likelihood = np.array(
         [
             [naive_likelihood(example, p, config.likelihood) for p in group]
@@ -390,8 +391,7 @@ def assert_same(got: Result, want: Result):
     print("likelihood", np.nanmax(np.abs(got.likelihood - want.likelihood)))
     print("loss", got.loss, want.loss, "kl", got.kl, want.kl)
     np.testing.assert_allclose(got.likelihood, want.likelihood, rtol=0, atol=2e-5)
-    # "std" divides the rounding of a likelihood of -50 by a deviation of 0.1.
-    np.testing.assert_allclose(got.loss, want.loss, rtol=0, atol=5e-5)
+    np.testing.assert_allclose(got.loss, want.loss, rtol=0, atol=1e-5)
     np.testing.assert_allclose(got.kl, want.kl, rtol=1e-4, atol=1e-6)
     assert_gradients_close(got.gradient, want.gradient, 1e-4)
 
