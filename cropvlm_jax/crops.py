@@ -49,18 +49,29 @@ def lanczos_weights(
     return weights / jnp.where(total == 0, 1, total)  # rows past the crop have no weight at all
 
 
-def _resample(equation: str, weights: jax.Array, pixels: jax.Array) -> jax.Array:
-    """One pass of PIL over 0..255 fp32 pixels: 22-bit fixed-point weights, exact sums, rounded.
+def _resample(weights: jax.Array, pixels: jax.Array) -> jax.Array:
+    """One pass of PIL: 22-bit fixed-point weights, exact sums, rounded to 0..255.
 
     Exactness decides ties, which a smooth gradient at half size is full of. So the weights go as
     three 8-bit digits, whose sums are exact in fp32 even where a matmul rounds its inputs to bf16.
+
+    Args:
+        weights: fp32 `[G, O, I]`.
+        pixels: `[G, I, X, 3]` in 0..255.
+
+    Returns:
+        fp32 `[G, X, O, 3]`: transposed, so that the next pass resamples the other axis.
     """
     rest = jnp.round(weights * 2**_PRECISION_BITS).astype(jnp.int32)
-    total = 2 ** (_PRECISION_BITS - 1)
+    digits = []
     for shift in (16, 8, 0):
-        digit = (rest + 2**shift // 2) >> shift  # balanced: -128..128
-        rest -= digit << shift
-        total += jnp.einsum(equation, digit.astype(jnp.float32), pixels).astype(jnp.int32) << shift
+        digits.append((rest + 2**shift // 2) >> shift)  # balanced: -128..128
+        rest -= digits[-1] << shift
+    sums = jnp.einsum(
+        "goi,gixc->gxoc", jnp.concatenate(digits, 1).astype(jnp.float32), pixels.astype(jnp.float32)
+    )
+    high, middle, low = jnp.split(sums.astype(jnp.int32), 3, axis=2)
+    total = (high << 16) + (middle << 8) + low + 2 ** (_PRECISION_BITS - 1)
     return jnp.clip(total >> _PRECISION_BITS, 0, 255).astype(jnp.float32)
 
 
@@ -123,21 +134,22 @@ def crop(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax
     wide, high = _keep_aspect(width, height, side, max(canvas.shape[:2]))
     weights = jax.vmap(lanczos_weights, in_axes=(0, 0, 0, None, None))
 
-    # First resize: longest edge to `side`. Where PIL starts with rows, work on the transpose.
+    # A picture is resampled along its leading axis: columns first, or rows where PIL does so.
     longest = max(canvas.shape[:2])
     square = jnp.pad(canvas, [(0, longest - n) for n in canvas.shape[:2]] + [(0, 0)])
-    swap = _vertical_first(width, height, wide, high)
-    pictures = jnp.where(swap[:, None, None, None], square.swapaxes(0, 1), square)
+    rows_first = _vertical_first(width, height, wide, high)
+    x = jnp.where(rows_first[:, None, None, None], square, square.swapaxes(0, 1))
     across, down = jnp.stack([left, width, wide]), jnp.stack([top, height, high])
-    one, other = jnp.where(swap, down, across), jnp.where(swap, across, down)
-    first = weights(one[0], one[1], one[2], longest, side)
-    second = weights(other[0], other[1], other[2], longest, side)
-    x = _resample("gow,ghwc->ghoc", first, pictures.astype(jnp.float32))
-    x = _resample("goh,ghwc->gowc", second, x)
-    x = jnp.where(swap[:, None, None, None], x.swapaxes(1, 2), x)
+    one, other = jnp.where(rows_first, down, across), jnp.where(rows_first, across, down)
 
-    # Second resize: the other edge to `side` (the pass over the longest edge changes nothing).
-    zero = jnp.zeros_like(wide)
-    x = _resample("gow,ghwc->ghoc", weights(zero, wide, zero + side, side, side), x)
-    x = _resample("goh,ghwc->gowc", weights(zero, high, zero + side, side, side), x)
+    # The longest edge to `side`, aspect kept; then the other edge to `side`, the first unchanged.
+    zero = jnp.zeros_like(width)
+    for start, length, out, size_before in (
+        (one[0], one[1], one[2], longest),
+        (other[0], other[1], other[2], longest),
+        (zero, one[2], zero + side, side),
+        (zero, other[2], zero + side, side),
+    ):
+        x = _resample(weights(start, length, out, size_before, side), x)
+    x = jnp.where(rows_first[:, None, None, None], x, x.swapaxes(1, 2))
     return x.astype(jnp.uint8)

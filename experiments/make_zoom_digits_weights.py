@@ -59,6 +59,7 @@ class Stage:
     wrong: float = 0.0  # share of the boxes at a random place
     whole: float = 0.0  # share of the crops that are the whole picture
     alone: float = 0.0  # share of the crops shown without the whole picture before them
+    window: tuple[float, float] = (1.0, 1.0)  # side of the part of the scene that is shown
 
 
 TARGET = (
@@ -68,10 +69,11 @@ TARGET = (
     Stage(1200, (4, 4), (1.0, 60.0), jitter=0.25, alone=0.2, whole=0.1),
 )
 CROPPER = (
-    Stage(500, (1, 1), (3.0, 3.0)),
-    Stage(400, (2, 2), (3.0, 3.0)),
-    Stage(900, (2, 4), (2.0, 5.0), jitter=0.1),
-    Stage(600, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
+    Stage(300, (4, 4), (2.0, 2.0), window=(0.15, 0.35)),
+    Stage(400, (4, 4), (2.0, 3.0), window=(0.25, 0.7)),
+    Stage(500, (4, 4), (2.0, 3.0), window=(0.5, 1.0)),
+    Stage(500, (4, 4), (2.0, 8.0), jitter=0.1, wrong=0.05),
+    Stage(400, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
 )
 BATCH = 64
 
@@ -109,6 +111,19 @@ def supervised_batch(
     return sft.SupervisedBatch(np.stack(pictures), *prompts, *completions)
 
 
+def window(
+    rng: np.random.Generator, image: np.ndarray, box: np.ndarray, stage: Stage
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random part of a scene that holds the frame in question, and the frame's box in it."""
+    size = np.array(image.shape[:2])
+    part = np.maximum(rng.uniform(*stage.window) * size, 1).astype(int)
+    left, top, right, bottom = box_lib.to_pixels(box, size)
+    y = rng.integers(max(0, bottom - part[0]), min(top, size[0] - part[0]) + 1)
+    x = rng.integers(max(0, right - part[1]), min(left, size[1] - part[1]) + 1)
+    inside = np.array([left - x, top - y, right - x, bottom - y])
+    return image[y : y + part[0], x : x + part[1]], box_lib.from_pixels(inside, part)
+
+
 def reading_batch(
     scenes: list[Scene], stage: Stage, prompts: Prompts, side: int, rng: np.random.Generator
 ) -> sft.SupervisedBatch:
@@ -137,10 +152,10 @@ def locating_batch(
     """What the cropper imitates: the whole picture, the question, a noisy box."""
     pictures, conversations = [], []
     for image, questions in scenes:
-        whole = image_lib.tile(image, side, side)[0]
         for question, _, box in questions:
-            box = noisy_box(rng, np.array(box), stage)
-            pictures.append(whole)
+            picture, box = window(rng, image, np.array(box), stage)
+            box = noisy_box(rng, box, stage)
+            pictures.append(image_lib.tile(picture, side, side)[0])
             conversations.append(prompts.crop(question, (0, 0), box_lib.to_text(box)))
     return supervised_batch(pictures, conversations, CROP_PROMPT, BOX_REPLY)
 
@@ -274,11 +289,14 @@ def main(argv: list[str]) -> None:
             functools.partial(locating_scores, scenes=scenes, prompts=prompts, grammar=grammar),
         ),
     }
-    for number, name in enumerate(MODELS.value):
+    for name in MODELS.value:
         stages, make, evaluate = curricula[name]
-        model = SmolVLM(config, rngs=nnx.Rngs(SEED.value + number))
-        for table in (model.text.embedding.embedding, model.vision.position_embedding.embedding):
-            table[...] *= EMBEDDING_STD * table.shape[-1] ** 0.5  # flax starts at d**-0.5
+        if name == "cropper":  # as in the paper, both begin as the same model
+            model = pretrained.Pretrained.open(pathlib.Path(OUT.value) / "target").load()
+        else:
+            model = SmolVLM(config, rngs=nnx.Rngs(SEED.value))
+            for table in (model.text.embedding, model.vision.position_embedding):
+                table.embedding[...] *= EMBEDDING_STD * table.features**0.5
         model = train(model, stages, make, LEARNING_RATE.value, evaluate, SEED.value)
         folder = pathlib.Path(OUT.value) / name
         folder.mkdir(parents=True, exist_ok=True)
