@@ -64,7 +64,7 @@ def make_sft_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformatio
 
     def step(state: TrainState, batch: SupervisedBatch):
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
-        metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return state.apply_gradients(grads, optimizer), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -193,6 +193,8 @@ def make_step(
 
     def step(state: TrainState, batch: Batch, key: jax.Array):
         n = config.accumulate
+        if batch.size.shape[0] % n:
+            raise ValueError(f"accumulate={n} does not divide {batch.size.shape[0]} prompts")
         if n == 1:
             grads, sums = gradients(state, batch, key)
         else:
@@ -207,7 +209,7 @@ def make_step(
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, (micro, jax.random.split(key, n)))
         metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums["loss"][1], 1), grads)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return state.apply_gradients(grads, optimizer), metrics
 
     return step
