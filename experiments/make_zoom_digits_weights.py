@@ -39,6 +39,7 @@ from cropvlm_jax.training.state import TrainState
 OUT = flags.DEFINE_string("out", None, "folder for `target` and `cropper`", required=True)
 MODELS = flags.DEFINE_list("models", ["target", "cropper"], "which to make")
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "peak")
+FIRST_ROUND = flags.DEFINE_integer("first_round", 0, "of the cropper's curriculum, to go on")
 SEED = flags.DEFINE_integer("seed", 0, "of weights, scenes and noise")
 
 EMBEDDING_STD = 0.3  # 0.02 never binds colours to places at this width
@@ -62,18 +63,28 @@ class Stage:
     window: tuple[float, float] = (1.0, 1.0)  # side of the part of the scene that is shown
 
 
+# A curriculum is one or more rounds of stages, each round with its own learning-rate schedule.
 TARGET = (
-    Stage(500, (4, 4), (1.0, 1.5), jitter=0.05, alone=1.0),
-    Stage(300, (4, 4), (1.0, 4.0), jitter=0.15, alone=0.3),
-    Stage(600, (4, 4), (1.0, 15.0), jitter=0.2, alone=0.2),
-    Stage(1200, (4, 4), (1.0, 60.0), jitter=0.25, alone=0.2, whole=0.1),
+    (
+        Stage(500, (4, 4), (1.0, 1.5), jitter=0.05, alone=1.0),
+        Stage(300, (4, 4), (1.0, 4.0), jitter=0.15, alone=0.3),
+        Stage(600, (4, 4), (1.0, 15.0), jitter=0.2, alone=0.2),
+        Stage(1200, (4, 4), (1.0, 60.0), jitter=0.25, alone=0.2, whole=0.1),
+    ),
 )
 CROPPER = (
-    Stage(200, (4, 4), (2.5, 2.5), window=(0.15, 0.35)),
-    Stage(400, (4, 4), (2.5, 2.5), window=(0.25, 0.7)),
-    Stage(1300, (4, 4), (2.5, 2.5), window=(0.45, 1.0)),
-    Stage(400, (4, 4), (2.0, 8.0), jitter=0.1, wrong=0.05),
-    Stage(300, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
+    (
+        Stage(200, (4, 4), (2.5, 2.5), window=(0.15, 0.35)),
+        Stage(400, (4, 4), (2.5, 2.5), window=(0.25, 0.7)),
+        Stage(1300, (4, 4), (2.5, 2.5), window=(0.45, 1.0)),
+        Stage(400, (4, 4), (2.0, 8.0), jitter=0.1, wrong=0.05),
+        Stage(300, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
+    ),
+    (
+        Stage(1800, (4, 4), (2.5, 2.5), window=(0.7, 1.0)),
+        Stage(300, (4, 4), (2.0, 8.0), jitter=0.1, wrong=0.05),
+        Stage(300, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
+    ),
 )
 BATCH = 64
 
@@ -240,7 +251,8 @@ def locating_scores(
 ) -> str:
     """Greedy boxes on unseen scenes: coverage of the true box, hit rate of its centre, area."""
     side = model.config.vision.image_size
-    batch = locating_batch(scenes, CROPPER[0], prompts, side, np.random.default_rng(0))
+    plain = Stage(0, (4, 4), (1.0, 1.0))
+    batch = locating_batch(scenes, plain, prompts, side, np.random.default_rng(0))
     truth = np.array([box for _, questions in scenes for _, _, box in questions])
 
     @jax.jit
@@ -290,14 +302,17 @@ def main(argv: list[str]) -> None:
         ),
     }
     for name in MODELS.value:
-        stages, make, evaluate = curricula[name]
+        rounds, make, evaluate = curricula[name]
         if name == "cropper":  # as in the paper, both begin as the same model
-            model = pretrained.Pretrained.open(pathlib.Path(OUT.value) / "target").load()
+            start = "cropper" if FIRST_ROUND.value else "target"
+            model = pretrained.Pretrained.open(pathlib.Path(OUT.value) / start).load()
         else:
             model = SmolVLM(config, rngs=nnx.Rngs(SEED.value))
             for table in (model.text.embedding, model.vision.position_embedding):
                 table.embedding[...] *= EMBEDDING_STD * table.features**0.5
-        model = train(model, stages, make, LEARNING_RATE.value, evaluate, SEED.value)
+        for number in range(FIRST_ROUND.value, len(rounds)):
+            seed = SEED.value + 100 * number
+            model = train(model, rounds[number], make, LEARNING_RATE.value, evaluate, seed)
         folder = pathlib.Path(OUT.value) / name
         folder.mkdir(parents=True, exist_ok=True)
         pretrained.write_processor_files(folder, config, tokenizer, longest_edge=side)
