@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 from flax import nnx
+from PIL import Image
 
 from cropvlm_jax import boxes as box_lib
 from cropvlm_jax import sft
@@ -61,6 +62,7 @@ class Stage:
     whole: float = 0.0  # share of the crops that are the whole picture
     alone: float = 0.0  # share of the crops shown without the whole picture before them
     window: tuple[float, float] = (1.0, 1.0)  # side of the part of the scene that is shown
+    dense: bool = False  # the scene's four frames fill the picture, so that only colour decides
 
 
 # A curriculum is one or more rounds of stages, each round with its own learning-rate schedule.
@@ -81,8 +83,9 @@ CROPPER = (
         Stage(300, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
     ),
     (
-        Stage(1800, (4, 4), (2.5, 2.5), window=(0.7, 1.0)),
-        Stage(300, (4, 4), (2.0, 8.0), jitter=0.1, wrong=0.05),
+        Stage(700, (4, 4), (1.0, 1.2), dense=True),
+        Stage(500, (4, 4), (2.0, 2.5), window=(0.25, 0.8)),
+        Stage(600, (4, 4), (2.5, 2.5)),
         Stage(300, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
     ),
 )
@@ -135,6 +138,21 @@ def window(
     return image[y : y + part[0], x : x + part[1]], box_lib.from_pixels(inside, part)
 
 
+def gather(rng: np.random.Generator, image: np.ndarray, questions: list, side: int) -> Scene:
+    """A small picture `[side, side, 3]` with the four frames of a scene in its quarters."""
+    half, size = side // 2, np.array(image.shape[:2])
+    picture, asked = image[:side, :side].copy(), []
+    for number, (question, answer, box) in enumerate(questions):
+        left, top, right, bottom = box_lib.to_pixels(np.array(box), size)
+        frame = Image.fromarray(image[top:bottom, left:right])
+        edge = int(rng.integers(round(0.55 * half), round(0.9 * half)))
+        y, x = np.array([number // 2, number % 2]) * half + rng.integers(0, half - edge + 1, 2)
+        picture[y : y + edge, x : x + edge] = frame.resize((edge, edge), Image.Resampling.LANCZOS)
+        inside = np.array([x, y, x + edge, y + edge])
+        asked.append((question, answer, tuple(box_lib.from_pixels(inside, np.full(2, side)))))
+    return picture, asked
+
+
 def reading_batch(
     scenes: list[Scene], stage: Stage, prompts: Prompts, side: int, rng: np.random.Generator
 ) -> sft.SupervisedBatch:
@@ -163,6 +181,8 @@ def locating_batch(
     """What the cropper imitates: the whole picture, the question, a noisy box."""
     pictures, conversations = [], []
     for image, questions in scenes:
+        if stage.dense:
+            image, questions = gather(rng, image, questions, side)
         for question, _, box in questions:
             picture, box = window(rng, image, np.array(box), stage)
             box = noisy_box(rng, box, stage)
