@@ -76,16 +76,9 @@ TARGET = (
 )
 CROPPER = (
     (
-        Stage(200, (4, 4), (2.5, 2.5), window=(0.15, 0.35)),
-        Stage(400, (4, 4), (2.5, 2.5), window=(0.25, 0.7)),
-        Stage(1300, (4, 4), (2.5, 2.5), window=(0.45, 1.0)),
-        Stage(400, (4, 4), (2.0, 8.0), jitter=0.1, wrong=0.05),
-        Stage(300, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
-    ),
-    (
-        Stage(700, (4, 4), (1.0, 1.2), dense=True),
-        Stage(500, (4, 4), (2.0, 2.5), window=(0.25, 0.8)),
-        Stage(600, (4, 4), (2.5, 2.5)),
+        Stage(600, (4, 4), (1.0, 1.0), dense=True),
+        Stage(400, (4, 4), (2.0, 2.5), window=(0.25, 0.7)),
+        Stage(600, (4, 4), (2.5, 2.5), window=(0.6, 1.0)),
         Stage(300, (4, 4), (4.0, 45.0), jitter=0.3, wrong=0.25),
     ),
 )
@@ -323,13 +316,9 @@ def main(argv: list[str]) -> None:
     }
     for name in MODELS.value:
         rounds, make, evaluate = curricula[name]
-        if name == "cropper":  # as in the paper, both begin as the same model
-            start = "cropper" if FIRST_ROUND.value else "target"
-            model = pretrained.Pretrained.open(pathlib.Path(OUT.value) / start).load()
-        else:
-            model = SmolVLM(config, rngs=nnx.Rngs(SEED.value))
-            for table in (model.text.embedding, model.vision.position_embedding):
-                table.embedding[...] *= EMBEDDING_STD * table.features**0.5
+        model = SmolVLM(config, rngs=nnx.Rngs(SEED.value))
+        for table in (model.text.embedding, model.vision.position_embedding):
+            table.embedding[...] *= EMBEDDING_STD * table.features**0.5
         for number in range(FIRST_ROUND.value, len(rounds)):
             seed = SEED.value + 100 * number
             model = train(model, rounds[number], make, LEARNING_RATE.value, evaluate, seed)

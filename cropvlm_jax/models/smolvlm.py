@@ -130,7 +130,7 @@ class SmolVLMConfig:
         """The zoom_digits models: 64 px images as 16 tokens, small enough to train on a laptop."""
         return cls(
             vision=SiglipConfig(64, 8, 64, 128, 3, 4),
-            text=LlamaConfig(vocab_size, 96, 192, 3, 6, 2, 16, max_position_embeddings=512),
+            text=LlamaConfig(vocab_size, 96, 192, 3, 6, 6, 32, max_position_embeddings=512),
             scale_factor=2,
             image_token_id=image_token_id,
         )

@@ -26,10 +26,9 @@ from cropvlm_jax.training.state import TrainState
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay and gradient clipping."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps, config.steps
-    )
+    """AdamW with warm-up (at most half the run), cosine decay and gradient clipping."""
+    warmup = min(config.warmup_steps, config.steps // 2)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(schedule, b2=config.adam_b2, weight_decay=config.weight_decay),
