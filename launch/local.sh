@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From clone to a cropper that has learned to zoom, in ten minutes on two cores: bash launch/local.sh
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""
 out=runs/zoom_digits
 python -m cropvlm_jax.apps.train --config=experiments/zoom_digits.py --workdir="$out" "$@"
 python -m cropvlm_jax.apps.evaluate --target=zoom_digits/target \
