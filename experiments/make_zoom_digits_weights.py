@@ -28,7 +28,7 @@ from PIL import Image
 from cropvlm_jax import boxes as box_lib
 from cropvlm_jax import sft
 from cropvlm_jax.data import images as image_lib
-from cropvlm_jax.data import zoom_digits
+from cropvlm_jax.data import pipeline, zoom_digits
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub import pretrained
 from cropvlm_jax.hub import tokenizer as tokenizer_lib
@@ -92,23 +92,19 @@ def noisy_box(rng: np.random.Generator, box: np.ndarray, stage: Stage) -> np.nda
     return box + np.tile(shift, 2)
 
 
-def pad(sequences: list[np.ndarray], length: int, left: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids `[B, length]` and which are real, padded on one side."""
-    ids = np.zeros((len(sequences), length), np.int32)
-    valid = np.zeros((len(sequences), length), bool)
-    for i, sequence in enumerate(sequences):
-        where = slice(length - len(sequence), None) if left else slice(len(sequence))
-        ids[i, where], valid[i, where] = sequence, True
-    return ids, valid
-
-
 def supervised_batch(
     pictures: list[np.ndarray], conversations: list[Prompt], prompt_length: int, reply_length: int
 ) -> sft.SupervisedBatch:
     """B conversations and their pictures `[N, S, S, 3]` as one batch."""
-    prompts = pad([p.ids[: p.completion.start] for p in conversations], prompt_length, left=True)
-    completions = pad([p.ids[p.completion] for p in conversations], reply_length, left=False)
-    return sft.SupervisedBatch(np.stack(pictures), *prompts, *completions)
+    rows = [
+        (
+            *pipeline.pad(p.ids[: p.completion.start], prompt_length, "left"),
+            *pipeline.pad(p.ids[p.completion], reply_length, "right"),
+        )
+        for p in conversations
+    ]
+    columns = (np.stack(column) for column in zip(*rows, strict=True))
+    return sft.SupervisedBatch(np.stack(pictures), *columns)
 
 
 def window(
