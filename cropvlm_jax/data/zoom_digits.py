@@ -45,6 +45,7 @@ QUESTIONS = (
 Box = tuple[int, int, int, int]
 
 _MIN_SIZE = 512
+_MAX_SIDE = 46  # of a frame, in pixels
 _GAP = 4  # pixels of canvas kept around each frame
 _GRAIN = 15  # the canvas is drawn in [0, 255 - _GRAIN] so that grain can be added without clipping
 
@@ -60,6 +61,7 @@ class ZoomDigits:
         seed: The seed of the scenes (the split of the digit images does not depend on it).
         digits: The least and the most framed digits of a scene, both inclusive.
         size: Canvas height and width in pixels; frames keep their pixel size on a larger canvas.
+        enlarge: The least and the most that frames are enlarged, for lessons easier than the task.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class ZoomDigits:
         seed: int = 0,
         digits: tuple[int, int] = (4, 4),
         size: tuple[int, int] = (512, 512),
+        enlarge: tuple[float, float] = (1.0, 1.0),
     ):
         if split not in SPLITS:
             raise ValueError(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
@@ -81,8 +84,17 @@ class ZoomDigits:
             )
         if min(size) < _MIN_SIZE:
             raise ValueError(f"size (height, width) must be at least {_MIN_SIZE} px, got {size}.")
+        side = math.ceil(_MAX_SIDE * enlarge[1])
+        # Each frame keeps another's corner out of a square twice as wide.
+        kept_out = (digits[1] - 1) * (2 * (side + _GAP)) ** 2
+        room = max(min(size) - side - 2 * _GAP, 0) ** 2
+        if not 1 <= enlarge[0] <= enlarge[1] or kept_out >= room:
+            raise ValueError(
+                f"enlarge must be (least, most), from 1 to what leaves room for {digits[1]} "
+                f"frames on a {size[0]}x{size[1]} px canvas, got {enlarge}."
+            )
         self.split, self.num_scenes, self.seed = split, num_scenes, seed
-        self.digits, self.size = tuple(digits), tuple(size)
+        self.digits, self.size, self.enlarge = tuple(digits), tuple(size), tuple(enlarge)
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -90,7 +102,7 @@ class ZoomDigits:
     def __repr__(self) -> str:
         return (
             f"ZoomDigits(split={self.split!r}, num_scenes={self.num_scenes}, seed={self.seed}, "
-            f"digits={self.digits}, size={self.size})"
+            f"digits={self.digits}, size={self.size}, enlarge={self.enlarge})"
         )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -131,6 +143,10 @@ class ZoomDigits:
         corners: list[tuple[int, int, int]] = []  # (left, top, side) of each frame
         for color, digit in zip(colors, chosen, strict=True):
             picture = _framed(rng, images[digit], COLORS[color])
+            if self.enlarge[1] > 1:
+                side = round(len(picture) * rng.uniform(*self.enlarge))
+                larger = Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR)
+                picture = np.asarray(larger)
             side = len(picture)
             left, top = _place(rng, side, corners, height, width)
             canvas[top : top + side, left : left + side] = picture
@@ -211,7 +227,7 @@ _MARKS: tuple[Callable[[ImageDraw.ImageDraw, tuple, tuple], None], ...] = (
 def _framed(rng: np.random.Generator, ink: Image.Image, color: tuple[int, int, int]) -> np.ndarray:
     """A dark digit on a light plate in a coloured ring, `[S, S, 3]` with S in 38..46."""
     size, ring = int(rng.integers(20, 27)), int(rng.integers(5, 8))
-    side = int(rng.integers(max(38, size + 2 * ring + 4), 47))
+    side = int(rng.integers(max(38, size + 2 * ring + 4), _MAX_SIDE + 1))
     limit = 255 - _GRAIN
     picture = np.empty((side, side, 3), np.uint8)
     picture[:] = np.clip(np.add(color, rng.integers(-12, 13, 3)), 0, limit)

@@ -103,6 +103,17 @@ def test_the_number_of_digits(digits):
     assert counts == set(range(digits[0], digits[1] + 1))
 
 
+@pytest.mark.parametrize(("digits", "enlarge"), [(1, (2.0, 5.0)), (4, (1.2, 2.2))])
+def test_enlarged_frames(digits, enlarge):
+    source = ZoomDigits("train", 20, digits=(digits, digits), enlarge=enlarge)
+    for index in range(20):
+        boxes = [box for _, _, box in source.scene(index)[1]]
+        sides = [x2 - x1 for x1, _, x2, _ in boxes]
+        assert 38 * enlarge[0] / 5.12 <= min(sides)
+        assert max(sides) <= 46 * enlarge[1] / 5.12 + 2
+        assert all(0 <= edge <= 100 for box in boxes for edge in box)
+
+
 def test_answers_and_questions_are_varied():
     source = ZoomDigits("train", 300, digits=(1, 1))
     scenes = [source[index] for index in range(300)]
@@ -125,12 +136,18 @@ def test_errors():
     for options in ({"num_scenes": 0}, {"num_scenes": 1, "seed": -1}):
         with pytest.raises(ValueError, match="num_scenes must be"):
             ZoomDigits("train", **options)
+    for enlarge in ((0.5, 1.0), (2.0, 1.0), (1.0, 2.4)):
+        with pytest.raises(
+            ValueError, match="what leaves room for 4 frames on a 512x512 px canvas"
+        ):
+            ZoomDigits("train", 1, enlarge=enlarge)
     source = ZoomDigits("train", 3, digits=(1, 2))
     for index in (3, -1):
         with pytest.raises(IndexError, match=rf"Scene {index} is outside of 0..2 of ZoomDigits"):
             source[index]
     assert repr(source) == (
-        "ZoomDigits(split='train', num_scenes=3, seed=0, digits=(1, 2), size=(512, 512))"
+        "ZoomDigits(split='train', num_scenes=3, seed=0, digits=(1, 2), size=(512, 512), "
+        "enlarge=(1.0, 1.0))"
     )
 
 
