@@ -85,7 +85,7 @@ TARGET = (
 )
 CROPPER = (
     Course(2e-3, (Stage(300, 1, (1.0, 1.0), enlarge=(2.0, 5.0)),)),
-    Course(2e-3, (Stage(600, 4, (1.0, 1.0), enlarge=(1.2, 2.2), point=True),)),
+    Course(2e-3, (Stage(1000, 4, (1.0, 1.0), enlarge=(1.2, 2.2), point=True),)),
     Course(
         1.5e-3,
         (Stage(350, 4, (1.0, 1.0), enlarge=(1.0, 2.2)), Stage(350, 4, (1.0, 1.0))),

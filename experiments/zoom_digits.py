@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.dtype = "float32"  # of the computation; weights and optimizer are fp32
     config.remat = False
     config.seed = 0
-    config.steps = 300
+    config.steps = 200
     config.batch_size = 16  # prompts a step, over all devices
     config.learning_rate = 3e-4
     config.warmup_steps = 10

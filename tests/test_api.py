@@ -31,14 +31,6 @@ SIZES = [(96, 128), (60, 128), (130, 40), (33, 31), (100, 97), (5, 64)]  # heigh
 SPLIT = 2 * tiny.SIDE  # a longest edge that cuts these into 2 x 2, 1 x 2 and 2 x 1 tiles
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make_folder(folder: pathlib.Path, seed: int) -> pathlib.Path:
     """A random model whose replies depend on what it sees, and end at different lengths."""
     text = dataclasses.replace(tiny.CONFIG.text, max_position_embeddings=LIMIT)

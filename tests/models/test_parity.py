@@ -34,14 +34,6 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def tiny_config(name: str) -> SmolVLMConfig:
     model_type, (side, patch), (heads, kv_heads, head_dim), tied, scale = TINY[name]
     return SmolVLMConfig(
