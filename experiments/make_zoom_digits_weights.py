@@ -5,9 +5,9 @@
     python experiments/make_zoom_digits_weights.py --out=FOLDER
 
 The target learns to read supervised, with a curriculum over crop size (tight crops first, then up
-to the whole picture). The cropper learns from *noisy* boxes only: jittered, enlarged as the paper
-enlarges its seed boxes, some of them plainly wrong; cleaner and larger frames come first. The
-cropper's curriculum does not bind colours to places yet: BUILD.md tells what was tried.
+to the whole picture). The cropper first learns to find frames and to match their colours, on exact
+boxes of enlarged frames; then it imitates *noisy* boxes: jittered, enlarged as the paper enlarges
+its seed boxes, some of them plainly wrong, so that GRPO has something to win. BUILD.md tells why.
 """
 
 import dataclasses
