@@ -144,7 +144,8 @@ class ZoomDigits:
         for color, digit in zip(colors, chosen, strict=True):
             picture = _framed(rng, images[digit], COLORS[color])
             if self.enlarge[1] > 1:
-                side = round(len(picture) * rng.uniform(*self.enlarge))
+                least, most = self.enlarge
+                side = round(len(picture) * rng.uniform(least, most))
                 larger = Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR)
                 picture = np.asarray(larger)
             side = len(picture)
