@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.grpo.group = 8
     config.grpo.temperature = 1.0
     config.grpo.beta = 0.0
+    config.grpo.format_weight = 0.1
     config.grpo.advantage = "std"
 
     config.data = ml_collections.ConfigDict()

@@ -118,7 +118,7 @@ def action_log_probs(
     last_token: jax.Array,
     boxes: jax.Array,
     temperature: float,
-) -> tuple[jax.Array, Reply]:
+) -> tuple[jax.Array, jax.Array, Reply]:
     """Teacher-forced log-probabilities of the replies that name `boxes`, on the shared prefix.
 
     Args:
@@ -131,7 +131,8 @@ def action_log_probs(
 
     Returns:
         fp32 `[B, G, T, A]` of every action at every reply token, meaningful where the reply's
-        `allowed` has any, and the replies, whose arrays are `[B, G, T, ...]`.
+        `allowed` has any; fp32 `[B, G, T]`, the log-probability over the whole vocabulary that a
+        token is one that the grammar allows there; and the replies, arrays `[B, G, T, ...]`.
     """
     reply = grammar.encode(boxes)
     first = jnp.broadcast_to(last_token[:, None, None], (*boxes.shape[:2], 1))
@@ -139,4 +140,10 @@ def action_log_probs(
     valid = jnp.concatenate([jnp.ones_like(first, bool), reply.valid[..., :-1]], -1)
     hidden, _ = model.text(model.embed(tokens), valid, prefix)
     logits = model.text.logits(hidden, jnp.asarray(grammar.actions))
-    return masked_log_softmax(logits, reply.allowed, temperature), reply
+    # Unused, these vocabulary-sized logits are never computed.
+    everything = model.text.logits(hidden)
+    only = jnp.take_along_axis(everything, reply.tokens[..., None], -1)[..., 0]
+    any_of = jax.nn.logsumexp(jnp.where(reply.allowed, logits, NEGATIVE), -1)
+    well_formed = jnp.where(reply.allowed.any(-1), any_of, only)
+    well_formed -= jax.nn.logsumexp(everything, -1)
+    return masked_log_softmax(logits, reply.allowed, temperature), well_formed, reply

@@ -26,6 +26,9 @@ class GRPOConfig:
         group: rollouts a prompt.
         temperature: of the sampling; log-probabilities are of the sampling distribution.
         beta: weight of the KL to the reference; 0 needs no reference at all.
+        format_weight: weight of a reply token's mean -log P(what the grammar allows), over the
+            whole vocabulary. Sampling under the grammar, nothing else keeps the rest unlikely,
+            which decoding without it needs, as `transformers` does after an export.
         advantage: "std" (GRPO) or "dr_grpo", for scaling and for aggregation.
         clip_low: lower clip range of the ratio.
         clip_high: upper clip range of the ratio.
@@ -38,6 +41,7 @@ class GRPOConfig:
     group: int = 8
     temperature: float = 1.0
     beta: float = 0.01
+    format_weight: float = 0.0
     advantage: Literal["std", "dr_grpo"] = "std"
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -138,11 +142,11 @@ def make_step(
         with jax.named_scope("reference"):
             if config.beta:
                 frozen, _ = read(state.reference)
-                reference, _ = replies(state.reference, frozen, boxes)
+                reference, *_ = replies(state.reference, frozen, boxes)
 
         # 5. The objective on teacher-forced log-probabilities, and its gradient.
         def loss_fn(params: Any, prefix: Any):
-            log_probs, reply = replies(params, prefix, boxes)
+            log_probs, well_formed, reply = replies(params, prefix, boxes)
 
             def chosen(log_probs: jax.Array) -> jax.Array:
                 return jnp.take_along_axis(log_probs, reply.action[..., None], -1)[..., 0]
@@ -159,6 +163,10 @@ def make_step(
             loss, count = objective.aggregate(
                 config.beta * kl - gain, mask, config.advantage, grammar.max_choices
             )
+            if config.format_weight:
+                written = reply.valid & scored[..., None]
+                malformed, _ = objective.aggregate(-well_formed, written, "std", 0)
+                loss += config.format_weight * malformed
             entropy = -(jnp.exp(log_probs) * log_probs * reply.allowed).sum(-1)
             tokens = mask.sum()
             gap = jnp.where(mask, old, 0).sum(-1) - rollouts.log_probs
@@ -168,6 +176,8 @@ def make_step(
                 "entropy": (jnp.where(mask, entropy, 0).sum(), tokens),
                 "sampler_gap": (jnp.where(scored, jnp.abs(gap), 0).sum(), count),
             }
+            if config.format_weight:
+                sums["malformed"] = (malformed, count)
             return loss, sums
 
         with jax.named_scope("update"):

@@ -44,7 +44,7 @@ FAST_COMPILE = {"xla_backend_optimization_level": 0}
 # Each combination of advantage and beta; microbatches and reward chunks change along.
 CONFIGS = {
     "std": dataclasses.replace(CONFIG, beta=0.0, reward_chunk=1, accumulate=2),
-    "std-kl": CONFIG,
+    "std-kl": dataclasses.replace(CONFIG, format_weight=0.5),
     "dr_grpo": dataclasses.replace(CONFIG, advantage="dr_grpo", beta=0.0, accumulate=4),
     "dr_grpo-kl": dataclasses.replace(
         CONFIG, advantage="dr_grpo", reward_chunk=2, likelihood="mean"
@@ -300,7 +300,9 @@ def chosen_log_probs(params: nnx.State, ids: jax.Array, tiles: jax.Array, allowe
 
 @jax.jit
 @functools.partial(jax.value_and_grad, has_aux=True)
-def naive_reply(params, reference, ids, tiles, allowed, chosen, advantage, beta, length):
+def naive_reply(
+    params, reference, ids, tiles, allowed, chosen, reply, advantage, beta, length, format_weight
+):
     """Loss of one reply, its sum of KL terms, and the gradient."""
     log_probs = chosen_log_probs(params, ids, tiles, allowed)
     ratio = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
@@ -308,6 +310,11 @@ def naive_reply(params, reference, ids, tiles, allowed, chosen, advantage, beta,
     difference = chosen_log_probs(reference, ids, tiles, allowed) - log_probs
     kl = jnp.exp(difference) - difference - 1
     loss = jnp.where(chosen, beta * kl - gain, 0).sum() / length
+    # What decoding without the grammar does: any of the allowed tokens is as good.
+    probabilities = jax.nn.softmax(naive_logits(params, ids, tiles)[:-1])
+    good = jnp.where(chosen[:, None], allowed, ids[1:, None] == jnp.arange(allowed.shape[1]))
+    malformed = -jnp.log((probabilities * good).sum(-1))
+    loss += format_weight * jnp.where(reply, malformed, 0).sum() / reply.sum()
     return loss, jnp.where(chosen, kl, 0).sum()
 
 
@@ -352,6 +359,9 @@ def naive(config: GRPOConfig, seen: np.ndarray, spoil: np.ndarray | None = None)
             for position, candidates in r.choices.items():
                 allowed[position] = np.isin(np.arange(allowed.shape[1]), candidates)
                 chosen[position] = True
+            positions = np.arange(LENGTH)
+            prompt = len(tiny.PROMPTS.crop(example["question"]).ids)
+            reply = (positions >= prompt) & (positions < len(r.ids))
             length = len(r.choices) if config.advantage == "std" else 10
             (part, divergence), grads = naive_reply(
                 POLICY,
@@ -360,9 +370,11 @@ def naive(config: GRPOConfig, seen: np.ndarray, spoil: np.ndarray | None = None)
                 tiles,
                 allowed[1:],
                 chosen[1:],
+                reply[1:],
                 np.float32(advantage),
                 np.float32(config.beta),
                 np.float32(length),
+                np.float32(config.format_weight),
             )
             loss, kl = loss + float(part), kl + float(divergence) * bool(config.beta)
             replies, tokens = replies + 1, tokens + len(r.choices)
