@@ -8,6 +8,7 @@ alike, and JAX is not imported here.
 """
 
 import dataclasses
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ import tokenizers
 Array = Any  # np.ndarray or jax.Array
 FULL = (0, 0, 100, 100)
 END_OF_UTTERANCE = "<end_of_utterance>"
+QUINTILE_FACTORS = (45, 10, 4, 2, 1)
+PAPER_BOUNDS = (0.0016, 0.0038, 0.0091, 0.0351)  # quintiles of seed areas, CropVLM's table 2
+MAX_PIXELS = 12_845_056  # of Qwen2.5-VL's released processors
 _REPLY = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
 
 
@@ -93,8 +97,87 @@ def expand(boxes: Array, factor: Any) -> Array:
     return xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
 
 
+def expand_by_quintile(boxes: Array, bounds: Array | None = None) -> Array:
+    """Expands seed boxes, the small ones more: area x45, x10, x4, x2, x1 by quintile of area.
+
+    Args:
+        boxes: int `[N, 4]`.
+        bounds: areas 0..1 `[4]` where the second to fifth quintiles begin, such as `PAPER_BOUNDS`;
+            by default those of `boxes`, as in the official code.
+
+    Returns:
+        int `[N, 4]`, valid.
+    """
+    xp = boxes.__array_namespace__()
+    areas = area(boxes)
+    if bounds is None:
+        bounds = xp.quantile(areas, xp.asarray([0.2, 0.4, 0.6, 0.8]))
+    quintile = xp.searchsorted(xp.asarray(bounds), areas, side="right")
+    return expand(boxes, xp.asarray(QUINTILE_FACTORS)[quintile])
+
+
 # Coordinate frames --------------------------------------------------------------------------------
 # Original pixels and padded canvas pixels are one frame: canvases are padded bottom and right.
+# Any other frame is known by its size, an image's height and width in its units: `frame_size`.
+
+FRAMES = ("smart_resized", "thousandths", "pixels", "percent", "smart_resized_unscaled")
+
+
+def frame_size(
+    frame: str, height: int, width: int, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """Height and width of an image in the units of a frame: the `size` for `from_pixels`.
+
+    Args:
+        frame: one of `FRAMES`: "smart_resized", what Qwen2.5-VL writes; "thousandths", what
+            Qwen2-VL and Qwen3-VL write; "pixels" of the original; "percent"; or
+            "smart_resized_unscaled", the official code's mistake, which divides smart-resized
+            pixels by the original size.
+        height: of the image in pixels.
+        width: of the image in pixels.
+        max_pixels: what the labeller's processor was limited to.
+
+    Raises:
+        ValueError: there is no such frame, or no smart-resized form of the image.
+    """
+    match frame:
+        case "smart_resized":
+            return smart_resize(height, width, max_pixels=max_pixels)
+        case "thousandths":
+            return 1000, 1000
+        case "pixels" | "smart_resized_unscaled":
+            return height, width
+        case "percent":
+            return 100, 100
+    raise ValueError(f"there is no frame {frame!r}: use one of {', '.join(FRAMES)}")
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int = 28,
+    min_pixels: int = 3136,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[int, int]:
+    """The size to which Qwen2-VL's and Qwen2.5-VL's processors resize an image.
+
+    Sides are rounded to multiples of `factor`, half to even; where their product leaves the limits,
+    both are scaled alike and rounded to the safe side.
+
+    Raises:
+        ValueError: one side is more than 200 times the other.
+    """
+    sides = (height, width)
+    if max(sides) > 200 * min(sides):
+        raise ValueError(f"{height} x {width} px: one side is over 200 times the other")
+    high, wide = (round(side / factor) * factor for side in sides)
+    if high * wide > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        high, wide = (max(math.floor(side / shrink / factor), 1) * factor for side in sides)
+    elif high * wide < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        high, wide = (math.ceil(side * grow / factor) * factor for side in sides)
+    return high, wide
 
 
 def to_pixels(boxes: Array, size: Array) -> Array:
@@ -123,16 +206,16 @@ def from_pixels(boxes: Array, size: Array) -> Array:
     """The smallest percent boxes that contain pixel boxes.
 
     Args:
-        boxes: int `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
-        size: int `[..., 2]`, height and width of the image in pixels.
+        boxes: int or float `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
+        size: int `[..., 2]`, height and width of the image in pixels, or `frame_size`.
 
     Returns:
         int `[..., 4]` percent, clipped to the image.
     """
     xp = boxes.__array_namespace__()
     scale = xp.stack([size[..., 1], size[..., 0]], axis=-1)
-    low = xp.clip(boxes[..., :2] * 100 // scale, 0, 99)
-    high = xp.clip(-(-boxes[..., 2:] * 100 // scale), 0, 100)
+    low = xp.clip(boxes[..., :2] * 100 // scale, 0, 99).astype(scale.dtype)
+    high = xp.clip(-(-boxes[..., 2:] * 100 // scale), 0, 100).astype(scale.dtype)
     return xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
 
 

@@ -178,6 +178,38 @@ def test_expand(box, factor):
         assert boxes.area(got) * 10_000 <= (sides[0] + 1) * (sides[1] + 1)
 
 
+def test_quintiles_of_the_paper():
+    # 15, 16 | 38 | 91 | 351 of 10,000: a bound belongs to the quintile that it begins.
+    some = np.array(
+        [
+            (10, 20, 15, 23),
+            (10, 20, 14, 24),
+            (10, 20, 29, 22),
+            (10, 20, 17, 33),
+            (10, 20, 37, 33),
+            (0, 0, 99, 99),
+        ]
+    )
+    got = boxes.expand_by_quintile(some, boxes.PAPER_BOUNDS)
+    factors = [45, 10, 4, 2, 1, 1]
+    assert round(boxes.area(some)[4] * 10_000) == 351
+    for box, factor, new in zip(some, factors, got, strict=True):
+        np.testing.assert_array_equal(new, boxes.expand(box, factor))
+    np.testing.assert_array_equal(got[4:], some[4:])
+
+
+def test_quintiles_of_the_boxes_themselves():
+    some = np.array([(0, 0, 1 + i // 20, 5 + i % 20 + i // 20) for i in range(100)])
+    got = boxes.expand_by_quintile(some)
+    areas = sorted(boxes.area(some).tolist())
+    for box, new in zip(some, got, strict=True):
+        smaller = sum(area <= boxes.area(box) for area in areas) - 1  # rank of the last equal one
+        factor = boxes.QUINTILE_FACTORS[min(int(smaller / 99 * 5), 4)]
+        np.testing.assert_array_equal(new, boxes.expand(box, factor))
+    one = np.array([[10, 10, 20, 20]])
+    np.testing.assert_array_equal(boxes.expand_by_quintile(one), one)
+
+
 # Coordinate frames --------------------------------------------------------------------------------
 
 sizes = st.tuples(st.integers(1, 2**20), st.integers(1, 2**20)) | st.tuples(
@@ -238,6 +270,78 @@ def test_from_pixels_clips():
     assert boxes.from_pixels(pixels, size).tolist() == want
 
 
+@settings(deadline=None, max_examples=500)
+@given(
+    sides=st.tuples(st.integers(1, 12_000), st.integers(1, 12_000)),
+    factor=st.sampled_from([28, 32]),
+    limits=st.tuples(st.integers(1, 400), st.integers(1, 20_000)).map(sorted),
+)
+def test_smart_resize_is_that_of_transformers(sides, factor, limits):
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    settings = [factor, *(limit * factor**2 for limit in limits)]
+    for arguments in (settings, [28, 3136, boxes.MAX_PIXELS]):
+        if max(sides) > 200 * min(sides):
+            with pytest.raises(ValueError, match="200 times"):
+                boxes.smart_resize(*sides, *arguments)
+        else:
+            assert boxes.smart_resize(*sides, *arguments) == smart_resize(*sides, *arguments)
+
+
+def test_smart_resize_by_hand():
+    assert boxes.smart_resize(14 * 29, 14 * 31) == (28 * 14, 28 * 16)  # half to even
+    assert boxes.smart_resize(1, 200) == (28, 812)
+    assert boxes.smart_resize(3024, 4032) == (3024, 4032)  # just under the released limit
+    assert boxes.smart_resize(6048, 8064) == (3080, 4116)
+    assert boxes.smart_resize(3024, 4032, max_pixels=1280 * 28**2) == (840, 1148)
+
+
+@pytest.mark.parametrize("frame", boxes.FRAMES)
+@settings(deadline=None)
+@given(box=valid_boxes, sides=st.tuples(st.integers(100, 12_000), st.integers(100, 12_000)))
+def test_frames_there_and_back(frame, box, sides):
+    size = np.array(boxes.frame_size(frame, *sides, max_pixels=2_000_000))
+    there = boxes.to_pixels(np.array(box), size)
+    assert (there >= 0).all() and (there.reshape(2, 2) <= size[::-1]).all()
+    back = boxes.from_pixels(there, size)
+    # An edge moves by half a pixel, which may begin another percent.
+    assert (np.abs(back - box) <= 1 + 100 / size.min()).all()
+    if frame in ("thousandths", "percent"):
+        np.testing.assert_array_equal(back, box)
+
+
+@pytest.mark.parametrize(
+    ("frame", "seen"),
+    [
+        ("smart_resized", (574, 168, 861, 420)),  # the model sees 1148 x 840 px
+        ("thousandths", (500, 200, 750, 500)),
+        ("pixels", (2016, 605, 3024, 1512)),
+        ("percent", (50, 20, 75, 50)),
+    ],
+)
+def test_a_labeller_points_at_the_same_place_in_every_frame(frame, seen):
+    size = boxes.frame_size(frame, 3024, 4032, max_pixels=1280 * 28**2)
+    assert boxes.from_pixels(np.array(seen), np.array(size)).tolist() == [50, 20, 75, 50]
+
+
+def test_the_official_mistake_moves_boxes():
+    size = boxes.frame_size("smart_resized_unscaled", 3024, 4032, max_pixels=1280 * 28**2)
+    got = boxes.from_pixels(np.array([574, 168, 861, 420]), np.array(size))
+    # 100 * 574 / 4032 and so on: towards the top left, and small
+    assert got.tolist() == [14, 5, 22, 14]
+
+
+def test_fractions_of_pixels_are_kept_inside():
+    size = np.array([100, 200])
+    got = boxes.from_pixels(np.array([3.9, -0.5, 4.1, 7.01]), size)
+    assert got.tolist() == [1, 0, 3, 8] and got.dtype == size.dtype
+
+
+def test_an_unknown_frame_is_refused():
+    with pytest.raises(ValueError, match="no frame 'permille': use one of smart_resized, "):
+        boxes.frame_size("permille", 10, 10)
+
+
 # NumPy and JAX ------------------------------------------------------------------------------------
 
 
@@ -270,6 +374,10 @@ def _state(rng, n):
             for function in (boxes.to_pixels, boxes.from_pixels)
         ),
         (boxes.to_pixels, lambda rng: (_random_boxes(rng, 500), np.full((500, 2), 2**20))),
+        (
+            lambda b: boxes.expand_by_quintile(b, (0.01005, 0.05005, 0.1005, 0.2005)),
+            lambda rng: (_random_boxes(rng, 500),),
+        ),
         (lambda b: _grammar().start(b), lambda rng: (_random_boxes(rng, 500),)),
         (lambda s: _grammar().allowed(s), lambda rng: (_state(rng, 500),)),
         (

@@ -2,44 +2,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures on the host: any file to RGB, SmolVLM's tiling, padding to a fixed canvas."""
 
+import io
 import math
 import os
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 MAX_EDGE = 4096  # the longest edge that SmolVLM's first resize ever produces
+MAX_PIXELS = 2**28 // 3  # 256 MiB as RGB; 8K photos (33 million) and A3 scans at 600 dpi fit
+# Not what PIL hands to other programs, such as PostScript.
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+Picture = Image.Image | np.ndarray | bytes | str | os.PathLike
 
 
-def to_rgb(image: Image.Image | np.ndarray | str | os.PathLike) -> np.ndarray:
+def to_rgb(image: Picture) -> np.ndarray:
     """Converts a picture to RGB as people see it.
 
     The EXIF orientation is applied, transparency is composited on white, 16-bit grey levels are
-    scaled to 8 bits; palettes, grey, 1-bit and CMYK pictures are converted.
+    scaled to 8 bits; palettes, grey, 1-bit and CMYK pictures are converted; an animation gives its
+    first frame.
 
     Args:
         image: A PIL image, an array `[H, W]` or `[H, W, C]` with C in 1, 3, 4 (uint8, uint16 or
-            bool), or the path of an image file.
+            bool), an image file's bytes, or its path.
 
     Returns:
         uint8 `[H, W, 3]`.
 
     Raises:
         OSError: If the file is missing, broken or no picture.
-        ValueError: If the pixels cannot be understood, or are too many.
+        ValueError: If the pixels cannot be understood, or are more than `MAX_PIXELS`, in which case
+            none is decoded.
     """
     if isinstance(image, np.ndarray):
         return _array_to_rgb(image)
     if isinstance(image, Image.Image):
         return _pil_to_rgb(image, "the image")
-    name = os.fspath(image)
-    try:
-        with Image.open(name) as opened:
-            return _pil_to_rgb(opened, name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no image file {name}.") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has too many pixels: {error}") from error
+    name = _name(image)
+    with _open(image, name) as opened:
+        return _pil_to_rgb(opened, name)
+
+
+def picture_size(image: Picture) -> tuple[int, int]:
+    """Height and width of what `to_rgb` returns, from the file's header alone.
+
+    Raises:
+        OSError: If the file is missing or no picture.
+        ValueError: If there are more than `MAX_PIXELS`, or none.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    if isinstance(image, Image.Image):
+        return _upright_size(image, "the image")
+    name = _name(image)
+    with _open(image, name) as opened:
+        return _upright_size(opened, name)
 
 
 def resized(height: int, width: int, longest_edge: int) -> tuple[int, int]:
@@ -79,6 +98,14 @@ def fitted(height: int, width: int, tile_size: int) -> tuple[int, int]:
     return height, width
 
 
+def grid(height: int, width: int, tile_size: int, longest_edge: int) -> tuple[int, int]:
+    """Rows and columns of the tiles that a picture of this size gets from `tile`."""
+    height, width = fitted(*resized(height, width, longest_edge), tile_size)
+    if height == width == tile_size:
+        return 0, 0
+    return height // tile_size, width // tile_size
+
+
 def tile(
     image: np.ndarray, tile_size: int, longest_edge: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
@@ -112,6 +139,15 @@ def tile(
     return tiles, (rows, cols)
 
 
+def shrink_to_fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture `[H, W, 3]`, made smaller with its aspect kept if it exceeds `height` x `width`."""
+    scale = min(height / image.shape[0], width / image.shape[1])
+    if scale >= 1:
+        return image
+    size = (max(int(edge * scale), 1) for edge in image.shape[:2])
+    return np.asarray(_lanczos(Image.fromarray(image), *size))
+
+
 def pad_to_canvas(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Pads `[H, W, 3]` with zeros at the bottom and the right to `[height, width, 3]`."""
     if image.shape[0] > height or image.shape[1] > width:
@@ -122,6 +158,39 @@ def pad_to_canvas(image: np.ndarray, height: int, width: int) -> np.ndarray:
     canvas = np.zeros((height, width, 3), np.uint8)
     canvas[: image.shape[0], : image.shape[1]] = image
     return canvas
+
+
+def _name(image: bytes | str | os.PathLike) -> str:
+    return f"the image's {len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
+
+
+def _open(image: bytes | str | os.PathLike, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, "r", _FORMATS)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no image file {name}.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"Too many pixels in {name}: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise OSError(f"No picture in {name}: none of {', '.join(_FORMATS)}.") from error
+    except Exception as error:  # PIL's readers raise nearly anything on a broken file
+        raise OSError(f"Cannot open {name}: {error}") from error
+
+
+def _upright_size(image: Image.Image, name: str) -> tuple[int, int]:
+    width, height = image.size
+    if not width * height:
+        raise ValueError(f"There are no pixels in {name}: {width} x {height}.")
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"Too many pixels in {name}: {width} x {height}, over the limit of {MAX_PIXELS}."
+        )
+    # A PNG's own getexif would decode the pixels.
+    turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    if turned and isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Newer versions of PIL have turned its size already.
+        return image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return (width, height) if turned else (height, width)
 
 
 def _array_to_rgb(image: np.ndarray) -> np.ndarray:
@@ -141,12 +210,13 @@ def _array_to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _pil_to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    # Checks before decoding. PIL keeps the EXIF that this reads: what a PNG has behind its pixels
+    # turns neither size nor picture.
+    _upright_size(image, name)
     try:
         image = ImageOps.exif_transpose(image)  # also decodes the file
-    except Exception as error:  # PIL's decoders raise nearly anything on a broken file
+    except Exception as error:
         raise OSError(f"Cannot decode {name}: {error}") from error
-    if 0 in image.size:
-        raise ValueError(f"There are no pixels in {name}: {image.width} x {image.height}.")
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:

@@ -1,8 +1,15 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
+import io
+import math
+import random
+import struct
+import warnings
+import zlib
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cropvlm_jax.data import images
 
@@ -195,6 +202,187 @@ def test_to_rgb_errors(tmp_path, monkeypatch):
         images.to_rgb(np.zeros((3, 4, 4, 4), np.uint8))
     with pytest.raises(ValueError, match="no pixels"):
         images.to_rgb(np.zeros((0, 4, 3), np.uint8))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match="whole.png has too many pixels"):
-        images.to_rgb(tmp_path / "whole.png")
+
+
+def _encoded(image, fmt, **options):
+    file = io.BytesIO()
+    image.save(file, fmt, **options)
+    return file.getvalue()
+
+
+def _chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _png(width, height, rows):
+    """A grey PNG that declares more pixels than it need have."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"])
+def test_bytes_are_read_as_files_are(tmp_path, fmt):
+    data = _encoded(Image.fromarray(_noise(6, 9)), fmt)
+    path = tmp_path / f"x.{fmt}"
+    path.write_bytes(data)
+    np.testing.assert_array_equal(images.to_rgb(data), images.to_rgb(path))
+    np.testing.assert_array_equal(images.to_rgb(data), Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_picture_size_is_that_of_the_upright_picture(tmp_path, fmt, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _encoded(Image.fromarray(_noise(16, 32)), fmt, exif=exif)
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    want = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    for image in (data, path, str(path), Image.open(path)):
+        assert images.picture_size(image) == want.shape[:2]
+        rgb = images.to_rgb(image)
+        np.testing.assert_array_equal(rgb, want)
+        assert images.picture_size(rgb) == want.shape[:2]
+
+
+def test_picture_size_reads_the_header_alone(tmp_path):
+    # These have no pixels at all: decoding would fail.
+    for fmt, end in (("JPEG", b"\xff\xda"), ("PNG", b"IDAT")):
+        data = _encoded(Image.fromarray(_noise(300, 500)), fmt)
+        data = data[: data.index(end) + 32]
+        assert images.picture_size(data) == (300, 500)
+        with pytest.raises(OSError, match=rf"Cannot decode the image's {len(data)} bytes"):
+            images.to_rgb(data)
+
+
+def test_exif_after_the_pixels_turns_neither_size_nor_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _encoded(Image.fromarray(_noise(16, 32)), "PNG")
+    data = data[:-12] + _chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[-12:]
+    assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
+    assert images.picture_size(data) == images.to_rgb(data).shape[:2] == (16, 32)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(
+    "exif", [b"", b"junk", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\x05\x01\x12"]
+)
+def test_broken_exif_is_no_reason_to_lose_a_picture(exif):
+    data = _encoded(Image.fromarray(_noise(16, 32)), "JPEG", exif=b"Exif\0\0" + exif)
+    assert images.picture_size(data) == images.to_rgb(data).shape[:2] == (16, 32)
+
+
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_a_bomb_is_refused_without_decoding(tmp_path, recwarn, action):
+    warnings.simplefilter(action)  # what PIL does to some sizes that are over our limit
+    # The same tiny file is a picture or a bomb: only the declared size differs.
+    assert images.to_rgb(_png(30, 20, bytes(31 * 20))).shape == (20, 30, 3)
+    for side in (1 + math.isqrt(images.MAX_PIXELS), 30_000, 2**31 - 1):
+        bomb = _png(side, side, bytes(31 * 20))
+        path = tmp_path / "bomb.png"
+        path.write_bytes(bomb)
+        for read in (images.to_rgb, images.picture_size):
+            with pytest.raises(ValueError, match="Too many pixels in the image's .* bytes"):
+                read(bomb)
+            with pytest.raises(ValueError, match="Too many pixels in .*bomb.png"):
+                read(path)
+
+
+def test_the_limit_is_our_own(monkeypatch):
+    """Not PIL's, which any other code of the process may have lifted."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(ValueError, match=f"30000 x 30000, over the limit of {images.MAX_PIXELS}"):
+        images.to_rgb(_png(30_000, 30_000, b""))
+    monkeypatch.setattr(images, "MAX_PIXELS", 54)
+    image = Image.fromarray(_noise(6, 9))
+    assert images.to_rgb(image).shape == images.to_rgb(_encoded(image, "PNG")).shape == (6, 9, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 53)
+    for picture in (image, _encoded(image, "PNG"), _noise(6, 9)):
+        with pytest.raises(ValueError, match="9 x 6, over the limit of 53"):
+            images.to_rgb(picture)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 30_000), (30_000, 20)])
+def test_extreme_sizes(size):
+    image = _noise(*size)
+    data = _encoded(Image.fromarray(image), "PNG")
+    assert images.picture_size(data) == size
+    np.testing.assert_array_equal(images.to_rgb(data), image)
+
+
+def test_cmyk_jpeg():
+    rgb = np.asarray(Image.fromarray(_noise(3, 4)).resize((64, 48), Image.BICUBIC))
+    data = _encoded(Image.fromarray(rgb).convert("CMYK"), "JPEG", quality=100)
+    assert Image.open(io.BytesIO(data)).mode == "CMYK"
+    assert np.abs(images.to_rgb(data).astype(int) - rgb).max() <= 6
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.fromarray(_noise(6, 9, seed=seed)).quantize(200) for seed in range(3)]
+    data = _encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    np.testing.assert_array_equal(images.to_rgb(data), np.asarray(frames[0].convert("RGB")))
+
+
+def test_16_bit_png_bytes():
+    levels = np.array([[0, 257 * 100, 65535]], np.uint16)
+    rgb = images.to_rgb(_encoded(Image.fromarray(levels), "PNG"))
+    np.testing.assert_array_equal(rgb[0, :, 0], [0, 100, 255])
+
+
+def test_palette_with_alpha():
+    palette = Image.fromarray(_noise(6, 9)).quantize(3)
+    data = _encoded(palette, "PNG", transparency=bytes([0, 128, 255]))
+    index, colors = np.asarray(palette), np.asarray(palette.convert("RGB")).astype(int)
+    rgb = images.to_rgb(data)
+    assert (rgb[index == 0] == 255).all()
+    assert np.abs(rgb - (colors + 255) / 2)[index == 1].max() <= 2
+    np.testing.assert_array_equal(rgb[index == 2], colors[index == 2])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x89PNG", b"\xff\xd8", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+)
+def test_bytes_that_are_no_picture(data, tmp_path):
+    (tmp_path / "x.png").write_bytes(data)
+    for read in (images.to_rgb, images.picture_size):
+        with pytest.raises(OSError, match=f"the image's {len(data)} bytes"):
+            read(data)
+        with pytest.raises(OSError, match="x.png"):
+            read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
+def test_a_truncated_file_is_an_os_error(fmt):
+    data = _encoded(Image.fromarray(_noise(64, 64)), fmt)
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(OSError, match="the image's .* bytes"):
+            images.to_rgb(data[: int(share * len(data))])
+
+
+@pytest.mark.filterwarnings("ignore")  # PIL's, on what it finds odd
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000"])
+def test_damage_never_raises_anything_else(fmt, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 10**6)  # a broken size costs time
+    rng = random.Random(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if fmt in ("JPEG", "PNG", "WEBP", "TIFF") else {}
+    whole = _encoded(Image.fromarray(_noise(24, 32)), fmt, **options)
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 8))):
+            # Half of the damage is done to the header.
+            place = rng.randrange(rng.choice((min(len(data), 200), len(data))))
+            data[place] = rng.choice((0, 255, rng.randrange(256)))
+        try:
+            size = images.picture_size(bytes(data))
+        except (OSError, ValueError):
+            size = None
+        try:
+            rgb = images.to_rgb(bytes(data))
+        except (OSError, ValueError):
+            continue
+        assert rgb.shape == (*size, 3)

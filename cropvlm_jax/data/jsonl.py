@@ -1,0 +1,60 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Anybody's pictures and questions, as JSON lines."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cropvlm_jax import boxes
+from cropvlm_jax.data import rows
+from cropvlm_jax.data.source import Box, Source, read_inside
+
+
+def open(folder: str | os.PathLike, split: str) -> Source:
+    """Opens a file with one JSON object a line.
+
+    Its fields: `image`, a path that starts at the file's folder; `question`; `answers`, a list of
+    strings, or `answer`, one (needed but in the split "test"); optionally `box`, percent
+    `[x1, y1, x2, y2]` of the evidence, and `example_id`, which is else "jsonl/{split}/{line}".
+
+    Args:
+        folder: holds `{split}.jsonl`, or is such a file itself.
+        split: any name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no line of it is usable.
+    """
+    path = Path(folder)
+    if path.is_dir() or path.suffix != ".jsonl":
+        path = path / f"{split}.jsonl"
+    if not path.is_file():
+        raise rows.not_here(path.parent, f"The split {split!r}", (path.name,))
+
+    def parse(row: rows.Row) -> rows.Row:
+        row = {"example_id": f"jsonl/{split}/{row['line']}"} | row
+        answers = [row["answer"]] if "answer" in row else row.get("answers")
+        example: rows.Row = {
+            "example_id": rows.identifier(row, "example_id"),
+            "image": rows.text(row, "image"),
+            "question": rows.text(row, "question"),
+            "answers": rows.answers(answers, required=split != "test"),
+        }
+        if row.get("box") is not None:
+            example["box"] = _box(row["box"])
+        return example
+
+    examples, skipped = rows.collect(rows.jsonl_rows(path), parse)
+    return Source(f"jsonl/{split}", examples, functools.partial(read_inside, path.parent), skipped)
+
+
+def _box(box: Any) -> Box:
+    whole = isinstance(box, list) and len(box) == 4 and all(type(edge) is int for edge in box)
+    if not whole or not boxes.is_valid(np.array(box, object)):
+        raise ValueError(f"box {box!r} is not [x1, y1, x2, y2] in whole percent, x2 > x1, y2 > y1")
+    x1, y1, x2, y2 = box
+    return x1, y1, x2, y2

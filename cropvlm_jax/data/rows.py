@@ -1,0 +1,265 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of JSON, JSON-lines and parquet files; the broken ones are named and left out."""
+
+import functools
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+Row = dict[str, Any]
+# What messages call a row, and how to read it: a ValueError or an OSError says that it cannot be.
+Entry = tuple[str, Callable[[], Row]]
+
+_SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+_ROW_GROUPS = threading.Lock()
+
+
+def collect(entries: Iterable[Entry], parse: Callable[[Row], Row]) -> tuple[list[Row], list[str]]:
+    """Parses rows.
+
+    Args:
+        entries: the rows.
+        parse: a row to an example; raises `ValueError` or `OSError` where there is none in it.
+
+    Returns:
+        The examples, and a line for each row that gave none: "row 17 of train.json: no question".
+    """
+    examples, skipped = [], []
+    for where, read in entries:
+        try:
+            examples.append(parse(read()))
+        except (ValueError, OSError, RecursionError) as error:
+            skipped.append(f"{where}: {error}")
+    return examples, skipped
+
+
+# Fields -------------------------------------------------------------------------------------------
+
+
+def text(row: Row, key: str) -> str:
+    """A field that must be a string and not blank, as it stands."""
+    value = row.get(key)
+    if value is None or value == "":
+        raise ValueError(f"no {key}")
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {value!r}, not text")
+    if not value.strip():
+        raise ValueError(f"no {key}")
+    value.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
+    return value
+
+
+def identifier(row: Row, key: str) -> str:
+    """A field that must be a whole number or a string."""
+    value = row.get(key)
+    return str(value) if type(value) is int else text(row, key)
+
+
+def answers(values: Any, required: bool) -> list[str]:
+    """Stripped answers of all annotators, the blank ones left out.
+
+    Args:
+        values: a list of strings; None where there are none.
+        required: whether to refuse a row without any.
+    """
+    if not isinstance(values, list | None):
+        raise ValueError(f"answers are {values!r}, not a list")
+    stripped = []
+    for value in values or ():
+        if not isinstance(value, str):
+            raise ValueError(f"answer {value!r} is not text")
+        value.encode()
+        if value.strip():
+            stripped.append(value.strip())
+    if required and not stripped:
+        raise ValueError("no answer")
+    return stripped
+
+
+def split_name(split: str) -> str:
+    """`split` as "train", "val" or "test"; "validation" is "val"."""
+    if split not in _SPLITS:
+        raise ValueError(f"unknown split {split!r}: use one of {', '.join(_SPLITS)}")
+    return _SPLITS[split]
+
+
+def fraction(name: str) -> float:
+    """A number in [0, 1) that depends on nothing but the name: splits are made by it."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def not_here(folder: Path, wanted: str, expected: Sequence[str]) -> FileNotFoundError:
+    """The error for a folder of something else."""
+    if not folder.is_dir():
+        return FileNotFoundError(f"{wanted}: there is no folder {folder}")
+    names = sorted(path.name for path in folder.iterdir())
+    found = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "nothing"
+    return FileNotFoundError(
+        f"{wanted} is not in {folder}: expected {' or '.join(expected)}; found {found}"
+    )
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def first_file(folder: Path, names: Iterable[str]) -> Path | None:
+    """The first of the files that exists."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def json_rows(path: Path) -> Iterator[Entry]:
+    """Rows of `{"data": [...]}`, numbered from 0.
+
+    Raises:
+        ValueError: the file is no JSON in UTF-8, or of another shape.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON file in UTF-8: {error}") from error
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, list):
+        found = ", ".join(content) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(f'{path}: expected an object with a list "data", found {found}')
+    for number, row in enumerate(data):
+        yield f"row {number} of {path.name}", functools.partial(_object, row)
+
+
+def jsonl_rows(path: Path) -> Iterator[Entry]:
+    """Rows of a file with an object in JSON on each line; blank lines are none.
+
+    A row's "line" is its number, from 1.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"line {number} of {path.name}", functools.partial(_line, line, number)
+
+
+def _line(line: bytes, number: int) -> Row:
+    return _object(json.loads(line.decode("utf-8-sig"))) | {"line": number}
+
+
+def _object(row: Any) -> Row:
+    if not isinstance(row, dict):
+        raise ValueError(f"a {type(row).__name__}, not an object with fields")
+    return row
+
+
+# Parquet ------------------------------------------------------------------------------------------
+
+
+def parquet_shards(folder: Path, folders: Sequence[str], split: str) -> list[Path]:
+    """Shards `{split}-*.parquet` in the first of the folders that has any.
+
+    Args:
+        folder: of the data set.
+        folders: inside it, "" for itself.
+        split: as the files are named.
+    """
+    for inner in folders:
+        shards = sorted((folder / inner).glob(f"{split}-*.parquet"))
+        if shards:
+            numbered = re.search(r"-of-(\d+)", shards[0].name)
+            if numbered and len(shards) < int(numbered[1]):
+                found, place = len(shards), folder / inner
+                logging.warning("only %d of %d shards are in %s", found, int(numbered[1]), place)
+            return shards
+    return []
+
+
+def parquet_rows(
+    shards: Iterable[Path], columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[Entry]:
+    """Rows of parquet files, numbered from 0 in each file, without the pictures.
+
+    Args:
+        shards: the files. They hold a column `image`, struct {bytes, path}, which is not read:
+            a row's "image" is what `parquet_picture` takes.
+        columns: to read, and must be there.
+        optional: to read where they are there.
+
+    Raises:
+        ImportError: pyarrow is absent.
+        ValueError: a file is no parquet file, or of other columns.
+        OSError: a file is broken.
+    """
+    pa, pq = _pyarrow()
+    for path in shards:
+        try:
+            file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is no readable parquet file: {error}") from error
+        with file:
+            schema = file.schema_arrow
+            missing = [name for name in (*columns, "image") if name not in schema.names]
+            if missing or not pa.types.is_struct(schema.field("image").type):
+                raise ValueError(
+                    f"{path} is of another data set: expected the columns {', '.join(columns)} "
+                    f"and image (struct of bytes and path), found {', '.join(schema.names)}"
+                )
+            wanted = [name for name in (*columns, *optional) if name in schema.names]
+            number = 0
+            for group in range(file.num_row_groups):
+                fields = _read_row_group(file, str(path), group, wanted)
+                for index in range(file.metadata.row_group(group).num_rows):
+                    picture = (str(path), group, index)
+                    read = functools.partial(_parquet_row, fields, index, picture)
+                    yield f"row {number} of {path.name}", read
+                    number += 1
+
+
+def _parquet_row(fields: dict[str, Any], index: int, picture: tuple[str, int, int]) -> Row:
+    return {name: field[index].as_py() for name, field in fields.items()} | {"image": picture}
+
+
+def parquet_picture(where: tuple[str, int, int]) -> bytes:
+    """The encoded picture at a file, a row group in it, and a row in that.
+
+    A row group is decompressed whole, some 100 pictures; each process keeps the two used last.
+    Reading in order is cheap therefore, but shuffled training on large sets is not: prepare the
+    set with TFDS (array_record) once.
+
+    Raises:
+        OSError: the file is gone or broken.
+        ValueError: the row has no picture.
+    """
+    path, group, index = where
+    with _ROW_GROUPS:  # threads that want the same group wait for it instead of reading it too
+        pictures = _row_group(path, group)
+    picture = pictures[index]["bytes"].as_py()
+    if not picture:
+        raise ValueError(f"no picture in row {index} of row group {group} of {path}")
+    return picture
+
+
+@functools.lru_cache(maxsize=2)
+def _row_group(path: str, group: int) -> Any:
+    with _pyarrow()[1].ParquetFile(path) as file:
+        return _read_row_group(file, path, group, ["image"])["image"]
+
+
+def _read_row_group(file: Any, path: str, group: int, columns: list[str]) -> dict[str, Any]:
+    try:
+        table = file.read_row_group(group, columns=columns)
+    except (_pyarrow()[0].ArrowException, OSError) as error:
+        raise OSError(f"cannot read row group {group} of {path}: {error}") from error
+    return {name: table.column(name).combine_chunks() for name in columns}
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            "reading parquet files takes pyarrow: pip install 'cropvlm-jax[data]'"
+        ) from error
+    return pyarrow, pyarrow.parquet

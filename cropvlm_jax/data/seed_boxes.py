@@ -1,0 +1,290 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Boxes for the supervised stage: a labeller's replies to seed boxes to expanded labels.
+
+Replies and labels are JSONL files. A reply is `{"example_id", "reply"}`, with `"resized"`, the
+`[height, width]` that the labeller saw, where that is known; a label is `{"example_id", "box",
+"seed"}`, percent boxes after and before expansion.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from cropvlm_jax import boxes
+from cropvlm_jax.data import images, rows
+from cropvlm_jax.data.source import Box, Source
+
+MAX_NEW_TOKENS = 128
+_NUMBER = r"\s*(-?\d{1,9}(?:\.\d*)?)\s*"
+_LIST = rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
+_NAMED = re.compile(rf"bbox_2d['\"]?\s*:\s*{_LIST}")
+_BARE = re.compile(_LIST)
+
+
+def prompt(question: str) -> str:
+    """What the official code asks Qwen2.5-VL."""
+    return (
+        "Outline the region in the image that would help answer the following question: "
+        f"{question}\nOutput the coordinates in JSON format with a 'bbox_2d' field containing "
+        "[x1, y1, x2, y2]."
+    )
+
+
+def parse(reply: str, size: tuple[int, int]) -> Box:
+    """The percent box that a labeller names: the first `bbox_2d`, or else the first four numbers.
+
+    Like the official code it takes the first of several boxes. What reaches beyond the image is
+    clipped.
+
+    Args:
+        reply: JSON, fenced or bare, with prose around it or not.
+        size: `boxes.frame_size` of the image in the labeller's frame.
+
+    Raises:
+        ValueError: there is no box, it is not ordered, or no part of it is in the image.
+    """
+    match = _NAMED.search(reply) or _BARE.search(reply)
+    if match is None:
+        raise ValueError(f"no box in {reply[:80]!r}")
+    box = x1, y1, x2, y2 = [float(number) for number in match.groups()]
+    if x1 >= x2 or y1 >= y2:
+        raise ValueError(f"box {box} is empty or out of order")
+    height, width = size
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        raise ValueError(
+            f"box {box} lies outside of the {width} x {height} image; is the frame right?"
+        )
+    percent = boxes.from_pixels(np.array(box), np.array(size))
+    return tuple(percent.tolist())  # type: ignore[return-value]
+
+
+def read_replies(path: str | os.PathLike) -> dict[str, rows.Row]:
+    """Replies by example; the last one where an example has several.
+
+    A line that is no reply, such as one that an interruption tore, is named in the log and skipped.
+    """
+
+    def check(row: rows.Row) -> rows.Row:
+        if not isinstance(row.get("reply"), str):
+            raise ValueError(f"the reply is {row.get('reply')!r}, not text")
+        match row.get("resized", [1, 1]):
+            case [int(height), int(width)] if min(height, width) > 0:
+                return row | {"example_id": rows.identifier(row, "example_id")}
+            case size:
+                raise ValueError(f"resized is {size!r}, not [height, width]")
+
+    replies, skipped = rows.collect(rows.jsonl_rows(Path(path)), check)
+    for line in skipped:
+        logging.warning("skipped %s", line)
+    return {row["example_id"]: row for row in replies}
+
+
+def unanswered(source: Source, path: str | os.PathLike) -> list[int]:
+    """Indices of the examples that have no reply in the file, which may not exist yet."""
+    done = read_replies(path) if Path(path).exists() else {}
+    return [index for index, name in enumerate(_ids(source)) if name not in done]
+
+
+def collect(
+    source: Source,
+    indices: Sequence[int],
+    ask: Callable[[np.ndarray, str], Mapping[str, Any]],
+    path: str | os.PathLike,
+    progress: Callable[[int], None],
+) -> None:
+    """Asks about examples and appends each reply as it comes, so that an interruption loses none.
+
+    An example whose picture is broken or refused is named in the log and skipped.
+
+    Args:
+        source: examples.
+        indices: which of them, from `unanswered`.
+        ask: turns a picture uint8 `[H, W, 3]` and a prompt into `reply` and, if known, `resized`.
+        path: file of replies to append to.
+        progress: is told how many are done.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")  # what an interruption tore becomes a line of its own
+        for done, index in enumerate(indices, start=1):
+            try:
+                example = source[index]
+                picture = images.to_rgb(example["image"])
+                row = {"example_id": example["example_id"]}
+                row |= ask(picture, prompt(example["question"]))
+            except (OSError, ValueError) as error:
+                logging.warning("no reply for example %d of %s: %s", index, source.name, error)
+            else:
+                file.write(json.dumps(row).encode() + b"\n")
+                file.flush()
+            progress(done)
+
+
+def load_labeller(name: str, max_pixels: int | None) -> Callable[[np.ndarray, str], dict[str, Any]]:
+    """A transformers model for `collect` to ask; its replies are greedy.
+
+    Args:
+        name: folder or hub id of an image-text-to-text model.
+        max_pixels: limit of Qwen's processors; by default what the model's own says.
+
+    Raises:
+        ImportError: PyTorch or transformers is absent.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+    except ImportError as error:
+        raise ImportError(
+            f"asking a model takes `pip install torch torchvision transformers`: {error}"
+        ) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    processor = AutoProcessor.from_pretrained(name)
+    if max_pixels:
+        processor.image_processor.size["longest_edge"] = max_pixels  # pixels, despite the name
+    model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+    model = model.to(device).eval()
+
+    def ask(picture: np.ndarray, prompt: str) -> dict[str, Any]:
+        content = [
+            {"type": "image", "image": Image.fromarray(picture)},
+            {"type": "text", "text": prompt},
+        ]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(device, dtype=model.dtype)
+        with torch.inference_mode():
+            ids = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+        written = ids[0, inputs["input_ids"].shape[1] :]
+        row = {"reply": processor.decode(written, skip_special_tokens=True)}
+        if "image_grid_thw" in inputs:  # Qwen's
+            grid = inputs["image_grid_thw"][0, 1:]
+            row["resized"] = (grid * processor.image_processor.patch_size).tolist()
+        return row
+
+    return ask
+
+
+def make_labels(
+    source: Source,
+    replies: Mapping[str, Mapping[str, Any]],
+    frame: str,
+    max_pixels: int = boxes.MAX_PIXELS,
+    bounds: Sequence[float] | None = None,
+    whole_image_on_failure: bool = False,
+) -> list[dict[str, Any]]:
+    """Labels from replies, in the order of the source.
+
+    Args:
+        source: examples.
+        replies: from `read_replies`; examples without one are left out, and counted in the log.
+        frame: one of `boxes.FRAMES`.
+        max_pixels: the labeller's limit, for replies that do not carry `resized`.
+        bounds: quintile bounds `[4]`; by default those of the seed boxes.
+        whole_image_on_failure: as the official code does, the whole image becomes the seed box of
+            a reply that `parse` refuses; by default such replies are left out.
+
+    Raises:
+        ValueError: not one label came of it.
+    """
+    names, seeds, failed = [], [], 0
+    known = _ids(source)
+    for index, name in enumerate(known):
+        if name not in replies:
+            continue
+        reply = replies[name]
+        try:
+            if frame == "smart_resized" and "resized" in reply:
+                size = tuple(reply["resized"])
+            else:
+                height, width = images.picture_size(source[index]["image"])
+                size = boxes.frame_size(frame, height, width, max_pixels)
+        except (OSError, ValueError) as error:
+            logging.warning("%s is left out: %s", name, error)
+            continue
+        try:
+            seed = parse(reply["reply"], size)
+        except ValueError as error:
+            failed += 1
+            fate = "gets the whole image" if whole_image_on_failure else "is left out"
+            logging.warning("%s %s: %s", name, fate, error)
+            if not whole_image_on_failure:
+                continue
+            seed = boxes.FULL
+        names.append(name)
+        seeds.append(seed)
+    logging.info(
+        "%s: %d examples, %d without a reply, %d replies failed, %d labels; %d replies are about "
+        "other examples",
+        source.name,
+        len(known),
+        len(set(known) - replies.keys()),
+        failed,
+        len(names),
+        len(replies.keys() - set(known)),
+    )
+    if not names:
+        raise ValueError(
+            f"no label for {source.name}: {len(known)} examples and {len(replies)} replies share "
+            f"{len(replies.keys() & set(known))} example ids, of which {failed} replies failed"
+        )
+    expanded = boxes.expand_by_quintile(np.array(seeds), bounds)
+    return [
+        {"example_id": name, "box": box, "seed": list(seed)}
+        for name, box, seed in zip(names, expanded.tolist(), seeds, strict=True)
+    ]
+
+
+def write_labels(labels: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Writes a label file, complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(label) + "\n" for label in labels)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def labelled(source: Source, path: str | os.PathLike) -> Source:
+    """The examples of a source that a label file has a box for, with that `box`.
+
+    Raises:
+        ValueError: a line is no label, or no example has one.
+    """
+    labels: dict[str, Box] = {}
+    for where, read in rows.jsonl_rows(Path(path)):
+        try:
+            row = read()
+            box = np.array(row["box"])
+            if box.shape != (4,) or box.dtype.kind != "i" or not boxes.is_valid(box):
+                raise ValueError("the box is not four ordered whole percentages")
+            labels[row["example_id"]] = tuple(box.tolist())
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{where} is no label: {error!r}") from error
+    found, skipped = [], []
+    for row in source.rows:
+        if row["example_id"] in labels:
+            found.append({**row, "box": labels[row["example_id"]]})
+        else:
+            skipped.append(f"no label for {row['example_id']}")
+    return Source(f"{source.name} with {path}", found, source.read_image, skipped)
+
+
+def _ids(source: Source) -> list[str]:
+    return [row["example_id"] for row in source.rows]  # without reading any picture

@@ -1,0 +1,74 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The data sets by name, and the mixtures that a run's settings describe."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from cropvlm_jax.data import seed_boxes
+from cropvlm_jax.data.order import Mixture
+from cropvlm_jax.data.source import Source
+from cropvlm_jax.data.zoom_digits import ZoomDigits
+
+# Modules are imported on use: some need packages that others do not.
+_OPENERS = {
+    "textvqa": ("textvqa", "open"),
+    "docvqa": ("docvqa", "open"),
+    "infographicvqa": ("docvqa", "open_infographics"),
+    "stvqa": ("stvqa", "open"),
+    "sroie": ("sroie", "open"),
+    "jsonl": ("jsonl", "open"),
+    "vstar": ("vstar", "open"),
+    "hrbench_4k": ("hrbench", "open"),
+    "hrbench_8k": ("hrbench", "open"),
+    "pdfs": ("pdfs", "open"),
+}
+NAMES = tuple(_OPENERS)
+SCENES = 1_000_000  # of zoom_digits, each drawn when it is asked for
+
+
+def open_source(name: str, folder: str | os.PathLike, split: str) -> Source:
+    """Opens a data set that lies in a local folder, as it is distributed.
+
+    Args:
+        name: one of `NAMES`.
+        folder: where it is; the modules of the same names say what must be there.
+        split: "train", "val" or "test"; the benchmarks V* and HR-Bench have "test" only.
+
+    Raises:
+        ValueError: name or split is unknown, or the files are of something else.
+        FileNotFoundError: the folder holds no such data set.
+        ImportError: the data set's files take a package that is absent.
+    """
+    if name not in _OPENERS:
+        raise ValueError(f"unknown data set {name!r}: use one of {', '.join(NAMES)}")
+    if name.startswith("hrbench_"):
+        if split != "test":
+            raise ValueError(f"HR-Bench has one split, 'test', not {split!r}")
+        split = name.removeprefix("hrbench_")
+    module, function = _OPENERS[name]
+    return getattr(importlib.import_module(f"cropvlm_jax.data.{module}"), function)(folder, split)
+
+
+def open_mixture(sources: Mapping[str, Any], seed: int) -> Mixture:
+    """Opens the sources of a run.
+
+    Args:
+        sources: settings by name, as `training.config.source` makes them. "zoom_digits" draws a
+            million scenes and needs no folder; the others are `NAMES`.
+        seed: of scenes that are drawn.
+
+    Raises:
+        ValueError: a setting is wrong, or no source is named.
+    """
+    opened: list[Any] = []
+    for name, settings in sources.items():
+        if name == "zoom_digits":
+            opened.append(ZoomDigits(settings.split, SCENES, seed))
+            continue
+        source = open_source(name, settings.folder, settings.split).part(*settings.part)
+        opened.append(seed_boxes.labelled(source, settings.boxes) if settings.boxes else source)
+    weights = [settings.weight for settings in sources.values()]
+    return Mixture(opened, weights if any(weights) else None)

@@ -1,0 +1,293 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Replies of a labeller to boxes, whatever the replies look like and wherever a run stopped."""
+
+import io
+import json
+import logging
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cropvlm_jax import boxes
+from cropvlm_jax.data import seed_boxes
+from cropvlm_jax.data.source import Source
+
+JSON = '{"bbox_2d": [10, 20, 30, 40], "label": "sign"}'
+
+
+def png(height, width):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (width % 256, height % 256, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def broken_is_missing(image):
+    if image is None:
+        raise FileNotFoundError("there is no such picture")
+    return image
+
+
+def make_source(*sizes):
+    """Examples q0, q1, ... of pictures `(height, width)`; None is a picture that is not there."""
+    rows = [
+        {
+            "example_id": f"q{i}",
+            "image": size and png(*size),
+            "question": f"Which {i}?",
+            "answers": ["a"],
+        }
+        for i, size in enumerate(sizes)
+    ]
+    return Source("small", rows, broken_is_missing)
+
+
+def write(path, *lines):
+    path.write_text(
+        "".join(f"{line if type(line) is str else json.dumps(line)}\n" for line in lines)
+    )
+    return path
+
+
+# Parsing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        JSON,
+        f"```json\n{JSON}\n```",
+        f"```json\n[\n\t{JSON}\n]\n```",
+        f'```json\n[{JSON}, {{"bbox_2d": [0, 0, 5, 5], "label": "second"}}]\n```',
+        f"Look at page [1, 2, 3, 4]. The region is:\n{JSON}\nIt holds the sign [5, 5, 6, 6].",
+        '{"label": "cut off", "bbox_2d": [10, 20, 30, 40], "why": "beca',
+        "{'bbox_2d': [10, 20, 30, 40]}",
+        '{"bbox_2d":[10.0,20.0,30.0,40.]}',
+        '{"bbox_2d": [\n  10,\n  20,\n  30,\n  40\n]}',
+        "[10, 20, 30, 40]",
+        "The answer is in [10,20,30,40], or [1, 1, 2, 2].",
+        "[[10, 20, 30, 40]]",
+    ],
+)
+def test_replies_that_name_a_box(reply):
+    assert seed_boxes.parse(reply, (200, 100)) == (10, 10, 30, 20)
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ("", "no box"),
+        ("The sign is on the left.", "no box"),
+        ('{"bbox_2d": []}', "no box"),
+        ('{"bbox_2d": [10, 20, 30]}', "no box"),
+        ('{"bbox_2d": [10, 20, 30, 40, 50]}', "no box"),
+        ('{"bbox_2d": ["left", 20, 30, 40]}', "no box"),
+        ('{"bbox_2d": [1' + "0" * 400 + ", 20, 30, 40]}", "no box"),
+        ("[30, 20, 10, 40]", "out of order"),
+        ("[10, 20, 10, 40]", "empty"),
+        ("[10, 40, 30, 20]", "out of order"),
+        ("[100, 20, 130, 40]", "outside of the 100 x 200 image; is the frame right"),
+        ("[10, 200, 30, 240]", "outside"),
+        ("[-30, 20, 0, 40]", "outside"),
+        ("[10, -40, 30, -20]", "outside"),
+    ],
+)
+def test_replies_that_fail(reply, message):
+    with pytest.raises(ValueError, match=message):
+        seed_boxes.parse(reply, (200, 100))
+
+
+def test_a_box_beyond_the_edge_is_clipped():
+    assert seed_boxes.parse("[-5, 150, 104, 900]", (200, 100)) == (0, 75, 100, 100)
+
+
+@settings(deadline=None)
+@given(
+    st.text(max_size=20),
+    st.lists(st.integers(-50, 3000) | st.floats(-9, 3000).map(lambda x: round(x, 3)), max_size=6),
+    st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+)
+def test_any_reply_gives_a_valid_box_or_fails(prose, numbers, size):
+    try:
+        box = seed_boxes.parse(f"{prose} {numbers}", size)
+    except ValueError:
+        return
+    assert boxes.is_valid(np.array(box))
+
+
+def test_lines_that_are_no_reply_are_named_and_skipped(tmp_path, caplog):
+    path = write(
+        tmp_path / "replies.jsonl",
+        {"example_id": 7, "reply": "first"},
+        {"example_id": "b", "reply": "", "resized": [28, 56]},
+        "",
+        {"example_id": "c"},
+        {"example_id": "d", "reply": [1, 2, 3, 4]},
+        {"example_id": "e", "reply": "", "resized": [28]},
+        {"example_id": "f", "reply": "", "resized": [28, 0]},
+        {"reply": "whose?"},
+        [1],
+        {"example_id": "7", "reply": "last"},
+        '{"example_id": "g", "rep',
+    )
+    replies = seed_boxes.read_replies(path)
+    assert {name: row["reply"] for name, row in replies.items()} == {"7": "last", "b": ""}
+    skipped = [message for message in caplog.messages if "skipped" in message]
+    assert len(skipped) == 7 and all("replies.jsonl" in message for message in skipped)
+
+
+# Labels -------------------------------------------------------------------------------------------
+
+
+def replies_to(texts):
+    return {f"q{i}": {"example_id": f"q{i}", "reply": text} for i, text in enumerate(texts)}
+
+
+def test_each_picture_has_its_own_frame():
+    source = make_source((280, 280), (300, 1000), (1000, 300))
+    replies = replies_to(["[28, 28, 140, 140]"] * 3)
+    replies["q2"]["resized"] = [280, 84]  # the labeller had less than the released limit
+    labels = seed_boxes.make_labels(source, replies, "smart_resized")
+    # 300 x 1000 px are seen as 308 x 1008
+    wanted = {"q0": (10, 10, 50, 50), "q1": (2, 9, 14, 46), "q2": (33, 10, 100, 50)}
+    assert {label["example_id"]: tuple(label["seed"]) for label in labels} == wanted
+
+
+@pytest.mark.parametrize("bounds", [None, boxes.PAPER_BOUNDS])
+def test_seeds_are_expanded_by_quintile(bounds):
+    texts = [f"[10, 10, {11 + 9 * i}, {11 + 8 * i}]" for i in range(10)]
+    source = make_source(*[(100, 100)] * 10)
+    labels = seed_boxes.make_labels(source, replies_to(texts), "pixels", bounds=bounds)
+    seeds = np.array([label["seed"] for label in labels])
+    np.testing.assert_array_equal(seeds, [json.loads(text) for text in texts])
+    factors = [45, 45, 10, 10, 4, 4, 2, 2, 1, 1] if bounds is None else [45, 4, 2] + [1] * 7
+    for label, seed, factor in zip(labels, seeds, factors, strict=True):
+        assert label["box"] == boxes.expand(seed, factor).tolist()
+
+
+@pytest.mark.parametrize("whole_image", [False, True])
+def test_failures_are_left_out_or_get_the_whole_image(whole_image, caplog):
+    caplog.set_level(logging.INFO)
+    source = make_source((50, 50), (50, 50), None, (1, 300), (50, 50))
+    replies = replies_to(["[5, 5, 10, 10]", "nothing", "[5, 5, 10, 10]", "[5, 5, 10, 10]"])
+    replies["other"] = replies["q0"]
+    labels = seed_boxes.make_labels(
+        source, replies, "smart_resized", whole_image_on_failure=whole_image
+    )
+    # A picture that is not there or cannot have been labelled is no failed reply.
+    assert [label["example_id"] for label in labels] == ["q0", "q1"][: 1 + whole_image]
+    if whole_image:
+        assert labels[1] == {"example_id": "q1", "box": [0, 0, 100, 100], "seed": [0, 0, 100, 100]}
+    text = "\n".join(caplog.messages)
+    assert ("q1 gets the whole image" if whole_image else "q1 is left out") in text
+    assert "q2 is left out: there is no such picture" in text
+    assert "q3 is left out: 1 x 300 px" in text
+    assert f"1 without a reply, 1 replies failed, {len(labels)} labels; 1 replies are about" in text
+
+
+@pytest.mark.parametrize(
+    ("replies", "share"), [({}, "0 example ids"), (replies_to(["none"]), "1 example ids")]
+)
+def test_no_label_at_all_is_an_error(replies, share):
+    with pytest.raises(ValueError, match=f"no label for small: 1 examples and .* share {share}"):
+        seed_boxes.make_labels(make_source((50, 50)), replies, "pixels")
+
+
+def test_a_label_file_is_complete_or_untouched(tmp_path):
+    path = tmp_path / "runs" / "labels.jsonl"
+    seed_boxes.write_labels([{"example_id": "a"}, {"example_id": "b"}], path)
+    with pytest.raises(TypeError):
+        seed_boxes.write_labels([{"example_id": "a"}, {"example_id": np.array(1)}], path)
+    assert [json.loads(line)["example_id"] for line in path.read_text().splitlines()] == ["a", "b"]
+
+
+def test_labelled_examples_have_their_boxes(tmp_path):
+    source = make_source((40, 50), (50, 60), (60, 70))
+    replies = replies_to(["[5, 5, 10, 10]", "nothing", "[9, 9, 60, 60]"])
+    labels = seed_boxes.make_labels(source, replies, "pixels")
+    seed_boxes.write_labels(labels, tmp_path / "labels.jsonl")
+    joined = seed_boxes.labelled(source, tmp_path / "labels.jsonl")
+    assert len(joined) == 2 and joined.skipped == ["no label for q1"]
+    for some in (joined, pickle.loads(pickle.dumps(joined))):
+        assert some[1] == {**source[2], "box": tuple(labels[1]["box"])}
+        assert some[0]["example_id"] == "q0"
+    assert "box" not in source[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[1]",
+        '{"example_id": "q0"}',
+        '{"example_id": "q0", "box": [0, 0, 10]}',
+        '{"example_id": "q0", "box": [0, 0, 10, 10.5]}',
+        '{"example_id": "q0", "box": [0, 0, 10, 101]}',
+        '{"example_id": "q0", "box": [10, 0, 10, 10]}',
+        '{"box": [0, 0, 10, 10]}',
+    ],
+)
+def test_a_line_that_is_no_label_is_refused(tmp_path, line):
+    good = {"example_id": "q0", "box": [0, 0, 10, 10]}
+    path = write(tmp_path / "labels.jsonl", good, line)
+    with pytest.raises(ValueError, match="line 2 of labels.jsonl is no label"):
+        seed_boxes.labelled(make_source((40, 50)), path)
+
+
+def test_labels_of_another_data_set_are_refused(tmp_path):
+    path = write(tmp_path / "labels.jsonl", {"example_id": "x", "box": [0, 0, 10, 10]})
+    with pytest.raises(ValueError, match="no usable example: no label for q0"):
+        seed_boxes.labelled(make_source((40, 50)), path)
+
+
+# Asking -------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+    source, path = make_source(*[(30, 40)] * 5), tmp_path / "runs" / "replies.jsonl"
+    asked, told = [], []
+
+    def ask(picture, prompt):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(prompt)
+        return {"reply": f"{picture.shape} {len(asked)}"}
+
+    assert seed_boxes.unanswered(source, path) == [0, 1, 2, 3, 4]
+    with pytest.raises(KeyboardInterrupt):
+        seed_boxes.collect(source, range(5), ask, path, told.append)
+    with path.open("a") as file:
+        file.write('{"example_id": "q2", "re')  # killed in the middle of a line
+    rest = seed_boxes.unanswered(source, path)
+    assert rest == [2, 3, 4] and told == [1, 2]
+    seed_boxes.collect(source, rest, lambda *_: {"reply": "again"}, path, told.append)
+    assert asked == [seed_boxes.prompt("Which 0?"), seed_boxes.prompt("Which 1?")]
+    replies = seed_boxes.read_replies(path)
+    wanted = ["(30, 40, 3) 1", "(30, 40, 3) 2", "again", "again", "again"]
+    assert [replies[f"q{i}"]["reply"] for i in range(5)] == wanted
+    assert told == [1, 2, 1, 2, 3] and seed_boxes.unanswered(source, path) == []
+
+
+def test_pictures_that_cannot_be_asked_about_are_skipped(tmp_path, caplog):
+    source, path = make_source((30, 40), None, (1, 300), (30, 40)), tmp_path / "replies.jsonl"
+
+    def ask(picture, prompt):
+        boxes.smart_resize(*picture.shape[:2])
+        return {"reply": "yes"}
+
+    seed_boxes.collect(source, range(4), ask, path, lambda done: None)
+    assert list(seed_boxes.read_replies(path)) == ["q0", "q3"]
+    assert [message for message in caplog.messages if "no reply for example 1 of small" in message]
+    assert [message for message in caplog.messages if "no reply for example 2 of small" in message]
+
+
+def test_the_official_prompt():
+    assert seed_boxes.prompt("who signed?") == (
+        "Outline the region in the image that would help answer the following question: "
+        "who signed?\nOutput the coordinates in JSON format with a 'bbox_2d' field containing "
+        "[x1, y1, x2, y2]."
+    )
