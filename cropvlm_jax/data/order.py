@@ -1,0 +1,213 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which examples make up which batch: mixtures, buckets, epochs, and the iterator over batches.
+
+The order of a whole run is planned before it starts, from the seed alone: batch k holds the same
+examples whatever the number of processes, workers or restarts. All processes plan alike, so that
+every one of them is at the same bucket at the same step, and each loads its own rows.
+"""
+
+import collections
+import hashlib
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import logging
+
+from cropvlm_jax.data import pipeline
+
+ATTEMPTS = 20  # examples tried for one place in a batch before the data is called broken
+
+
+class Mixture:
+    """Several sources as one: source after source, or drawn in proportion to weights."""
+
+    def __init__(self, sources: Sequence[Any], weights: Sequence[float] | None = None):
+        """Joins the sources.
+
+        Args:
+            sources: random-access examples.
+            weights: of the sources, in any unit; None draws every example equally often.
+
+        Raises:
+            ValueError: there is not one positive weight for each source.
+        """
+        if not sources:
+            raise ValueError("a mixture needs at least one source")
+        if weights is not None and (len(weights) != len(sources) or min(weights) <= 0):
+            raise ValueError(f"{len(sources)} sources take as many positive weights: {weights}")
+        self._sources, self._weights = list(sources), weights
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Any:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        return self._sources[which][index - (int(self._ends[which - 1]) if which else 0)]
+
+    def order(self, seed: int) -> Iterator[int]:
+        """Indices without end; each pass over a source is shuffled anew."""
+        if self._weights is None:
+            dataset = grain.MapDataset.range(len(self)).shuffle(seed).repeat()
+        else:
+            starts = [0, *self._ends[:-1].tolist()]
+            parts = [
+                grain.MapDataset.range(start, stop).shuffle(seed + i).repeat()
+                for i, (start, stop) in enumerate(zip(starts, self._ends.tolist(), strict=True))
+            ]
+            dataset = grain.MapDataset.mix(parts, self._weights)
+        return (int(dataset[i]) for i in itertools.count())
+
+
+class Plan(NamedTuple):
+    """The examples of every batch of a run.
+
+    Attributes:
+        batches: int64 `[steps, B]`, indices in the source; one bucket a batch.
+        buckets: int32 `[n]`, bucket of each example, -1 for those that are left out.
+        waiting: how many examples drawn wait in batches that never filled, by bucket.
+    """
+
+    batches: np.ndarray
+    buckets: np.ndarray
+    waiting: dict[int, int]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart runs that see other examples, or the same in another order."""
+        return hashlib.sha256(self.batches.tobytes()).hexdigest()[:16]
+
+    def left_out(self) -> str:
+        """How many examples no batch holds, for the log."""
+        unreadable = int((self.buckets < 0).sum())
+        waiting = ", ".join(f"{n} of {b // 100}x{b % 100} tiles" for b, n in self.waiting.items())
+        return (
+            f"{unreadable} pictures unreadable; in batches that never filled: {waiting or 'none'}"
+        )
+
+
+def bucket_examples(source: Any, prepare: Any) -> np.ndarray:
+    """The bucket of every example, from the headers of the pictures.
+
+    Args:
+        source: random-access examples.
+        prepare: its `grid(example)` gives rows and columns of tiles; `single_bucket` says that all
+            pictures have the same.
+
+    Returns:
+        int32 `[n]`: 100 rows + columns, -1 where the header cannot be read (named in the log).
+    """
+    if prepare.single_bucket:
+        return np.zeros(len(source), np.int32)
+    told = time.monotonic()
+
+    def bucket(index: int) -> int:
+        try:
+            rows, cols = prepare.grid(source[index])
+        except (ValueError, OSError) as error:
+            logging.warning("left out example %d: %s", index, error)
+            return -1
+        return 100 * rows + cols
+
+    buckets = np.empty(len(source), np.int32)
+    with futures.ThreadPoolExecutor() as pool:
+        for index, value in enumerate(pool.map(bucket, range(len(source)))):
+            buckets[index] = value
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                logging.info("reading picture sizes: %d of %d", index + 1, len(source))
+    return buckets
+
+
+def plan_batches(
+    order: Iterable[int], buckets: np.ndarray, batch_size: int, steps: int | None = None
+) -> Plan:
+    """Fills batches with examples of one bucket, in the order in which they fill up.
+
+    Args:
+        order: indices of examples; may be endless where `steps` is given.
+        buckets: int `[n]`, of every example, -1 for those to leave out.
+        batch_size: B.
+        steps: batches wanted; None takes what `order` fills.
+
+    Raises:
+        ValueError: no batch can be filled.
+    """
+    if not (buckets >= 0).any():
+        raise ValueError(f"none of the {len(buckets)} examples can be used; see the log")
+    waiting: dict[int, list[int]] = collections.defaultdict(list)
+    batches: list[list[int]] = []
+    for index in order if steps != 0 else ():
+        bucket = int(buckets[index])
+        if bucket < 0:
+            continue
+        waiting[bucket].append(index)
+        if len(waiting[bucket]) == batch_size:
+            batches.append(waiting.pop(bucket))
+            if len(batches) == steps:
+                break
+    left = {bucket: len(indices) for bucket, indices in waiting.items()}
+    if not batches and steps != 0:
+        raise ValueError(f"no batch of {batch_size} can be filled: examples by bucket are {left}")
+    return Plan(np.array(batches, np.int64).reshape(-1, batch_size), buckets, left)
+
+
+class PlannedBatches:
+    """The batches of a plan, each prepared when it is asked for.
+
+    An example that cannot be prepared is named in the log, and the next one of its bucket takes its
+    place: `example_id` of the batch tells what was really used.
+    """
+
+    def __init__(self, source: Any, prepare: Any, plan: Plan, columns: slice = slice(None)):
+        """Binds the plan to its data.
+
+        Args:
+            source: random-access examples.
+            prepare: makes a row of an example.
+            plan: the order.
+            columns: the rows of each batch that this process loads.
+        """
+        self._source, self._prepare, self._plan, self._columns = source, prepare, plan, columns
+
+    def __len__(self) -> int:
+        return len(self._plan.batches)
+
+    def __getitem__(self, step: int) -> Any:
+        indices = self._plan.batches[step, self._columns].tolist()
+        return pipeline.stack([self._row(index) for index in indices])
+
+    def _row(self, index: int) -> Any:
+        buckets = self._plan.buckets
+        peers = index + 1 + np.flatnonzero(np.roll(buckets == buckets[index], -index - 1))
+        for attempt in itertools.islice([index, *peers % len(buckets)], ATTEMPTS):
+            try:
+                return self._prepare(self._source[int(attempt)], int(attempt))
+            except (ValueError, OSError) as error:
+                logging.warning("skipped example %d: %s", attempt, error)
+        raise ValueError(
+            f"{ATTEMPTS} examples in a row could not be used, from example {index} on: see the log"
+        )
+
+
+def iterate(batches: PlannedBatches, start: int = 0, workers: int = 0) -> Iterator[Any]:
+    """Batches from number `start` on, prepared ahead.
+
+    Args:
+        batches: the plan's.
+        start: batches that a run has seen before.
+        workers: processes that prepare batches; 0 takes threads, enough where decoding pictures is
+            the work, because that runs outside of Python's lock.
+    """
+    dataset = grain.MapDataset.source(batches)[start:]
+    if not workers:
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(4, 4)))
+    ahead = dataset.to_iter_dataset(grain.ReadOptions(1, 1))
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+    return iter(ahead.mp_prefetch(options))

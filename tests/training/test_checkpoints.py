@@ -1,0 +1,155 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: whole or not there, on any number of devices, and only of the same run."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cropvlm_jax import parallel
+from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, claim
+
+PLACE = {"data": "0123"}
+
+
+def make_state(seed: int) -> dict[str, Any]:
+    """Weights that a mesh splits, their optimizer state and a key; on all devices there are."""
+    devices = jax.device_count()
+    mesh = parallel.make_mesh(fsdp=min(2, devices), tensor=min(2, devices))
+    kernel = jax.random.normal(jax.random.key(seed), (2, 16, 8))
+    params = {"text": {"layers": {"q": {"kernel": kernel}}, "norm": {"scale": jnp.ones(8)}}}
+    state = {
+        "step": jnp.int32(seed),
+        "params": params,
+        "opt_state": optax.adam(0.1).init(params),
+        "key": jax.random.key_data(jax.random.key(seed)),
+    }
+    return jax.device_put(state, parallel.state_shardings(mesh, state))
+
+
+def check_equal(found: Any, expected: Any) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, x.ndim)
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def save(folder: pathlib.Path, *steps: int, **metrics: float) -> None:
+    checkpoints = Checkpoints(folder, keep=5)
+    for step in steps:
+        checkpoints.save(step, make_state(step), PLACE, metrics)
+    checkpoints.close()
+
+
+def check_restored(folder: pathlib.Path, step: int) -> None:
+    """The latest checkpoint is `step`, restored to the devices there are."""
+    checkpoints = Checkpoints(folder, keep=5)
+    expected = make_state(step)
+    found, state, place = checkpoints.restore(jax.tree.map(parallel.abstract, make_state(99)))
+    assert (found, place) == (step, PLACE)
+    check_equal(state, expected)
+    checkpoints.close()
+
+
+def on_eight_devices(what: str, folder: pathlib.Path) -> None:
+    """Runs `save` or `check_restored` of step 3 in a process that has eight devices."""
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, __file__, what, folder], env=environment, check=True)
+
+
+def test_what_eight_devices_saved_one_restores_and_back(tmp_path):
+    on_eight_devices("save", tmp_path / "a")
+    check_restored(tmp_path / "a", 3)
+    save(tmp_path / "b", 3)
+    on_eight_devices("check_restored", tmp_path / "b")
+
+
+def test_nothing_is_restored_from_an_empty_folder(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert checkpoints.restore(jax.tree.map(parallel.abstract, make_state(0))) is None
+
+
+def test_the_latest_stay_and_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, best="eval/reward")
+    for step, reward in ((1, 0.3), (2, 0.9), (3, 0.5), (4, 0.4), (5, 0.1)):
+        checkpoints.save(step, make_state(step), PLACE, {"eval/reward": reward, "other": 1.0})
+    checkpoints.close()
+    steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert sorted(steps) == [2, 4, 5]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "missing"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
+    save(tmp_path, 1, 2)
+    for data in (tmp_path / "checkpoints" / "2" / "state").glob("**/d/*"):
+        if damage == "missing":
+            data.unlink()
+        else:
+            data.write_bytes(data.read_bytes()[:-50])
+    check_restored(tmp_path, 1)
+    assert list((tmp_path / "checkpoints").glob("broken.2.*"))  # nothing is thrown away
+    save(tmp_path, 2)
+    check_restored(tmp_path, 2)
+
+
+def test_a_save_that_was_killed_leaves_no_checkpoint(tmp_path):
+    save(tmp_path, 1)
+    whole = tmp_path / "checkpoints" / "1"
+    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    (half / "state").mkdir()
+    for file in list(whole.rglob("*"))[:4]:
+        if file.is_file():
+            (half / "state" / file.name).write_bytes(file.read_bytes()[:10])
+    check_restored(tmp_path, 1)
+    save(tmp_path, 2)
+    check_restored(tmp_path, 2)
+
+
+CONFIG = {"steps": 5, "grpo": {"group": 4, "beta": 0.1}, "mesh": {"data": 8}, "size": (3, 4)}
+
+
+def test_a_folder_takes_one_run(tmp_path):
+    claim(tmp_path, CONFIG, resume=True)
+    claim(tmp_path, CONFIG | {"mesh": {"data": 1}}, resume=True)  # devices may change
+    other = CONFIG | {"grpo": {"group": 8, "beta": 0.1}, "steps": 6, "new": 1}
+    with pytest.raises(ValueError, match="other settings") as error:
+        claim(tmp_path, other, resume=True)
+    lines = str(error.value).splitlines()[1:]
+    assert lines == [
+        "grpo.group: 4 there, 8 now",
+        "new: None there, 1 now",
+        "steps: 5 there, 6 now",
+    ]
+    with pytest.raises(ValueError, match="holds a run already"):
+        claim(tmp_path, CONFIG, resume=False)
+
+
+def test_the_first_sigterm_is_noticed_and_the_second_ends():
+    caught = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: caught.append(1))
+    try:
+        with Preemption() as preemption:
+            assert not preemption.requested(1)
+            signal.raise_signal(signal.SIGTERM)
+            assert preemption.requested(2) and not caught
+            signal.raise_signal(signal.SIGTERM)
+            assert caught
+        signal.raise_signal(signal.SIGTERM)
+        assert len(caught) == 2
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    {"save": save, "check_restored": check_restored}[sys.argv[1]](pathlib.Path(sys.argv[2]), 3)
