@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -32,6 +33,13 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers/(gate|up|fc1)/kernel", (None, "embed", "mlp")),
     (r"layers/fc1/bias", (None, "mlp")),
     (r"layers/(down|fc2)/kernel", (None, "mlp", "embed")),
+    (r"layers/(q|k|v|gate|up|fc1)/lora_a", (None, "embed", None)),
+    (r"layers/o/lora_a", (None, "heads", None)),
+    (r"layers/(down|fc2)/lora_a", (None, "mlp", None)),
+    (r"layers/[qkv]/lora_b", (None, None, "heads")),
+    (r"layers/(gate|up|fc1)/lora_b", (None, None, "mlp")),
+    (r"layers/(o|down|fc2)/lora_b", (None, None, "embed")),
+    (r"connector/lora_b", (None, "embed")),
     (r"text/embedding/embedding|text/head", ("vocab", "embed")),
     (r"position_embedding/embedding|patch_embedding/kernel|connector/kernel", (None, "embed")),
 )
@@ -99,3 +107,36 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> slice:
+    """The rows of a global batch that this process's devices hold.
+
+    Raises:
+        ValueError: the batch does not divide over the devices.
+    """
+    try:
+        rows = sharding.addressable_devices_indices_map((batch_size,)).values()
+    except ValueError as error:
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over the mesh {dict(sharding.mesh.shape)}"
+        ) from error
+    spans = [index[0].indices(batch_size) for index in rows if index]
+    return slice(min(span[0] for span in spans), max(span[1] for span in spans))
+
+
+def to_devices(batch: Any, sharding: NamedSharding) -> Any:
+    """The global batch whose rows of this process are `batch`, a tree of NumPy arrays."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of an array."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def gather(tree: Any) -> Any:
+    """The arrays, whole on every host."""
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.process_allgather(tree, tiled=True)

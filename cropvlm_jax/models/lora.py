@@ -1,0 +1,197 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank adapters (LoRA, arXiv 2106.09685) beside the linear layers of a model.
+
+An adapted layer keeps its `kernel` and `bias` where they were and has `lora_a` and `lora_b` beside
+them, so the frozen part of an adapted model has the very structure of the plain model:
+
+    adapted = lora.add(model, lora.LoRAConfig(), rngs)
+    graphdef, trained, frozen = nnx.split(adapted, lora.LoRAParam, ...)
+    policy = nnx.merge(graphdef, trained, frozen)
+    base = nnx.merge(nnx.graphdef(model), frozen)  # the adapters off, no copy of a weight
+
+Shape letters: I input features, O output features, R rank; stacked layers lead with L.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+LoRAParam = nnx.LoRAParam
+Model = TypeVar("Model", bound=nnx.Module)
+
+# What the names q, k, v, o, gate, up, down, fc1, fc2 and proj of the paper's scripts select:
+# SigLIP's output projection is called out_proj there, and so is not adapted.
+PAPER_TARGETS = r"text\.layers\.(q|k|v|o|gate|up|down)|vision\.layers\.(q|k|v|fc1|fc2)|connector"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Which layers are adapted, and how; the defaults are the paper's.
+
+    Attributes:
+        rank: R.
+        alpha: the adapter's output is multiplied by alpha / rank.
+        dropout: share of an adapter's inputs that `with_dropout` drops.
+        targets: regular expression that a linear layer's whole dotted path matches, as in
+            `text.layers.q` (all layers of the stack) or `connector`.
+    """
+
+    rank: int = 128
+    alpha: float = 256
+    dropout: float = 0.05
+    targets: str = PAPER_TARGETS
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank={self.rank} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} is not in [0, 1)")
+
+
+class DropoutKey(nnx.Variable):
+    """The key of an adapted layer's dropout, `[]` or `[L]`."""
+
+
+class LoRALinear(nnx.Linear):
+    """A linear layer, or a stack of them, with an adapter.
+
+    Attributes:
+        lora_a: `[I, R]` or `[L, I, R]`, fp32.
+        lora_b: `[R, O]` or `[L, R, O]`, fp32, zero at first.
+        config: the adapter's settings.
+        dropout_key: None without dropout.
+    """
+
+    dropout_key: DropoutKey | None = None
+
+    def __init__(self, base: nnx.Linear, config: LoRAConfig, rngs: nnx.Rngs):
+        """Adapts `base`, whose weights it shares; initialised as PEFT does."""
+        super().__init__(**_arguments(base))
+        self.kernel, self.bias, self.config = base.kernel, base.bias, config
+        *stacked, inputs, outputs = base.kernel.shape
+        bound = inputs**-0.5  # Kaiming uniform with a = sqrt(5)
+        shape = (*stacked, inputs, config.rank)
+        self.lora_a = LoRAParam(
+            jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
+        )
+        self.lora_b = LoRAParam(jnp.zeros((*stacked, config.rank, outputs), jnp.float32))
+
+    @property
+    def scale(self) -> float:
+        """What the adapter's output is multiplied by."""
+        return self.config.alpha / self.config.rank
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """`[..., I]` to `[..., O]`, in the dtype of the linear layer's computation."""
+        y = super().__call__(inputs, out_sharding)
+        if self.dropout_key is not None:
+            keep = 1 - self.config.dropout
+            kept = jax.random.bernoulli(self.dropout_key[...], keep, inputs.shape)
+            inputs = jnp.where(kept, inputs / keep, 0)
+        x, a, b = self.promote_dtype((inputs, self.lora_a[...], self.lora_b[...]), dtype=self.dtype)
+        low = self.scale * jnp.dot(x, a, precision=self.precision)
+        return y + jnp.dot(low, b, precision=self.precision)
+
+
+def _arguments(linear: nnx.Linear) -> dict[str, Any]:
+    """What to build a layer like `linear` with; its weights are to be set."""
+    return dict(
+        in_features=linear.in_features,
+        out_features=linear.out_features,
+        use_bias=linear.use_bias,
+        dtype=linear.dtype,
+        param_dtype=linear.param_dtype,
+        precision=linear.precision,
+        kernel_init=nnx.initializers.zeros_init(),
+        rngs=nnx.Rngs(0),
+    )
+
+
+def _linears(model: nnx.Module) -> dict[str, nnx.Linear]:
+    """The linear layers of `model` by their dotted paths."""
+    modules = nnx.iter_modules(model)
+    return {".".join(map(str, path)): m for path, m in modules if isinstance(m, nnx.Linear)}
+
+
+def _set(model: nnx.Module, path: str, linear: nnx.Linear) -> None:
+    *parents, name = path.split(".")
+    setattr(functools.reduce(getattr, parents, model), name, linear)
+
+
+def adapters(model: nnx.Module) -> dict[str, LoRALinear]:
+    """The adapted layers of `model` by their dotted paths."""
+    return {path: m for path, m in _linears(model).items() if isinstance(m, LoRALinear)}
+
+
+def add(model: Model, config: LoRAConfig, rngs: nnx.Rngs) -> Model:
+    """Adapts the linear layers of a plain model.
+
+    Works on abstract models too: `nnx.eval_shape(lambda: add(SmolVLM(...), config, rngs))`.
+
+    Args:
+        model: stays as it is.
+        config: which layers, and how.
+        rngs: source of the initial `lora_a`.
+
+    Returns:
+        A model that shares the weights of `model` and computes the same until it is trained.
+
+    Raises:
+        ValueError: no linear layer is meant, or the model has adapters already.
+    """
+    if adapters(model):
+        raise ValueError("the model has adapters already: merge or remove them first")
+    model = nnx.clone(model)
+    linears = _linears(model)
+    targets = [path for path in linears if re.fullmatch(config.targets, path)]
+    if not targets:
+        raise ValueError(
+            f"targets={config.targets!r} matches no linear layer; there are: {', '.join(linears)}"
+        )
+    for path in targets:
+        _set(model, path, LoRALinear(linears[path], config, rngs))
+    return model
+
+
+def remove(model: Model) -> Model:
+    """The plain model, its adapters thrown away; the other weights are shared, not copied."""
+    model = nnx.clone(model)
+    for path, adapted in adapters(model).items():
+        plain = nnx.Linear(**_arguments(adapted))
+        plain.kernel, plain.bias = adapted.kernel, adapted.bias
+        _set(model, path, plain)
+    return model
+
+
+def merge(model: Model) -> Model:
+    """The plain model that computes what the adapted one does: kernels W + alpha / rank * A B."""
+    merged = remove(model)
+    linears = _linears(merged)
+    for path, adapted in adapters(model).items():
+        a, b, kernel = adapted.lora_a[...], adapted.lora_b[...], adapted.kernel[...]
+        delta = adapted.scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+        linears[path].kernel = nnx.Param((kernel + delta).astype(kernel.dtype))
+    return merged
+
+
+def with_dropout(model: Model, key: jax.Array) -> Model:
+    """The model with dropout before its adapters, for one training step.
+
+    Call it inside the jitted step, on what `nnx.merge` returned, with a key of that step; the
+    keys never enter the state. Without it (rollouts, references, evaluation) nothing is dropped.
+
+    Args:
+        model: an adapted model, stays as it is.
+        key: each layer's mask comes from its own part of it.
+    """
+    model = nnx.clone(model)
+    adapted = [m for m in adapters(model).values() if m.config.dropout]
+    for module, own in zip(adapted, jax.random.split(key, len(adapted)), strict=True):
+        module.dropout_key = DropoutKey(jax.random.split(own, module.kernel.shape[:-2]))
+    return model
