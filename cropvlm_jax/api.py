@@ -24,12 +24,13 @@ from PIL import Image
 from cropvlm_jax import boxes as box_lib
 from cropvlm_jax.data import images as image_lib
 from cropvlm_jax.data import pipeline
+from cropvlm_jax.data.pipeline import SupervisedBatch
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.generate import greedy
 from cropvlm_jax.models.smolvlm import SmolVLM
 from cropvlm_jax.prompts import Prompt, Prompts
-from cropvlm_jax.sft import SupervisedBatch, completion_logits
+from cropvlm_jax.sft import completion_logits
 
 Picture = Image.Image | np.ndarray | str | os.PathLike
 

@@ -5,33 +5,17 @@
 The cropper learns the format of boxes from it; the same loss teaches a tiny target to read.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from cropvlm_jax.data.pipeline import SupervisedBatch
+from cropvlm_jax.models import lora
 from cropvlm_jax.models.smolvlm import SmolVLM
 from cropvlm_jax.training.state import TrainState
-
-
-class SupervisedBatch(NamedTuple):
-    """B conversations.
-
-    Attributes:
-        images: uint8 `[B, N, S, S, 3]`, in the order of the prompt.
-        prompt: token ids `[B, P]`, padded on the left so that the completion follows at once.
-        prompt_valid: bool `[B, P]`.
-        completion: token ids `[B, C]`, padded on the right.
-        completion_valid: bool `[B, C]`.
-    """
-
-    images: Any
-    prompt: Any
-    prompt_valid: Any
-    completion: Any
-    completion_valid: Any
 
 
 def completion_logits(model: SmolVLM, batch: SupervisedBatch) -> jax.Array:
@@ -45,26 +29,44 @@ def completion_logits(model: SmolVLM, batch: SupervisedBatch) -> jax.Array:
     return model.text.logits(hidden[:, 0, batch.prompt.shape[1] - 1 :])
 
 
-def make_sft_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation):
-    """Builds the jitted supervised step.
+def completion_loss(model: SmolVLM, batch: SupervisedBatch) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy in nats, summed over all completion tokens, and how many these are."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        completion_logits(model, batch), batch.completion
+    )
+    tokens = batch.completion_valid.sum()
+    return jnp.where(batch.completion_valid, losses, 0).sum(), tokens
+
+
+def make_sft_step(policy: nnx.GraphDef, optimizer: optax.GradientTransformation):
+    """Builds the supervised step; the caller jits it and donates the state.
 
     Args:
-        graphdef: of the SmolVLM whose weights are `state.params`.
+        policy: of the SmolVLM whose weights are `state.params` and, under adapters, those in
+            `state.frozen`.
         optimizer: applied to the mean loss a completion token.
 
     Returns:
-        `(state, batch) -> (state, metrics)`; the state is donated.
+        `(state, batch, key) -> (state, metrics)`; the key is that of the adapters' dropout.
     """
 
-    def loss_fn(params: Any, batch: SupervisedBatch):
-        logits = completion_logits(nnx.merge(graphdef, params), batch)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.completion)
-        tokens = batch.completion_valid.sum()
-        return jnp.where(batch.completion_valid, losses, 0).sum() / tokens, {"tokens": tokens}
+    def step(state: TrainState, batch: SupervisedBatch, key: jax.Array):
+        def loss_fn(params: Any):
+            model = lora.with_dropout(nnx.merge(policy, params, *state.frozen), key)
+            loss, tokens = completion_loss(model, batch)
+            return loss / tokens, tokens
 
-    def step(state: TrainState, batch: SupervisedBatch):
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
-        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        (loss, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        metrics = {"loss": loss, "tokens": tokens, "grad_norm": optax.tree.norm(grads)}
         return state.apply_gradients(grads, optimizer), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return step
+
+
+def make_sft_evaluation(policy: nnx.GraphDef):
+    """Builds `(state, batch) -> {"loss": (sum, count)}`, the loss as in `make_sft_step`."""
+
+    def evaluate(state: TrainState, batch: SupervisedBatch):
+        return {"loss": completion_loss(nnx.merge(policy, state.params, *state.frozen), batch)}
+
+    return evaluate

@@ -111,7 +111,7 @@ def noisy_box(rng: np.random.Generator, box: np.ndarray, stage: Stage) -> np.nda
 
 def supervised_batch(
     pictures: list[np.ndarray], conversations: list[Prompt], prompt_length: int, reply_length: int
-) -> sft.SupervisedBatch:
+) -> pipeline.SupervisedBatch:
     """B conversations and their pictures `[N, S, S, 3]` as one batch."""
     rows = [
         (
@@ -121,12 +121,12 @@ def supervised_batch(
         for p in conversations
     ]
     columns = (np.stack(column) for column in zip(*rows, strict=True))
-    return sft.SupervisedBatch(np.stack(pictures), *columns)
+    return pipeline.SupervisedBatch(np.stack(pictures), *columns)
 
 
 def reading_batch(
     scenes: list[Scene], stage: Stage, prompts: Prompts, side: int, rng: np.random.Generator
-) -> sft.SupervisedBatch:
+) -> pipeline.SupervisedBatch:
     """What the target reads: the whole picture, a noisy crop, the question."""
     pictures, conversations = [], []
     for image, questions in scenes:
@@ -148,7 +148,7 @@ def reading_batch(
 
 def locating_batch(
     scenes: list[Scene], stage: Stage, prompts: Prompts, side: int, rng: np.random.Generator
-) -> sft.SupervisedBatch:
+) -> pipeline.SupervisedBatch:
     """What the cropper imitates: the whole picture, the question, a noisy box."""
     pictures, conversations = [], []
     for image, questions in scenes:
@@ -179,12 +179,12 @@ def pointing(questions: list[tuple[str, str, zoom_digits.Box]]) -> str:
 
 def batches(
     stages: tuple[Stage, ...],
-    make: Callable[..., sft.SupervisedBatch],
+    make: Callable[..., pipeline.SupervisedBatch],
     seed: int,
-) -> Iterator[sft.SupervisedBatch]:
+) -> Iterator[pipeline.SupervisedBatch]:
     """The batches of a course in order, prepared one ahead in a thread."""
 
-    def prepare(number: int, stage: Stage, step: int) -> sft.SupervisedBatch:
+    def prepare(number: int, stage: Stage, step: int) -> pipeline.SupervisedBatch:
         rng = np.random.default_rng([seed, number, step])
         source = zoom_digits.ZoomDigits(
             "train", 1 << 30, seed + 1000 * (1 + number), (stage.digits,) * 2, enlarge=stage.enlarge
@@ -205,7 +205,7 @@ def batches(
 def train(
     model: SmolVLM,
     course: Course,
-    make: Callable[..., sft.SupervisedBatch],
+    make: Callable[..., pipeline.SupervisedBatch],
     evaluate: Callable[[SmolVLM], str],
     seed: int,
 ) -> SmolVLM:
@@ -218,10 +218,11 @@ def train(
     )
     graphdef, params = nnx.split(model)
     state = TrainState.create(params, optimizer)
-    step = sft.make_sft_step(graphdef, optimizer)
+    step = jax.jit(sft.make_sft_step(graphdef, optimizer), donate_argnums=0)
+    unused = jax.random.key(0)  # there are no adapters, whose dropout it is for
     start, losses = time.time(), []
     for i, batch in enumerate(batches(course.stages, make, seed), start=1):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, unused)
         losses.append(metrics["loss"])
         if i % 50 == 0 or i == steps:
             loss, losses = float(np.mean(jax.device_get(losses))), []
@@ -235,7 +236,7 @@ def reading_accuracy(model: SmolVLM, scenes: list[Scene], prompts: Prompts) -> s
     """Accuracy on unseen digits against the crop's area factor (x0: the whole picture)."""
 
     @jax.jit
-    def correct(batch: sft.SupervisedBatch) -> jax.Array:
+    def correct(batch: pipeline.SupervisedBatch) -> jax.Array:
         logits = sft.completion_logits(model, batch)[:, 1]  # after the space
         return (jnp.argmax(logits, -1) == batch.completion[:, 1]).mean()
 
@@ -258,7 +259,7 @@ def locating_scores(
     truth = np.array([box for _, questions in scenes for _, _, box in questions])
 
     @jax.jit
-    def propose(batch: sft.SupervisedBatch) -> jax.Array:
+    def propose(batch: pipeline.SupervisedBatch) -> jax.Array:
         prefix = rollout.read_prompt(model, batch.images, batch.prompt, batch.prompt_valid)
         key = jax.random.key(0)
         return rollout.sample(model, grammar, prefix, batch.prompt[:, -1], key, 1, 0.0).boxes[:, 0]

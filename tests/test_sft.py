@@ -10,12 +10,14 @@ from flax import nnx
 
 from cropvlm_jax import boxes, sft
 from cropvlm_jax.data import images, pipeline
+from cropvlm_jax.models import lora
 from cropvlm_jax.training.state import TrainState
 
 EXAMPLES = tiny.make_examples(3)
 BOXES = ((12, 5, 40, 33), (0, 0, 100, 100), (3, 14, 15, 92))
 OPTIMIZER = optax.adam(1e-2)
 GRAPHDEF, PARAMS = tiny.make_model(0)
+KEY = jax.random.key(0)  # of the dropout of adapters, which there are not
 
 
 def conversations():
@@ -24,7 +26,7 @@ def conversations():
         yield tiles, tiny.PROMPTS.crop(example["question"], box_text=boxes.to_text(box))
 
 
-def make_batch() -> sft.SupervisedBatch:
+def make_batch() -> pipeline.SupervisedBatch:
     rows = [
         (
             tiles,
@@ -33,12 +35,12 @@ def make_batch() -> sft.SupervisedBatch:
         )
         for tiles, prompt in conversations()
     ]
-    return sft.SupervisedBatch(*(np.stack(column) for column in zip(*rows, strict=True)))
+    return pipeline.SupervisedBatch(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
 @pytest.fixture(scope="module")
 def step():
-    return sft.make_sft_step(GRAPHDEF, OPTIMIZER)
+    return jax.jit(sft.make_sft_step(GRAPHDEF, OPTIMIZER), donate_argnums=0)
 
 
 def fresh() -> TrainState:
@@ -58,7 +60,7 @@ def test_the_loss_is_that_of_each_conversation_by_itself(step):
         losses += [-log_probs[t - 1, prompt.ids[t]] for t in span]
         lengths |= {(prompt.completion.start, len(span))}
     assert len(lengths) == 3  # padded differently
-    _, metrics = step(fresh(), make_batch())
+    _, metrics = step(fresh(), make_batch(), KEY)
     np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
     assert metrics["tokens"] == len(losses)
 
@@ -72,7 +74,7 @@ def test_padding_is_never_seen(step):
     )
     assert (spoilt.prompt != batch.prompt).any() and (spoilt.completion != batch.completion).any()
     spoilt = jax.tree.map(lambda new, old: new.astype(old.dtype), spoilt, batch)
-    results = [step(fresh(), b) for b in (batch, spoilt)]
+    results = [step(fresh(), b, KEY) for b in (batch, spoilt)]
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
@@ -85,7 +87,7 @@ def test_only_completions_are_learnt(step):
     for picture in (0, 255):
         pictures = batch.images.copy()
         pictures[1] = picture
-        results.append(step(fresh(), batch._replace(completion_valid=none, images=pictures)))
+        results.append(step(fresh(), batch._replace(completion_valid=none, images=pictures), KEY))
     assert results[0][1]["tokens"] == none.sum()
     assert results[0][1]["loss"] == results[1][1]["loss"]
     for a, b in zip(*(jax.tree.leaves(state.params) for state, _ in results), strict=True):
@@ -95,8 +97,24 @@ def test_only_completions_are_learnt(step):
 def test_steps_lower_the_loss(step):
     state, batch, losses = fresh(), make_batch(), []
     for _ in range(30):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, KEY)
         losses.append(float(metrics["loss"]))
     assert losses[1] < losses[0] and losses[-1] < losses[0] / 2
     assert state.step == 30 and np.isfinite(metrics["grad_norm"])
     assert step._cache_size() == 1
+
+
+def test_adapters_learn_under_dropout_and_the_rest_stays():
+    settings = lora.LoRAConfig(rank=2, alpha=4, dropout=0.5)
+    adapted = lora.add(nnx.merge(GRAPHDEF, PARAMS), settings, nnx.Rngs(0))
+    graphdef, params, frozen = nnx.split(adapted, lora.LoRAParam, ...)
+    params = jax.tree.map(lambda x: x + 0.1, params)  # a fresh adapter's second half is zero
+    step = jax.jit(sft.make_sft_step(graphdef, OPTIMIZER))
+    state, batch, losses = TrainState.create(params, OPTIMIZER, frozen=(frozen,)), make_batch(), []
+    dropped = {float(step(state, batch, jax.random.key(seed))[1]["loss"]) for seed in range(3)}
+    assert len(dropped) == 3  # each key drops something else
+    for i in range(30):
+        state, metrics = step(state, batch, jax.random.fold_in(KEY, i))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, (frozen,))

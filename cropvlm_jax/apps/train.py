@@ -1,10 +1,12 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a cropper with GRPO.
+"""Trains a cropper, supervised or with GRPO; a run that was stopped goes on where it was.
 
 python -m cropvlm_jax.apps.train --config=experiments/zoom_digits.py --workdir=runs/zoom_digits \
     --config.steps=300
 """
+
+import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -14,14 +16,17 @@ from cropvlm_jax.training import loop
 CONFIG = config_flags.DEFINE_config_file("config", None, "Module of the run; unknown keys fail.")
 flags.mark_flag_as_required("config")
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for metrics and the trained cropper.", required=True
+    "workdir", None, "Folder for metrics, checkpoints and the trained cropper.", required=True
 )
+RESUME = flags.DEFINE_bool("resume", True, "Go on with the run that the folder holds, if any.")
+STOPPED = 128 + 15  # what a process ended by SIGTERM exits with: launchers start it again
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
-    loop.run(CONFIG.value, WORKDIR.value)
+    if not loop.run(CONFIG.value, WORKDIR.value, RESUME.value):
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def tile(
 
 
 def shrink_to_fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The picture `[H, W, 3]`, made smaller with its aspect kept if it exceeds `height` x `width`."""
+    """The picture `[H, W, 3]`, smaller and its aspect kept if it exceeds `height` x `width`."""
     scale = min(height / image.shape[0], width / image.shape[1])
     if scale >= 1:
         return image

@@ -1,18 +1,20 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Examples to batches of fixed shapes: tiles, canvas and token ids, as NumPy arrays, through Grain.
+"""Examples to rows of fixed shapes: tiles, canvas and token ids, as NumPy arrays.
 
-Shape letters: B examples, Hc Wc canvas, N tiles of S px, P Q A tokens of prompt, question, answer.
+Shape letters: B examples, Hc Wc canvas, N tiles of S px, P Q A C tokens of prompt, question,
+answer, completion.
 """
 
+import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
-from absl import logging
 
+from cropvlm_jax import boxes as box_lib
 from cropvlm_jax.data import images
 from cropvlm_jax.prompts import Prompts
 
@@ -31,6 +33,7 @@ class Batch(NamedTuple):
         answer: int32 `[B, A]`, the gold reply and its end token, padded on the right.
         answer_valid: bool `[B, A]`.
         example_id: int32 `[B]`, index in the source.
+        gold: what the accuracy reward compares answers with, or None where it is not used.
     """
 
     canvas: Any
@@ -43,6 +46,27 @@ class Batch(NamedTuple):
     answer: Any
     answer_valid: Any
     example_id: Any
+    gold: Any = None
+
+
+class SupervisedBatch(NamedTuple):
+    """What a supervised step reads: B conversations.
+
+    Attributes:
+        images: uint8 `[B, N, S, S, 3]`, in the order of the prompt.
+        prompt: token ids `[B, P]`, padded on the left so that the completion follows at once.
+        prompt_valid: bool `[B, P]`.
+        completion: token ids `[B, C]`, padded on the right.
+        completion_valid: bool `[B, C]`.
+        example_id: int32 `[B]`, index in the source, or None where there is none.
+    """
+
+    images: Any
+    prompt: Any
+    prompt_valid: Any
+    completion: Any
+    completion_valid: Any
+    example_id: Any = None
 
 
 def pad(sequence: np.ndarray, length: int, side: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,87 +87,145 @@ def pad(sequence: np.ndarray, length: int, side: str) -> tuple[np.ndarray, np.nd
     return np.pad(sequence, widths), np.pad(np.ones(len(sequence), bool), widths)
 
 
+def stack(rows: Sequence[Any]) -> Any:
+    """Rows to a batch: leaves of (nested) named tuples get a leading axis, None stays None."""
+    first = rows[0]
+    if isinstance(first, tuple):
+        return type(first)(*(stack(column) for column in zip(*rows, strict=True)))
+    return None if first is None else np.stack(rows)
+
+
+def gold_answer(answers: Sequence[str]) -> str:
+    """The answer most annotators gave, up to case and outer spaces; of equals, the first.
+
+    Raises:
+        ValueError: there is no answer.
+    """
+    counts = collections.Counter(answer.strip().lower() for answer in answers)
+    if not counts:
+        raise ValueError("there is no answer to learn from")
+    most = counts.most_common(1)[0][0]
+    return next(answer for answer in answers if answer.strip().lower() == most)
+
+
+@functools.cache
+def _crop_prompt_length(prompts: Prompts, grid: tuple[int, int]) -> int:
+    """Tokens of the crop conversation about a picture of `grid`, but for the question's."""
+    return len(prompts.crop("A", grid).ids)
+
+
 @dataclasses.dataclass(frozen=True)
-class Preparer:
-    """Turns a source's example into a row of a batch.
+class CropperInput:
+    """How the cropper sees an example: tiles, and the prompt that asks for a box.
 
     Attributes:
-        crop_prompts: of the cropper's tokenizer.
-        answer_prompts: of the target's tokenizer.
-        tile_size: S of the cropper.
-        longest_edge: of the cropper's input.
-        canvas: Hc, Wc.
-        grid: rows and columns of the cropper's tiles; pictures that split otherwise are refused.
-        prompt_length: P.
-        question_length: Q.
-        answer_length: A.
+        prompts: of the cropper's tokenizer.
+        tile_size: S.
+        longest_edge: pixels of the longest side of what is split into tiles.
+        question_tokens: most tokens of a question.
     """
 
-    crop_prompts: Prompts
-    answer_prompts: Prompts
+    prompts: Prompts
     tile_size: int
     longest_edge: int
-    canvas: tuple[int, int]
-    prompt_length: int
-    question_length: int
-    answer_length: int
-    grid: tuple[int, int] = (0, 0)
+    question_tokens: int
 
-    def __call__(self, example: dict[str, Any], index: int) -> Batch:
+    @property
+    def single_bucket(self) -> bool:
+        """Whether every picture is one tile."""
+        return self.longest_edge <= self.tile_size
+
+    def grid(self, example: Any) -> tuple[int, int]:
+        """Rows and columns of the example's tiles, from the header of its picture."""
+        size = images.picture_size(example["image"])
+        return images.grid(*size, self.tile_size, self.longest_edge)
+
+    def tiles(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """Tiles uint8 `[N, S, S, 3]` of a picture, and their grid."""
+        return images.tile(image, self.tile_size, self.longest_edge)
+
+    def pad(self, prompt: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """A prompt padded on the left to its bucket's P, and which tokens are real."""
+        return pad(prompt, _crop_prompt_length(self.prompts, grid) + self.question_tokens, "left")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparer:
+    """Turns a source's example into a row of a GRPO batch.
+
+    Attributes:
+        cropper: how the cropper sees it.
+        answer_prompts: of the target's tokenizer.
+        canvas: Hc, Wc; a larger picture is shrunk to fit.
+        answer_tokens: most tokens of a gold answer.
+        gold: makes of the gold answers what the accuracy reward compares with; None without it.
+    """
+
+    cropper: CropperInput
+    answer_prompts: Prompts
+    canvas: tuple[int, int]
+    answer_tokens: int
+    gold: Callable[[Sequence[str]], Any] | None = None
+
+    def __call__(self, example: Any, index: int) -> Batch:
         """One row, without the batch axis.
 
         Raises:
-            ValueError: the picture or a text does not fit the batch's shapes.
+            OSError: the picture is broken.
+            ValueError: a text does not fit the batch's shapes, or there is no answer.
         """
         image = images.to_rgb(example["image"])
-        tiles, grid = images.tile(image, self.tile_size, self.longest_edge)
-        if grid != self.grid:
-            raise ValueError(f"the picture splits into {grid} tiles, this batch takes {self.grid}")
-        crop = self.crop_prompts.crop(example["question"], grid)
-        answer = self.answer_prompts.answer(example["question"], 2, example["answers"][0])
+        tiles, grid = self.cropper.tiles(image)
+        image = images.shrink_to_fit(image, *self.canvas)
+        prompt = self.cropper.prompts.crop(example["question"], grid)
+        answer = gold_answer(example["answers"])
+        conversation = self.answer_prompts.answer(example["question"], 2, answer)
         return Batch(
             images.pad_to_canvas(image, *self.canvas),
             np.array(image.shape[:2], np.int32),
             tiles,
-            *pad(crop.ids, self.prompt_length, "left"),
-            *pad(answer.ids[answer.question], self.question_length, "left"),
-            *pad(answer.ids[answer.completion], self.answer_length, "right"),
+            *self.cropper.pad(prompt.ids, grid),
+            *pad(conversation.ids[conversation.question], self.question_length, "left"),
+            # The period and the end of the utterance follow the answer.
+            *pad(conversation.ids[conversation.completion], self.answer_tokens + 2, "right"),
             np.int32(index),
+            None if self.gold is None else self.gold(example["answers"]),
         )
 
-
-def stack(rows: Sequence[Batch]) -> Batch:
-    """Rows to a batch."""
-    return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
-
-
-class _Prepared:
-    """A source of rows; an example that cannot be prepared is named in the log and left out."""
-
-    def __init__(self, source: Any, prepare: Preparer):
-        self._source, self._prepare = source, prepare
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Batch | None:
-        example = self._source[index]
-        try:
-            return self._prepare(example, index)
-        except (ValueError, OSError) as error:
-            logging.warning("skipped %s: %s", example.get("example_id", index), error)
-            return None
+    @property
+    def question_length(self) -> int:
+        """Q: tokens from after the crop to "Assistant:"."""
+        shortest = self.answer_prompts.answer("A")
+        return len(shortest.ids[shortest.question]) + self.cropper.question_tokens
 
 
-def training_batches(source: Any, prepare: Preparer, batch_size: int, seed: int) -> Iterator[Batch]:
-    """Endless shuffled batches, prepared ahead in threads.
+@dataclasses.dataclass(frozen=True)
+class BoxPreparer:
+    """Turns an example with a box into a row of a supervised batch.
 
-    Args:
-        source: random-access examples: `image`, `question`, `answers`.
-        prepare: shapes and prompts.
-        batch_size: B.
-        seed: of the shuffle.
+    Attributes:
+        cropper: how the cropper sees it.
+        reply_tokens: C, of the longest reply that names a box.
     """
-    dataset = grain.MapDataset.source(_Prepared(source, prepare)).shuffle(seed).repeat()
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)
-    return iter(dataset.to_iter_dataset(options).batch(batch_size, batch_fn=stack))
+
+    cropper: CropperInput
+    reply_tokens: int
+
+    def __call__(self, example: Any, index: int) -> SupervisedBatch:
+        """One row, without the batch axis.
+
+        Raises:
+            OSError: the picture is broken.
+            ValueError: the question does not fit the batch's shapes, or there is no box.
+        """
+        if "box" not in example:
+            raise ValueError("there is no box to learn from")
+        tiles, grid = self.cropper.tiles(images.to_rgb(example["image"]))
+        box_text = box_lib.to_text(example["box"])
+        prompt = self.cropper.prompts.crop(example["question"], grid, box_text)
+        return SupervisedBatch(
+            tiles,
+            *self.cropper.pad(prompt.ids[: prompt.completion.start], grid),
+            *pad(prompt.ids[prompt.completion], self.reply_tokens, "right"),
+            np.int32(index),
+        )

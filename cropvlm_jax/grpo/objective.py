@@ -10,36 +10,58 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-Advantage = Literal["std", "dr_grpo"]
+Aggregation = Literal["grpo", "dr_grpo", "token"]
+Scale = Literal["group", "batch", "none"]
 
 
-def advantages(rewards: jax.Array, kind: Advantage, epsilon: float = 1e-4) -> jax.Array:
-    """Rewards relative to their group.
-
-    "std" is GRPO (arXiv 2402.03300): (r - mean) / (std + epsilon), std with G - 1 as in the
-    official code; "dr_grpo" (arXiv 2503.20783) leaves out the division, which inflates noise where
-    rollouts nearly tie. Rollouts whose reward is not finite are no part of their group and get 0.
+def zero_variance(rewards: jax.Array) -> jax.Array:
+    """Groups whose finite rewards are equal up to fp32 rounding: they teach nothing.
 
     Args:
         rewards: fp32 `[B, G]`.
-        kind: which of the two.
+
+    Returns:
+        bool `[B]`; also True where fewer than two rewards are finite.
+    """
+    scored = jnp.isfinite(rewards)
+    high = jnp.max(rewards, -1, where=scored, initial=-jnp.inf)
+    low = jnp.min(rewards, -1, where=scored, initial=jnp.inf)
+    return ~(high - low > 1e-6 * jnp.maximum(1, jnp.maximum(jnp.abs(high), jnp.abs(low))))
+
+
+def advantages(rewards: jax.Array, scale: Scale, epsilon: float = 1e-4) -> jax.Array:
+    """Rewards relative to their group: (r - mean) / (std + epsilon).
+
+    The std, with n - 1 as in the official code, is the group's in GRPO (arXiv 2402.03300); that of
+    all rewards of the batch in Lite PPO (arXiv 2508.08221), which keeps near-ties small; "none" as
+    in Dr. GRPO (arXiv 2503.20783) divides by nothing. Rollouts whose reward is not finite are no
+    part of their group or batch and get 0, as do groups of equal rewards.
+
+    Args:
+        rewards: fp32 `[B, G]`.
+        scale: whose standard deviation to divide by.
         epsilon: keeps the division finite.
 
     Returns:
         fp32 `[B, G]`.
     """
     scored = jnp.isfinite(rewards)
-    count = scored.sum(-1, keepdims=True)
+    rewards = jnp.where(scored, rewards, 0.0)
 
-    def centre(x: jax.Array) -> jax.Array:
-        return jnp.where(scored, x - x.sum(-1, keepdims=True) / jnp.maximum(count, 1), 0.0)
+    def centre(x: jax.Array, axis: int | None) -> jax.Array:
+        count = jnp.maximum(scored.sum(axis, keepdims=True), 1)
+        return jnp.where(scored, x - x.sum(axis, keepdims=True) / count, 0.0)
 
     # Twice, because a mean far from 0 is rounded, and ties would get what is left over.
-    centred = centre(centre(jnp.where(scored, rewards, 0.0)))
-    if kind == "dr_grpo":
+    centred = centre(centre(rewards, -1), -1)
+    tied = zero_variance(jnp.where(scored, rewards, jnp.nan))
+    centred = jnp.where(tied[:, None], 0.0, centred)
+    if scale == "none":
         return centred
-    variance = (centred**2).sum(-1, keepdims=True) / jnp.maximum(count - 1, 1)
-    return centred / (jnp.sqrt(variance) + epsilon)
+    axis = -1 if scale == "group" else None
+    deviations = centred if scale == "group" else centre(centre(rewards, None), None)
+    degrees = jnp.maximum(scored.sum(axis, keepdims=True) - 1, 1)
+    return centred / (jnp.sqrt((deviations**2).sum(axis, keepdims=True) / degrees) + epsilon)
 
 
 def kl_to_reference(log_probs: jax.Array, reference: jax.Array) -> jax.Array:
@@ -57,7 +79,7 @@ def clipped_surrogate(
     advantages: jax.Array,
     clip_low: float,
     clip_high: float,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """PPO's pessimistic surrogate (arXiv 1707.06347), to be maximised.
 
     Args:
@@ -68,32 +90,37 @@ def clipped_surrogate(
         clip_high: the ratio counts up to 1 + clip_high.
 
     Returns:
-        `[B, G, T]`.
+        The surrogate `[B, G, T]`, and where a bound stops its gradient, the lower and the upper,
+        bool `[B, G, T]`.
     """
     ratio = jnp.exp(log_probs - old_log_probs)
     advantages = advantages[..., None]
     clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-    return jnp.minimum(ratio * advantages, clipped * advantages)
+    low = (ratio < 1 - clip_low) & (advantages < 0)
+    high = (ratio > 1 + clip_high) & (advantages > 0)
+    return jnp.minimum(ratio * advantages, clipped * advantages), low, high
 
 
 def aggregate(
-    values: jax.Array, mask: jax.Array, kind: Advantage, max_tokens: int
+    values: jax.Array, mask: jax.Array, kind: Aggregation, normaliser: int
 ) -> tuple[jax.Array, jax.Array]:
     """Sums token values to a loss that is not divided yet, so that microbatches add up exactly.
 
-    "std" gives every reply the same weight (its tokens' mean); "dr_grpo" every token (a constant
-    normaliser instead of the reply's length).
+    "grpo" gives every reply the same weight (its tokens' mean, then the replies' mean); "dr_grpo"
+    (arXiv 2503.20783) sums a reply's tokens over a constant instead of their number; "token"
+    (DAPO, arXiv 2503.14476) is the mean of all tokens of the batch.
 
     Args:
         values: `[B, G, T]`.
         mask: bool `[B, G, T]`, tokens that count.
-        kind: as in `advantages`.
-        max_tokens: tokens of the longest reply.
+        kind: which of the three.
+        normaliser: what "dr_grpo" divides a reply's sum by.
 
     Returns:
         The sum and what to divide it by in the end.
     """
-    per_reply = jnp.where(mask, values, 0.0).sum(-1)
-    length = jnp.maximum(mask.sum(-1), 1) if kind == "std" else max_tokens
-    replies = mask.any(-1)
-    return jnp.where(replies, per_reply / length, 0.0).sum(), replies.sum()
+    per_reply, lengths = jnp.where(mask, values, 0.0).sum(-1), mask.sum(-1)
+    if kind == "token":
+        return per_reply.sum(), lengths.sum()
+    divisor = jnp.maximum(lengths, 1) if kind == "grpo" else normaliser
+    return (per_reply / divisor).sum(), (lengths > 0).sum()

@@ -1,12 +1,15 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a box is worth: how likely it makes the frozen target give the gold answer.
+"""What a box is worth: how likely it makes the frozen target give the gold answer, and whether the
+target gives it.
 
-Shape letters: B prompts, G rollouts, S pixels of a side, Q question tokens, A answer tokens.
+Shape letters: B prompts, G rollouts, S pixels of a side, I tokens of a picture, D width, C crop
+tokens, Q question tokens, A gold answer tokens, T tokens of the target's own answer.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +29,26 @@ class AnswerTemplate:
     Attributes:
         first: token ids up to the end of the whole picture.
         crop: token ids of the crop.
+        colon: token id of the ":" of "Assistant:".
+        end: token id that ends an answer.
     """
 
     first: tuple[int, ...]
     crop: tuple[int, ...]
+    colon: int
+    end: int
 
     @classmethod
     def from_prompts(cls, prompts: Prompts) -> "AnswerTemplate":
         """Reads the parts off any answer conversation."""
-        prompt = prompts.answer("Any question?")
-        first, second = prompt.images
-        return cls(tuple(prompt.ids[: first.stop].tolist()), tuple(prompt.ids[second].tolist()))
+        prompt = prompts.answer("Any question?", answer="Any answer")
+        ids, (first, second) = prompt.ids.tolist(), prompt.images
+        return cls(
+            first=tuple(ids[: first.stop]),
+            crop=tuple(ids[second]),
+            colon=ids[prompt.question.stop - 1],
+            end=ids[prompt.completion.stop - 1],
+        )
 
 
 def read_picture(
@@ -53,12 +65,68 @@ def read_picture(
     Returns:
         The prefix cache that all answers about this picture share, G = 1.
     """
-    side = target.config.vision.image_size
     full = jnp.broadcast_to(jnp.array(box_lib.FULL), (canvas.shape[0], 1, 4))
-    pictures = jax.vmap(crops.crop, in_axes=(0, 0, 0, None))(canvas, size, full, side)
     ids = jnp.broadcast_to(jnp.array(template.first), (canvas.shape[0], 1, len(template.first)))
-    x = target.embed(ids, target.encode_images(pictures))
+    x = target.embed(ids, encode_crops(target, canvas, size, full))
     return target.text(x, jnp.ones_like(ids, bool))[1]
+
+
+def encode_crops(
+    target: SmolVLM, canvas: jax.Array, size: jax.Array, boxes: jax.Array
+) -> jax.Array:
+    """The target's image tokens `[B, G, I, D]` of the boxes int `[B, G, 4]` of each picture."""
+    side = target.config.vision.image_size
+    cut = jax.vmap(crops.crop, in_axes=(0, 0, 0, None))
+    return target.encode_images(cut(canvas, size, boxes, side))
+
+
+def in_chunks(function: Callable[[jax.Array], Any], boxes: jax.Array, chunk: int) -> Any:
+    """`function` of a few rollouts at a time, which bounds memory.
+
+    Args:
+        function: boxes `[B, chunk, 4]` to arrays `[B, chunk, ...]`.
+        boxes: int `[B, G, 4]`.
+        chunk: rollouts of each prompt at once, a divisor of G.
+
+    Returns:
+        The arrays, `[B, G, ...]`.
+    """
+    b, g = boxes.shape[:2]
+    if g % chunk:
+        raise ValueError(f"reward_chunk={chunk} does not divide the {g} rollouts of a group")
+    parts = jax.lax.map(function, boxes.reshape(b, g // chunk, chunk, 4).swapaxes(0, 1))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, g, *x.shape[3:]), parts)
+
+
+def _ask(
+    target: SmolVLM, template: AnswerTemplate, batch: Batch, crop_tokens: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """What follows the whole picture, up to "Assistant:": the crop, if any, and the question.
+
+    Args:
+        target: the frozen target.
+        template: of its tokenizer.
+        batch: the prompts.
+        crop_tokens: `[B, G, I, D]` from `encode_crops`, or None for no crop, G = 1.
+
+    Returns:
+        Input embeddings `[B, G, C + Q, D]` and which are real, bool `[B, G, C + Q]`.
+    """
+    if crop_tokens is None:
+        return target.embed(batch.question)[:, None], batch.question_valid[:, None]
+    shape = (*crop_tokens.shape[:2], len(template.crop))
+    crop = jnp.broadcast_to(jnp.array(template.crop), shape)
+    question = _spread(batch.question, shape[1])
+    question_valid = _spread(batch.question_valid, shape[1])
+    return (
+        target.embed(jnp.concatenate([crop, question], -1), crop_tokens),
+        jnp.concatenate([jnp.ones(shape, bool), question_valid], -1),
+    )
+
+
+def _spread(row: jax.Array, group: int) -> jax.Array:
+    """`[B, T]` to `[B, G, T]`."""
+    return jnp.broadcast_to(row[:, None], (row.shape[0], group, row.shape[-1]))
 
 
 def answer_log_probs(
@@ -66,8 +134,7 @@ def answer_log_probs(
     template: AnswerTemplate,
     picture: KVCache,
     batch: Batch,
-    boxes: jax.Array,
-    chunk: int,
+    crop_tokens: jax.Array | None,
 ) -> jax.Array:
     """Log-probabilities of the gold answer's tokens given the picture, the crop and the question.
 
@@ -76,60 +143,101 @@ def answer_log_probs(
         template: of its tokenizer.
         picture: what `read_picture` returned.
         batch: the prompts.
-        boxes: int `[B, G, 4]`.
-        chunk: rollouts of each prompt in flight at once, a divisor of G; bounds memory.
+        crop_tokens: `[B, G, I, D]` from `encode_crops`; None asks about the picture alone, G = 1.
 
     Returns:
-        fp32 `[B, G, A]`, 0 in the padding.
+        fp32 `[B, G, A]`, meaningless in the padding.
     """
-    side = target.config.vision.image_size
-    start = len(template.crop) + batch.question.shape[1] - 1  # predicts the first answer token
+    asked, asked_valid = _ask(target, template, batch, crop_tokens)
+    answer = _spread(batch.answer, asked.shape[1])
+    valid = _spread(batch.answer_valid, asked.shape[1])
+    x = jnp.concatenate([asked, target.embed(answer[..., :-1])], 2)
+    hidden, _ = target.text(x, jnp.concatenate([asked_valid, valid[..., :-1]], -1), picture)
+    # The last token of what was asked predicts the first one of the answer.
+    log_probs = jax.nn.log_softmax(target.text.logits(hidden[:, :, asked.shape[2] - 1 :]))
+    return jnp.take_along_axis(log_probs, answer[..., None], -1)[..., 0]
 
-    def score(boxes: jax.Array) -> jax.Array:
-        shape = boxes.shape[:2]
 
-        def spread(row: jax.Array) -> jax.Array:
-            return jnp.broadcast_to(row[:, None], (*shape, row.shape[-1]))
+def answer_span(template: AnswerTemplate, batch: Batch, official: bool) -> jax.Array:
+    """Which tokens of the gold answers the likelihood counts: bool `[B, A]`.
 
-        pictures = jax.vmap(crops.crop, in_axes=(0, 0, 0, None))(
-            batch.canvas, batch.size, boxes, side
-        )
-        crop_ids = jnp.broadcast_to(jnp.array(template.crop), (*shape, len(template.crop)))
-        question, answer = spread(batch.question), spread(batch.answer)
-        ids = jnp.concatenate([crop_ids, question, answer[..., :-1]], -1)
-        valid = jnp.concatenate(
-            [
-                jnp.ones_like(crop_ids, bool),
-                spread(batch.question_valid),
-                spread(batch.answer_valid[:, :-1]),
-            ],
-            -1,
-        )
-        x = target.embed(ids, target.encode_images(pictures))
-        hidden, _ = target.text(x, valid, picture)
-        log_probs = jax.nn.log_softmax(target.text.logits(hidden[:, :, start:]))
-        chosen = jnp.take_along_axis(log_probs, answer[..., None], -1)[..., 0]
-        return jnp.where(batch.answer_valid[:, None], chosen, 0.0)
-
-    b, g = boxes.shape[:2]
-    if g % chunk:
-        raise ValueError(f"reward_chunk={chunk} does not divide the {g} rollouts of a group")
-    chunks = boxes.reshape(b, g // chunk, chunk, 4).swapaxes(0, 1)
-    return jax.lax.map(score, chunks).swapaxes(0, 1).reshape(b, g, -1)
+    Args:
+        template: of the target's tokenizer.
+        batch: the prompts.
+        official: reproduces the official code, which looks for the last ":" of the conversation and
+            so counts an answer that has a colon only from after that one on.
+    """
+    if not official:
+        return batch.answer_valid
+    colons = (batch.answer == template.colon) & batch.answer_valid
+    from_here_on = jnp.cumsum(colons[:, ::-1], -1)[:, ::-1]
+    return batch.answer_valid & (from_here_on == 0)
 
 
 def log_likelihood(
-    log_probs: jax.Array, valid: jax.Array, reduction: Literal["sum", "mean"]
+    log_probs: jax.Array, span: jax.Array, reduction: Literal["sum", "mean"]
 ) -> jax.Array:
     """Log-likelihood of answers in nats.
 
     Args:
         log_probs: `[B, G, A]` of the answer tokens, the end token included.
-        valid: bool `[B, A]`.
+        span: bool `[B, A]`, tokens that count.
         reduction: "sum", as the official code (long answers dominate a batch), or a token's "mean".
 
     Returns:
         `[B, G]`.
     """
-    total = log_probs.sum(-1)
-    return total if reduction == "sum" else total / jnp.maximum(valid.sum(-1), 1)[:, None]
+    total = jnp.where(span[:, None], log_probs, 0.0).sum(-1)
+    return total if reduction == "sum" else total / jnp.maximum(span.sum(-1), 1)[:, None]
+
+
+def greedy_answers(
+    target: SmolVLM,
+    template: AnswerTemplate,
+    picture: KVCache,
+    batch: Batch,
+    crop_tokens: jax.Array,
+    max_tokens: int,
+) -> jax.Array:
+    """What the target itself answers: the likeliest next token again and again.
+
+    Args:
+        target: the frozen target.
+        template: of its tokenizer.
+        picture: what `read_picture` returned.
+        batch: the prompts.
+        crop_tokens: `[B, G, I, D]` from `encode_crops`.
+        max_tokens: T, where an answer is cut; decoding stops earlier once all have ended.
+
+    Returns:
+        int32 `[B, G, T]`; what follows an end token is end tokens.
+    """
+    x, valid = _ask(target, template, batch, crop_tokens)
+    b, g, asked, _ = x.shape
+    slots = asked - 1 + max_tokens
+    cache = KVCache.empty(target.config.text, (b, g, slots), picture.keys.dtype)
+    # All but the last token, which the first pass of the loop reads.
+    _, cache = target.text(x[:, :, :-1], valid[..., :-1], picture, cache)
+
+    def unfinished(carry):
+        i, _, ended, *_ = carry
+        return (i < max_tokens) & ~ended.all()
+
+    def decode(carry):
+        i, x, ended, answers, cache = carry
+        one = jnp.ones((b, g, 1), bool)
+        hidden, cache = target.text(x, one, picture, cache, asked - 1 + i)
+        token = jnp.argmax(target.text.logits(hidden[:, :, 0]), -1).astype(jnp.int32)
+        token = jnp.where(ended, template.end, token)
+        answers = answers.at[:, :, i].set(token)
+        return (
+            i + 1,
+            target.embed(token[..., None]),
+            ended | (token == template.end),
+            answers,
+            cache,
+        )
+
+    answers = jnp.full((b, g, max_tokens), template.end, jnp.int32)
+    start = (jnp.int32(0), x[:, :, -1:], jnp.zeros((b, g), bool), answers, cache)
+    return jax.lax.while_loop(unfinished, decode, start)[3]

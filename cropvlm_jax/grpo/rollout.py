@@ -20,7 +20,7 @@ class Rollouts(NamedTuple):
 
     Attributes:
         boxes: int32 `[B, G, 4]`.
-        log_probs: fp32 `[B, G]`, the sampler's log-probability of each reply.
+        log_probs: fp32 `[B, G]`, the log-probability of each reply as the decoding saw it.
         iterations: int32 `[]`, decoder passes made.
     """
 
@@ -60,6 +60,7 @@ def sample(
     key: jax.Array,
     group: int,
     temperature: float,
+    log_prob_temperature: float | None = None,
 ) -> Rollouts:
     """Samples G boxes a prompt on a shared prefix, under the box grammar.
 
@@ -75,6 +76,7 @@ def sample(
         key: PRNG key.
         group: G.
         temperature: of the sampling; 0 takes the likeliest action.
+        log_prob_temperature: of the log-probabilities returned; by default that of the sampling.
     """
     batch = last_token.shape[0]
     actions = jnp.asarray(grammar.actions)
@@ -97,10 +99,12 @@ def sample(
         newest = jnp.where(valid, jnp.arange(grammar.chunk), 0).max(-1)
         hidden = jnp.take_along_axis(hidden, newest[..., None, None], 2)[:, :, 0]
         allowed = grammar.allowed(state)
-        choice = masked_log_softmax(model.text.logits(hidden, actions), allowed, temperature or 1.0)
+        logits = model.text.logits(hidden, actions)
+        choice = masked_log_softmax(logits, allowed, temperature or 1.0)
         noise = jax.random.gumbel(jax.random.fold_in(key, i), choice.shape) if temperature else 0.0
         action = jnp.argmax(choice + noise, -1)
-        chosen = jnp.take_along_axis(choice, action[..., None], -1)[..., 0]
+        scored = masked_log_softmax(logits, allowed, log_prob_temperature or temperature or 1.0)
+        chosen = jnp.take_along_axis(scored, action[..., None], -1)[..., 0]
         live = state.coordinate < 4
         state, tokens, valid = grammar.advance(state, action)
         return i + 1, state, tokens, valid, cache, log_probs + jnp.where(live, chosen, 0.0)

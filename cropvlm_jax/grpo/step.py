@@ -3,7 +3,8 @@
 """One GRPO step as one jitted function: rollouts, crops, rewards and the update, top to bottom."""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,10 @@ from flax import nnx
 from cropvlm_jax import boxes as box_lib
 from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data.pipeline import Batch
-from cropvlm_jax.grpo import objective, rewards, rollout
+from cropvlm_jax.evals.scoring import Metric
+from cropvlm_jax.grpo import answer_scores, objective, rewards, rollout
 from cropvlm_jax.models.llama import KVCache
+from cropvlm_jax.models.smolvlm import SmolVLM
 from cropvlm_jax.training.state import TrainState
 
 
@@ -22,31 +25,64 @@ from cropvlm_jax.training.state import TrainState
 class GRPOConfig:
     """Settings of the step.
 
+    The official code, as far as a grammar allows: group=6, temperature=0.8,
+    temperature_in_log_probs=False, beta=0.01, aggregation="dr_grpo", normaliser=32, scale="none",
+    official_span=True, accumulate=16 of 16 prompts, and `Prompts(official=True)` for the texts.
+
     Attributes:
         group: rollouts a prompt.
-        temperature: of the sampling; log-probabilities are of the sampling distribution.
-        beta: weight of the KL to the reference; 0 needs no reference at all.
-        format_weight: weight of a reply token's mean -log P(what the grammar allows), over the
-            whole vocabulary. Sampling under the grammar, nothing else keeps the rest unlikely,
-            which decoding without it needs, as `transformers` does after an export.
-        advantage: "std" (GRPO) or "dr_grpo", for scaling and for aggregation.
+        temperature: of the sampling.
+        temperature_in_log_probs: whether log-probabilities are those of the sampling distribution;
+            False reproduces the official code, which does not divide their logits.
+        updates: times that the optimizer is applied to the same rollouts; ratios leave 1, and
+            clipping begins, with the second.
         clip_low: lower clip range of the ratio.
         clip_high: upper clip range of the ratio.
-        likelihood: reduction of the answer's log-likelihood, "sum" as the official code or "mean".
-        validity_weight: reward of a valid box; under the grammar every box is.
+        beta: weight of the KL to the reference; 0 needs no reference at all.
+        format_weight: weight of a reply's mean -log P(what the grammar allows) over its tokens and
+            the whole vocabulary, added to each of its choices. Sampling under the grammar, nothing
+            else keeps the rest unlikely, which decoding without it needs, as `transformers` does
+            after an export.
+        aggregation: mean of a reply's choices and then over replies ("grpo"), their sum over a
+            constant ("dr_grpo"), or mean of all choices of the batch ("token").
+        normaliser: the constant of "dr_grpo"; None is the most choices of a reply. The official
+            code's is 32, its limit of tokens, and it counts a reply's forced tokens too.
+        scale: whose standard deviation centred rewards are divided by: their "group"'s, the whole
+            "batch"'s, or "none".
+        likelihood_weight: of the gold answer's log-likelihood.
+        likelihood: its reduction, "sum" as the official code or "mean".
+        gain: count the likelihood from what it is without the crop.
+        official_span: reproduces the official code, which counts only the tokens after the last ":"
+            of an answer that has one.
+        accuracy_weight: of the score, 0..1, of the target's own answer against `Batch.gold`.
+        accuracy: its metric, that which `Batch.gold` was encoded for.
+        answer_tokens: where that answer is cut.
+        validity_weight: of a valid box, 1; under the grammar every box is.
+        area_weight: cost of the whole picture; a box costs its share.
         reward_chunk: rollouts of a prompt that the target reads at once; None is all of them.
         accumulate: microbatches a step, a divisor of the batch.
     """
 
     group: int = 8
     temperature: float = 1.0
-    beta: float = 0.01
-    format_weight: float = 0.0
-    advantage: Literal["std", "dr_grpo"] = "std"
+    temperature_in_log_probs: bool = True
+    updates: int = 1
     clip_low: float = 0.2
     clip_high: float = 0.2
+    beta: float = 0.01
+    format_weight: float = 0.0
+    aggregation: objective.Aggregation = "grpo"
+    normaliser: int | None = None
+    scale: objective.Scale = "group"
+    likelihood_weight: float = 1.0
     likelihood: Literal["sum", "mean"] = "sum"
+    gain: bool = False
+    official_span: bool = False
+    accuracy_weight: float = 0.0
+    accuracy: Metric = "evalai"
+    answer_tokens: int = 16
     validity_weight: float = 1.0
+    area_weight: float = 0.0
     reward_chunk: int | None = None
     accumulate: int = 1
 
@@ -57,10 +93,99 @@ class GRPOConfig:
             raise ValueError(f"temperature={self.temperature}: rollouts must be sampled")
         if self.group % (self.reward_chunk or self.group):
             raise ValueError(f"reward_chunk={self.reward_chunk} does not divide group={self.group}")
-        for name in ("advantage", "likelihood"):
+        for name in ("aggregation", "scale", "likelihood", "accuracy"):
             allowed = GRPOConfig.__annotations__[name].__args__
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
+        for name in ("updates", "accumulate", "answer_tokens", "normaliser"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.normaliser and self.aggregation != "dr_grpo":
+            raise ValueError(f"normaliser={self.normaliser} needs aggregation='dr_grpo'")
+        if self.scale == "batch" and self.accumulate > 1:
+            raise ValueError(
+                f"scale='batch' needs all rewards at once, which accumulate={self.accumulate} "
+                "microbatches do not have: use accumulate=1 or another scale"
+            )
+        if not (self.likelihood_weight or self.accuracy_weight):
+            raise ValueError(
+                "likelihood_weight and accuracy_weight are both 0: nothing says which box is better"
+            )
+
+
+class Experience(NamedTuple):
+    """The rollouts of a microbatch and what they were worth, found once and learned from `updates`
+    times. Shape letters: B prompts, G rollouts a prompt, T reply tokens.
+
+    Attributes:
+        boxes: int32 `[B, G, 4]`.
+        scored: bool `[B, G]`, False where the reward is no number.
+        advantages: fp32 `[B, G]`.
+        reference: fp32 `[B, G, T]`, the reference's log-probabilities; None where beta is 0.
+        old: fp32 `[B, G, T]`, those of the policy that sampled; None in the first update, whose
+            policy is that one.
+    """
+
+    boxes: jax.Array
+    scored: jax.Array
+    advantages: jax.Array
+    reference: jax.Array | None
+    old: jax.Array | None
+
+
+def judge(
+    reader: SmolVLM,
+    template: rewards.AnswerTemplate,
+    vocabulary: answer_scores.Vocabulary | None,
+    config: GRPOConfig,
+    batch: Batch,
+    boxes: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What boxes `[B, G, 4]` are worth, as a reward and by component, fp32 `[B, G]`.
+
+    The target reads the picture once, then each crop. Components without a weight are left out.
+    """
+    weights = {
+        "likelihood": config.likelihood_weight,
+        "accuracy": config.accuracy_weight,
+        "validity": config.validity_weight,
+        "area": -config.area_weight,
+    }
+    picture = rewards.read_picture(reader, template, batch.canvas, batch.size)
+
+    def answers(boxes: jax.Array) -> dict[str, jax.Array]:
+        asked = reader, template, picture, batch
+        crops = rewards.encode_crops(reader, batch.canvas, batch.size, boxes)
+        found = {}
+        if config.likelihood_weight:
+            found["gold"] = rewards.answer_log_probs(*asked, crops)
+        if config.accuracy_weight:
+            found["own"] = rewards.greedy_answers(*asked, crops, config.answer_tokens)
+        return found
+
+    found = rewards.in_chunks(answers, boxes, config.reward_chunk or boxes.shape[1])
+    parts: dict[str, jax.Array] = {}
+    if config.likelihood_weight:
+        span = rewards.answer_span(template, batch, config.official_span)
+        parts["likelihood"] = rewards.log_likelihood(found["gold"], span, config.likelihood)
+        if config.gain:
+            alone = rewards.answer_log_probs(reader, template, picture, batch, None)
+            parts["likelihood"] -= rewards.log_likelihood(alone, span, config.likelihood)
+    if config.accuracy_weight:
+        if vocabulary is None or batch.gold is None:
+            raise ValueError(
+                "accuracy_weight needs `vocabulary` of the target's tokenizer and batches with "
+                "`gold` answers"
+            )
+        parts["accuracy"] = answer_scores.score(
+            vocabulary, batch.gold, found["own"], config.accuracy
+        )
+    if config.validity_weight:
+        parts["validity"] = box_lib.is_valid(boxes).astype(jnp.float32)
+    if config.area_weight:
+        parts["area"] = box_lib.area(boxes)
+    weighted = [weights[name] * part for name, part in parts.items()]
+    return jnp.stack(weighted).sum(0), parts
 
 
 def make_step(
@@ -70,156 +195,231 @@ def make_step(
     template: rewards.AnswerTemplate,
     optimizer: optax.GradientTransformation,
     config: GRPOConfig,
+    base: nnx.GraphDef | None = None,
+    vocabulary: answer_scores.Vocabulary | None = None,
 ):
     """Builds the step; the caller jits it with its shardings and donates the state.
 
     Args:
-        policy: of the cropper whose weights are `state.params` (and `state.reference`).
+        policy: of the cropper whose weights are `state.params` and, under adapters, those in the
+            tuple `state.frozen`.
         target: of the frozen model whose weights are `state.target`.
         grammar: of the cropper's tokenizer.
         template: of the target's tokenizer.
-        optimizer: of the cropper.
+        optimizer: of the cropper; it is applied `config.updates` times a step.
         config: settings.
+        base: of the cropper without adapters, whose weights are `state.frozen`: the KL reference.
+            None where all weights are trained: the reference is `policy` with `state.reference`.
+        vocabulary: of the target's tokenizer, where `config.accuracy_weight` is not 0.
 
     Returns:
         `(state, batch, key) -> (state, metrics)`; metrics are fp32 scalars.
     """
+    temperature = config.temperature if config.temperature_in_log_probs else 1.0
 
-    def gradients(state: TrainState, batch: Batch, key: jax.Array):
-        """Unreduced gradient of a microbatch, what to divide by, and metrics."""
-        reader = nnx.merge(target, state.target)
-        last_token = batch.crop_prompt[:, -1]
+    def read(model: SmolVLM, batch: Batch) -> KVCache:
+        return rollout.read_prompt(model, batch.tiles, batch.crop_prompt, batch.crop_prompt_valid)
 
-        def read(params: Any):
-            cache = rollout.read_prompt(
-                nnx.merge(policy, params), batch.tiles, batch.crop_prompt, batch.crop_prompt_valid
+    def write(model: SmolVLM, prefix: KVCache, batch: Batch, boxes: jax.Array):
+        """Replies, the log-probabilities of their choices, and those of all that was possible."""
+        every, well_formed, reply = rollout.action_log_probs(
+            model, grammar, prefix, batch.crop_prompt[:, -1], boxes, temperature
+        )
+        chosen = jnp.take_along_axis(every, reply.action[..., None], -1)[..., 0]
+        return reply, chosen, every, well_formed
+
+    def read_as_policy(state: TrainState, batch: Batch):
+        """The policy reads each prompt once: the pullback carries the gradient later."""
+
+        def keys_and_values(params: Any):
+            prefix = read(nnx.merge(policy, params, *state.frozen), batch)
+            return (prefix.keys, prefix.values), prefix.valid  # booleans have no gradient
+
+        (keys, values), pull_back, valid = jax.vjp(keys_and_values, state.params, has_aux=True)
+        return KVCache(keys, values, valid), pull_back
+
+    def gradient(
+        state: TrainState, batch: Batch, prefix: KVCache, pull_back: Any, seen: Experience
+    ):
+        """Unreduced gradient of a microbatch, sums and counts of metrics, the log-probabilities."""
+
+        def loss_fn(params: Any, keys: jax.Array, values: jax.Array):
+            model = nnx.merge(policy, params, *state.frozen)
+            reply, chosen, every, well_formed = write(
+                model, KVCache(keys, values, prefix.valid), batch, seen.boxes
             )
-            return (cache.keys, cache.values), cache.valid  # booleans have no gradient
-
-        def replies(params: Any, prefix: tuple[jax.Array, jax.Array], boxes: jax.Array):
-            return rollout.action_log_probs(
-                nnx.merge(policy, params),
-                grammar,
-                KVCache(prefix[0], prefix[1], prefix_valid),
-                last_token,
-                boxes,
-                config.temperature,
+            mask = reply.allowed.any(-1) & seen.scored[..., None]
+            old = jax.lax.stop_gradient(chosen) if seen.old is None else seen.old
+            gain, low, high = objective.clipped_surrogate(
+                chosen, old, seen.advantages, config.clip_low, config.clip_high
             )
+            loss, replies, tokens = -gain, seen.scored.sum(), mask.sum()
+            entropy = -(jnp.exp(every) * every * reply.allowed).sum(-1)
+            sums = {"entropy": (jnp.where(mask, entropy, 0).sum(), tokens)}
+            if config.updates > 1:
+                sums["clip_low_fraction"] = (low & mask).sum(), tokens
+                sums["clip_high_fraction"] = (high & mask).sum(), tokens
+            if seen.reference is not None:
+                kl = objective.kl_to_reference(chosen, seen.reference)
+                loss += config.beta * kl
+                sums["kl"] = jnp.where(mask, kl, 0).sum(), tokens
+            if config.format_weight:
+                malformed = jnp.where(reply.valid, -well_formed, 0).sum(-1) / reply.valid.sum(-1)
+                loss += config.format_weight * malformed[..., None]
+                sums["malformed"] = jnp.where(seen.scored, malformed, 0).sum(), replies
+            sums["loss"] = objective.aggregate(
+                loss, mask, config.aggregation, config.normaliser or grammar.max_choices
+            )
+            return sums["loss"][0], (sums, jnp.where(mask, chosen, 0))
 
-        # 1. The policy reads each prompt once: rollouts use what it computed, the pullback carries
-        #    the gradient later.
+        of_loss = jax.grad(loss_fn, argnums=(0, 1, 2), has_aux=True)
+        (direct, *of_prefix), (sums, log_probs) = of_loss(state.params, prefix.keys, prefix.values)
+        grads = jax.tree.map(jnp.add, direct, pull_back(tuple(of_prefix))[0])
+        return grads, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums), log_probs
+
+    def first(state: TrainState, batch: Batch, key: jax.Array):
+        """From a microbatch's prompts to the first gradient, and what later updates need."""
+        # 1. The policy reads each prompt once.
         with jax.named_scope("prefix"):
-            prefix, pull_back, prefix_valid = jax.vjp(read, state.params, has_aux=True)
+            prefix, pull_back = read_as_policy(state, batch)
 
         # 2. A group of boxes a prompt.
         with jax.named_scope("rollout"):
             rollouts = rollout.sample(
-                nnx.merge(policy, state.params),
+                nnx.merge(policy, state.params, *state.frozen),
                 grammar,
-                KVCache(prefix[0], prefix[1], prefix_valid),
-                last_token,
+                prefix,
+                batch.crop_prompt[:, -1],
                 key,
                 config.group,
                 config.temperature,
+                temperature,
             )
         boxes = rollouts.boxes
 
-        # 3. and 4. The target reads the picture once, then each crop, and says how likely the gold
-        #    answer is.
+        # 3. and 4. The target reads the crops and says what they are worth.
         with jax.named_scope("reward"):
-            picture = rewards.read_picture(reader, template, batch.canvas, batch.size)
-            answer_log_probs = rewards.answer_log_probs(
-                reader, template, picture, batch, boxes, config.reward_chunk or config.group
-            )
-            likelihood = rewards.log_likelihood(
-                answer_log_probs, batch.answer_valid, config.likelihood
-            )
-            valid = box_lib.is_valid(boxes)
-            reward = likelihood + config.validity_weight * valid
+            reader = nnx.merge(target, state.target)
+            reward, parts = judge(reader, template, vocabulary, config, batch, boxes)
             scored = jnp.isfinite(reward)
-            advantage = objective.advantages(reward, config.advantage)
+            advantages = objective.advantages(reward, config.scale)
 
-        with jax.named_scope("reference"):
-            if config.beta:
-                frozen, _ = read(state.reference)
-                reference, *_ = replies(state.reference, frozen, boxes)
+        reference = None
+        if config.beta:
+            with jax.named_scope("reference"):
+                if base is None:
+                    model = nnx.merge(policy, state.reference)
+                else:
+                    model = nnx.merge(base, *state.frozen)
+                _, reference, *_ = write(model, read(model, batch), batch, boxes)
 
         # 5. The objective on teacher-forced log-probabilities, and its gradient.
-        def loss_fn(params: Any, prefix: Any):
-            log_probs, well_formed, reply = replies(params, prefix, boxes)
-
-            def chosen(log_probs: jax.Array) -> jax.Array:
-                return jnp.take_along_axis(log_probs, reply.action[..., None], -1)[..., 0]
-
-            mask = reply.allowed.any(-1) & scored[..., None]
-            # One update a rollout: the old policy is this one. More updates would pass it in.
-            old = jax.lax.stop_gradient(chosen(log_probs))
-            gain = objective.clipped_surrogate(
-                chosen(log_probs), old, advantage, config.clip_low, config.clip_high
-            )
-            kl = jnp.zeros_like(gain)
-            if config.beta:
-                kl = objective.kl_to_reference(chosen(log_probs), chosen(reference))
-            loss, count = objective.aggregate(
-                config.beta * kl - gain, mask, config.advantage, grammar.max_choices
-            )
-            if config.format_weight:
-                written = reply.valid & scored[..., None]
-                malformed, _ = objective.aggregate(-well_formed, written, "std", 0)
-                loss += config.format_weight * malformed
-            entropy = -(jnp.exp(log_probs) * log_probs * reply.allowed).sum(-1)
-            tokens = mask.sum()
-            gap = jnp.where(mask, old, 0).sum(-1) - rollouts.log_probs
-            sums = {
-                "loss": (loss, count),
-                "kl": (jnp.where(mask, kl, 0).sum(), tokens),
-                "entropy": (jnp.where(mask, entropy, 0).sum(), tokens),
-                "sampler_gap": (jnp.where(scored, jnp.abs(gap), 0).sum(), count),
-            }
-            if config.format_weight:
-                sums["malformed"] = (malformed, count)
-            return loss, sums
-
         with jax.named_scope("update"):
-            grads, sums = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(state.params, prefix)
-            grads = jax.tree.map(jnp.add, grads[0], pull_back(grads[1])[0])
+            seen = Experience(boxes, scored, advantages, reference, old=None)
+            grads, sums, old = gradient(state, batch, prefix, pull_back, seen)
 
         def over_scored(values: jax.Array):
             return jnp.where(scored, values, 0.0).sum(), scored.sum()
 
-        deviation = jnp.where(scored, reward, jnp.nan)
-        deviation = jnp.nan_to_num(jnp.nanstd(deviation, -1))
-        sums |= {
+        deviation = jnp.nan_to_num(jnp.nanstd(jnp.where(scored, reward, jnp.nan), -1))
+        others = {
             "reward": over_scored(reward),
-            "log_likelihood": over_scored(likelihood),
+            **{f"reward/{name}": over_scored(part) for name, part in parts.items()},
             "reward_std": (deviation.sum(), deviation.size),
-            "zero_variance_groups": ((deviation < 1e-6).sum(), deviation.size),
+            "zero_variance_groups": (objective.zero_variance(reward).sum(), deviation.size),
             "unscored": ((~scored).sum(), scored.size),
-            "valid": (valid.sum(), valid.size),
-            "area": (box_lib.area(boxes).sum(), valid.size),
+            "valid": (box_lib.is_valid(boxes).sum(), scored.size),
+            "area": (box_lib.area(boxes).sum(), scored.size),
+            "sampler_gap": over_scored(jnp.abs(old.sum(-1) - rollouts.log_probs)),
             "decode_iterations": (rollouts.iterations, 1),
         }
-        return grads, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)
+        sums |= jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), others)
+        return (grads, sums), seen._replace(old=old)
+
+    def again(state: TrainState, batch: Batch, seen: Experience):
+        """A later gradient from the same rollouts, with the weights as they are by now."""
+        with jax.named_scope("update"):
+            prefix, pull_back = read_as_policy(state, batch)
+            grads, sums, _ = gradient(state, batch, prefix, pull_back, seen)
+        return (grads, sums), None
+
+    def summed(compute: Callable[..., tuple[Any, Any]], state: TrainState, *inputs: Any):
+        """What `compute` returns for microbatches, first the sum of all, second stacked."""
+        if config.accumulate == 1:
+            return compute(state, *inputs)
+
+        def add(total: Any, inputs: Any):
+            part, rest = compute(state, *inputs)
+            return jax.tree.map(jnp.add, total, part), rest
+
+        one = jax.tree.map(lambda x: x[0], inputs)
+        shapes, _ = jax.eval_shape(compute, state, *one)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, inputs)
+
+    def apply(state: TrainState, grads: Any, sums: Any):
+        """One update of the weights from unreduced gradients."""
+        grads = jax.tree.map(lambda g: g / jnp.maximum(sums["loss"][1], 1), grads)
+        sums["grad_norm"] = optax.tree.norm(grads), jnp.float32(1)
+        return state.apply_gradients(grads, optimizer), sums
 
     def step(state: TrainState, batch: Batch, key: jax.Array):
         n = config.accumulate
         if batch.size.shape[0] % n:
             raise ValueError(f"accumulate={n} does not divide {batch.size.shape[0]} prompts")
-        if n == 1:
-            grads, sums = gradients(state, batch, key)
-        else:
+        if n > 1:
             # Microbatch i takes every n-th prompt, so that each device keeps its own prompts.
-            micro = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
+            batch = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
+            key = jax.random.split(key, n)
+        (grads, sums), seen = summed(first, state, batch, key)
+        after, sums = apply(state, grads, sums)
 
-            def accumulate(total, inputs):
-                return jax.tree.map(jnp.add, total, gradients(state, *inputs)), None
+        def update(carry: Any, _: None):
+            params, opt_state, sums = carry
+            now = state._replace(params=params, opt_state=opt_state)
+            (grads, more), _ = summed(again, now, batch, seen)
+            now, more = apply(now, grads, more)
+            added = {name: jax.tree.map(jnp.add, sums[name], more[name]) for name in more}
+            return (now.params, now.opt_state, sums | added), None
 
-            shapes = jax.eval_shape(gradients, state, jax.tree.map(lambda x: x[0], micro), key)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            (grads, sums), _ = jax.lax.scan(accumulate, zeros, (micro, jax.random.split(key, n)))
+        if config.updates > 1:
+            carry = after.params, after.opt_state, sums
+            (params, opt_state, sums), _ = jax.lax.scan(update, carry, length=config.updates - 1)
+            after = after._replace(params=params, opt_state=opt_state)
         metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
-        grads = jax.tree.map(lambda g: g / jnp.maximum(sums["loss"][1], 1), grads)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        return state.apply_gradients(grads, optimizer), metrics
+        return after._replace(step=state.step + 1), metrics
 
     return step
+
+
+def make_evaluation(
+    policy: nnx.GraphDef,
+    target: nnx.GraphDef,
+    grammar: Grammar,
+    template: rewards.AnswerTemplate,
+    config: GRPOConfig,
+    vocabulary: answer_scores.Vocabulary | None = None,
+):
+    """Builds what tells how good the policy's likeliest boxes are; arguments as in `make_step`.
+
+    Returns:
+        `(state, batch) -> {name: (sum, count)}` of the reward, its components and the boxes' area.
+    """
+    alone = dataclasses.replace(config, reward_chunk=None)
+
+    def evaluate(state: TrainState, batch: Batch):
+        model = nnx.merge(policy, state.params, *state.frozen)
+        prefix = rollout.read_prompt(model, batch.tiles, batch.crop_prompt, batch.crop_prompt_valid)
+        unused = jax.random.key(0)
+        last_token = batch.crop_prompt[:, -1]
+        boxes = rollout.sample(model, grammar, prefix, last_token, unused, 1, 0.0).boxes
+        reader = nnx.merge(target, state.target)
+        reward, parts = judge(reader, template, vocabulary, alone, batch, boxes)
+        parts = {f"reward/{name}": part for name, part in parts.items()}
+        values = {"reward": reward, **parts, "area": box_lib.area(boxes)}
+        return {
+            name: (jnp.where(jnp.isfinite(x), x, 0).sum(), jnp.isfinite(x).sum())
+            for name, x in values.items()
+        }
+
+    return evaluate

@@ -1,7 +1,8 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A GRPO run, top to bottom: models, mesh, state, data, step, loop, export."""
+"""A training run, top to bottom: models, data, state, step, checkpoints, loop, result."""
 
+import functools
 import json
 import pathlib
 import time
@@ -10,126 +11,254 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from absl import logging
 from flax import nnx
 
 from cropvlm_jax import parallel
 from cropvlm_jax.boxes import Grammar
-from cropvlm_jax.data import pipeline, zoom_digits
+from cropvlm_jax.data import order, pipeline
+from cropvlm_jax.data.sources import open_mixture
+from cropvlm_jax.evals.scoring import encode_gold
+from cropvlm_jax.grpo.answer_scores import Vocabulary
 from cropvlm_jax.grpo.rewards import AnswerTemplate
-from cropvlm_jax.grpo.step import GRPOConfig, make_step
+from cropvlm_jax.grpo.step import GRPOConfig, make_evaluation, make_step
+from cropvlm_jax.hub.adapters import export_adapter
 from cropvlm_jax.hub.pretrained import Pretrained, export
+from cropvlm_jax.models import lora
 from cropvlm_jax.prompts import Prompts
+from cropvlm_jax.sft import make_sft_evaluation, make_sft_step
+from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, claim
+from cropvlm_jax.training.config import STAGES
 from cropvlm_jax.training.metrics import MetricWriter, Progress
 from cropvlm_jax.training.state import TrainState
 
+GOLD_ANSWERS, GOLD_CHARACTERS = 10, 64  # most of an example, and of an answer, that are scored
+SHOWN = ("loss", "reward", "area")  # on the progress line
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW with warm-up (at most half the run), cosine decay and gradient clipping."""
-    warmup = min(config.warmup_steps, config.steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
+
+def make_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
+    """AdamW with warm-up, cosine decay over `updates` and gradient clipping."""
+    warmup = round(config.warmup * updates)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, updates)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(schedule, b2=config.adam_b2, weight_decay=config.weight_decay),
     )
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> None:
+def run(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, resume: bool = True
+) -> bool:
     """Trains a cropper and writes it to `workdir/cropper` as a Hugging Face folder.
 
     Args:
-        config: as `experiments/zoom_digits.py` documents.
-        workdir: gets metrics, the cropper and `summary.json`.
+        config: as `training.config.default_config` documents.
+        workdir: gets metrics, checkpoints, the cropper and `summary.json`.
+        resume: go on with the run that `workdir` holds, if it holds one.
+
+    Returns:
+        Whether the run is complete; False where it was told to stop, after saving.
+
+    Raises:
+        ValueError: a setting is wrong, or `workdir` holds a run of other settings or data.
     """
     workdir = pathlib.Path(workdir)
     began = time.monotonic()
+    if config.stage not in STAGES:
+        raise ValueError(f"stage={config.stage!r} is not one of {STAGES}")
+    claim(workdir, config.to_dict(), resume)
+    is_grpo = config.stage == "grpo"
     settings = GRPOConfig(**config.grpo)
+    dtype = jnp.dtype(config.dtype)
+    mesh = parallel.make_mesh(**config.mesh)
 
     # --- Models -----------------------------------------------------------------------------------
-    cropper, target = Pretrained.open(config.cropper), Pretrained.open(config.target)
-    dtype = jnp.dtype(config.dtype)
-    policy, params = nnx.split(
-        cropper.load(dtype=dtype, param_dtype=jnp.float32, remat=config.remat)
+    cropper = Pretrained.open(config.cropper)
+    adapt = config.lora.rank > 0
+    plain = cropper.load(
+        dtype=dtype, param_dtype=dtype if adapt else jnp.float32, remat=config.remat
     )
-    reader, frozen = nnx.split(target.load(dtype=dtype))
-    crop_prompts = Prompts(cropper.tokenizer, cropper.config.image_seq_len)
-    answer_prompts = Prompts(target.tokenizer, target.config.image_seq_len)
-
-    # --- Mesh and state ---------------------------------------------------------------------------
-    mesh = parallel.make_mesh(**config.mesh)
-    optimizer = make_optimizer(config)
-
-    def create(params: Any, frozen: Any) -> TrainState:
-        # A copy each, because the step donates the whole state.
-        reference = jax.tree.map(lambda x: x.astype(dtype), params) if settings.beta else None
-        return TrainState.create(params, optimizer, reference=reference, target=frozen)
-
-    shardings = parallel.state_shardings(mesh, jax.eval_shape(create, params, frozen))
-    state = jax.jit(create, out_shardings=shardings)(params, frozen)
-    weights = sum(x.size for x in jax.tree.leaves(params))
-    del params, frozen
-    logging.info("training %s weights on %s", f"{weights:,}", mesh)
+    weights: dict[str, Any] = {}  # of the train state
+    base = None
+    if adapt:
+        adapted = lora.add(plain, lora.LoRAConfig(**config.lora), nnx.Rngs(config.seed))
+        policy, weights["params"], *frozen = nnx.split(adapted, lora.LoRAParam, ...)
+        weights["frozen"], base = tuple(frozen), nnx.graphdef(plain)
+    else:
+        policy, weights["params"] = nnx.split(plain)
+    grammar = Grammar.from_tokenizer(cropper.tokenizer)
+    official = config.data.official_text
+    limit = config.data.question_tokens
+    crop_prompts = Prompts(
+        cropper.tokenizer,
+        cropper.config.image_seq_len,
+        official=official,
+        max_question_tokens=limit,
+    )
+    seen = pipeline.CropperInput(crop_prompts, cropper.tile_size, config.data.longest_edge, limit)
+    if is_grpo:
+        target = Pretrained.open(config.target)
+        reader, weights["target"] = nnx.split(target.load(dtype=dtype))
+        answer_prompts = Prompts(target.tokenizer, target.config.image_seq_len, official=official)
+        gold = functools.partial(
+            encode_gold,
+            metric=settings.accuracy,
+            max_answers=GOLD_ANSWERS,
+            max_length=GOLD_CHARACTERS,
+        )
+        prepare: Any = pipeline.Preparer(
+            seen,
+            answer_prompts,
+            tuple(config.data.canvas),
+            config.data.answer_tokens,
+            gold if settings.accuracy_weight else None,
+        )
+    else:
+        prepare = pipeline.BoxPreparer(seen, grammar.max_length)
 
     # --- Data -------------------------------------------------------------------------------------
-    source = zoom_digits.ZoomDigits("train", config.data.num_scenes, config.seed)
-    prepare = pipeline.Preparer(
-        crop_prompts,
-        answer_prompts,
-        cropper.tile_size,
-        cropper.longest_edge,
-        tuple(config.data.canvas),
-        config.data.prompt_length,
-        config.data.question_length,
-        config.data.answer_length,
-    )
-    batches = pipeline.training_batches(source, prepare, config.batch_size, config.seed)
+    batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    rows = parallel.local_rows(batched, config.batch_size)
+    source = open_mixture(config.data.sources, config.seed)
+    steps = config.steps or round(config.epochs * len(source)) // config.batch_size
+    buckets = order.bucket_examples(source, seen)
+    plan = order.plan_batches(source.order(config.seed), buckets, config.batch_size, steps)
+    planned = order.PlannedBatches(source, prepare, plan, rows)
+    logging.info("%d steps over %d examples; %s", steps, len(source), plan.left_out())
+    if config.eval.every:
+        held_out = open_mixture(config.eval.sources, config.seed)
+        first = range(min(config.eval.examples, len(held_out)))
+        buckets = order.bucket_examples(held_out, seen)
+        held_out_plan = order.plan_batches(first, buckets, config.batch_size)
+        logging.info("held out: %s", held_out_plan.left_out())
+        held_out_planned = order.PlannedBatches(held_out, prepare, held_out_plan, rows)
+
+    # --- State ------------------------------------------------------------------------------------
+    optimizer = make_optimizer(config, steps * (settings.updates if is_grpo else 1))
+
+    def create(weights: dict[str, Any]) -> TrainState:
+        if is_grpo and settings.beta and not adapt:
+            # A copy, because the step donates the whole state.
+            reference = jax.tree.map(lambda x: x.astype(dtype), weights["params"])
+            weights = weights | {"reference": reference}
+        return TrainState.create(optimizer=optimizer, **weights)
+
+    shardings = parallel.state_shardings(mesh, jax.eval_shape(create, weights))
+    state = jax.jit(create, out_shardings=shardings)(weights)
+    key = jax.device_put(jax.random.key(config.seed), replicated)
+    trained = sum(x.size for x in jax.tree.leaves(weights["params"]))
+    del weights
+    logging.info("training %s weights on %s", f"{trained:,}", mesh)
 
     # --- Step -------------------------------------------------------------------------------------
-    batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    if is_grpo:
+        vocabulary = None
+        if settings.accuracy_weight:
+            vocabulary = Vocabulary.from_tokenizer(target.tokenizer)
+        template = AnswerTemplate.from_prompts(answer_prompts)
+        models = policy, reader, grammar, template
+        step = make_step(*models, optimizer, settings, base, vocabulary)
+        evaluation = make_evaluation(*models, settings, vocabulary)
+    else:
+        step, evaluation = make_sft_step(policy, optimizer), make_sft_evaluation(policy)
     step = jax.jit(
-        make_step(
-            policy,
-            reader,
-            Grammar.from_tokenizer(cropper.tokenizer),
-            AnswerTemplate.from_prompts(answer_prompts),
-            optimizer,
-            settings,
-        ),
+        step,
         in_shardings=(shardings, batched, replicated),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
+    evaluation = jax.jit(evaluation, in_shardings=(shardings, batched), out_shardings=replicated)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        totals: Any = None
+        for batch in order.iterate(held_out_planned, workers=config.data.workers):
+            sums = jax.device_get(evaluation(state, parallel.to_devices(batch, batched)))
+            totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+        return {f"eval/{name}": float(total / max(n, 1)) for name, (total, n) in totals.items()}
+
+    # --- Checkpoints ------------------------------------------------------------------------------
+    def to_save(state: TrainState, key: jax.Array) -> dict[str, Any]:
+        trained = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        return trained | {"key": jax.random.key_data(key)}
+
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best)
+    start, place = 0, {"data": plan.fingerprint}
+    if found := checkpoints.restore(jax.tree.map(parallel.abstract, to_save(state, key))):
+        start, restored, saved_place = found
+        if saved_place != place:
+            raise ValueError(
+                f"{workdir} was trained on other data, or in another order: restore the examples "
+                "that were there, or take another folder"
+            )
+        key = jax.random.wrap_key_data(restored.pop("key"))
+        state = state._replace(**restored)
+        logging.info("going on after step %d", start)
+
+    def write_out(state: TrainState, name: str) -> None:
+        model = nnx.merge(policy, parallel.gather(state.params), *parallel.gather(state.frozen))
+        if jax.process_index() == 0:
+            if adapt:
+                export_adapter(workdir / name.replace("cropper", "adapter"), model, config.cropper)
+            export(workdir / name, lora.merge(model), cropper)
 
     # --- Loop -------------------------------------------------------------------------------------
-    writer = MetricWriter(workdir) if jax.process_index() == 0 else None
-    progress = Progress(config.steps)
-    key = jax.random.key(config.seed)
+    writer = MetricWriter(workdir, start) if jax.process_index() == 0 else None
+    progress = Progress(steps, start)
+    held_out_metrics: dict[str, float] = {}
+    pending: tuple[int, Any] | None = None  # read a step late: the host never waits for the device
 
-    def report(number: int, metrics: Any) -> None:
-        metrics = jax.device_get(metrics)
-        if writer:
+    def report() -> None:
+        nonlocal pending
+        if pending and writer:
+            number, metrics = pending[0], jax.device_get(pending[1])
             writer.write(number, metrics)
-            progress.update(number, f"reward {metrics['reward']:.3f}  area {metrics['area']:.3f}")
+            note = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
+            progress.update(number, note)
+        pending = None
 
-    pending = None  # metrics are read one step late, so that the host never waits for the device
-    for number in range(1, config.steps + 1):
-        batch = jax.device_put(next(batches), batched)
-        step_key = jax.device_put(jax.random.fold_in(key, number), replicated)
-        state, metrics = step(state, batch, step_key)
-        if pending:
-            report(*pending)
-        pending = (number, metrics)
-        if number == 1:
-            jax.block_until_ready(metrics)
-            logging.info("first step, compilation included: %.1f s", time.monotonic() - began)
-            progress = Progress(config.steps, start=1)
-    if pending:
-        report(*pending)
+    number, stopping = start, False
+    batches = order.iterate(planned, start, config.data.workers)
+    with Preemption() as preemption:
+        while number < steps and not stopping:
+            number += 1
+            batch = next(batches)
+            step_key = jax.device_put(jax.random.fold_in(key, number), replicated)
+            state, metrics = step(state, parallel.to_devices(batch, batched), step_key)
+            report()
+            replaced = int((batch.example_id != plan.batches[number - 1, rows]).sum())
+            pending = number, metrics | {"replaced_examples": replaced}
+            if number == start + 1:
+                jax.block_until_ready(metrics)
+                logging.info("first step, compilation included: %.1f s", time.monotonic() - began)
+                progress = Progress(steps, number)
+            stopping = preemption.requested(number)
+
+            def due(every: int, number: int = number) -> bool:
+                return every > 0 and (number == steps or number % every == 0)
+
+            if due(config.eval.every):
+                report()
+                held_out_metrics = evaluate(state)
+                logging.info("after step %d: %s", number, held_out_metrics)
+                if writer:
+                    writer.write(number, held_out_metrics)
+            if stopping or number == steps or due(config.checkpoint.every):
+                report()
+                checkpoints.save(number, to_save(state, key), place, held_out_metrics)
+            if due(config.export_every) and number < steps:
+                write_out(state, f"cropper-{number}")
+    checkpoints.close()
 
     # --- Result -----------------------------------------------------------------------------------
     if writer:
         writer.close()
-        export(workdir / "cropper", nnx.merge(policy, state.params), cropper)
-        summary = {"steps": config.steps, "train_seconds": round(time.monotonic() - began, 1)}
+    if number < steps:
+        logging.warning("stopped after step %d of %d, which is saved", number, steps)
+        return False
+    write_out(state, "cropper")
+    if jax.process_index() == 0:
+        summary = {"steps": steps, "train_seconds": round(time.monotonic() - began, 1)}
         (workdir / "summary.json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
+    return True

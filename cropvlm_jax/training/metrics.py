@@ -15,12 +15,28 @@ from absl import logging
 class MetricWriter:
     """Appends scalars to `metrics.jsonl` and TensorBoard files of a run's folder."""
 
-    def __init__(self, workdir: str | pathlib.Path):
-        """Opens the folder, which is made if need be."""
+    def __init__(self, workdir: str | pathlib.Path, start: int = 0):
+        """Opens the folder, which is made if need be.
+
+        Args:
+            workdir: of the run.
+            start: steps done before; what a killed run wrote of later ones is dropped.
+        """
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        self._jsonl = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        file = workdir / "metrics.jsonl"
+        written = file.read_text(encoding="utf-8").splitlines(True) if file.is_file() else []
+        temporary = file.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as kept:
+            # A line without its end was cut short by the kill.
+            kept.writelines(
+                line for line in written if line[-1] == "\n" and json.loads(line)["step"] <= start
+            )
+        temporary.rename(file)
+        self._jsonl = file.open("a", encoding="utf-8")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1
+        )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the scalars of a step."""

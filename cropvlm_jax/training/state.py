@@ -14,8 +14,10 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: int32 `[]`, updates done.
-        params: weights being trained, fp32.
+        params: weights being trained, fp32: all of the model's, or its adapters'.
         opt_state: optimizer state.
+        frozen: weights of the trained model that stay as they are, under its adapters; empty where
+            all are trained.
         reference: frozen weights of the KL reference, or None where there is none.
         target: frozen weights of the model that gives the reward, or None.
     """
@@ -23,15 +25,16 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: Any
     opt_state: Any
+    frozen: Any = ()
     reference: Any = None
     target: Any = None
 
     @classmethod
     def create(
-        cls, params: Any, optimizer: optax.GradientTransformation, **frozen: Any
+        cls, params: Any, optimizer: optax.GradientTransformation, **others: Any
     ) -> "TrainState":
-        """A fresh state; `frozen` names `reference` and `target`."""
-        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), **frozen)
+        """A fresh state; `others` are the weights that are not trained, by their attribute."""
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), **others)
 
     def apply_gradients(self, grads: Any, optimizer: optax.GradientTransformation) -> "TrainState":
         """One optimizer update."""

@@ -9,50 +9,67 @@ from cropvlm_jax.grpo import objective
 
 RNG = np.random.default_rng(0)
 REWARDS = RNG.normal(-20, 3, (5, 8)).astype(np.float32)
-KINDS = ("std", "dr_grpo")
+SCALES, AGGREGATIONS = ("group", "batch", "none"), ("grpo", "dr_grpo", "token")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_advantages_are_relative_to_the_group(kind):
-    got = objective.advantages(jnp.array(REWARDS), kind)
-    want = REWARDS - REWARDS.mean(-1, keepdims=True)
-    if kind == "std":
-        want /= REWARDS.std(-1, ddof=1, keepdims=True) + 1e-4
-        np.testing.assert_allclose(np.std(got, -1, ddof=1), 1, atol=1e-3)
-    np.testing.assert_allclose(got, want, atol=1e-5)
+def plain_advantages(rewards: np.ndarray, scale: str) -> np.ndarray:
+    """By loops in double precision, over the finite rewards alone."""
+    every = [float(r) for row in rewards for r in row if np.isfinite(r)]
+    want = np.zeros(rewards.shape)
+    for b, row in enumerate(rewards.astype(np.float64)):
+        group = [r for r in row if np.isfinite(r)]
+        among = {"group": group, "batch": every, "none": []}[scale]
+        divisor = np.std(among, ddof=1) + 1e-4 if len(among) > 1 else 1
+        for g, r in enumerate(row):
+            if np.isfinite(r):
+                want[b, g] = (r - np.mean(group)) / divisor
+    return want
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_advantages_are_relative_to_the_group(scale):
+    got = objective.advantages(jnp.array(REWARDS), scale)
+    np.testing.assert_allclose(got, plain_advantages(REWARDS, scale), atol=1e-5)
     np.testing.assert_allclose(np.mean(got, -1), 0, atol=1e-5)
+    if scale == "group":
+        np.testing.assert_allclose(np.std(got, -1, ddof=1), 1, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_unscored_rollouts_are_no_part_of_their_group(kind, bad):
+def test_unscored_rollouts_are_no_part_of_their_group(scale, bad):
     spoilt = REWARDS.copy()
     spoilt[0, 2] = spoilt[0, 5] = bad  # some of a group
     spoilt[1] = bad  # all of it
     spoilt[2, 1:] = bad  # all but one
-    got = np.asarray(objective.advantages(jnp.array(spoilt), kind))
-    assert np.isfinite(got).all()
-    assert not got[1].any() and not got[2].any()
-    kept = np.isfinite(spoilt[0])
-    alone = objective.advantages(jnp.array(spoilt[0, kept][None]), kind)[0]
-    np.testing.assert_allclose(got[0, kept], alone, atol=1e-6)
-    assert not got[0, ~kept].any()
-    np.testing.assert_array_equal(got[3:], objective.advantages(jnp.array(REWARDS), kind)[3:])
+    got = np.asarray(objective.advantages(jnp.array(spoilt), scale))
+    np.testing.assert_allclose(got, plain_advantages(spoilt, scale), atol=1e-5)
+    assert not got[~np.isfinite(spoilt)].any() and not got[2].any()
+    zero = objective.zero_variance(jnp.array(spoilt))
+    np.testing.assert_array_equal(zero, [False, True, True, False, False])
+    if scale != "batch":
+        np.testing.assert_array_equal(got[3:], objective.advantages(jnp.array(REWARDS), scale)[3:])
+    assert not objective.advantages(jnp.full((2, 3), bad), scale).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_ties_teach_nothing(kind):
+@pytest.mark.parametrize("scale", SCALES)
+def test_ties_teach_nothing(scale):
     for value in (0.0, -17.3, 1e4):
-        got = objective.advantages(jnp.full((2, 6), value), kind)
-        assert np.abs(got).max() < 1e-5 * max(abs(value), 1)
-    got = objective.advantages(jnp.array([[1.0, 1.0, 1.0, 0.0]]), kind)[0]
+        rewards = jnp.full((2, 6), value).at[1, 0].add(1)
+        got = objective.advantages(rewards, scale)
+        assert not got[0].any() and got[1, 0] > 0
+        rounded = rewards.at[0, 3].mul(1 + 1e-7)
+        assert not objective.advantages(rounded, scale)[0].any()
+        np.testing.assert_array_equal(objective.zero_variance(rounded), [True, False])
+    got = objective.advantages(jnp.array([[1.0, 1.0, 1.0, 0.0]]), scale)[0]
     assert got[0] == got[1] == got[2] > 0 > got[3]
 
 
-def test_near_ties_are_not_blown_up_by_dr_grpo():
-    rewards = jnp.array([[0.0, 1e-3, -1e-3, 0.0]])
-    assert np.abs(objective.advantages(rewards, "std")).max() > 1
-    assert np.abs(objective.advantages(rewards, "dr_grpo")).max() <= 1.1e-3
+def test_near_ties_are_blown_up_by_their_own_deviation_alone():
+    rewards = jnp.array([[0.0, 1e-3, -1e-3, 0.0], [3.0, 0.0, 1.0, 2.0]])
+    assert np.abs(objective.advantages(rewards, "group")[0]).max() > 1
+    for scale in ("batch", "none"):
+        assert np.abs(objective.advantages(rewards, scale)[0]).max() <= 1.1e-3
 
 
 def test_kl_is_never_negative_and_flat_at_equality():
@@ -83,10 +100,15 @@ def test_clipping():
         advantages = jnp.array(signs)[None]
         return objective.clipped_surrogate(
             log_probs, jnp.zeros_like(log_probs), advantages, low, high
-        )
+        )[0]
 
     log_probs = jnp.broadcast_to(jnp.log(ratios), (1, 3, len(ratios)))
     got = np.asarray(surrogate(log_probs))[0]
+    _, stopped_low, stopped_high = objective.clipped_surrogate(
+        log_probs, jnp.zeros_like(log_probs), jnp.array(signs)[None], low, high
+    )
+    np.testing.assert_array_equal(stopped_low[0], (ratios < 1 - low) & (signs < 0)[:, None])
+    np.testing.assert_array_equal(stopped_high[0], (ratios > 1 + high) & (signs > 0)[:, None])
     slope = np.asarray(jax.grad(lambda x: surrogate(x).sum())(log_probs))[0]
     for i, advantage in enumerate(signs):
         for j, ratio in enumerate(ratios):
@@ -100,19 +122,20 @@ def test_clipping():
             np.testing.assert_allclose(slope[i, j], want, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AGGREGATIONS)
 def test_aggregation(kind):
     values = RNG.normal(size=(6, 4, 9)).astype(np.float32)
     mask = RNG.random((6, 4, 9)) < 0.6
     mask[1] = mask[2, 3] = False  # nothing chosen, or not scored
     total, count = objective.aggregate(jnp.array(values), jnp.array(mask), kind, 10)
-    want = [
-        values[b, g, mask[b, g]].sum() / (mask[b, g].sum() if kind == "std" else 10)
-        for b, g in np.ndindex(6, 4)
-        if mask[b, g].any()
-    ]
-    np.testing.assert_allclose(total, np.sum(want), rtol=1e-5)
-    assert count == len(want) == 6 * 4 - 5
+    replies = [values[b, g, mask[b, g]] for b, g in np.ndindex(6, 4) if mask[b, g].any()]
+    want = {
+        "grpo": np.mean([reply.mean() for reply in replies]),
+        "dr_grpo": np.mean([reply.sum() / 10 for reply in replies]),
+        "token": np.concatenate(replies).mean(),
+    }
+    np.testing.assert_allclose(total / count, want[kind], rtol=1e-5)
+    assert count == (mask.sum() if kind == "token" else 6 * 4 - 5)
 
     # Microbatches of any size, one of them with nothing in it, add up to the whole.
     parts = [
@@ -123,7 +146,7 @@ def test_aggregation(kind):
     assert sum(part[1] for part in parts) == count
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AGGREGATIONS)
 def test_masked_values_may_be_anything(kind):
     values, mask = jnp.ones((2, 3, 4)), jnp.ones((2, 3, 4), bool).at[0].set(False)
 

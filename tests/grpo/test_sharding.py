@@ -17,10 +17,12 @@ import tiny
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from cropvlm_jax import parallel
+from cropvlm_jax.evals import scoring
+from cropvlm_jax.grpo.answer_scores import Vocabulary
 from cropvlm_jax.grpo.step import GRPOConfig, make_step
 from cropvlm_jax.training.state import TrainState
 
-MESHES = {"one": None, "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2), "1x4x2": (1, 4, 2)}
+MESHES = {"one": None, "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2)}
 STEPS, DEVICES = 3, 8
 
 
@@ -30,9 +32,32 @@ def main(folder: pathlib.Path) -> None:
     optimizer = optax.chain(optax.trace(0.9), optax.scale(-1.0))
     graphdef, policy = tiny.make_model(0)
     reference, target = tiny.make_model(1)[1], tiny.make_model(2)[1]
-    batches = [tiny.make_batch(tiny.make_examples(8, seed)) for seed in range(STEPS)]
-    config = GRPOConfig(group=4, beta=0.1, reward_chunk=4)
-    inner = make_step(graphdef, graphdef, tiny.GRAMMAR, tiny.TEMPLATE, optimizer, config)
+    config = GRPOConfig(
+        group=4,
+        beta=0.1,
+        reward_chunk=4,
+        aggregation="token",
+        scale="batch",
+        updates=2,
+        accuracy_weight=1.0,
+        accuracy="anls",
+        answer_tokens=3,
+    )
+    batches = []
+    for seed in range(STEPS):
+        examples = tiny.make_examples(8, seed)
+        gold = [scoring.encode_gold(e["answers"], config.accuracy, 2, 20) for e in examples]
+        gold = jax.tree.map(lambda *x: np.stack(x), *gold)
+        batches.append(tiny.make_batch(examples)._replace(gold=gold))
+    inner = make_step(
+        graphdef,
+        graphdef,
+        tiny.GRAMMAR,
+        tiny.TEMPLATE,
+        optimizer,
+        config,
+        vocabulary=Vocabulary.from_tokenizer(tiny.TOKENIZER),
+    )
     for name, sizes in MESHES.items():
         params, *frozen = jax.tree.map(np.array, (policy, reference, target))
         state = TrainState.create(params, optimizer, reference=frozen[0], target=frozen[1])

@@ -22,32 +22,127 @@ from flax import nnx
 from PIL import Image
 
 from cropvlm_jax import boxes as box_lib
-from cropvlm_jax.data import images, pipeline
-from cropvlm_jax.grpo import rewards, rollout
+from cropvlm_jax.data import images, order, pipeline
+from cropvlm_jax.evals import scoring
+from cropvlm_jax.grpo import answer_scores, rewards, rollout
 from cropvlm_jax.grpo.step import GRPOConfig, make_step
+from cropvlm_jax.models import lora
 from cropvlm_jax.models.smolvlm import SmolVLM
 from cropvlm_jax.training.state import TrainState
 
-GROUP, TEMPERATURE = 4, 0.8
+GROUP, TEMPERATURE, LEARNING_RATE = 4, 0.8, 1.0
 KEY = jax.random.key(7)
 EXAMPLES = tiny.make_examples(4)
-BATCH = tiny.make_batch(EXAMPLES)
+EXAMPLES[2]["answers"] = ["At: 10:42"]
+GOLD = (["th th"], ["iefWhich", "Which"], ["this this"], ["ief help", "11 this"])  # or nearly
 GRAPHDEF, POLICY = tiny.make_model(0)
 REFERENCE = jax.tree.map(lambda a, b: 0.8 * a + 0.2 * b, POLICY, tiny.make_model(1)[1])
 TARGET = tiny.make_model(2)[1]
 # Of the same shape, but told apart.
 TARGET_CONFIG = dataclasses.replace(tiny.CONFIG, model_type="smolvlm")
 TARGET_GRAPHDEF = nnx.graphdef(nnx.eval_shape(lambda: SmolVLM(TARGET_CONFIG, rngs=nnx.Rngs(0))))
-CONFIG = GRPOConfig(group=GROUP, temperature=TEMPERATURE, beta=0.1)
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
-# Each combination of advantage and beta; microbatches and reward chunks change along.
-CONFIGS = {
-    "std": dataclasses.replace(CONFIG, beta=0.0, reward_chunk=1, accumulate=2),
-    "std-kl": dataclasses.replace(CONFIG, format_weight=0.5),
-    "dr_grpo": dataclasses.replace(CONFIG, advantage="dr_grpo", beta=0.0, accumulate=4),
-    "dr_grpo-kl": dataclasses.replace(
-        CONFIG, advantage="dr_grpo", reward_chunk=2, likelihood="mean"
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is trained on what.
+
+    Attributes:
+        config: settings of the step.
+        adapters: train low-rank adapters of the cropper, not all of it.
+        grid: tiles of the cropper's pictures.
+        spoilt: the rollouts `(b, g)` whose likelihood turns NaN.
+    """
+
+    config: GRPOConfig
+    adapters: bool = False
+    grid: tuple[int, int] = (0, 0)
+    spoilt: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def longest_edge(self) -> int:
+        return tiny.SIDE * max(1, *self.grid)
+
+    @functools.cached_property
+    def batch(self) -> pipeline.Batch:
+        batch = tiny.make_batch(EXAMPLES, self.longest_edge)
+        if not self.config.accuracy_weight:
+            return batch
+        gold = [scoring.encode_gold(a, self.config.accuracy, 3, 40) for a in GOLD]
+        return batch._replace(gold=jax.tree.map(lambda *x: np.stack(x), *gold))
+
+    @functools.cached_property
+    def model(self) -> tuple[nnx.GraphDef, nnx.State, tuple[nnx.State, ...]]:
+        """The policy: its graph, what is trained and what is not."""
+        if not self.adapters:
+            return GRAPHDEF, POLICY, ()
+        settings = lora.LoRAConfig(rank=2, alpha=4, dropout=0.0)
+        adapted = lora.add(nnx.merge(GRAPHDEF, POLICY), settings, nnx.Rngs(0))
+        graphdef, trained, frozen = nnx.split(adapted, lora.LoRAParam, ...)
+        rng = np.random.default_rng(0)  # a fresh adapter's second half is zero
+        trained = jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.1, x.shape)), trained)
+        return graphdef, jax.tree.map(jnp.float32, trained), (frozen,)
+
+    @property
+    def reference(self) -> nnx.State:
+        return POLICY if self.adapters else REFERENCE
+
+    @property
+    def spoil(self) -> np.ndarray:
+        """bool `[B, G]`."""
+        spoil = np.zeros((len(EXAMPLES), GROUP), bool)
+        for rollout_ in self.spoilt:
+            spoil[rollout_] = True
+        return spoil
+
+    def plain(self, trained: nnx.State) -> nnx.State:
+        """All weights of the plain model, adapters merged."""
+        graphdef, _, frozen = self.model
+        if not self.adapters:
+            return trained
+        return nnx.split(lora.merge(nnx.merge(graphdef, trained, *frozen)))[1]
+
+
+CONFIG = GRPOConfig(group=GROUP, temperature=TEMPERATURE, beta=0.1)
+BATCH = Case(CONFIG).batch
+
+# Each has several features; microbatches and reward chunks change along.
+CASES = {
+    "grpo-group-gain": Case(
+        dataclasses.replace(
+            CONFIG, beta=0.0, gain=True, area_weight=0.7, reward_chunk=1, accumulate=2
+        )
+    ),
+    "dr_grpo-none-official": Case(
+        dataclasses.replace(
+            CONFIG,
+            aggregation="dr_grpo",
+            scale="none",
+            normaliser=32,
+            temperature_in_log_probs=False,
+            official_span=True,
+            reward_chunk=2,
+        )
+    ),
+    "token-batch-accuracy-nan": Case(
+        dataclasses.replace(
+            CONFIG,
+            aggregation="token",
+            scale="batch",
+            format_weight=0.5,
+            likelihood="mean",
+            accuracy_weight=2.0,
+            accuracy="anls",
+            answer_tokens=4,
+            validity_weight=0.0,
+        ),
+        spoilt=((0, 0), (2, 0), (2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)),
+    ),
+    "token-group-updates-adapters-tiles": Case(
+        dataclasses.replace(CONFIG, aggregation="token", updates=2, accumulate=2, clip_high=0.3),
+        adapters=True,
+        grid=(2, 2),
     ),
 }
 
@@ -57,7 +152,7 @@ CONFIGS = {
 # Updates like SGD and keeps the gradient, exactly, as its state.
 KEEP_GRADIENT = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda grads, _, params: (jax.tree.map(jnp.negative, grads), grads),
+    lambda grads, _, params: (jax.tree.map(lambda g: -LEARNING_RATE * g, grads), grads),
 )
 
 
@@ -65,22 +160,25 @@ KEEP_GRADIENT = optax.GradientTransformation(
 class Result:
     """What one step did.
 
-    `pictures` uint8 `[B, 1 + G, S, S, 3]` are what the target saw: the whole and the crops.
+    `pictures` uint8 `[B, 1 + G, S, S, 3]` are what the target saw: the whole and the crops;
+    `gradient` is that of the last update.
     """
 
     boxes: np.ndarray
     pictures: np.ndarray
     likelihood: np.ndarray
-    loss: float
-    kl: float
+    metrics: dict[str, float]
     gradient: Any
+    params: Any
 
 
-def make_state(config: GRPOConfig) -> TrainState:
+def make_state(case: Case) -> TrainState:
     # Copies, because steps donate their state.
-    policy, reference, target = jax.tree.map(jnp.copy, (POLICY, REFERENCE, TARGET))
+    _, policy, frozen = case.model
+    reference = REFERENCE if case.config.beta and not case.adapters else None
+    policy, frozen, reference, target = jax.tree.map(jnp.copy, (policy, frozen, reference, TARGET))
     return TrainState.create(
-        policy, KEEP_GRADIENT, reference=reference if config.beta else None, target=target
+        policy, KEEP_GRADIENT, frozen=frozen, reference=reference, target=target
     )
 
 
@@ -88,12 +186,21 @@ def jitted(step: Any, **options: Any):
     return jax.jit(step, compiler_options=FAST_COMPILE, **options)
 
 
-def build(config: GRPOConfig):
-    return make_step(GRAPHDEF, TARGET_GRAPHDEF, tiny.GRAMMAR, tiny.TEMPLATE, KEEP_GRADIENT, config)
+def build(case: Case):
+    return make_step(
+        case.model[0],
+        TARGET_GRAPHDEF,
+        tiny.GRAMMAR,
+        tiny.TEMPLATE,
+        KEEP_GRADIENT,
+        case.config,
+        GRAPHDEF if case.adapters else None,
+        answer_scores.Vocabulary.from_tokenizer(tiny.TOKENIZER),
+    )
 
 
-def fused(config: GRPOConfig, spoil: np.ndarray | None = None) -> tuple[Result, TrainState, dict]:
-    """Runs one fused step and listens in; rollouts in `spoil`, bool `[B, G]`, get a NaN reward."""
+def fused(case: Case) -> tuple[Result, TrainState]:
+    """Runs one fused step and listens in."""
     sample, log_likelihood, encode = (
         rollout.sample,
         rewards.log_likelihood,
@@ -111,8 +218,10 @@ def fused(config: GRPOConfig, spoil: np.ndarray | None = None) -> tuple[Result, 
 
     def listening_likelihood(*args: Any):
         likelihood = log_likelihood(*args)
-        if spoil is not None:
-            likelihood = jnp.where(spoil, jnp.nan, likelihood)
+        if likelihood.shape[1] == 1:  # without the crop
+            return likelihood
+        if case.spoilt:
+            likelihood = jnp.where(case.spoil, jnp.nan, likelihood)
         note(likelihood, likelihoods)
         return likelihood
 
@@ -125,35 +234,37 @@ def fused(config: GRPOConfig, spoil: np.ndarray | None = None) -> tuple[Result, 
         patch.setattr(rollout, "sample", listening_sample)
         patch.setattr(rewards, "log_likelihood", listening_likelihood)
         patch.setattr(SmolVLM, "encode_images", listening_encode)
-        state, metrics = jitted(build(config))(make_state(config), BATCH, KEY)
+        state, metrics = jitted(build(case))(make_state(case), case.batch, KEY)
         jax.effects_barrier()
 
     def in_order(parts: list[np.ndarray]) -> np.ndarray:
         return np.stack(parts, 1).reshape(len(EXAMPLES), *parts[0].shape[1:])
 
-    reads = len(pictures) // config.accumulate  # of the target in a microbatch
+    reads = len(pictures) // case.config.accumulate  # of the target in a microbatch
     pictures = [np.concatenate(pictures[i : i + reads], 1) for i in range(0, len(pictures), reads)]
     result = Result(
         in_order(boxes),
         in_order(pictures),
         in_order(likelihoods),
-        metrics["loss"],
-        metrics["kl"],
+        metrics,
         state.opt_state,
+        state.params,
     )
-    return result, state, metrics
+    return result, state
 
 
 # The naive version --------------------------------------------------------------------------------
 
-LENGTH = 64  # of every sequence; what follows its end is never seen by a causal model
+LENGTH = 96  # of every sequence; what follows its end is never seen by a causal model
 
 
-@jax.jit
-def naive_logits(params: nnx.State, ids: jax.Array, pictures: jax.Array) -> jax.Array:
+def logits_of(params: nnx.State, ids: jax.Array, pictures: jax.Array) -> jax.Array:
     """Logits fp32 `[T, V]` of one whole sequence, without a mask."""
     model = nnx.merge(GRAPHDEF, params)
     return model(ids[None], jnp.ones((1, ids.size), bool), pictures[None])[0]
+
+
+naive_logits = jitted(logits_of)
 
 
 def extended(ids: Any) -> np.ndarray:
@@ -238,10 +349,14 @@ def naive_rollout(params: nnx.State, prompt: Any, tiles: np.ndarray, noise: Any)
 
 
 @functools.cache
-def naive_rollouts(accumulate: int) -> list[list[NaiveRollout]]:
+def naive_rollouts(
+    accumulate: int, adapters: bool = False, grid: tuple[int, int] = (0, 0)
+) -> list[list[NaiveRollout]]:
     """All rollouts; microbatch j of n takes examples j, j + n, ... and the j-th of n keys."""
     batch = len(EXAMPLES) // accumulate
     keys = jax.random.split(KEY, accumulate) if accumulate > 1 else [KEY]
+    case = Case(CONFIG, adapters, grid)
+    policy = case.plain(case.model[1])
 
     @functools.cache
     def gumbel(microbatch: int, action: int) -> np.ndarray:
@@ -250,19 +365,25 @@ def naive_rollouts(accumulate: int) -> list[list[NaiveRollout]]:
 
     rollouts = []
     for b, example in enumerate(EXAMPLES):
-        prompt = tiny.PROMPTS.crop(example["question"]).ids
-        tiles, _ = images.tile(example["image"], tiny.SIDE, tiny.SIDE)
+        prompt, tiles = naive_prompt(case, example)
 
         def noise(action: int, b: int = b, g: int = 0) -> np.ndarray:
             return gumbel(b % accumulate, action)[b // accumulate, g]
 
         rollouts.append(
             [
-                naive_rollout(POLICY, prompt, tiles, functools.partial(noise, g=g))
+                naive_rollout(policy, prompt, tiles, functools.partial(noise, g=g))
                 for g in range(GROUP)
             ]
         )
     return rollouts
+
+
+def naive_prompt(case: Case, example: dict[str, Any]) -> tuple[list[int], np.ndarray]:
+    """What the cropper reads: token ids and tiles."""
+    tiles, grid = images.tile(example["image"], tiny.SIDE, case.longest_edge)
+    assert grid == case.grid
+    return tiny.PROMPTS.crop(example["question"], grid).ids.tolist(), tiles
 
 
 def naive_pictures(example: dict[str, Any], box: tuple[int, ...]) -> np.ndarray:
@@ -281,49 +402,97 @@ def naive_pictures(example: dict[str, Any], box: tuple[int, ...]) -> np.ndarray:
     return np.concatenate(pictures)
 
 
-def naive_likelihood(example: dict[str, Any], pictures: np.ndarray, reduction: str) -> float:
-    """Asks with both pictures, and reads the answer off the whole conversation."""
-    prompt = tiny.PROMPTS.answer(example["question"], 2, example["answers"][0])
+def naive_likelihood(
+    example: dict[str, Any], pictures: np.ndarray, config: GRPOConfig = CONFIG
+) -> float:
+    """Asks with all the pictures, and reads the answer off the whole conversation."""
+    prompt = tiny.PROMPTS.answer(example["question"], len(pictures), example["answers"][0])
     logits = naive_logits(TARGET, extended(prompt.ids), pictures)
     log_probs = np.asarray(jax.nn.log_softmax(logits))
-    span = range(prompt.completion.start, prompt.completion.stop)
-    answer = [log_probs[t - 1, prompt.ids[t]] for t in span]
-    return float(np.mean(answer) if reduction == "mean" else np.sum(answer))
+    start, stop = prompt.completion.start, prompt.completion.stop
+    if config.official_span:
+        colons = np.flatnonzero(prompt.ids[:stop] == tiny.TOKENIZER.token_to_id(":"))
+        start = int(colons[-1]) + 1
+    answer = [log_probs[t - 1, prompt.ids[t]] for t in range(start, stop)]
+    return float(np.mean(answer) if config.likelihood == "mean" else np.sum(answer))
 
 
-def chosen_log_probs(params: nnx.State, ids: jax.Array, tiles: jax.Array, allowed: jax.Array):
-    """Log-probabilities `[T - 1]` of tokens 1.. among the tokens `allowed`, bool `[T - 1, V]`."""
-    logits = naive_logits(params, ids, tiles)[:-1] / TEMPERATURE
-    logits = jnp.where(allowed, logits, -jnp.inf)
-    return jax.nn.log_softmax(logits)[jnp.arange(ids.size - 1), ids[1:]]
+def naive_answer(example: dict[str, Any], pictures: np.ndarray, max_tokens: int) -> str:
+    """Lets the target write its answer, one token at a time."""
+    ids = tiny.PROMPTS.answer(example["question"], len(pictures)).ids.tolist()
+    prompt = len(ids)
+    while len(ids) < prompt + max_tokens:
+        ids.append(int(np.argmax(naive_logits(TARGET, extended(ids), pictures)[len(ids) - 1])))
+        if ids[-1] == tiny.TOKENIZER.token_to_id("<end_of_utterance>"):
+            break
+    return tiny.TOKENIZER.decode(ids[prompt:]).strip()
 
 
-@jax.jit
-@functools.partial(jax.value_and_grad, has_aux=True)
+def naive_advantages(rewards: np.ndarray, scale: str) -> np.ndarray:
+    every = rewards[np.isfinite(rewards)]
+    advantages = np.zeros(rewards.shape)
+    for row, got in zip(rewards, advantages, strict=True):
+        group = row[np.isfinite(row)]
+        if len(group) > 1:
+            divisor = {"group": group, "batch": every, "none": None}[scale]
+            divisor = 1 if divisor is None else divisor.std(ddof=1) + 1e-4
+            got[:] = np.where(np.isfinite(row), (row - group.mean()) / divisor, 0)
+    return advantages
+
+
+def log_probs_of(
+    params: nnx.State, ids: jax.Array, tiles: jax.Array, allowed: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities `[T - 1]` of tokens 1.. among the tokens `allowed`, bool `[T - 1, V]`, and
+    that they are among those, which says something where the grammar leaves a choice."""
+    logits = logits_of(params, ids, tiles)[:-1]
+    among = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, -jnp.inf))
+    inside = jnp.log(jnp.where(allowed, jax.nn.softmax(logits), 0).sum(-1))
+    written = jax.nn.log_softmax(logits)[jnp.arange(ids.size - 1), ids[1:]]
+    inside = jnp.where(allowed.all(-1), written, inside)
+    return among[jnp.arange(ids.size - 1), ids[1:]], inside
+
+
+naive_log_probs = jitted(log_probs_of)
+
+
+@functools.partial(jitted, static_argnums=0)
+@functools.partial(jax.value_and_grad, argnums=1, has_aux=True)
 def naive_reply(
-    params, reference, ids, tiles, allowed, chosen, reply, advantage, beta, length, format_weight
+    adapters: bool,
+    trained: nnx.State,
+    reply: tuple[jax.Array, ...],
+    advantage: jax.Array,
+    old: jax.Array,
+    reference: jax.Array,
+    settings: dict[str, Any],
 ):
-    """Loss of one reply, its sum of KL terms, and the gradient."""
-    log_probs = chosen_log_probs(params, ids, tiles, allowed)
-    ratio = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
-    gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
-    difference = chosen_log_probs(reference, ids, tiles, allowed) - log_probs
-    kl = jnp.exp(difference) - difference - 1
-    loss = jnp.where(chosen, beta * kl - gain, 0).sum() / length
+    """Sum of a reply's token losses, what else there is to know, and the gradient."""
+    ids, tiles, allowed, chosen, is_reply = reply
+    params = Case(CONFIG, adapters).plain(trained)
+    log_probs, inside = log_probs_of(params, ids, tiles, allowed, settings["temperature"])
+    ratio = jnp.exp(log_probs - old)
+    low, high = 1 - settings["clip_low"], 1 + settings["clip_high"]
+    gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
+    kl = jnp.exp(reference - log_probs) - (reference - log_probs) - 1
     # What decoding without the grammar does: any of the allowed tokens is as good.
-    probabilities = jax.nn.softmax(naive_logits(params, ids, tiles)[:-1])
-    good = jnp.where(chosen[:, None], allowed, ids[1:, None] == jnp.arange(allowed.shape[1]))
-    malformed = -jnp.log((probabilities * good).sum(-1))
-    loss += format_weight * jnp.where(reply, malformed, 0).sum() / reply.sum()
-    return loss, jnp.where(chosen, kl, 0).sum()
+    malformed = -jnp.where(is_reply, inside, 0).sum() / is_reply.sum()
+    loss = settings["beta"] * kl - gain + settings["format_weight"] * malformed
+    sums = {
+        "kl": jnp.where(chosen, kl, 0).sum(),
+        "clip_low_fraction": (chosen & (ratio < low) & (advantage < 0)).sum(),
+        "clip_high_fraction": (chosen & (ratio > high) & (advantage > 0)).sum(),
+    }
+    return jnp.where(chosen, loss, 0).sum(), (sums, malformed)
 
 
-def naive(config: GRPOConfig, seen: np.ndarray, spoil: np.ndarray | None = None) -> Result:
+def naive(case: Case, seen: np.ndarray) -> Result:
     """One step; where the pictures are `seen` but for a grey level, the target gets those.
 
     A grey level moves a random target's likelihoods by more than the rest may.
     """
-    rollouts = naive_rollouts(config.accumulate)
+    config = case.config
+    rollouts = naive_rollouts(config.accumulate, case.adapters, case.grid)
     pictures = np.array(
         [
             [naive_pictures(example, r.box) for r in group]
@@ -335,53 +504,95 @@ def naive(config: GRPOConfig, seen: np.ndarray, spoil: np.ndarray | None = None)
     print("pixels off", (difference > 0).mean(), "by two", (difference > 1).mean())
     assert (difference > 1).mean() < 1e-3 and (difference > 0).mean() < 1e-2
     assert difference.max() <= 3
+
+    # Rewards and advantages.
+    boxes = np.array([[r.box for r in group] for group in rollouts])
     likelihood = np.array(
         [
-            [naive_likelihood(example, p, config.likelihood) for p in group]
+            [naive_likelihood(example, p, config) for p in group]
             for example, group in zip(EXAMPLES, seen, strict=True)
         ]
     )
-    if spoil is not None:
-        likelihood[spoil] = np.nan
-    loss = kl = replies = tokens = 0
-    gradient = jax.tree.map(jnp.zeros_like, POLICY)
-    for example, group, row in zip(EXAMPLES, rollouts, likelihood, strict=True):
-        tiles, _ = images.tile(example["image"], tiny.SIDE, tiny.SIDE)
-        scored = row[np.isfinite(row)] + config.validity_weight
-        for r, reward in zip(group, row + config.validity_weight, strict=True):
-            if np.isnan(reward):
-                continue
-            advantage = reward - scored.mean()
-            if config.advantage == "std":
-                advantage /= scored.std(ddof=1) + 1e-4 if len(scored) > 1 else 1
-            allowed = np.ones((LENGTH, tiny.CONFIG.text.vocab_size), bool)
-            chosen = np.zeros(LENGTH, bool)
-            for position, candidates in r.choices.items():
-                allowed[position] = np.isin(np.arange(allowed.shape[1]), candidates)
-                chosen[position] = True
-            positions = np.arange(LENGTH)
-            prompt = len(tiny.PROMPTS.crop(example["question"]).ids)
-            reply = (positions >= prompt) & (positions < len(r.ids))
-            length = len(r.choices) if config.advantage == "std" else 10
-            (part, divergence), grads = naive_reply(
-                POLICY,
-                REFERENCE,
-                extended(r.ids),
-                tiles,
-                allowed[1:],
-                chosen[1:],
-                reply[1:],
-                np.float32(advantage),
-                np.float32(config.beta),
-                np.float32(length),
-                np.float32(config.format_weight),
-            )
-            loss, kl = loss + float(part), kl + float(divergence) * bool(config.beta)
-            replies, tokens = replies + 1, tokens + len(r.choices)
-            gradient = jax.tree.map(jnp.add, gradient, grads)
-    boxes = np.array([[r.box for r in group] for group in rollouts])
-    gradient = jax.tree.map(lambda g: g / replies, gradient)
-    return Result(boxes, pictures, likelihood, loss / replies, kl / tokens, gradient)
+    likelihood[case.spoil] = np.nan
+    parts = {"likelihood": likelihood}
+    if config.gain:
+        alone = [naive_likelihood(e, p[0, :1], config) for e, p in zip(EXAMPLES, seen, strict=True)]
+        parts["likelihood"] = likelihood - np.array(alone)[:, None]
+    if config.accuracy_weight:
+        own = [
+            [naive_answer(example, p, config.answer_tokens) for p in group]
+            for example, group in zip(EXAMPLES, seen, strict=True)
+        ]
+        parts["accuracy"] = np.array(
+            [
+                [scoring.score(answer, gold, config.accuracy) for answer in group]
+                for gold, group in zip(GOLD, own, strict=True)
+            ]
+        )
+        print("answers", own, parts["accuracy"])
+        assert parts["accuracy"][~case.spoil].std() > 0.1
+    if config.validity_weight:
+        parts["validity"] = np.ones(boxes.shape[:2])
+    if config.area_weight:
+        width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+        parts["area"] = width * height / 1e4
+    reward = sum(
+        {"area": -1}.get(name, 1) * getattr(config, f"{name}_weight") * part
+        for name, part in parts.items()
+    )
+    scored = np.isfinite(reward)
+    advantages = naive_advantages(reward, config.scale)
+    metrics = {f"reward/{name}": part[scored].mean() for name, part in parts.items()}
+    metrics["reward"] = reward[scored].mean()
+
+    # What each reply was chosen from.
+    settings = {
+        name: getattr(config, name) for name in ("beta", "format_weight", "clip_low", "clip_high")
+    }
+    settings["temperature"] = TEMPERATURE if config.temperature_in_log_probs else 1.0
+    start = case.plain(case.model[1])
+    learned = []
+    for b, g in zip(*np.nonzero(scored), strict=True):
+        prompt, tiles = naive_prompt(case, EXAMPLES[b])
+        r = rollouts[b][g]
+        allowed = np.ones((LENGTH, tiny.CONFIG.text.vocab_size), bool)
+        chosen = np.zeros(LENGTH, bool)
+        for position, candidates in r.choices.items():
+            allowed[position] = np.isin(np.arange(allowed.shape[1]), candidates)
+            chosen[position] = True
+        positions = np.arange(LENGTH)
+        is_reply = (positions >= len(prompt)) & (positions < len(r.ids))
+        inputs = extended(r.ids), tiles, allowed[1:]
+        old, _ = naive_log_probs(start, *inputs, settings["temperature"])
+        reference, _ = naive_log_probs(case.reference, *inputs, settings["temperature"])
+        reply = (*inputs, chosen[1:], is_reply[1:])
+        learned.append((reply, np.float32(advantages[b, g]), old, reference))
+
+    # Updates.
+    params, totals = case.model[1], []
+    tokens = sum(len(rollouts[b][g].choices) for b, g in zip(*np.nonzero(scored), strict=True))
+    divisor = tokens if config.aggregation == "token" else scored.sum()
+    for _ in range(config.updates):
+        total = dict.fromkeys(("loss", "kl", "clip_low_fraction", "clip_high_fraction"), 0.0)
+        total["malformed"] = 0.0
+        gradient = jax.tree.map(jnp.zeros_like, params)
+        for inputs in learned:
+            length = {
+                "grpo": inputs[0][3].sum(),
+                "dr_grpo": config.normaliser or tiny.GRAMMAR.max_choices,
+                "token": 1,
+            }[config.aggregation]
+            (part, (sums, malformed)), grads = naive_reply(case.adapters, params, *inputs, settings)
+            total["loss"] += float(part) / length / divisor
+            total["malformed"] += float(malformed) / len(learned)
+            for name, value in sums.items():
+                total[name] += float(value) / tokens
+            gradient = jax.tree.map(lambda g, x, n=length * divisor: g + x / n, gradient, grads)
+        total["grad_norm"] = float(optax.tree.norm(gradient))
+        params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, gradient)
+        totals.append(total)
+    metrics |= {name: np.mean([total[name] for total in totals]) for name in totals[0]}
+    return Result(boxes, pictures, likelihood, metrics, gradient, params)
 
 
 def assert_gradients_close(got: Any, want: Any, tolerance: float):
@@ -401,10 +612,15 @@ def assert_gradients_close(got: Any, want: Any, tolerance: float):
 def assert_same(got: Result, want: Result):
     np.testing.assert_array_equal(got.boxes, want.boxes)
     print("likelihood", np.nanmax(np.abs(got.likelihood - want.likelihood)))
-    print("loss", got.loss, want.loss, "kl", got.kl, want.kl)
     np.testing.assert_allclose(got.likelihood, want.likelihood, rtol=0, atol=2e-5)
-    np.testing.assert_allclose(got.loss, want.loss, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(got.kl, want.kl, rtol=1e-4, atol=1e-6)
+    for name in want.metrics.keys() & got.metrics.keys():
+        print(name, got.metrics[name], want.metrics[name])
+    tolerances = {"loss": (0, 1e-5), "kl": (1e-4, 1e-6)}
+    for name in want.metrics.keys() & got.metrics.keys():
+        rtol, atol = tolerances.get(name, (1e-5, 1e-6))
+        np.testing.assert_allclose(
+            got.metrics[name], want.metrics[name], rtol=rtol, atol=atol, err_msg=name
+        )
     assert_gradients_close(got.gradient, want.gradient, 1e-4)
 
 
@@ -415,12 +631,12 @@ def test_the_examples_put_the_step_to_the_test():
     lengths = BATCH.crop_prompt_valid.sum(-1)
     assert len(set(lengths)) >= 3 and len(set(BATCH.question_valid.sum(-1))) >= 3
     assert len({tuple(size) for size in BATCH.size}) == 4
-    rollouts = [r for n in (1, 2, 4) for group in naive_rollouts(n) for r in group]
+    rollouts = [r for n in (1, 2) for group in naive_rollouts(n) for r in group]
     assert len({r.box for r in rollouts}) > 20
     for r in rollouts:
         assert box_lib.is_valid(np.array(r.box))
     likelihood = [
-        naive_likelihood(EXAMPLES[0], naive_pictures(EXAMPLES[0], r.box), "sum")
+        naive_likelihood(EXAMPLES[0], naive_pictures(EXAMPLES[0], r.box))
         for r in naive_rollouts(1)[0]
     ]
     assert np.std(likelihood) > 0.02
@@ -435,30 +651,32 @@ def test_what_follows_a_sequence_is_never_seen():
     )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CASES)
 def test_fused_equals_naive(name):
-    config = CONFIGS[name]
-    got, state, metrics = fused(config)
-    assert_same(got, naive(config, got.pictures))
-    assert (state.reference is None) == (config.beta == 0)
-    assert metrics["sampler_gap"] < 1e-4
-    assert metrics["unscored"] == 0 and metrics["valid"] == 1
-    np.testing.assert_allclose(metrics["area"], box_lib.area(got.boxes).mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["log_likelihood"], got.likelihood.mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["reward"], got.likelihood.mean() + 1, rtol=1e-5)
-    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(got.gradient), rtol=1e-5)
-
-
-def test_rewards_that_are_no_number_are_left_out():
-    config = dataclasses.replace(CONFIG, beta=0.0)
-    spoil = np.zeros((len(EXAMPLES), GROUP), bool)
-    spoil[0, 1] = spoil[2] = True  # one rollout and a whole group
-    spoil[3, 1:] = True  # all but one, which has nothing to be compared with
-    got, state, metrics = fused(config, spoil)
-    assert_same(got, naive(config, got.pictures, spoil))
-    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
-    assert all(jnp.isfinite(x) for x in metrics.values())
-    assert metrics["unscored"] == spoil.mean()
+    case = CASES[name]
+    got, state = fused(case)
+    want = naive(case, got.pictures)
+    assert_same(got, want)
+    compared = {"loss", "reward", "grad_norm"}
+    compared |= {f"reward/{part}" for part in ("likelihood", "accuracy", "validity", "area")}
+    compared |= {"kl", "malformed", "clip_low_fraction", "clip_high_fraction"}
+    assert got.metrics.keys() & compared <= want.metrics.keys()
+    assert ("kl" in got.metrics) == (case.config.beta > 0)
+    assert got.metrics["sampler_gap"] < 1e-4
+    assert got.metrics["valid"] == 1
+    assert got.metrics["unscored"] == case.spoil.mean()
+    # One rollout that is left has nothing to be compared with.
+    assert got.metrics["zero_variance_groups"] == ((~case.spoil).sum(-1) < 2).mean()
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((got.params, got.metrics)))
+    np.testing.assert_allclose(got.metrics["area"], box_lib.area(got.boxes).mean(), rtol=1e-5)
+    assert state.step == 1
+    if case.config.updates > 1:
+        assert_gradients_close(
+            jax.tree.map(jnp.subtract, got.params, case.model[1]),
+            jax.tree.map(jnp.subtract, want.params, case.model[1]),
+            1e-3,  # differences of rounded weights
+        )
+        assert got.metrics["clip_low_fraction"] > 0 and got.metrics["clip_high_fraction"] > 0
 
 
 TRACES = []
@@ -467,7 +685,7 @@ TRACES = []
 @pytest.fixture(scope="module")
 def step():
     """One jitted step for the tests below; every trace of it is noted."""
-    inner = build(CONFIG)
+    inner = build(Case(CONFIG))
 
     def traced(*args: Any):
         TRACES.append(1)
@@ -479,7 +697,7 @@ def step():
 def test_compiles_once_and_never_waits_for_the_host(step):
     batches = [jax.device_put(tiny.make_batch(tiny.make_examples(4, seed))) for seed in (0, 1)]
     keys = list(jax.random.split(KEY, 20))
-    state = make_state(CONFIG)
+    state = make_state(Case(CONFIG))
     state, _ = step(state, batches[0], KEY)  # traces; constants go to the device once
     history = []
     with jax.transfer_guard("disallow"):
@@ -501,13 +719,13 @@ def test_compiles_once_and_never_waits_for_the_host(step):
 
 
 def test_no_divergence_from_oneself(step):
-    state = make_state(CONFIG)
+    state = make_state(Case(CONFIG))
     _, metrics = step(state._replace(reference=jax.tree.map(jnp.copy, POLICY)), BATCH, KEY)
     assert metrics["kl"] == 0
 
 
 def test_a_target_gone_bad_changes_nothing(step):
-    state = make_state(CONFIG)
+    state = make_state(Case(CONFIG))
     bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), TARGET)
     state, metrics = step(state._replace(target=bad), BATCH, KEY)
     assert metrics["unscored"] == 1
@@ -519,8 +737,9 @@ def test_true_boxes_cannot_enter(step):
     results = []
     for box in ((10, 20, 30, 40), (0, 0, 1, 1)):
         source = [{**example, "box": box} for example in EXAMPLES]
-        batch = next(pipeline.training_batches(source, tiny.PREPARE, 4, seed=0))
-        results.append((batch, *step(make_state(CONFIG), batch, KEY)))
+        plan = order.plan_batches(range(4), np.zeros(4, int), 4)
+        batch = order.PlannedBatches(source, tiny.PREPARE, plan)[0]
+        results.append((batch, *step(make_state(Case(CONFIG)), batch, KEY)))
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
@@ -532,18 +751,30 @@ def test_reward_chunks_change_nothing():
         target = nnx.merge(GRAPHDEF, TARGET)
         batch = jax.tree.map(jnp.asarray, BATCH)
         picture = rewards.read_picture(target, tiny.TEMPLATE, batch.canvas, batch.size)
-        return rewards.answer_log_probs(target, tiny.TEMPLATE, picture, batch, boxes, chunk)
 
-    results = [score(chunk) for chunk in (1, 2, 4)]
-    for result in results[1:]:
-        np.testing.assert_allclose(result, results[0], rtol=0, atol=1e-5)
-    assert not results[0][~np.broadcast_to(BATCH.answer_valid[:, None], results[0].shape)].any()
+        def ask(boxes: jax.Array) -> Any:
+            crops = rewards.encode_crops(target, batch.canvas, batch.size, boxes)
+            asked = target, tiny.TEMPLATE, picture, batch, crops
+            return rewards.answer_log_probs(*asked), rewards.greedy_answers(*asked, 5)
+
+        return rewards.in_chunks(ask, jnp.asarray(boxes), chunk)
+
+    results = [score(chunk) for chunk in (1, 4)]
+    for log_probs, own in results[1:]:
+        np.testing.assert_allclose(log_probs, results[0][0], rtol=0, atol=1e-5)
+        jax.tree.map(np.testing.assert_array_equal, own, results[0][1])
     total, mean = (
-        rewards.log_likelihood(results[0], BATCH.answer_valid, kind) for kind in ("sum", "mean")
+        rewards.log_likelihood(results[0][0], BATCH.answer_valid, kind) for kind in ("sum", "mean")
     )
     np.testing.assert_allclose(total, mean * BATCH.answer_valid.sum(-1)[:, None], rtol=1e-5)
     with pytest.raises(ValueError, match="reward_chunk=3"):
         score(3)
+
+
+def test_accuracy_needs_gold_answers():
+    case = CASES["token-batch-accuracy-nan"]
+    with pytest.raises(ValueError, match="batches with `gold` answers"):
+        jax.eval_shape(build(case), make_state(case), BATCH, KEY)
 
 
 def test_settings_that_cannot_work_are_refused():
@@ -551,7 +782,13 @@ def test_settings_that_cannot_work_are_refused():
         {"group": 1},
         {"temperature": 0},
         {"reward_chunk": 3},
-        {"advantage": "none"},
+        {"aggregation": "sum"},
+        {"scale": "std"},
+        {"scale": "batch", "accumulate": 2},
+        {"updates": 0},
+        {"answer_tokens": 0},
+        {"normaliser": 32},
+        {"likelihood_weight": 0},
         {"likelihood": "max"},
     ):
         with pytest.raises(ValueError, match=next(iter(change))):

@@ -1,0 +1,12 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""CropVLM (arXiv 2511.19820), GRPO with the accuracy reward, cropper input 1024 px."""
+
+import ml_collections
+
+from cropvlm_jax.training.config import paper_grpo
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Hyper-parameters of the released GRPO script; see `paper_grpo`."""
+    return paper_grpo(longest_edge=1024, reward="accuracy")

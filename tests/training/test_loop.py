@@ -1,0 +1,170 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs: stopped and resumed, supervised with adapters, on several buckets."""
+
+import json
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from cropvlm_jax.data.zoom_digits import ZoomDigits
+from cropvlm_jax.hub.adapters import load_adapter
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models import lora
+from cropvlm_jax.training import loop
+from cropvlm_jax.training.config import default_config, paper_grpo, paper_sft, source
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs of the same shapes compile once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def quickstart(**changes):
+    """GRPO on zoom_digits, as small as it gets."""
+    config = default_config()
+    config.cropper, config.target = "zoom_digits/cropper", "zoom_digits/target"
+    config.steps, config.batch_size, config.learning_rate = 6, 2, 1e-4
+    config.grpo.update(group=2, beta=0.01, accuracy_weight=0.5)
+    config.data.update(longest_edge=64, canvas=(512, 512), question_tokens=16, answer_tokens=2)
+    config.data.sources.zoom_digits = source()
+    config.eval.sources.zoom_digits = source(split="validation")
+    config.eval.update(every=3, examples=4)
+    config.checkpoint.update(every=2, best="eval/reward")
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_state(workdir: pathlib.Path) -> dict[str, bytes]:
+    manager = ocp.CheckpointManager(workdir / "checkpoints")
+    items = ocp.args.Composite(state=ocp.args.StandardRestore())
+    state = manager.restore(manager.latest_step(), args=items).state
+    manager.close()
+    return {name: np.asarray(leaf).tobytes() for name, leaf in state.items()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("unbroken")
+    assert loop.run(quickstart(), workdir)
+    return workdir
+
+
+def test_a_run_tells_of_every_step_and_evaluation(unbroken):
+    training = [row for row in rows(unbroken) if "loss" in row]
+    assert [row["step"] for row in training] == [1, 2, 3, 4, 5, 6]
+    names = {"reward", "reward/likelihood", "reward/accuracy", "entropy", "kl", "replaced_examples"}
+    assert names <= training[0].keys()
+    held_out = [row for row in rows(unbroken) if "eval/reward" in row]
+    assert [row["step"] for row in held_out] == [3, 6]
+    assert held_out[0]["eval/reward"] != held_out[1]["eval/reward"]
+    assert json.loads((unbroken / "summary.json").read_text())["steps"] == 6
+
+
+def test_a_run_stopped_by_sigterm_resumes_to_the_same_bits(unbroken, tmp_path):
+    def stop_after_step_3():
+        file = tmp_path / "metrics.jsonl"
+        while not file.is_file() or '"step": 3' not in file.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop_after_step_3, daemon=True)
+    stopper.start()
+    assert not loop.run(quickstart(), tmp_path)
+    stopper.join()
+    done = max(row["step"] for row in rows(tmp_path))
+    assert 3 <= done < 6
+    assert (tmp_path / "checkpoints" / str(done)).is_dir()  # no step is lost
+    assert not (tmp_path / "cropper").exists()
+
+    with (tmp_path / "metrics.jsonl").open(
+        "a"
+    ) as file:  # as if killed in the middle of a later one
+        file.write('{"step": 6, "loss": 1.0}\n{"step": 7, "lo')
+    assert loop.run(quickstart(), tmp_path)
+    assert rows(tmp_path) == rows(unbroken)
+    assert last_state(tmp_path) == last_state(unbroken)
+    weights = [
+        (folder / "cropper/model.safetensors").read_bytes() for folder in (tmp_path, unbroken)
+    ]
+    assert weights[0] == weights[1]
+
+    assert loop.run(quickstart(), tmp_path)  # a run that is over stays as it is
+    assert rows(tmp_path) == rows(unbroken)
+
+
+def test_other_settings_or_data_are_refused(unbroken):
+    changes = {"grpo.group": 4, "learning_rate": 1e-3}
+    with pytest.raises(ValueError, match="grpo.group: 2 there, 4 now\nlearning_rate"):
+        loop.run(quickstart(**changes), unbroken)
+    with pytest.raises(ValueError, match="holds a run already"):
+        loop.run(quickstart(), unbroken, resume=False)
+    with pytest.raises(ValueError, match="stage='rl'"):
+        loop.run(quickstart(stage="rl"), unbroken)
+
+
+def write_pictures(folder: pathlib.Path) -> None:
+    """Scenes of digits, whole and their upper halves, as a JSONL data set with boxes."""
+    scenes, lines = ZoomDigits("train", 12, digits=(1, 2)), []
+    for i in range(len(scenes)):
+        example = scenes[i]
+        image = example["image"][: 512 - 256 * (i % 2)]
+        Image.fromarray(image).save(folder / f"{i}.png")
+        box = [10, 10, 30, 30 + i]
+        line = {"image": f"{i}.png", "question": example["question"], "box": box}
+        lines.append(json.dumps(line | {"answers": example["answers"]}))
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_supervised_adapters_on_two_buckets_of_a_mixture(tmp_path):
+    write_pictures(tmp_path)
+    config = quickstart(**{"stage": "sft", "steps": 8, "checkpoint.best": "", "export_every": 4})
+    config.lora.update(rank=2, alpha=4, dropout=0.1)
+    config.learning_rate = 1e-2
+    config.data.longest_edge = 128
+    config.data.sources.zoom_digits.weight = 1.0
+    config.data.sources.jsonl = source(str(tmp_path), weight=3.0)
+    run = tmp_path / "run"
+    assert loop.run(config, run)
+    losses = [row["loss"] for row in rows(run) if "loss" in row]
+    assert len(losses) == 8 and losses[-1] < losses[0]
+    assert all("eval/loss" in row for row in rows(run) if "loss" not in row)
+
+    base = Pretrained.open("zoom_digits/cropper").load()
+    merged = Pretrained.open(run / "cropper").load()
+    adapted = lora.merge(load_adapter(run / "adapter", base))
+    kernels = [model.text.layers.q.kernel[...] for model in (base, merged, adapted)]
+    assert abs(kernels[1] - kernels[0]).max() > 1e-3
+    np.testing.assert_allclose(kernels[1], kernels[2], atol=1e-6)
+    np.testing.assert_array_equal(base.text.head[...], merged.text.head[...])
+    assert (run / "cropper-4" / "model.safetensors").is_file()
+
+
+def test_the_papers_runs_have_the_released_settings():
+    sft = paper_sft(1024)
+    assert (sft.learning_rate, sft.clip_norm, sft.batch_size, sft.seed) == (5e-5, 1.0, 16, 42)
+    assert (sft.lora.rank, sft.lora.alpha, sft.lora.dropout) == (128, 256, 0.05)
+    grpo = paper_grpo(2048, "accuracy")
+    assert (grpo.grpo.group, grpo.grpo.temperature, grpo.grpo.beta) == (6, 0.8, 0.01)
+    assert (grpo.learning_rate, grpo.clip_norm, grpo.data.longest_edge) == (5e-6, 0.1, 2048)
+    parts = [config.data.sources.docvqa.part for config in (sft, grpo)]
+    assert parts == [(0.0, 0.5), (0.5, 1.0)]  # half of the data each
+    with pytest.raises(ValueError, match="neither"):
+        paper_grpo(512, "bleu")
