@@ -47,9 +47,18 @@ class Mixture:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> Any:
+    def _find(self, index: int) -> tuple[Any, int]:
         which = int(np.searchsorted(self._ends, index, side="right"))
-        return self._sources[which][index - (int(self._ends[which - 1]) if which else 0)]
+        return self._sources[which], index - (int(self._ends[which - 1]) if which else 0)
+
+    def __getitem__(self, index: int) -> Any:
+        source, inner = self._find(index)
+        return source[inner]
+
+    def picture_size(self, index: int) -> tuple[int, int]:
+        """Height and width of an example's picture; raises as the sources do."""
+        source, inner = self._find(index)
+        return source.picture_size(inner)
 
     def order(self, seed: int) -> Iterator[int]:
         """Indices without end; each pass over a source is shuffled anew."""
@@ -92,24 +101,23 @@ class Plan(NamedTuple):
         )
 
 
-def bucket_examples(source: Any, prepare: Any) -> np.ndarray:
+def bucket_examples(source: Any, cropper: pipeline.CropperInput) -> np.ndarray:
     """The bucket of every example, from the headers of the pictures.
 
     Args:
-        source: random-access examples.
-        prepare: its `grid(example)` gives rows and columns of tiles; `single_bucket` says that all
-            pictures have the same.
+        source: random-access examples that tell their `picture_size(index)`.
+        cropper: how the cropper sees them.
 
     Returns:
         int32 `[n]`: 100 rows + columns, -1 where the header cannot be read (named in the log).
     """
-    if prepare.single_bucket:
+    if cropper.single_bucket:
         return np.zeros(len(source), np.int32)
     told = time.monotonic()
 
     def bucket(index: int) -> int:
         try:
-            rows, cols = prepare.grid(source[index])
+            rows, cols = cropper.grid(*source.picture_size(index))
         except (ValueError, OSError) as error:
             logging.warning("left out example %d: %s", index, error)
             return -1

@@ -135,10 +135,9 @@ class CropperInput:
         """Whether every picture is one tile."""
         return self.longest_edge <= self.tile_size
 
-    def grid(self, example: Any) -> tuple[int, int]:
-        """Rows and columns of the example's tiles, from the header of its picture."""
-        size = images.picture_size(example["image"])
-        return images.grid(*size, self.tile_size, self.longest_edge)
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tiles of a picture of this size."""
+        return images.grid(height, width, self.tile_size, self.longest_edge)
 
     def tiles(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """Tiles uint8 `[N, S, S, 3]` of a picture, and their grid."""

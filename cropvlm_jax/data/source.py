@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 
 from absl import logging
 
+from cropvlm_jax.data import images
+
 Box = tuple[int, int, int, int]
 
 
@@ -90,6 +92,15 @@ class Source:
     def __getitem__(self, index: int) -> Example:
         row = self.rows[operator.index(index)]
         return {**row, "image": self.read_image(row["image"])}  # type: ignore[typeddict-item]
+
+    def picture_size(self, index: int) -> tuple[int, int]:
+        """Height and width of an example's picture, from its header.
+
+        Raises:
+            OSError: the picture is missing or broken.
+            ValueError: it is too large, or lies where it must not.
+        """
+        return images.picture_size(self[index]["image"])
 
     def part(self, start: float, stop: float) -> "Source":
         """The stretch from `start` to `stop`, shares of the examples in their order."""

@@ -26,7 +26,7 @@ _OPENERS = {
     "pdfs": ("pdfs", "open"),
 }
 NAMES = tuple(_OPENERS)
-SCENES = 1_000_000  # of zoom_digits, each drawn when it is asked for
+SCENES = 100_000  # of zoom_digits, each drawn when it is asked for
 
 
 def open_source(name: str, folder: str | os.PathLike, split: str) -> Source:
@@ -56,8 +56,8 @@ def open_mixture(sources: Mapping[str, Any], seed: int) -> Mixture:
     """Opens the sources of a run.
 
     Args:
-        sources: settings by name, as `training.config.source` makes them. "zoom_digits" draws a
-            million scenes and needs no folder; the others are `NAMES`.
+        sources: settings by name, as `training.config.source` makes them. Their data set is
+            `kind`, or the name itself: one of `NAMES`, or "zoom_digits", which needs no folder.
         seed: of scenes that are drawn.
 
     Raises:
@@ -65,10 +65,11 @@ def open_mixture(sources: Mapping[str, Any], seed: int) -> Mixture:
     """
     opened: list[Any] = []
     for name, settings in sources.items():
-        if name == "zoom_digits":
+        kind = settings.kind or name
+        if kind == "zoom_digits":
             opened.append(ZoomDigits(settings.split, SCENES, seed))
             continue
-        source = open_source(name, settings.folder, settings.split).part(*settings.part)
+        source = open_source(kind, settings.folder, settings.split).part(*settings.part)
         opened.append(seed_boxes.labelled(source, settings.boxes) if settings.boxes else source)
     weights = [settings.weight for settings in sources.values()]
     return Mixture(opened, weights if any(weights) else None)

@@ -94,7 +94,7 @@ class ZoomDigits:
                 f"frames on a {size[0]}x{size[1]} px canvas, got {enlarge}."
             )
         self.split, self.num_scenes, self.seed = split, num_scenes, seed
-        self.digits, self.size, self.enlarge = tuple(digits), tuple(size), tuple(enlarge)
+        self.digits, self.size, self.enlarge = tuple(digits), (size[0], size[1]), tuple(enlarge)
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -122,6 +122,10 @@ class ZoomDigits:
             "box": box,
             "example_id": f"zoom_digits/{self.split}/{self.seed}/{operator.index(index)}",
         }
+
+    def picture_size(self, index: int) -> tuple[int, int]:
+        """Height and width of every scene's picture."""
+        return self.size
 
     def scene(self, index: int) -> tuple[np.ndarray, list[tuple[str, str, Box]]]:
         """Draws scene `index` and asks about each of its digits.

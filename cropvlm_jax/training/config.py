@@ -72,6 +72,7 @@ def source(
     weight: float = 0.0,
     part: tuple[float, float] = (0.0, 1.0),
     boxes: str = "",
+    kind: str = "",
 ) -> ml_collections.ConfigDict:
     """Settings of one source of `data.sources`.
 
@@ -81,9 +82,10 @@ def source(
         weight: share of the examples drawn; 0 for all sources draws every example equally often.
         part: the stretch of the split to use, in its order, from 0 to 1.
         boxes: file of seed boxes that `apps.label` wrote; without it, the source's own boxes.
+        kind: the data set, where the name of the source is not that of one.
     """
     return ml_collections.ConfigDict(
-        dict(folder=folder, split=split, weight=weight, part=part, boxes=boxes)
+        dict(folder=folder, split=split, weight=weight, part=part, boxes=boxes, kind=kind)
     )
 
 
