@@ -11,6 +11,7 @@ RNG) and the metrics of all steps, which tell the order of the data, are compare
 """
 
 import json
+import os
 import pathlib
 import random
 import signal
@@ -44,6 +45,8 @@ def start(workdir: pathlib.Path) -> subprocess.Popen:
             ],
             stdout=log,
             stderr=log,
+            # Restarts need not compile again: more of the kills hit something else.
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled")},
         )
 
 

@@ -20,6 +20,11 @@ GRAPHDEF, PARAMS = tiny.make_model(0)
 KEY = jax.random.key(0)  # of the dropout of adapters, which there are not
 
 
+def jitted(step, **options):
+    options["compiler_options"] = {"xla_backend_optimization_level": 0}  # compiles faster
+    return jax.jit(step, **options)
+
+
 def conversations():
     for example, box in zip(EXAMPLES, BOXES, strict=True):
         tiles, _ = images.tile(example["image"], tiny.SIDE, tiny.SIDE)
@@ -40,7 +45,7 @@ def make_batch() -> pipeline.SupervisedBatch:
 
 @pytest.fixture(scope="module")
 def step():
-    return jax.jit(sft.make_sft_step(GRAPHDEF, OPTIMIZER), donate_argnums=0)
+    return jitted(sft.make_sft_step(GRAPHDEF, OPTIMIZER), donate_argnums=0)
 
 
 def fresh() -> TrainState:
@@ -109,7 +114,7 @@ def test_adapters_learn_under_dropout_and_the_rest_stays():
     adapted = lora.add(nnx.merge(GRAPHDEF, PARAMS), settings, nnx.Rngs(0))
     graphdef, params, frozen = nnx.split(adapted, lora.LoRAParam, ...)
     params = jax.tree.map(lambda x: x + 0.1, params)  # a fresh adapter's second half is zero
-    step = jax.jit(sft.make_sft_step(graphdef, OPTIMIZER))
+    step = jitted(sft.make_sft_step(graphdef, OPTIMIZER))
     state, batch, losses = TrainState.create(params, OPTIMIZER, frozen=(frozen,)), make_batch(), []
     dropped = {float(step(state, batch, jax.random.key(seed))[1]["loss"]) for seed in range(3)}
     assert len(dropped) == 3  # each key drops something else

@@ -11,7 +11,7 @@ import collections
 import hashlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -19,8 +19,11 @@ import grain
 import numpy as np
 from absl import logging
 
-from cropvlm_jax.data import pipeline
+from cropvlm_jax.data import pipeline, seed_boxes
+from cropvlm_jax.data.sources import open_source
+from cropvlm_jax.data.zoom_digits import ZoomDigits
 
+SCENES = 100_000  # of zoom_digits, each drawn when it is asked for
 ATTEMPTS = 20  # examples tried for one place in a batch before the data is called broken
 
 
@@ -72,6 +75,30 @@ class Mixture:
             ]
             dataset = grain.MapDataset.mix(parts, self._weights)
         return (int(dataset[i]) for i in itertools.count())
+
+
+def open_mixture(sources: Mapping[str, Any], seed: int) -> Mixture:
+    """Opens the sources of a run.
+
+    Args:
+        sources: settings by name, as `training.config.source` makes them. Their data set is
+            `kind`, or the name itself: one of `sources.NAMES`, or "zoom_digits", which has no
+            folder.
+        seed: of scenes that are drawn.
+
+    Raises:
+        ValueError: a setting is wrong, or no source is named.
+    """
+    opened: list[Any] = []
+    for name, settings in sources.items():
+        kind = settings.kind or name
+        if kind == "zoom_digits":
+            opened.append(ZoomDigits(settings.split, SCENES, seed))
+            continue
+        source = open_source(kind, settings.folder, settings.split).part(*settings.part)
+        opened.append(seed_boxes.labelled(source, settings.boxes) if settings.boxes else source)
+    weights = [settings.weight for settings in sources.values()]
+    return Mixture(opened, weights if any(weights) else None)
 
 
 class Plan(NamedTuple):

@@ -1,16 +1,11 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The data sets by name, and the mixtures that a run's settings describe."""
+"""The data sets by name."""
 
 import importlib
 import os
-from collections.abc import Mapping
-from typing import Any
 
-from cropvlm_jax.data import seed_boxes
-from cropvlm_jax.data.order import Mixture
 from cropvlm_jax.data.source import Source
-from cropvlm_jax.data.zoom_digits import ZoomDigits
 
 # Modules are imported on use: some need packages that others do not.
 _OPENERS = {
@@ -26,7 +21,6 @@ _OPENERS = {
     "pdfs": ("pdfs", "open"),
 }
 NAMES = tuple(_OPENERS)
-SCENES = 100_000  # of zoom_digits, each drawn when it is asked for
 
 
 def open_source(name: str, folder: str | os.PathLike, split: str) -> Source:
@@ -50,26 +44,3 @@ def open_source(name: str, folder: str | os.PathLike, split: str) -> Source:
         split = name.removeprefix("hrbench_")
     module, function = _OPENERS[name]
     return getattr(importlib.import_module(f"cropvlm_jax.data.{module}"), function)(folder, split)
-
-
-def open_mixture(sources: Mapping[str, Any], seed: int) -> Mixture:
-    """Opens the sources of a run.
-
-    Args:
-        sources: settings by name, as `training.config.source` makes them. Their data set is
-            `kind`, or the name itself: one of `NAMES`, or "zoom_digits", which needs no folder.
-        seed: of scenes that are drawn.
-
-    Raises:
-        ValueError: a setting is wrong, or no source is named.
-    """
-    opened: list[Any] = []
-    for name, settings in sources.items():
-        kind = settings.kind or name
-        if kind == "zoom_digits":
-            opened.append(ZoomDigits(settings.split, SCENES, seed))
-            continue
-        source = open_source(kind, settings.folder, settings.split).part(*settings.part)
-        opened.append(seed_boxes.labelled(source, settings.boxes) if settings.boxes else source)
-    weights = [settings.weight for settings in sources.values()]
-    return Mixture(opened, weights if any(weights) else None)

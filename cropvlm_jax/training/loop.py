@@ -19,7 +19,6 @@ from flax import nnx
 from cropvlm_jax import parallel
 from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data import order, pipeline
-from cropvlm_jax.data.sources import open_mixture
 from cropvlm_jax.evals.scoring import encode_gold
 from cropvlm_jax.grpo.answer_scores import Vocabulary
 from cropvlm_jax.grpo.rewards import AnswerTemplate
@@ -121,14 +120,14 @@ def run(
     # --- Data -------------------------------------------------------------------------------------
     batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     rows = parallel.local_rows(batched, config.batch_size)
-    source = open_mixture(config.data.sources, config.seed)
+    source = order.open_mixture(config.data.sources, config.seed)
     steps = config.steps or round(config.epochs * len(source)) // config.batch_size
     buckets = order.bucket_examples(source, seen)
     plan = order.plan_batches(source.order(config.seed), buckets, config.batch_size, steps)
     planned = order.PlannedBatches(source, prepare, plan, rows)
     logging.info("%d steps over %d examples; %s", steps, len(source), plan.left_out())
     if config.eval.every:
-        held_out = open_mixture(config.eval.sources, config.seed)
+        held_out = order.open_mixture(config.eval.sources, config.seed)
         first = range(min(config.eval.examples, len(held_out)))
         buckets = order.bucket_examples(held_out, seen)
         held_out_plan = order.plan_batches(first, buckets, config.batch_size)
