@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
             if moments.random() < 0.2:  # while it starts
                 time.sleep(moments.uniform(0, 0.3 * seconds))
             else:  # some steps later, at any moment of a step, an evaluation or a save
-                more = moments.randint(1, max(2 * STEPS.value // (KILLS.value + 1), 2))
+                more = moments.randint(1, max(STEPS.value // (2 * KILLS.value), 1))
                 while run.poll() is None and len(written_steps(broken)) < before + more:
                     time.sleep(0.02)
                 time.sleep(moments.uniform(0, 0.5))

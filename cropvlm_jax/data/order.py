@@ -95,7 +95,13 @@ def open_mixture(sources: Mapping[str, Any], seed: int) -> Mixture:
         if kind == "zoom_digits":
             opened.append(ZoomDigits(settings.split, SCENES, seed))
             continue
-        source = open_source(kind, settings.folder, settings.split).part(*settings.part)
+        if settings.prepared:
+            from cropvlm_jax.data import builders  # takes packages that the others do not
+
+            source = builders.open_prepared(kind, settings.folder, settings.split)
+        else:
+            source = open_source(kind, settings.folder, settings.split)
+        source = source.part(*settings.part)
         opened.append(seed_boxes.labelled(source, settings.boxes) if settings.boxes else source)
     weights = [settings.weight for settings in sources.values()]
     return Mixture(opened, weights if any(weights) else None)

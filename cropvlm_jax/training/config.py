@@ -73,6 +73,7 @@ def source(
     part: tuple[float, float] = (0.0, 1.0),
     boxes: str = "",
     kind: str = "",
+    prepared: bool = False,
 ) -> ml_collections.ConfigDict:
     """Settings of one source of `data.sources`.
 
@@ -83,10 +84,11 @@ def source(
         part: the stretch of the split to use, in its order, from 0 to 1.
         boxes: file of seed boxes that `apps.label` wrote; without it, the source's own boxes.
         kind: the data set, where the name of the source is not that of one.
+        prepared: whether `folder` is what `apps.prepare` wrote, which shuffled training reads
+            much faster than parquet.
     """
-    return ml_collections.ConfigDict(
-        dict(folder=folder, split=split, weight=weight, part=part, boxes=boxes, kind=kind)
-    )
+    settings = dict(folder=folder, split=split, weight=weight, part=part)
+    return ml_collections.ConfigDict(settings | dict(boxes=boxes, kind=kind, prepared=prepared))
 
 
 def _paper(longest_edge: int, part: tuple[float, float]) -> ml_collections.ConfigDict:

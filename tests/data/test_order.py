@@ -5,6 +5,7 @@
 import collections
 import io
 import itertools
+import json
 import subprocess
 import sys
 
@@ -16,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cropvlm_jax.data import order, pipeline
+from cropvlm_jax.data import builders, order, pipeline, seed_boxes
 from cropvlm_jax.data.source import Source
+from cropvlm_jax.training.config import source
 
 EDGE = 2 * tiny.SIDE  # up to 2 x 2 tiles
 SEEN = pipeline.CropperInput(tiny.PROMPTS, tiny.SIDE, EDGE, 20)
@@ -163,3 +165,28 @@ from cropvlm_jax.data import order, pipeline, seed_boxes, sources, zoom_digits
 from cropvlm_jax.evals import scoring
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_settings_open_parts_labels_prepared_sets_and_scenes(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(png(9, 9))
+    line = {"image": "0.png", "question": "What?", "answers": ["3"]}
+    lines = [json.dumps(line | {"example_id": str(i)}) for i in range(8)]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    builders.prepare("jsonl", folder, tmp_path / "prepared", ["train"])
+    labels = [{"example_id": str(i), "box": [1, 2, 30, 40]} for i in (1, 5)]
+    seed_boxes.write_labels(labels, tmp_path / "labels.jsonl")
+    settings = {
+        "halves": source(str(folder), part=(0.5, 1.0), kind="jsonl"),
+        "labelled": source(str(folder), boxes=str(tmp_path / "labels.jsonl"), kind="jsonl"),
+        "jsonl": source(str(tmp_path / "prepared"), prepared=True),
+        "zoom_digits": source(split="validation"),
+    }
+    mixture = order.open_mixture(settings, seed=3)
+    assert len(mixture) == 4 + 2 + 8 + order.SCENES
+    ids = [mixture[i]["example_id"] for i in range(14)]
+    assert ids == ["4", "5", "6", "7", "1", "5", *map(str, range(8))]
+    assert mixture[4]["box"] == (1, 2, 30, 40) and "box" not in mixture[0]
+    assert mixture[14]["example_id"] == "zoom_digits/validation/3/0"
+    assert mixture.picture_size(0) == mixture.picture_size(13) == (9, 9)
