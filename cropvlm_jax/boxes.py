@@ -81,7 +81,7 @@ def expand(boxes: Array, factor: Any) -> Array:
     coordinates are floored; the floor is kept from emptying a thin box.
 
     Args:
-        boxes: int `[..., 4]`.
+        boxes: int or float `[..., 4]`.
         factor: area factor, a number or `[...]`.
 
     Returns:
@@ -92,8 +92,9 @@ def expand(boxes: Array, factor: Any) -> Array:
     size = xp.minimum(size, 100.0)
     low = (boxes[..., 2:] + boxes[..., :2]) / 2 - size / 2
     low = xp.clip(low, 0, 100 - size)
-    high = xp.floor(low + size).astype(boxes.dtype)
-    low = xp.minimum(xp.floor(low).astype(boxes.dtype), 99)
+    whole = boxes.dtype if xp.isdtype(boxes.dtype, "integral") else int
+    high = xp.floor(low + size).astype(whole)
+    low = xp.minimum(xp.floor(low).astype(whole), 99)
     return xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
 
 
@@ -101,7 +102,7 @@ def expand_by_quintile(boxes: Array, bounds: Array | None = None) -> Array:
     """Expands seed boxes, the small ones more: area x45, x10, x4, x2, x1 by quintile of area.
 
     Args:
-        boxes: int `[N, 4]`.
+        boxes: int or float `[N, 4]`.
         bounds: areas 0..1 `[4]` where the second to fifth quintiles begin, such as `PAPER_BOUNDS`;
             by default those of `boxes`, as in the official code.
 
@@ -126,7 +127,7 @@ FRAMES = ("smart_resized", "thousandths", "pixels", "percent", "smart_resized_un
 def frame_size(
     frame: str, height: int, width: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """Height and width of an image in the units of a frame: the `size` for `from_pixels`.
+    """Height and width of an image in the units of a frame: the `size` for `to_percent`.
 
     Args:
         frame: one of `FRAMES`: "smart_resized", what Qwen2.5-VL writes; "thousandths", what
@@ -217,6 +218,21 @@ def from_pixels(boxes: Array, size: Array) -> Array:
     low = xp.clip(boxes[..., :2] * 100 // scale, 0, 99).astype(scale.dtype)
     high = xp.clip(-(-boxes[..., 2:] * 100 // scale), 0, 100).astype(scale.dtype)
     return xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
+
+
+def to_percent(boxes: Array, size: Array) -> Array:
+    """Pixel boxes as percent, unrounded.
+
+    Args:
+        boxes: int or float `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
+        size: int `[..., 2]`, height and width of the image in pixels, or `frame_size`.
+
+    Returns:
+        float `[..., 4]` percent, clipped to the image.
+    """
+    xp = boxes.__array_namespace__()
+    scale = xp.stack([size[..., 1], size[..., 0]] * 2, axis=-1)
+    return xp.clip(boxes * 100 / scale, 0, 100)
 
 
 # Grammar ------------------------------------------------------------------------------------------

@@ -178,6 +178,18 @@ def test_expand(box, factor):
         assert boxes.area(got) * 10_000 <= (sides[0] + 1) * (sides[1] + 1)
 
 
+@pytest.mark.parametrize("factor", OFFICIAL_FACTORS)
+def test_unrounded_boxes_are_only_floored(factor):
+    corners = np.random.default_rng(0).uniform(0, 100, (2_000, 2, 2))
+    some = np.sort(corners, axis=1).reshape(-1, 4)
+    got = boxes.expand(some, factor)
+    assert boxes.is_valid(got).all() and got.dtype.kind == "i"
+    for axis in (0, 1):
+        for box, new in zip(some[:, axis::2].tolist(), got[:, axis::2].tolist(), strict=True):
+            low, high = (int(v) for v in _official_axis(*box, factor))
+            assert new == [low, max(high, low + 1)], (box, factor)
+
+
 def test_quintiles_of_the_paper():
     # 15, 16 | 38 | 91 | 351 of 10,000: a bound belongs to the quintile that it begins.
     some = np.array(
@@ -261,6 +273,12 @@ def test_from_pixels_is_the_smallest_box_around(size, data):
         assert (high - 1) * side < 100 * pixels[i + 2]
     back = boxes.to_pixels(got, np.array(size))
     assert (back[:2] <= pixels[:2]).all() and (back[2:] >= pixels[2:]).all()
+
+
+def test_to_percent_is_unrounded_and_clipped():
+    size = np.array([[50, 200]] * 2)
+    pixels = np.array([[3, 1, 4.5, 2], [-10, -3, 500, 60]])
+    assert boxes.to_percent(pixels, size).tolist() == [[1.5, 2, 2.25, 4], [0, 0, 100, 100]]
 
 
 def test_from_pixels_clips():
@@ -373,6 +391,8 @@ def _state(rng, n):
             (function, lambda rng: (_random_boxes(rng, 500), rng.integers(1, 9000, (500, 2))))
             for function in (boxes.to_pixels, boxes.from_pixels)
         ),
+        (boxes.to_percent, lambda rng: (_random_boxes(rng, 500), rng.integers(1, 9000, (500, 2)))),
+        (boxes.expand, lambda rng: (_random_boxes(rng, 500) + np.float32(0.25), 4)),
         (boxes.to_pixels, lambda rng: (_random_boxes(rng, 500), np.full((500, 2), 2**20))),
         (
             lambda b: boxes.expand_by_quintile(b, (0.01005, 0.05005, 0.1005, 0.2005)),

@@ -54,23 +54,24 @@ OUT = flags.DEFINE_string("out", None, "Label file to write.", required=True)
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    if not MODEL.value and not os.path.isfile(REPLIES.value):
+    folder, replies, out = (os.path.expanduser(flag.value) for flag in (FOLDER, REPLIES, OUT))
+    if not MODEL.value and not os.path.isfile(replies):
         raise app.UsageError(f"--replies={REPLIES.value}: no such file, and no --model to ask")
-    source = open_source(SOURCE.value, FOLDER.value, SPLIT.value)
-    if MODEL.value and (indices := seed_boxes.unanswered(source, REPLIES.value)):
-        ask = seed_boxes.load_labeller(MODEL.value, MAX_PIXELS.value)
+    source = open_source(SOURCE.value, folder, SPLIT.value)
+    if MODEL.value and (indices := seed_boxes.unanswered(source, replies)):
+        ask = seed_boxes.load_labeller(os.path.expanduser(MODEL.value), MAX_PIXELS.value)
         progress = Progress(len(indices), what="picture")
-        seed_boxes.collect(source, indices, ask, REPLIES.value, progress.update)
+        seed_boxes.collect(source, indices, ask, replies, progress.update)
     labels = seed_boxes.make_labels(
         source,
-        seed_boxes.read_replies(REPLIES.value),
+        seed_boxes.read_replies(replies),
         FRAME.value,
         MAX_PIXELS.value or boxes.MAX_PIXELS,
         boxes.PAPER_BOUNDS if BOUNDS.value == "paper" else None,
         WHOLE_IMAGE.value,
     )
-    seed_boxes.write_labels(labels, OUT.value)
-    logging.info("%d labels are in %s", len(labels), OUT.value)
+    seed_boxes.write_labels(labels, out)
+    logging.info("%d labels are in %s", len(labels), out)
 
 
 if __name__ == "__main__":

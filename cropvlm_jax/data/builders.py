@@ -32,7 +32,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
     """Writes the data set of the same name in `data.sources`; its folder is TFDS's `manual_dir`.
 
     Examples keep their order. One whose picture cannot be decoded is left out, counted and named in
-    the log and in `info.metadata["skipped"]`, together with what the source left out.
+    the log and in `info.metadata["skipped"]`, together with what the source left out;
+    `info.metadata["folder"]` is where they come from.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -65,6 +66,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
         )
 
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager):
+        self.info.metadata["folder"] = os.path.realpath(dl_manager.manual_dir)
         sources = {}
         for split in self._splits or self.SPLITS:
             try:
@@ -171,18 +173,26 @@ def prepare(
 
     Raises:
         FileNotFoundError: the folder does not hold the data set.
-        ValueError: name or split is unknown, no picture is usable, or other splits have been
-            prepared already.
+        ValueError: name or split is unknown, no picture is usable, or other splits or another
+            folder have been prepared already.
     """
     if not Path(folder).is_dir() or not any(Path(folder).iterdir()):
         raise FileNotFoundError(f"{folder} is no folder, or empty")
     builder = _builder(name, data_dir, splits)
-    missing = set(splits) - set(builder.info.splits)
-    if builder.info.splits and missing:
-        raise ValueError(
-            f"{builder.data_path} holds the splits {', '.join(builder.info.splits)} without "
-            f"{', '.join(sorted(missing))}: delete it to prepare all of them"
-        )
+    if builder.info.splits:
+        origin = builder.info.metadata.get("folder")
+        if origin != os.path.realpath(folder):
+            raise ValueError(
+                f"{builder.data_path} was prepared from {origin}, not from {folder}: delete it, or "
+                "take another data_dir"
+            )
+        if missing := set(splits) - set(builder.info.splits):
+            raise ValueError(
+                f"{builder.data_path} holds the splits {', '.join(builder.info.splits)} without "
+                f"{', '.join(sorted(missing))}: delete it to prepare all of them"
+            )
+        logging.info("%s is there already, and kept as it is", builder.data_path)
+        return
     manual = tfds.download.DownloadConfig(manual_dir=folder)
     builder.download_and_prepare(download_config=manual)
 

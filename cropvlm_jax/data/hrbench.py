@@ -88,7 +88,10 @@ def _tsv_rows(path: Path) -> Iterator[rows.Entry]:
     """Rows whose "image" is the offset and the length of its base64 in the file."""
     with path.open("rb") as file:
         header = file.readline()
-        columns = [_tsv_text(header, span).lstrip("\ufeff") for span in _fields(header) or ()]
+        try:
+            columns = [_tsv_text(header, span).lstrip("\ufeff") for span in _fields(header) or ()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no TSV file in UTF-8: {error}") from error
         _check_columns(path, columns)
         for number, (offset, line) in enumerate(_tsv_lines(file, len(columns)), 1):
             yield (
@@ -161,10 +164,10 @@ def _tsv_picture(path: Path, place: Span) -> bytes:
 
 def _parquet_rows(path: Path) -> Iterator[rows.Entry]:
     """Rows whose "image" is a row group and the row in it."""
-    pa, pq = rows._pyarrow()
+    pa, pq = rows.import_pyarrow()
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no readable parquet file: {error}") from error
     with file:
         _check_columns(path, file.schema_arrow.names)
@@ -173,9 +176,10 @@ def _parquet_rows(path: Path) -> Iterator[rows.Entry]:
             raise ValueError(f"{path}: the column image is {kind}, not text in base64")
         number = itertools.count()
         for group in range(file.num_row_groups):
-            for index, row in enumerate(file.read_row_group(group, columns=COLUMNS).to_pylist()):
-                row["image"] = (group, index)
-                yield f"row {next(number)} of {path.name}", functools.partial(dict, row)
+            fields = rows.read_row_group(file, str(path), group, list(COLUMNS))
+            for index in range(file.metadata.row_group(group).num_rows):
+                read = functools.partial(rows.parquet_row, fields, index, (group, index))
+                yield f"row {next(number)} of {path.name}", read
 
 
 class _ParquetPictures:
@@ -210,7 +214,7 @@ class _ParquetPictures:
         return _picture(encoded, f"in row {index} of row group {group} of {self._path}")
 
     def _pictures(self, group: int) -> Iterator[str]:
-        _, pq = rows._pyarrow()
+        _, pq = rows.import_pyarrow()
         with pq.ParquetFile(self._path, buffer_size=2**20) as file:
             for batch in file.iter_batches(1, row_groups=[group], columns=["image"]):
                 yield batch.column(0)[0].as_py()

@@ -19,21 +19,27 @@ def open(folder: str | os.PathLike, split: str) -> Source:
 
     Its fields: `image`, a path that starts at the file's folder; `question`; `answers`, a list of
     strings, or `answer`, one (needed but in the split "test"); optionally `box`, percent
-    `[x1, y1, x2, y2]` of the evidence, and `example_id`, which is else "jsonl/{split}/{line}".
+    `[x1, y1, x2, y2]` of the evidence, and `example_id`, which is else "jsonl/{split}/{line}"; of
+    lines with the same `example_id` the first one counts.
 
     Args:
-        folder: holds `{split}.jsonl`, or is such a file itself.
+        folder: holds `{split}.jsonl`, or is a file. One that is named after a split, such as
+            `train.jsonl`, is that split; any other is the same for all splits.
         split: any name.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no line of it is usable.
+        ValueError: no line of it is usable, or the file is of another split.
     """
     path = Path(folder)
     if path.is_dir() or path.suffix != ".jsonl":
         path = path / f"{split}.jsonl"
+    elif rows.SPLITS.get(path.stem, split) != rows.SPLITS.get(split, split):
+        raise ValueError(f"{path} is by its name not the split {split!r}")
     if not path.is_file():
         raise rows.not_here(path.parent, f"The split {split!r}", (path.name,))
+
+    taken: set[str] = set()
 
     def parse(row: rows.Row) -> rows.Row:
         row = {"example_id": f"jsonl/{split}/{row['line']}"} | row
@@ -46,6 +52,9 @@ def open(folder: str | os.PathLike, split: str) -> Source:
         }
         if row.get("box") is not None:
             example["box"] = _box(row["box"])
+        if example["example_id"] in taken:
+            raise ValueError(f"an earlier line has the example_id {example['example_id']!r}")
+        taken.add(example["example_id"])
         return example
 
     examples, skipped = rows.collect(rows.jsonl_rows(path), parse)

@@ -20,7 +20,7 @@ from absl import logging
 
 from cropvlm_jax import boxes
 from cropvlm_jax.data import rows
-from cropvlm_jax.data.source import Box, Source
+from cropvlm_jax.data.source import Box, Source, inside
 
 try:
     import pypdfium2
@@ -52,7 +52,8 @@ def open(folder: str | os.PathLike, split: str) -> Source:
     A page of contents, where three lines or more end in a page number after dots or a wide gap,
     asks for these numbers (category "contents"); any other page asks which word follows three that
     stand on it once (category "text"). At most `QUESTIONS_PER_PAGE` a page, always the same ones;
-    the box is that of the line, or of the four words. Pages are rendered when they are read.
+    the box is that of the line, or of the four words. Pages are rendered when they are read. A
+    link that leads out of the folder is refused.
 
     Args:
         folder: of the PDF files; splits go by the files' names, so no document is in two.
@@ -75,6 +76,7 @@ def open(folder: str | os.PathLike, split: str) -> Source:
     for number, path in enumerate(paths, 1):
         name = _readable(path.relative_to(root))
         try:
+            inside(root, str(path.relative_to(root)))
             with _LOCK, pypdfium2.PdfDocument(path) as document:
                 for index in range(len(document)):
                     try:
@@ -92,7 +94,7 @@ def open(folder: str | os.PathLike, split: str) -> Source:
                         pages,
                         len(examples),
                     )
-        except (pypdfium2.PdfiumError, OSError) as error:
+        except (pypdfium2.PdfiumError, OSError, ValueError) as error:
             skipped.append(f"{name}: {error}")
     return Source(f"pdfs/{split}", examples, _render, skipped)
 

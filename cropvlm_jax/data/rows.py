@@ -14,10 +14,10 @@ from typing import Any
 from absl import logging
 
 Row = dict[str, Any]
-# What messages call a row, and how to read it: a ValueError or an OSError says that it cannot be.
+# What messages call a row, and how to read it: `collect` says which errors mean that it cannot be.
 Entry = tuple[str, Callable[[], Row]]
 
-_SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 _ROW_GROUPS = threading.Lock()
 
 
@@ -26,7 +26,8 @@ def collect(entries: Iterable[Entry], parse: Callable[[Row], Row]) -> tuple[list
 
     Args:
         entries: the rows.
-        parse: a row to an example; raises `ValueError` or `OSError` where there is none in it.
+        parse: a row to an example; raises `ValueError`, `OSError` or `ArithmeticError` (a number
+            too large) where there is none in it.
 
     Returns:
         The examples, and a line for each row that gave none: "row 17 of train.json: no question".
@@ -35,7 +36,7 @@ def collect(entries: Iterable[Entry], parse: Callable[[Row], Row]) -> tuple[list
     for where, read in entries:
         try:
             examples.append(parse(read()))
-        except (ValueError, OSError, RecursionError) as error:
+        except (ValueError, OSError, ArithmeticError, RecursionError) as error:
             skipped.append(f"{where}: {error}")
     return examples, skipped
 
@@ -85,9 +86,9 @@ def answers(values: Any, required: bool) -> list[str]:
 
 def split_name(split: str) -> str:
     """`split` as "train", "val" or "test"; "validation" is "val"."""
-    if split not in _SPLITS:
-        raise ValueError(f"unknown split {split!r}: use one of {', '.join(_SPLITS)}")
-    return _SPLITS[split]
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
+    return SPLITS[split]
 
 
 def fraction(name: str) -> float:
@@ -191,7 +192,7 @@ def parquet_rows(
         ValueError: a file is no parquet file, or of other columns.
         OSError: a file is broken.
     """
-    pa, pq = _pyarrow()
+    pa, pq = import_pyarrow()
     for path in shards:
         try:
             file = pq.ParquetFile(path)
@@ -208,15 +209,16 @@ def parquet_rows(
             wanted = [name for name in (*columns, *optional) if name in schema.names]
             number = 0
             for group in range(file.num_row_groups):
-                fields = _read_row_group(file, str(path), group, wanted)
+                fields = read_row_group(file, str(path), group, wanted)
                 for index in range(file.metadata.row_group(group).num_rows):
                     picture = (str(path), group, index)
-                    read = functools.partial(_parquet_row, fields, index, picture)
+                    read = functools.partial(parquet_row, fields, index, picture)
                     yield f"row {number} of {path.name}", read
                     number += 1
 
 
-def _parquet_row(fields: dict[str, Any], index: int, picture: tuple[str, int, int]) -> Row:
+def parquet_row(fields: dict[str, Any], index: int, picture: Any) -> Row:
+    """A row of what `read_row_group` returns, with `picture` as its "image"."""
     return {name: field[index].as_py() for name, field in fields.items()} | {"image": picture}
 
 
@@ -242,19 +244,21 @@ def parquet_picture(where: tuple[str, int, int]) -> bytes:
 
 @functools.lru_cache(maxsize=2)
 def _row_group(path: str, group: int) -> Any:
-    with _pyarrow()[1].ParquetFile(path) as file:
-        return _read_row_group(file, path, group, ["image"])["image"]
+    with import_pyarrow()[1].ParquetFile(path) as file:
+        return read_row_group(file, path, group, ["image"])["image"]
 
 
-def _read_row_group(file: Any, path: str, group: int, columns: list[str]) -> dict[str, Any]:
+def read_row_group(file: Any, path: str, group: int, columns: list[str]) -> dict[str, Any]:
+    """Columns of a row group of an open parquet file; raises `OSError` where it is broken."""
     try:
         table = file.read_row_group(group, columns=columns)
-    except (_pyarrow()[0].ArrowException, OSError) as error:
+    except (import_pyarrow()[0].ArrowException, OSError) as error:
         raise OSError(f"cannot read row group {group} of {path}: {error}") from error
     return {name: table.column(name).combine_chunks() for name in columns}
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def import_pyarrow() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -4,7 +4,7 @@
 
 Replies and labels are JSONL files. A reply is `{"example_id", "reply"}`, with `"resized"`, the
 `[height, width]` that the labeller saw, where that is known; a label is `{"example_id", "box",
-"seed"}`, percent boxes after and before expansion.
+"seed"}`, percent boxes after expansion (whole numbers) and before it (unrounded).
 """
 
 import json
@@ -38,11 +38,11 @@ def prompt(question: str) -> str:
     )
 
 
-def parse(reply: str, size: tuple[int, int]) -> Box:
+def parse(reply: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """The percent box that a labeller names: the first `bbox_2d`, or else the first four numbers.
 
-    Like the official code it takes the first of several boxes. What reaches beyond the image is
-    clipped.
+    Like the official code it takes the first of several boxes, and does not round. What reaches
+    beyond the image is clipped.
 
     Args:
         reply: JSON, fenced or bare, with prose around it or not.
@@ -62,7 +62,7 @@ def parse(reply: str, size: tuple[int, int]) -> Box:
         raise ValueError(
             f"box {box} lies outside of the {width} x {height} image; is the frame right?"
         )
-    percent = boxes.from_pixels(np.array(box), np.array(size))
+    percent = boxes.to_percent(np.array(box), np.array(size))
     return tuple(percent.tolist())  # type: ignore[return-value]
 
 
@@ -76,7 +76,7 @@ def read_replies(path: str | os.PathLike) -> dict[str, rows.Row]:
         if not isinstance(row.get("reply"), str):
             raise ValueError(f"the reply is {row.get('reply')!r}, not text")
         match row.get("resized", [1, 1]):
-            case [int(height), int(width)] if min(height, width) > 0:
+            case [int(height), int(width)] if 0 < min(height, width) <= max(height, width) < 2**20:
                 return row | {"example_id": rows.identifier(row, "example_id")}
             case size:
                 raise ValueError(f"resized is {size!r}, not [height, width]")
@@ -201,7 +201,7 @@ def make_labels(
     Raises:
         ValueError: not one label came of it.
     """
-    names, seeds, failed = [], [], 0
+    names, seeds, failed, unusable = [], [], 0, 0
     known = _ids(source)
     for index, name in enumerate(known):
         if name not in replies:
@@ -214,6 +214,7 @@ def make_labels(
                 height, width = images.picture_size(source[index]["image"])
                 size = boxes.frame_size(frame, height, width, max_pixels)
         except (OSError, ValueError) as error:
+            unusable += 1
             logging.warning("%s is left out: %s", name, error)
             continue
         try:
@@ -228,11 +229,12 @@ def make_labels(
         names.append(name)
         seeds.append(seed)
     logging.info(
-        "%s: %d examples, %d without a reply, %d replies failed, %d labels; %d replies are about "
-        "other examples",
+        "%s: %d examples, %d without a reply, %d with an unusable picture, %d replies failed, "
+        "%d labels; %d replies are about other examples",
         source.name,
         len(known),
         len(set(known) - replies.keys()),
+        unusable,
         failed,
         len(names),
         len(replies.keys() - set(known)),
@@ -240,7 +242,8 @@ def make_labels(
     if not names:
         raise ValueError(
             f"no label for {source.name}: {len(known)} examples and {len(replies)} replies share "
-            f"{len(replies.keys() & set(known))} example ids, of which {failed} replies failed"
+            f"{len(replies.keys() & set(known))} example ids, of which {failed} replies failed and "
+            f"{unusable} pictures are unusable"
         )
     expanded = boxes.expand_by_quintile(np.array(seeds), bounds)
     return [

@@ -120,7 +120,10 @@ def inside(folder: str | os.PathLike, relative: str) -> Path:
     root = os.path.realpath(folder)
     path = Path(os.path.realpath(os.path.join(root, relative)))
     if not path.is_relative_to(root):
-        raise ValueError(f"{relative!r} leads out of the data folder {folder}")
+        message = f"{relative!r} leads out of the data folder {folder}"
+        if Path(os.path.normpath(os.path.join(root, relative))).is_relative_to(root):
+            message += " through a link: copy it in, or download with `hf download --local-dir`"
+        raise ValueError(message)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {relative!r} in {folder}")
     return path

@@ -33,7 +33,8 @@ def open(folder: str | os.PathLike, split: str) -> Source:
     An answer is the field as annotated. Its box surrounds the line that holds the field's words and
     numbers, or the consecutive lines that do so together: of several the last one for the total,
     else the first one; there is no box where none does. A hash of the picture's name puts about 70,
-    15 and 15% of the receipts into "train", "val" and "test".
+    15 and 15% of the receipts into "train", "val" and "test"; receipts of equal `fields` go where
+    the first of them does, as some were scanned more than once.
 
     Args:
         folder: holds `receipts.jsonl`, a receipt a line: `image` (a path), its `width` and `height`
@@ -53,10 +54,12 @@ def open(folder: str | os.PathLike, split: str) -> Source:
     else:
         raise rows.not_here(root, "SROIE", ("receipts.jsonl", "the folders img, box and key"))
     receipts, broken = rows.collect(entries, _receipt)
+    first: dict[str, str] = {}
+    homes = [first.setdefault(json.dumps(r["fields"], sort_keys=True), r["name"]) for r in receipts]
     asked: Iterator[rows.Entry] = (
         (f"{receipt['image']}, {field}", functools.partial(dict, receipt, field=field))
-        for receipt in receipts
-        if _split(receipt["name"]) == split
+        for receipt, home in zip(receipts, homes, strict=True)
+        if _split(home) == split
         for field in QUESTIONS
     )
     examples, unanswered = rows.collect(asked, functools.partial(_example, split))
@@ -125,9 +128,12 @@ def _words(text: str) -> str:
 
 
 def _around(lines: list[dict[str, Any]], size: tuple[int, int]) -> Box:
-    edges = np.array([line["box"] for line in lines])
-    pixels = np.concatenate([np.floor(edges[:, :2].min(0)), np.ceil(edges[:, 2:].max(0))])
-    x1, y1, x2, y2 = (int(v) for v in boxes.from_pixels(pixels.astype(np.int64), np.array(size)))
+    low, high = np.split(np.array([line["box"] for line in lines], np.float64), 2, axis=1)
+    corner = np.array(size[::-1])
+    if (low >= high).any() or (low >= corner).any() or (high <= 0).any():
+        raise ValueError("the evidence's box is empty or outside the picture")
+    pixels = np.concatenate([np.maximum(low.min(0), 0), np.minimum(high.max(0), corner)])
+    x1, y1, x2, y2 = boxes.from_pixels(pixels, np.array(size)).tolist()
     return x1, y1, x2, y2
 
 

@@ -75,11 +75,8 @@ def _notes(picture: Path) -> rows.Row:
 
 def _example(root: Path, row: rows.Row) -> rows.Row:
     name = rows.text(row, "image")
-    try:
-        picture = inside(root, name)
-        height, width = images.picture_size(picture)
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    picture = inside(root, name)
+    height, width = images.picture_size(picture)
     if "text" in row:
         row = row | _parse(rows.text(row, "text"))
     options = row.get("options")

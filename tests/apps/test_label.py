@@ -59,22 +59,23 @@ def run(folder, *arguments, qwen=False):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_replies_from_a_file_become_labels(folder, tmp_path):
+def test_replies_from_a_file_become_labels(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     replies, out = tmp_path / "replies.jsonl", tmp_path / "labels.jsonl"
     texts = ['```json\n[{"bbox_2d": [14, 14, 21, 21]}]\n```', "none", "[0, 0, 84, 140]"]
     rows = [{"example_id": f"q{i}", "reply": text} for i, text in enumerate(texts)]
     replies.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run(folder, f"--replies={replies}", f"--out={out}", "--bounds=paper")
+    done = run("~/data", "--replies=~/replies.jsonl", "--out=~/labels.jsonl", "--bounds=paper")
     assert done.returncode == 0, done.stderr
     assert "q1 is left out: no box in 'none'" in done.stderr and "2 labels are in" in done.stderr
     labels = [json.loads(line) for line in out.read_text().splitlines()]
-    # 5 x 9 % of area .0045: x4
+    # 5 x 8.33 % of area .0042: x4
     assert labels == [
-        {"example_id": "q0", "box": [7, 11, 17, 29], "seed": [10, 16, 15, 25]},
+        {"example_id": "q0", "box": [7, 12, 17, 29], "seed": [10, 1400 / 84, 15, 25]},
         {"example_id": "q2", "box": [0, 0, 100, 100], "seed": [0, 0, 100, 100]},
     ]
     joined = seed_boxes.labelled(open_source("jsonl", folder, "train"), out)
-    assert [joined[i]["box"] for i in range(2)] == [(7, 11, 17, 29), (0, 0, 100, 100)]
+    assert [joined[i]["box"] for i in range(2)] == [(7, 12, 17, 29), (0, 0, 100, 100)]
 
 
 def test_without_replies_and_model_there_is_nothing_to_do(folder, tmp_path):

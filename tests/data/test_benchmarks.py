@@ -328,6 +328,24 @@ def test_hrbench_parquet(tmp_path):
     assert list(hrbench.open(tmp_path, "8k")) == want[:5]  # preferred
 
 
+def test_hrbench_parquet_text_that_is_not_utf8(tmp_path):
+    rows = _rows(5)
+    table = pa.Table.from_pylist(rows)
+    texts = [b"\xff\xfe" if i == 3 else row["A"].encode() for i, row in enumerate(rows)]
+    table = table.set_column(4, "A", pa.array(texts, pa.binary()).view(pa.string()))
+    pq.write_table(table, tmp_path / "hr_bench_8k.parquet", row_group_size=2)
+    source = hrbench.open(tmp_path, "8k")
+    assert list(source) == [_want(row, "8k") for row in rows if row["index"] != 3]
+    (skipped,) = source.skipped
+    assert skipped.startswith("row 3 of hr_bench_8k.parquet: ") and "utf-8" in skipped
+
+
+def test_hrbench_tsv_in_utf16_is_named(tmp_path):
+    (tmp_path / "hr_bench_4k.tsv").write_text("index\tquestion\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"hr_bench_4k.tsv is no TSV file in UTF-8"):
+        hrbench.open(tmp_path, "4k")
+
+
 def test_hrbench_is_not_here(tmp_path):
     with pytest.raises(FileNotFoundError, match="HR-Bench 4k is not in .*hr_bench_4k.parquet"):
         hrbench.open(tmp_path, "4k")

@@ -157,6 +157,19 @@ def test_what_is_prepared_stays(tmp_path):
         builders.open_prepared("jsonl", tmp_path / "prepared", "val")
 
 
+def test_another_folder_is_refused(tmp_path, caplog):
+    folder = _jsonl(tmp_path / "source", "train", 3)
+    builders.prepare("jsonl", folder, tmp_path / "prepared", ["train"])
+    other = _jsonl(tmp_path / "other", "train", 2)
+    with pytest.raises(ValueError, match=f"was prepared from {folder}, not from {other}: delete"):
+        builders.prepare("jsonl", other, tmp_path / "prepared", ["train"])
+    (tmp_path / "alias").symlink_to(folder)
+    with caplog.at_level("INFO", logger="absl"):
+        builders.prepare("jsonl", tmp_path / "alias", tmp_path / "prepared", ["train"])
+    assert "kept as it is" in caplog.text
+    assert len(builders.open_prepared("jsonl", tmp_path / "prepared", "train")) == 3
+
+
 def test_errors_name_what_is_wrong(tmp_path):
     folder = _jsonl(tmp_path / "source", "train", 1)
     with pytest.raises(FileNotFoundError, match="'val'.* is not in"):

@@ -221,6 +221,22 @@ def test_unusable_files_are_skipped_and_named(tmp_path):
         source[0]
 
 
+def test_links_out_of_the_folder_are_refused(tmp_path):
+    (tmp_path / "set").mkdir()
+    good = _write(tmp_path / "set", [(_prose(), "")])
+    linked, outside = _write(tmp_path / "set", []), _write(tmp_path, [(_prose(), "")])
+    linked.unlink()
+    linked.symlink_to(outside)
+    source = pdfs.open(tmp_path / "set", "train")
+    assert {row["image"][0] for row in source.rows} == {good}
+    (skipped,) = source.skipped
+    assert skipped.startswith(f"{linked.name}: ") and "through a link" in skipped
+    outside.rename(tmp_path / "set/inner.pdf")
+    linked.unlink()
+    linked.symlink_to(tmp_path / "set/inner.pdf")
+    assert linked in {row["image"][0] for row in pdfs.open(tmp_path / "set", "train").rows}
+
+
 def test_splits_go_by_file_name(tmp_path):
     names = [tmp_path / f"manual-{i}.pdf" for i in range(3000)]
     counts = {split: sum(pdfs._split(n) == split for n in names) for split in ("train", "val")}

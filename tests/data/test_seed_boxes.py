@@ -101,6 +101,10 @@ def test_replies_that_fail(reply, message):
         seed_boxes.parse(reply, (200, 100))
 
 
+def test_small_boxes_are_not_rounded():
+    assert seed_boxes.parse("[11, 21, 12.5, 24]", (800, 1000)) == (1.1, 2.625, 1.25, 3)
+
+
 def test_a_box_beyond_the_edge_is_clipped():
     assert seed_boxes.parse("[-5, 150, 104, 900]", (200, 100)) == (0, 75, 100, 100)
 
@@ -129,6 +133,7 @@ def test_lines_that_are_no_reply_are_named_and_skipped(tmp_path, caplog):
         {"example_id": "d", "reply": [1, 2, 3, 4]},
         {"example_id": "e", "reply": "", "resized": [28]},
         {"example_id": "f", "reply": "", "resized": [28, 0]},
+        {"example_id": "f", "reply": "", "resized": [28, 2**20]},
         {"reply": "whose?"},
         [1],
         {"example_id": "7", "reply": "last"},
@@ -137,7 +142,7 @@ def test_lines_that_are_no_reply_are_named_and_skipped(tmp_path, caplog):
     replies = seed_boxes.read_replies(path)
     assert {name: row["reply"] for name, row in replies.items()} == {"7": "last", "b": ""}
     skipped = [message for message in caplog.messages if "skipped" in message]
-    assert len(skipped) == 7 and all("replies.jsonl" in message for message in skipped)
+    assert len(skipped) == 8 and all("replies.jsonl" in message for message in skipped)
 
 
 # Labels -------------------------------------------------------------------------------------------
@@ -153,8 +158,23 @@ def test_each_picture_has_its_own_frame():
     replies["q2"]["resized"] = [280, 84]  # the labeller had less than the released limit
     labels = seed_boxes.make_labels(source, replies, "smart_resized")
     # 300 x 1000 px are seen as 308 x 1008
-    wanted = {"q0": (10, 10, 50, 50), "q1": (2, 9, 14, 46), "q2": (33, 10, 100, 50)}
-    assert {label["example_id"]: tuple(label["seed"]) for label in labels} == wanted
+    wanted = {
+        "q0": [10, 10, 50, 50],
+        "q1": [2800 / 1008, 2800 / 308, 14000 / 1008, 14000 / 308],
+        "q2": [2800 / 84, 10, 100, 50],
+    }
+    assert {label["example_id"]: label["seed"] for label in labels} == wanted
+
+
+def test_small_seeds_become_whole_percentages_only_at_the_end():
+    source = make_source((1000, 1000))
+    labels = seed_boxes.make_labels(
+        source, replies_to(["[301, 405, 309, 409]"]), "pixels", bounds=boxes.PAPER_BOUNDS
+    )
+    # An area of .000032: sides times the root of 45, 5.37 x 2.68 %, about (30.5, 40.7).
+    assert labels == [
+        {"example_id": "q0", "box": [27, 39, 33, 42], "seed": [30.1, 40.5, 30.9, 40.9]}
+    ]
 
 
 @pytest.mark.parametrize("bounds", [None, boxes.PAPER_BOUNDS])
@@ -186,7 +206,10 @@ def test_failures_are_left_out_or_get_the_whole_image(whole_image, caplog):
     assert ("q1 gets the whole image" if whole_image else "q1 is left out") in text
     assert "q2 is left out: there is no such picture" in text
     assert "q3 is left out: 1 x 300 px" in text
-    assert f"1 without a reply, 1 replies failed, {len(labels)} labels; 1 replies are about" in text
+    counts = (
+        f"1 without a reply, 2 with an unusable picture, 1 replies failed, {len(labels)} labels"
+    )
+    assert f"{counts}; 1 replies are about" in text
 
 
 @pytest.mark.parametrize(

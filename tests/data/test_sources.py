@@ -423,7 +423,8 @@ def all_splits(folder):
 
 
 def test_sroie(tmp_path):
-    put_receipts(tmp_path, {f"{number:03}": (FIELDS, LINES) for number in range(60)})
+    fields = [FIELDS | {"address": str(number)} for number in range(60)]
+    put_receipts(tmp_path, {f"{number:03}": (fields[number], LINES) for number in range(60)})
     found = all_splits(tmp_path / "jsonl")
     assert found == all_splits(tmp_path / "icdar")
     assert len(found) == 180
@@ -441,6 +442,50 @@ def test_sroie(tmp_path):
         # In percent of 100 x 200 px (width x height).
         want = {"company": (10, 12, 95, 22), "date": (5, 25, 50, 29), "total": (41, 70, 71, 76)}
         assert example["box"] == want[field]
+
+
+def test_receipts_of_equal_fields_share_a_split(tmp_path):
+    put_receipts(
+        tmp_path,
+        {f"{n:03}": (dict(sorted(FIELDS.items(), reverse=n > 9)), LINES) for n in range(20)}
+        | {f"{n:03}": (FIELDS | {"address": f"{n}"}, LINES) for n in range(20, 40)},
+    )
+    for folder in ("jsonl", "icdar"):
+        places = {}
+        for example in all_splits(tmp_path / folder):
+            _, split, name, _ = example["example_id"].split("/")
+            places.setdefault(split, set()).add(int(name))
+        (home,) = (split for split, names in places.items() if 0 in names)
+        assert home == sroie._split("000")
+        assert places[home] >= set(range(20))
+        assert set.union(*places.values()) == set(range(40)) and len(places) == 3
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [70, 101, 40, 110],
+        [40, 110, 70, 101],
+        [40, 101, 40, 110],
+        [100, 101, 130, 110],
+        [40, 200, 70, 210],
+        [-9, 101, 0, 110],
+        [1e308, 101, 1.5e308, 110],
+    ],
+)
+def test_evidence_outside_the_picture_is_an_error(tmp_path, box):
+    put_receipts(tmp_path, {"000": (FIELDS, [*LINES[:5], ("TOTAL 9.00", box)])})
+    source = sroie.open(tmp_path / "jsonl", sroie._split("000"))
+    assert [row["example_id"].rsplit("/")[-1] for row in source.rows] == ["date", "company"]
+    assert source.skipped == [
+        "images/000.jpg, total: the evidence's box is empty or outside the picture"
+    ]
+
+
+def test_evidence_that_reaches_beyond_the_picture_is_clipped(tmp_path):
+    put_receipts(tmp_path, {"000": (FIELDS, [("TOTAL 9.00", [-5, 101, 1e308, 250])])})
+    source = sroie.open(tmp_path / "jsonl", sroie._split("000"))
+    assert source.rows[0]["box"] == (0, 50, 100, 100)
 
 
 def test_sroie_fields_that_no_line_holds(tmp_path):
@@ -468,7 +513,8 @@ def all_splits_that_exist(folder):
 
 
 def test_broken_receipts_are_named(tmp_path):
-    put_receipts(tmp_path, {f"{number:03}": (FIELDS, LINES) for number in range(12)})
+    fields = [FIELDS | {"address": str(number)} for number in range(12)]
+    put_receipts(tmp_path, {f"{number:03}": (fields[number], LINES) for number in range(12)})
     icdar = tmp_path / "icdar"
     put(icdar / "box/003.csv", b"1,2,3,4,5,6,7,8,fine\n1,2,3,text\n")
     put(icdar / "box/004.csv", b"1,2,3,4,5,6,7,8,\xff\xfe\n")
@@ -489,11 +535,12 @@ def test_broken_receipts_are_named(tmp_path):
         good | {"lines": [{"text": "a", "box": [1, 2, 3]}]},
         good | {"lines": [{"text": "a", "box": [1, 2, 3, float("nan")]}]},
         good | {"fields": None},
+        good | {"lines": [{"text": "a", "box": [1, 2, 3, 10**400]}]},
         [1],
     ]
     put_lines(tmp_path / "jsonl/receipts.jsonl", [*lines, *bad])
     assert [line.split(":")[0] for line in sroie.open(tmp_path / "jsonl", "train").skipped] == [
-        f"line {number} of receipts.jsonl" for number in range(13, 18)
+        f"line {number} of receipts.jsonl" for number in range(13, 19)
     ]
 
 
@@ -516,7 +563,9 @@ def test_jsonl(tmp_path):
         good | {"answer": "c", "box": [0, 5, 10]},
         good | {"answer": "c", "box": [0, 0, 1, 10**30]},
         {"question": "What?", "answer": "c"},
+        good | {"answer": 5, "example_id": 3},
         good | {"answer": "c", "example_id": 3},
+        good | {"answer": "d", "example_id": "3"},
     ]
     put_lines(tmp_path / "train.jsonl", lines)
     for folder in (tmp_path, tmp_path / "train.jsonl"):
@@ -539,9 +588,22 @@ def test_jsonl(tmp_path):
         f"line 10 {place}: box [0, 5, 10] {rule}",
         f"line 11 {place}: box [0, 0, 1, {10**30}] {rule}",
         f"line 12 {place}: no image",
+        f"line 13 {place}: answer 5 is not text",
+        f"line 15 {place}: an earlier line has the example_id '3'",
     ]
     put_lines(tmp_path / "test.jsonl", [good])
     assert jsonl.open(tmp_path, "test")[0]["answers"] == []
+
+
+def test_a_jsonl_file_is_of_the_split_that_it_is_named_after(tmp_path):
+    line = {"image": "a.png", "question": "What?", "answer": "c"}
+    for name in ("train", "validation", "mine"):
+        put_lines(tmp_path / f"{name}.jsonl", [line])
+    for name, split in (("validation", "val"), ("mine", "val"), ("mine", "train")):
+        assert jsonl.open(tmp_path / f"{name}.jsonl", split).name == f"jsonl/{split}"
+    for name, split in (("train", "val"), ("validation", "test"), ("train", "mine")):
+        with pytest.raises(ValueError, match=f"{name}.jsonl is by its name not the .*'{split}'"):
+            jsonl.open(tmp_path / f"{name}.jsonl", split)
 
 
 def test_lines_that_are_no_json_are_skipped(tmp_path):
@@ -740,8 +802,10 @@ def test_pictures_stay_inside_the_folder(tmp_path):
     for index, path in enumerate(ways_out):
         with pytest.raises(ValueError, match="leads out of the data folder"):
             source[index]
-        with pytest.raises(ValueError, match="leads out of the data folder"):
+        with pytest.raises(ValueError, match="leads out of the data folder") as error:
             inside(root, path)
+        linked = path in ("link.png", "folder/secret.png")
+        assert linked == ("through a link: copy it in, or download with `hf" in str(error.value))
     for index in range(len(ways_out), len(ways_out) + len(others)):
         with pytest.raises((OSError, ValueError)):
             source[index]
