@@ -23,7 +23,7 @@ from cropvlm_jax.data import pipeline, seed_boxes
 from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.data.zoom_digits import ZoomDigits
 
-SCENES = 100_000  # of zoom_digits, each drawn when it is asked for
+SCENES = 1_000_000  # of zoom_digits, each drawn when it is asked for
 ATTEMPTS = 20  # examples tried for one place in a batch before the data is called broken
 
 
@@ -158,11 +158,12 @@ def bucket_examples(source: Any, cropper: pipeline.CropperInput) -> np.ndarray:
 
     buckets = np.empty(len(source), np.int32)
     with futures.ThreadPoolExecutor() as pool:
-        for index, value in enumerate(pool.map(bucket, range(len(source)))):
-            buckets[index] = value
+        for start in range(0, len(source), 1024):  # so that few calls are pending at once
+            some = range(start, min(start + 1024, len(source)))
+            buckets[some] = list(pool.map(bucket, some))
             if time.monotonic() - told > 10:
                 told = time.monotonic()
-                logging.info("reading picture sizes: %d of %d", index + 1, len(source))
+                logging.info("reading picture sizes: %d of %d", some.stop, len(source))
     return buckets
 
 

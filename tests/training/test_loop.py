@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+from cropvlm_jax.data import order
 from cropvlm_jax.data.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.adapters import load_adapter
 from cropvlm_jax.hub.pretrained import Pretrained
@@ -133,7 +134,8 @@ def write_pictures(folder: pathlib.Path) -> None:
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def test_supervised_adapters_on_two_buckets_of_a_mixture(tmp_path):
+def test_supervised_adapters_on_two_buckets_of_a_mixture(tmp_path, monkeypatch):
+    monkeypatch.setattr(order, "SCENES", 1000)  # the size of each is asked for
     write_pictures(tmp_path)
     config = quickstart(**{"stage": "sft", "steps": 8, "checkpoint.best": "", "export_every": 4})
     config.lora.update(rank=2, alpha=4, dropout=0.1)
