@@ -109,25 +109,37 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def local_rows(sharding: NamedSharding, batch_size: int) -> slice:
-    """The rows of a global batch that this process's devices hold.
+def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that this process's devices hold, in order.
 
     Raises:
         ValueError: the batch does not divide over the devices.
     """
     try:
-        rows = sharding.addressable_devices_indices_map((batch_size,)).values()
+        parts = sharding.addressable_devices_indices_map((batch_size,)).values()
     except ValueError as error:
         raise ValueError(
-            f"batch_size={batch_size} does not divide over the mesh {dict(sharding.mesh.shape)}"
+            f"{batch_size} rows, of a batch or of what `accumulate` leaves of it, do not divide "
+            f"over the mesh {dict(sharding.mesh.shape)}"
         ) from error
-    spans = [index[0].indices(batch_size) for index in rows if index]
-    return slice(min(span[0] for span in spans), max(span[1] for span in spans))
+    spans = sorted({index[0].indices(batch_size)[:2] for index in parts if index})
+    return np.concatenate([np.arange(*span) for span in spans])
 
 
-def to_devices(batch: Any, sharding: NamedSharding) -> Any:
-    """The global batch whose rows of this process are `batch`, a tree of NumPy arrays."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+def to_devices(batch: Any, sharding: NamedSharding, batch_size: int) -> Any:
+    """The global batch whose `local_rows` are `batch`, a tree of NumPy arrays."""
+
+    def place(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))
+
+    return jax.tree.map(place, batch)
+
+
+def check_same_on_all_hosts(text: str, what: str) -> None:
+    """Raises where hosts disagree, before they wait for each other forever."""
+    if jax.process_count() > 1:
+        data = np.frombuffer(text.encode(), np.uint8)
+        multihost_utils.assert_equal(data, f"the hosts do not see the same {what}")
 
 
 def abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

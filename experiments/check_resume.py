@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
         code = run.wait()
         steps = written_steps(broken)
         saved = max(int(p.name) for p in (broken / "checkpoints").iterdir() if p.name.isdigit())
-        sigterm = code == STOPPED and saved == max(steps) or code == 0
+        sigterm = code == STOPPED and saved == max(steps)
         finish(start(broken), broken)
         parts = equal(result(whole), result(broken))
     summary = {

@@ -134,18 +134,22 @@ class Plan(NamedTuple):
         )
 
 
-def bucket_examples(source: Any, cropper: pipeline.CropperInput) -> np.ndarray:
+def bucket_examples(
+    source: Any, cropper: pipeline.CropperInput, first: int | None = None
+) -> np.ndarray:
     """The bucket of every example, from the headers of the pictures.
 
     Args:
         source: random-access examples that tell their `picture_size(index)`.
         cropper: how the cropper sees them.
+        first: how many examples to look at; None is all.
 
     Returns:
         int32 `[n]`: 100 rows + columns, -1 where the header cannot be read (named in the log).
     """
+    count = len(source) if first is None else min(first, len(source))
     if cropper.single_bucket:
-        return np.zeros(len(source), np.int32)
+        return np.zeros(count, np.int32)
     told = time.monotonic()
 
     def bucket(index: int) -> int:
@@ -156,14 +160,14 @@ def bucket_examples(source: Any, cropper: pipeline.CropperInput) -> np.ndarray:
             return -1
         return 100 * rows + cols
 
-    buckets = np.empty(len(source), np.int32)
+    buckets = np.empty(count, np.int32)
     with futures.ThreadPoolExecutor() as pool:
-        for start in range(0, len(source), 1024):  # so that few calls are pending at once
-            some = range(start, min(start + 1024, len(source)))
+        for start in range(0, count, 1024):  # so that few calls are pending at once
+            some = range(start, min(start + 1024, count))
             buckets[some] = list(pool.map(bucket, some))
             if time.monotonic() - told > 10:
                 told = time.monotonic()
-                logging.info("reading picture sizes: %d of %d", some.stop, len(source))
+                logging.info("reading picture sizes: %d of %d", some.stop, count)
     return buckets
 
 
@@ -207,7 +211,9 @@ class PlannedBatches:
     place: `example_id` of the batch tells what was really used.
     """
 
-    def __init__(self, source: Any, prepare: Any, plan: Plan, columns: slice = slice(None)):
+    def __init__(
+        self, source: Any, prepare: Any, plan: Plan, columns: slice | np.ndarray = slice(None)
+    ):
         """Binds the plan to its data.
 
         Args:

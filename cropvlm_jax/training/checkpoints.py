@@ -3,6 +3,7 @@
 """Checkpoints that never lie: whole or not there, and a resumed run is bitwise the unbroken one."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Mapping
@@ -32,12 +33,17 @@ class Checkpoints:
             best: metric of which the checkpoint with the highest value stays too; none if empty.
         """
         policies: list[Any] = [LatestN(keep)]
+
+        def rank(metrics: Mapping[str, float]) -> float:
+            value = metrics.get(best, math.nan)
+            return -math.inf if math.isnan(value) else value
+
         if best:
-            policies.append(
-                BestN(n=1, get_metric_fn=lambda m: m[best], keep_checkpoints_without_metrics=False)
-            )
+            policies.append(BestN(n=1, get_metric_fn=rank, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+            preservation_policy=AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+            best_fn=rank if best else None,  # or the metrics are not stored
         )
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._best = best
@@ -72,26 +78,34 @@ class Checkpoints:
         Raises:
             ValueError: there are checkpoints, but none can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        unreadable: list[int] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
             items = ocp.args.Composite(
                 state=ocp.args.StandardRestore(_flat(abstract)), place=ocp.args.JsonRestore()
             )
             try:
                 restored = self._manager.restore(step, args=items)
             except Exception as error:  # whatever a damaged file makes the libraries raise
-                logging.error("checkpoint %d cannot be read, set aside: %s", step, error)
-                if jax.process_index() == 0:
-                    broken = self._folder / str(step)
-                    broken.rename(broken.with_name(f"broken.{step}.{os.getpid()}"))
+                logging.error("checkpoint %d cannot be read: %s", step, error)
+                unreadable.append(step)
                 continue
-            self._manager.reload()
+            self._set_aside(unreadable)
             leaves = [restored.state[name] for name in _flat(abstract)]
             state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
             return step, state, restored.place
-        if steps:
-            raise ValueError(f"none of the checkpoints {steps} in {self._folder} can be read")
+        if unreadable:
+            raise ValueError(
+                f"none of the checkpoints {unreadable} in {self._folder} can be read; see the log"
+            )
         return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames unreadable checkpoints that are later than a readable one."""
+        for step in steps if jax.process_index() == 0 else ():
+            broken = self._folder / str(step)
+            broken.rename(broken.with_name(f"broken.{step}.{os.getpid()}"))
+        if steps:
+            self._manager.reload()
 
     def close(self) -> None:
         """Waits until all is saved."""
@@ -105,11 +119,11 @@ def _flat(state: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def claim(workdir: str | os.PathLike, config: Mapping[str, Any], resume: bool) -> None:
-    """Makes `workdir` the folder of the run that `config` describes, or checks that it is.
+def check_claim(workdir: str | os.PathLike, config: Mapping[str, Any], resume: bool) -> None:
+    """Checks that `workdir` holds no run, or the one that `config` describes.
 
     Args:
-        workdir: is made if need be.
+        workdir: of the run; a local path.
         config: nested settings; JSON.
         resume: whether to go on with a run that is there already.
 
@@ -117,23 +131,31 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any], resume: bool) -
         ValueError: the folder holds a run of other settings, which are named; or one that was not
             to be resumed.
     """
+    if "://" in str(workdir):
+        raise ValueError(f"{workdir}: runs are kept in local folders; mount the bucket")
     file = Path(workdir) / CONFIG
-    config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
-    if file.is_file():
-        if not resume:
-            raise ValueError(f"{workdir} holds a run already: resume it, or take another folder")
-        saved, wanted = _settings(json.loads(file.read_text(encoding="utf-8"))), _settings(config)
-        differing = [
-            f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
-            for key in sorted(saved.keys() | wanted.keys())
-            if saved.get(key) != wanted.get(key) and not f"{key}.".startswith(FREE)
-        ]
-        if differing:
-            raise ValueError(
-                f"{workdir} holds a run of other settings; take another folder, or set them back:\n"
-                + "\n".join(differing)
-            )
-    elif jax.process_index() == 0:
+    if not file.is_file():
+        return
+    if not resume:
+        raise ValueError(f"{workdir} holds a run already: resume it, or take another folder")
+    saved = _settings(json.loads(file.read_text(encoding="utf-8")))
+    wanted = _settings(json.loads(json.dumps(config)))  # as it would be read: tuples are lists
+    differing = [
+        f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
+        for key in sorted(saved.keys() | wanted.keys())
+        if saved.get(key) != wanted.get(key) and not f"{key}.".startswith(FREE)
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds a run of other settings; take another folder, or set them back:\n"
+            + "\n".join(differing)
+        )
+
+
+def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Makes `workdir` the folder of the run that `config` describes; an older claim stays."""
+    file = Path(workdir) / CONFIG
+    if jax.process_index() == 0 and not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -150,7 +172,7 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Preemption:
-    """Notices that the run has to stop: SIGTERM, Ctrl-C, or a TPU's preemption on any host."""
+    """Notices that the run has to stop: SIGTERM, Ctrl-C; on several hosts what JAX announces."""
 
     def __enter__(self) -> "Preemption":
         self._signalled = False

@@ -19,7 +19,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.stage = "grpo"  # or "sft": imitate the boxes of the sources
     config.cropper = ""  # folder, bundled model or hub id
     config.target = ""  # the same; of "grpo" only
-    config.dtype = "float32"  # of the computation; weights and optimizer are fp32
+    config.dtype = "float32"  # of the computation and frozen weights; trained ones are fp32
     config.remat = False  # recompute layers in the backward pass: slower, much less memory
     config.seed = 0  # of data order, rollouts, adapters and dropout
 
@@ -34,6 +34,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.lora = ml_collections.ConfigDict(dataclasses.asdict(LoRAConfig()))
     config.lora.rank = 0  # 0 trains all weights
+    config.lora.alpha = float(config.lora.alpha)
 
     config.grpo = ml_collections.ConfigDict(dataclasses.asdict(GRPOConfig()))
     for name in ("normaliser", "reward_chunk"):
@@ -134,7 +135,8 @@ def paper_grpo(longest_edge: int, reward: str) -> ml_collections.ConfigDict:
     beta 0.01, learning rate 5e-6, clipping at 0.1, 16 prompts an update, one epoch; the reward
     model is SmolVLM-256M at 512 px. Objective and reward are the released code's (Dr.GRPO's
     constant of 32 tokens and no scaling, summed log-likelihood, no temperature in log-probs)
-    except for its defects, which `GRPOConfig` lists as switches.
+    except for its defects, which `GRPOConfig` lists as switches. Four microbatches of 4 prompts are
+    for one chip: more chips take `--config.grpo.accumulate=1`.
 
     Args:
         longest_edge: pixels of the cropper's input, 512, 1024 or 2048.

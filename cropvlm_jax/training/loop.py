@@ -4,6 +4,7 @@
 
 import functools
 import json
+import math
 import pathlib
 import time
 from typing import Any
@@ -28,7 +29,7 @@ from cropvlm_jax.hub.pretrained import Pretrained, export
 from cropvlm_jax.models import lora
 from cropvlm_jax.prompts import Prompts
 from cropvlm_jax.sft import make_sft_evaluation, make_sft_step
-from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, claim
+from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, check_claim, claim
 from cropvlm_jax.training.config import STAGES
 from cropvlm_jax.training.metrics import MetricWriter, Progress
 from cropvlm_jax.training.state import TrainState
@@ -67,11 +68,15 @@ def run(
     began = time.monotonic()
     if config.stage not in STAGES:
         raise ValueError(f"stage={config.stage!r} is not one of {STAGES}")
-    claim(workdir, config.to_dict(), resume)
+    check_claim(workdir, config.to_dict(), resume)
     is_grpo = config.stage == "grpo"
     settings = GRPOConfig(**config.grpo)
     dtype = jnp.dtype(config.dtype)
     mesh = parallel.make_mesh(**config.mesh)
+    batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    rows = parallel.local_rows(batched, config.batch_size)
+    if is_grpo:  # a microbatch has to divide over the devices as well
+        parallel.local_rows(batched, config.batch_size // settings.accumulate)
 
     # --- Models -----------------------------------------------------------------------------------
     cropper = Pretrained.open(config.cropper)
@@ -118,19 +123,21 @@ def run(
         prepare = pipeline.BoxPreparer(seen, grammar.max_length)
 
     # --- Data -------------------------------------------------------------------------------------
-    batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    rows = parallel.local_rows(batched, config.batch_size)
     source = order.open_mixture(config.data.sources, config.seed)
     steps = config.steps or round(config.epochs * len(source)) // config.batch_size
+    if steps < 1:
+        raise ValueError(
+            f"{config.epochs} epochs of {len(source)} examples fill no batch of {config.batch_size}"
+        )
     buckets = order.bucket_examples(source, seen)
     plan = order.plan_batches(source.order(config.seed), buckets, config.batch_size, steps)
     planned = order.PlannedBatches(source, prepare, plan, rows)
     logging.info("%d steps over %d examples; %s", steps, len(source), plan.left_out())
+    parallel.check_same_on_all_hosts(plan.fingerprint, "examples")
     if config.eval.every:
         held_out = order.open_mixture(config.eval.sources, config.seed)
-        first = range(min(config.eval.examples, len(held_out)))
-        buckets = order.bucket_examples(held_out, seen)
-        held_out_plan = order.plan_batches(first, buckets, config.batch_size)
+        buckets = order.bucket_examples(held_out, seen, config.eval.examples)
+        held_out_plan = order.plan_batches(range(len(buckets)), buckets, config.batch_size)
         logging.info("held out: %s", held_out_plan.left_out())
         held_out_planned = order.PlannedBatches(held_out, prepare, held_out_plan, rows)
 
@@ -148,7 +155,9 @@ def run(
     state = jax.jit(create, out_shardings=shardings)(weights)
     key = jax.device_put(jax.random.key(config.seed), replicated)
     trained = sum(x.size for x in jax.tree.leaves(weights["params"]))
-    del weights
+    del weights, plain  # or their arrays stay on the device beside the state's
+    if adapt:
+        del adapted, frozen
     logging.info("training %s weights on %s", f"{trained:,}", mesh)
 
     # --- Step -------------------------------------------------------------------------------------
@@ -173,15 +182,21 @@ def run(
     def evaluate(state: TrainState) -> dict[str, float]:
         totals: Any = None
         for batch in order.iterate(held_out_planned, workers=config.data.workers):
-            sums = jax.device_get(evaluation(state, parallel.to_devices(batch, batched)))
+            sums = jax.device_get(
+                evaluation(state, parallel.to_devices(batch, batched, config.batch_size))
+            )
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
-        return {f"eval/{name}": float(total / max(n, 1)) for name, (total, n) in totals.items()}
+        return {
+            f"eval/{name}": float(total / n) if n else math.nan
+            for name, (total, n) in totals.items()
+        }
 
     # --- Checkpoints ------------------------------------------------------------------------------
     def to_save(state: TrainState, key: jax.Array) -> dict[str, Any]:
         trained = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
         return trained | {"key": jax.random.key_data(key)}
 
+    claim(workdir, config.to_dict())
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best)
     start, place = 0, {"data": plan.fingerprint}
     if found := checkpoints.restore(jax.tree.map(parallel.abstract, to_save(state, key))):
@@ -205,17 +220,22 @@ def run(
     # --- Loop -------------------------------------------------------------------------------------
     writer = MetricWriter(workdir, start) if jax.process_index() == 0 else None
     progress = Progress(steps, start)
-    held_out_metrics: dict[str, float] = {}
     pending: tuple[int, Any] | None = None  # read a step late: the host never waits for the device
 
     def report() -> None:
         nonlocal pending
-        if pending and writer:
-            number, metrics = pending[0], jax.device_get(pending[1])
+        if not pending:
+            return
+        (number, metrics), pending = (pending[0], jax.device_get(pending[1])), None
+        if writer:
             writer.write(number, metrics)
             note = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
             progress.update(number, note)
-        pending = None
+        if not math.isfinite(metrics["grad_norm"]):
+            raise FloatingPointError(
+                f"the gradient of step {number} is not finite, so neither are the weights: go on "
+                "from the checkpoint before with a lower learning rate, in another folder"
+            )
 
     number, stopping = start, False
     batches = order.iterate(planned, start, config.data.workers)
@@ -224,7 +244,8 @@ def run(
             number += 1
             batch = next(batches)
             step_key = jax.device_put(jax.random.fold_in(key, number), replicated)
-            state, metrics = step(state, parallel.to_devices(batch, batched), step_key)
+            on_devices = parallel.to_devices(batch, batched, config.batch_size)
+            state, metrics = step(state, on_devices, step_key)
             report()
             replaced = int((batch.example_id != plan.batches[number - 1, rows]).sum())
             pending = number, metrics | {"replaced_examples": replaced}
@@ -237,18 +258,24 @@ def run(
             def due(every: int, number: int = number) -> bool:
                 return every > 0 and (number == steps or number % every == 0)
 
+            held_out_metrics: dict[str, float] = {}
             if due(config.eval.every):
                 report()
                 held_out_metrics = evaluate(state)
                 logging.info("after step %d: %s", number, held_out_metrics)
                 if writer:
                     writer.write(number, held_out_metrics)
-            if stopping or number == steps or due(config.checkpoint.every):
+            if (
+                stopping
+                or number == steps
+                or due(config.checkpoint.every)
+                or (config.checkpoint.best and held_out_metrics)
+            ):
                 report()
                 checkpoints.save(number, to_save(state, key), place, held_out_metrics)
-            if due(config.export_every) and number < steps:
+            if due(config.export_every) and number < steps and not stopping:
                 write_out(state, f"cropper-{number}")
-    checkpoints.close()
+        checkpoints.close()
 
     # --- Result -----------------------------------------------------------------------------------
     if writer:

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from cropvlm_jax import parallel
-from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, claim
+from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, check_claim, claim
 
 PLACE = {"data": "0123"}
 
@@ -77,15 +77,29 @@ def test_what_eight_devices_saved_one_restores_and_back(tmp_path):
 def test_nothing_is_restored_from_an_empty_folder(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     assert checkpoints.restore(jax.tree.map(parallel.abstract, make_state(0))) is None
-
-
-def test_the_latest_stay_and_the_best(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2, best="eval/reward")
-    for step, reward in ((1, 0.3), (2, 0.9), (3, 0.5), (4, 0.4), (5, 0.1)):
-        checkpoints.save(step, make_state(step), PLACE, {"eval/reward": reward, "other": 1.0})
     checkpoints.close()
+
+
+def test_the_latest_stay_and_the_best_of_all_restarts(tmp_path):
+    rewards = {1: 0.3, 2: 0.9, 3: float("nan"), 4: 0.4, 5: 0.1}
+    for run in ((1, 2, 3), (4, 5)):
+        checkpoints = Checkpoints(tmp_path, keep=2, best="eval/reward")
+        for step in run:
+            metrics = {"eval/reward": rewards[step], "other": 1.0}
+            checkpoints.save(step, make_state(step), PLACE, metrics)
+        checkpoints.close()
     steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     assert sorted(steps) == [2, 4, 5]
+
+
+def test_checkpoints_that_another_program_wrote_stay_where_they_are(tmp_path):
+    save(tmp_path, 1, 2)
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    other = {"weights": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        checkpoints.restore(other)
+    checkpoints.close()
+    check_restored(tmp_path, 2)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "missing"])
@@ -120,11 +134,12 @@ CONFIG = {"steps": 5, "grpo": {"group": 4, "beta": 0.1}, "mesh": {"data": 8}, "s
 
 
 def test_a_folder_takes_one_run(tmp_path):
-    claim(tmp_path, CONFIG, resume=True)
-    claim(tmp_path, CONFIG | {"mesh": {"data": 1}}, resume=True)  # devices may change
+    check_claim(tmp_path, CONFIG, resume=False)
+    claim(tmp_path, CONFIG)
+    check_claim(tmp_path, CONFIG | {"mesh": {"data": 1}}, resume=True)  # devices may change
     other = CONFIG | {"grpo": {"group": 8, "beta": 0.1}, "steps": 6, "new": 1}
     with pytest.raises(ValueError, match="other settings") as error:
-        claim(tmp_path, other, resume=True)
+        check_claim(tmp_path, other, resume=True)
     lines = str(error.value).splitlines()[1:]
     assert lines == [
         "grpo.group: 4 there, 8 now",
@@ -132,7 +147,9 @@ def test_a_folder_takes_one_run(tmp_path):
         "steps: 5 there, 6 now",
     ]
     with pytest.raises(ValueError, match="holds a run already"):
-        claim(tmp_path, CONFIG, resume=False)
+        check_claim(tmp_path, CONFIG, resume=False)
+    with pytest.raises(ValueError, match="local folders"):
+        check_claim("gs://bucket/run", CONFIG, resume=True)
 
 
 def test_the_first_sigterm_is_noticed_and_the_second_ends():
