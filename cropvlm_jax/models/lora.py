@@ -43,7 +43,7 @@ class LoRAConfig:
     """
 
     rank: int = 128
-    alpha: float = 256
+    alpha: float = 256.0
     dropout: float = 0.05
     targets: str = PAPER_TARGETS
 

@@ -34,7 +34,6 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.lora = ml_collections.ConfigDict(dataclasses.asdict(LoRAConfig()))
     config.lora.rank = 0  # 0 trains all weights
-    config.lora.alpha = float(config.lora.alpha)
 
     config.grpo = ml_collections.ConfigDict(dataclasses.asdict(GRPOConfig()))
     for name in ("normaliser", "reward_chunk"):
