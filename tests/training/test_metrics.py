@@ -9,10 +9,11 @@ from absl import logging
 from cropvlm_jax.training.metrics import MetricWriter, Progress
 
 
-def test_metrics_append_to_jsonl_and_tensorboard(tmp_path):
-    for step in (1, 2):
-        writer = MetricWriter(tmp_path / "run")
-        writer.write(step, {"loss": 0.5 / step, "reward": -1.0})
+def test_metrics_go_on_in_jsonl_and_tensorboard_after_the_steps_that_were_saved(tmp_path):
+    for start, steps in ((0, (1, 2, 3)), (1, (2,))):
+        writer = MetricWriter(tmp_path / "run", start)
+        for step in steps:
+            writer.write(step, {"loss": 0.5 / step, "reward": -1.0})
         writer.close()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert rows == [
