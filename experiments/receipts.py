@@ -3,6 +3,11 @@
 """Total, date and company of scanned receipts, at a width that a CPU trains.
 
     python experiments/receipts_models.py --data=data/sroie --out=runs/receipts/start
+    for split in train val; do
+      python -m cropvlm_jax.apps.label --source=sroie --folder=data/sroie --split=$split \
+        --replies=runs/receipts/start/replies_$split.jsonl --frame=percent \
+        --out=runs/receipts/seed_boxes_$split.jsonl
+    done
     python -m cropvlm_jax.apps.train --config=experiments/receipts.py:sft \
         --workdir=runs/receipts/sft
     python -m cropvlm_jax.apps.train --config=experiments/receipts.py:grpo \
@@ -38,7 +43,7 @@ def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
         config.cropper = "runs/receipts/start/cropper"
         config.steps = 400
         config.learning_rate = 1e-3
-        config.data.sources.sroie.boxes = "runs/receipts/seed_boxes.jsonl"
+        config.data.sources.sroie.boxes = "runs/receipts/seed_boxes_train.jsonl"
         config.eval.sources.sroie.boxes = "runs/receipts/seed_boxes_val.jsonl"
     else:
         config.cropper = "runs/receipts/sft/cropper"

@@ -6,8 +6,9 @@
 
 The target learns to read on the training receipts: first single lines cut out along their boxes,
 then total, date and company from the whole receipt and a crop about the line that holds them. The
-cropper is random: `experiments/receipts.py:sft` teaches it boxes. FOLDER is laid out as
-`cropvlm_jax/data/sroie.py` says.
+cropper is random: `experiments/receipts.py:sft` teaches it boxes. The lines that hold the answers are
+written as a labeller's replies, for `apps.label`. FOLDER is laid out as `cropvlm_jax/data/sroie.py`
+says.
 """
 
 import dataclasses
@@ -179,6 +180,16 @@ def train(model: SmolVLM, lessons: Lessons, held_out: Lessons) -> SmolVLM:
     return nnx.merge(graphdef, state.params)
 
 
+def write_replies(split: str) -> None:
+    """Writes the boxes of the lines that hold a split's answers as replies, in percent."""
+    source = sroie.open(DATA.value, split)
+    with (pathlib.Path(OUT.value) / f"replies_{split}.jsonl").open("w") as file:
+        for row in source.rows:
+            if "box" in row:
+                reply = {"example_id": row["example_id"], "reply": str(list(row["box"]))}
+                file.write(json.dumps(reply) + "\n")
+
+
 def main(argv: list[str]) -> None:
     del argv
     texts = [
@@ -203,6 +214,8 @@ def main(argv: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         pretrained.write_processor_files(folder, config, tokenizer, longest_edge=SIDE)
         pretrained.export(folder, model, pretrained.Pretrained.open(folder))
+    for split in ("train", "val"):
+        write_replies(split)
 
 
 if __name__ == "__main__":
