@@ -6,9 +6,9 @@
 
 The target learns to read on the training receipts: first single lines cut out along their boxes,
 then total, date and company from the whole receipt and a crop about the line that holds them. The
-cropper is random: `experiments/receipts.py:sft` teaches it boxes. The lines that hold the answers are
-written as a labeller's replies, for `apps.label`. FOLDER is laid out as `cropvlm_jax/data/sroie.py`
-says.
+cropper is random: `experiments/receipts.py:sft` teaches it boxes. The lines that hold the answers
+are written as a labeller's replies, for `apps.label`. FOLDER is laid out as
+`cropvlm_jax/data/sroie.py` says.
 """
 
 import dataclasses
