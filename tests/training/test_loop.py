@@ -5,6 +5,7 @@
 import json
 import os
 import pathlib
+import runpy
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from PIL import Image
 
 from cropvlm_jax.data import order
 from cropvlm_jax.data.zoom_digits import ZoomDigits
+from cropvlm_jax.grpo.step import GRPOConfig
 from cropvlm_jax.hub.adapters import load_adapter
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora
@@ -170,3 +172,24 @@ def test_the_papers_runs_have_the_released_settings():
     assert parts == [(0.0, 0.5), (0.5, 1.0)]  # half of the data each
     with pytest.raises(ValueError, match="neither"):
         paper_grpo(512, "bleu")
+
+
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "zoom_digits.py",
+        "receipts.py",
+        "pdf_pages.py",
+        *(path.name for path in sorted((EXPERIMENTS / "paper").glob("*.py"))),
+    ],
+)
+def test_experiments_have_known_settings_only(file):
+    (path,) = EXPERIMENTS.rglob(file)
+    config = runpy.run_path(str(path))["get_config"]()
+    known = default_config()
+    assert config.keys() == known.keys()
+    assert all(config[part].keys() == known[part].keys() for part in ("data", "eval", "checkpoint"))
+    assert config.data.sources and GRPOConfig(**config.grpo)

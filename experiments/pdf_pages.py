@@ -1,0 +1,24 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""GRPO on the pages of any folder of PDFs, which need no label: `cropvlm_jax/data/pdfs.py`.
+
+    python -m cropvlm_jax.apps.train --config=experiments/pdf_pages.py --workdir=runs/pdf_pages \
+        --config.data.sources.pdfs.folder=manuals --config.eval.sources.pdfs.folder=manuals
+
+Starts from the cropper of `experiments/paper/sft_1024.py`, and takes its numbers for GRPO from
+`paper_grpo`; documents, not pages, are apart in training and validation.
+"""
+
+import ml_collections
+
+from cropvlm_jax.training.config import paper_grpo, source
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The paper's GRPO at 1024 px on PDF pages instead of its data sets."""
+    config = paper_grpo(longest_edge=1024, reward="likelihood")
+    config.data.sources = ml_collections.ConfigDict({"pdfs": source("data/pdfs")})
+    config.eval.sources.pdfs = source("data/pdfs", split="val")
+    config.eval.every = 100
+    config.checkpoint.best = "eval/reward"
+    return config
