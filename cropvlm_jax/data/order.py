@@ -180,7 +180,7 @@ def plan_batches(
         order: indices of examples; may be endless where `steps` is given.
         buckets: int `[n]`, of every example, -1 for those to leave out.
         batch_size: B.
-        steps: batches wanted; None takes what `order` fills.
+        steps: batches wanted, at least 1; None takes what `order` fills.
 
     Raises:
         ValueError: no batch can be filled.
@@ -189,7 +189,7 @@ def plan_batches(
         raise ValueError(f"none of the {len(buckets)} examples can be used; see the log")
     waiting: dict[int, list[int]] = collections.defaultdict(list)
     batches: list[list[int]] = []
-    for index in order if steps != 0 else ():
+    for index in order:
         bucket = int(buckets[index])
         if bucket < 0:
             continue
@@ -199,7 +199,7 @@ def plan_batches(
             if len(batches) == steps:
                 break
     left = {bucket: len(indices) for bucket, indices in waiting.items()}
-    if not batches and steps != 0:
+    if not batches:
         raise ValueError(f"no batch of {batch_size} can be filled: examples by bucket are {left}")
     return Plan(np.array(batches, np.int64).reshape(-1, batch_size), buckets, left)
 

@@ -22,7 +22,7 @@ from cropvlm_jax.grpo.answer_scores import Vocabulary
 from cropvlm_jax.grpo.step import GRPOConfig, make_step
 from cropvlm_jax.training.state import TrainState
 
-MESHES = {"one": None, "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2)}
+MESHES = {"one": None, "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2), "1x4x2": (1, 4, 2)}
 STEPS, DEVICES = 3, 8
 
 
