@@ -111,20 +111,23 @@ class Pretrained:
         longest = processor.get("size", {}).get("longest_edge", 4 * tile)
         return cls(folder, config, tokenizer, longest, tile, end)
 
-    def load(
+    def abstract(
         self, *, dtype: Any = jnp.float32, param_dtype: Any = None, remat: bool = False
     ) -> SmolVLM:
+        """The model with shapes for weights; arguments as of `load`."""
+        options = dict(dtype=dtype, param_dtype=param_dtype or dtype, remat=remat)
+        return nnx.eval_shape(lambda: SmolVLM(self.config, rngs=nnx.Rngs(0), **options))
+
+    def load(self, **options: Any) -> SmolVLM:
         """The model with its weights, without ever making random ones.
 
         Args:
-            dtype: of the computation.
-            param_dtype: of the weights; None is `dtype`.
-            remat: recompute each layer in the backward pass instead of storing its activations.
+            **options: dtype, of the computation; param_dtype, of the weights, by default the same;
+                remat, whether to recompute each layer in the backward pass instead of storing its
+                activations.
         """
-        options = dict(dtype=dtype, param_dtype=param_dtype or dtype, remat=remat)
-        model = nnx.eval_shape(lambda: SmolVLM(self.config, rngs=nnx.Rngs(0), **options))
-        graphdef, abstract = nnx.split(model)
-        return nnx.merge(graphdef, load_weights(self.folder, abstract, SMOLVLM))
+        graphdef, shapes = nnx.split(self.abstract(**options))
+        return nnx.merge(graphdef, load_weights(self.folder, shapes, SMOLVLM))
 
 
 def export(folder: str | Path, model: SmolVLM, source: Pretrained, dtype: Any = None) -> None:

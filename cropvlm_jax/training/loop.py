@@ -1,8 +1,7 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A training run, top to bottom: models, data, state, step, checkpoints, loop, result."""
+"""A training run, top to bottom: data, state, step, checkpoints, loop, result."""
 
-import functools
 import json
 import math
 import pathlib
@@ -10,42 +9,22 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from absl import logging
 from flax import nnx
 
 from cropvlm_jax import parallel
-from cropvlm_jax.boxes import Grammar
-from cropvlm_jax.data import order, pipeline
-from cropvlm_jax.evals.scoring import encode_gold
-from cropvlm_jax.grpo.answer_scores import Vocabulary
-from cropvlm_jax.grpo.rewards import AnswerTemplate
-from cropvlm_jax.grpo.step import GRPOConfig, make_evaluation, make_step
+from cropvlm_jax.data import order
 from cropvlm_jax.hub.adapters import export_adapter
-from cropvlm_jax.hub.pretrained import Pretrained, export
+from cropvlm_jax.hub.pretrained import export
 from cropvlm_jax.models import lora
-from cropvlm_jax.prompts import Prompts
-from cropvlm_jax.sft import make_sft_evaluation, make_sft_step
 from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, check_claim, claim
-from cropvlm_jax.training.config import STAGES
 from cropvlm_jax.training.metrics import MetricWriter, Progress
+from cropvlm_jax.training.stage import build, jit_step
 from cropvlm_jax.training.state import TrainState
 
-GOLD_ANSWERS, GOLD_CHARACTERS = 10, 64  # most of an example, and of an answer, that are scored
 SHOWN = ("loss", "reward", "area")  # on the progress line
-
-
-def make_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay over `updates` and gradient clipping."""
-    warmup = round(config.warmup * updates)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, updates)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, b2=config.adam_b2, weight_decay=config.weight_decay),
-    )
 
 
 def run(
@@ -66,61 +45,13 @@ def run(
     """
     workdir = pathlib.Path(workdir)
     began = time.monotonic()
-    if config.stage not in STAGES:
-        raise ValueError(f"stage={config.stage!r} is not one of {STAGES}")
     check_claim(workdir, config.to_dict(), resume)
-    is_grpo = config.stage == "grpo"
-    settings = GRPOConfig(**config.grpo)
-    dtype = jnp.dtype(config.dtype)
     mesh = parallel.make_mesh(**config.mesh)
     batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     rows = parallel.local_rows(batched, config.batch_size)
-    if is_grpo:  # a microbatch has to divide over the devices as well
-        parallel.local_rows(batched, config.batch_size // settings.accumulate)
-
-    # --- Models -----------------------------------------------------------------------------------
-    cropper = Pretrained.open(config.cropper)
-    adapt = config.lora.rank > 0
-    plain = cropper.load(
-        dtype=dtype, param_dtype=dtype if adapt else jnp.float32, remat=config.remat
-    )
-    weights: dict[str, Any] = {}  # of the train state
-    base = None
-    if adapt:
-        adapted = lora.add(plain, lora.LoRAConfig(**config.lora), nnx.Rngs(config.seed))
-        policy, weights["params"], *frozen = nnx.split(adapted, lora.LoRAParam, ...)
-        weights["frozen"], base = tuple(frozen), nnx.graphdef(plain)
-    else:
-        policy, weights["params"] = nnx.split(plain)
-    grammar = Grammar.from_tokenizer(cropper.tokenizer)
-    official = config.data.official_text
-    limit = config.data.question_tokens
-    crop_prompts = Prompts(
-        cropper.tokenizer,
-        cropper.config.image_seq_len,
-        official=official,
-        max_question_tokens=limit,
-    )
-    seen = pipeline.CropperInput(crop_prompts, cropper.tile_size, config.data.longest_edge, limit)
-    if is_grpo:
-        target = Pretrained.open(config.target)
-        reader, weights["target"] = nnx.split(target.load(dtype=dtype))
-        answer_prompts = Prompts(target.tokenizer, target.config.image_seq_len, official=official)
-        gold = functools.partial(
-            encode_gold,
-            metric=settings.accuracy,
-            max_answers=GOLD_ANSWERS,
-            max_length=GOLD_CHARACTERS,
-        )
-        prepare: Any = pipeline.Preparer(
-            seen,
-            answer_prompts,
-            tuple(config.data.canvas),
-            config.data.answer_tokens,
-            gold if settings.accuracy_weight else None,
-        )
-    else:
-        prepare = pipeline.BoxPreparer(seen, grammar.max_length)
+    if config.stage == "grpo":  # a microbatch has to divide over the devices as well
+        parallel.local_rows(batched, config.batch_size // config.grpo.accumulate)
+    stage = build(config)
 
     # --- Data -------------------------------------------------------------------------------------
     source = order.open_mixture(config.data.sources, config.seed)
@@ -129,55 +60,29 @@ def run(
         raise ValueError(
             f"{config.epochs} epochs of {len(source)} examples fill no batch of {config.batch_size}"
         )
-    buckets = order.bucket_examples(source, seen)
+    buckets = order.bucket_examples(source, stage.seen)
     plan = order.plan_batches(source.order(config.seed), buckets, config.batch_size, steps)
-    planned = order.PlannedBatches(source, prepare, plan, rows)
+    planned = order.PlannedBatches(source, stage.prepare, plan, rows)
     logging.info("%d steps over %d examples; %s", steps, len(source), plan.left_out())
     parallel.check_same_on_all_hosts(plan.fingerprint, "examples")
     if config.eval.every:
         held_out = order.open_mixture(config.eval.sources, config.seed)
-        buckets = order.bucket_examples(held_out, seen, config.eval.examples)
+        buckets = order.bucket_examples(held_out, stage.seen, config.eval.examples)
         held_out_plan = order.plan_batches(range(len(buckets)), buckets, config.batch_size)
         logging.info("held out: %s", held_out_plan.left_out())
-        held_out_planned = order.PlannedBatches(held_out, prepare, held_out_plan, rows)
+        held_out_planned = order.PlannedBatches(held_out, stage.prepare, held_out_plan, rows)
 
-    # --- State ------------------------------------------------------------------------------------
-    optimizer = make_optimizer(config, steps * (settings.updates if is_grpo else 1))
-
-    def create(weights: dict[str, Any]) -> TrainState:
-        if is_grpo and settings.beta and not adapt:
-            # A copy, because the step donates the whole state.
-            reference = jax.tree.map(lambda x: x.astype(dtype), weights["params"])
-            weights = weights | {"reference": reference}
-        return TrainState.create(optimizer=optimizer, **weights)
-
-    shardings = parallel.state_shardings(mesh, jax.eval_shape(create, weights))
-    state = jax.jit(create, out_shardings=shardings)(weights)
+    # --- State and step ---------------------------------------------------------------------------
+    step, shardings = jit_step(stage, mesh, steps)
+    create = jax.jit(stage.create, static_argnums=1, out_shardings=shardings)
+    state = create(stage.weights, steps)
+    stage.weights.clear()  # or they stay on the device beside the state's
     key = jax.device_put(jax.random.key(config.seed), replicated)
-    trained = sum(x.size for x in jax.tree.leaves(weights["params"]))
-    del weights, plain  # or their arrays stay on the device beside the state's
-    if adapt:
-        del adapted, frozen
+    trained = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info("training %s weights on %s", f"{trained:,}", mesh)
-
-    # --- Step -------------------------------------------------------------------------------------
-    if is_grpo:
-        vocabulary = None
-        if settings.accuracy_weight:
-            vocabulary = Vocabulary.from_tokenizer(target.tokenizer)
-        template = AnswerTemplate.from_prompts(answer_prompts)
-        models = policy, reader, grammar, template
-        step = make_step(*models, optimizer, settings, base, vocabulary)
-        evaluation = make_evaluation(*models, settings, vocabulary)
-    else:
-        step, evaluation = make_sft_step(policy, optimizer), make_sft_evaluation(policy)
-    step = jax.jit(
-        step,
-        in_shardings=(shardings, batched, replicated),
-        out_shardings=(shardings, replicated),
-        donate_argnums=0,
+    evaluation = jax.jit(
+        stage.evaluation, in_shardings=(shardings, batched), out_shardings=replicated
     )
-    evaluation = jax.jit(evaluation, in_shardings=(shardings, batched), out_shardings=replicated)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         totals: Any = None
@@ -211,11 +116,13 @@ def run(
         logging.info("going on after step %d", start)
 
     def write_out(state: TrainState, name: str) -> None:
-        model = nnx.merge(policy, parallel.gather(state.params), *parallel.gather(state.frozen))
+        model = nnx.merge(
+            stage.policy, parallel.gather(state.params), *parallel.gather(state.frozen)
+        )
         if jax.process_index() == 0:
-            if adapt:
+            if lora.adapters(model):
                 export_adapter(workdir / name.replace("cropper", "adapter"), model, config.cropper)
-            export(workdir / name, lora.merge(model), cropper)
+            export(workdir / name, lora.merge(model), stage.cropper)
 
     # --- Loop -------------------------------------------------------------------------------------
     writer = MetricWriter(workdir, start) if jax.process_index() == 0 else None

@@ -120,7 +120,7 @@ def test_other_settings_or_data_are_refused(unbroken):
     with pytest.raises(ValueError, match="holds a run already"):
         loop.run(quickstart(), unbroken, resume=False)
     with pytest.raises(ValueError, match="stage='rl'"):
-        loop.run(quickstart(stage="rl"), unbroken)
+        loop.run(quickstart(stage="rl"), unbroken.with_name("other"))
 
 
 def write_pictures(folder: pathlib.Path) -> None:

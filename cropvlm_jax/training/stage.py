@@ -1,0 +1,175 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a config says is computed: models, data preparation, train state, step and evaluation.
+
+With `abstract=True` no weight is read and every array is a shape: the very step of a run can be
+compiled for machines that are not there.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from cropvlm_jax import parallel
+from cropvlm_jax.boxes import Grammar
+from cropvlm_jax.data import pipeline
+from cropvlm_jax.evals.scoring import encode_gold
+from cropvlm_jax.grpo.answer_scores import Vocabulary
+from cropvlm_jax.grpo.rewards import AnswerTemplate
+from cropvlm_jax.grpo.step import GRPOConfig, make_evaluation, make_step
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models import lora
+from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.prompts import Prompts
+from cropvlm_jax.sft import make_sft_evaluation, make_sft_step
+from cropvlm_jax.training.config import STAGES
+from cropvlm_jax.training.state import TrainState
+
+GOLD_ANSWERS, GOLD_CHARACTERS = 10, 64  # most of an example, and of an answer, that are scored
+
+
+class Stage(NamedTuple):
+    """The parts of a run that its config determines.
+
+    Attributes:
+        cropper: the folder of the model being trained.
+        policy: its structure, with adapters where they are trained.
+        weights: of the train state by attribute; shapes where the stage is abstract.
+        create: makes a fresh train state of `weights` and the number of batches.
+        seen: how the cropper sees an example.
+        prepare: makes a row of a batch of an example.
+        make_step: `(steps) -> step`, a function of state, batch and key.
+        evaluation: a function of state and batch.
+    """
+
+    cropper: Pretrained
+    policy: nnx.GraphDef
+    weights: dict[str, Any]
+    create: Callable[[dict[str, Any], int], TrainState]
+    seen: pipeline.CropperInput
+    prepare: Callable[[Any, int], Any]
+    make_step: Callable[[int], Any]
+    evaluation: Callable[[TrainState, Any], Any]
+
+
+def make_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
+    """AdamW with warm-up, cosine decay over `updates` and gradient clipping."""
+    warmup = round(config.warmup * updates)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, updates)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, b2=config.adam_b2, weight_decay=config.weight_decay),
+    )
+
+
+def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
+    """Puts together what `config` names.
+
+    Args:
+        config: as `training.config.default_config` documents.
+        abstract: read no weights; `Stage.weights` are shapes.
+
+    Raises:
+        FileNotFoundError: a model is not there.
+        ValueError: a setting is wrong.
+    """
+    if config.stage not in STAGES:
+        raise ValueError(f"stage={config.stage!r} is not one of {STAGES}")
+    is_grpo = config.stage == "grpo"
+    settings = GRPOConfig(**config.grpo)
+    dtype = jnp.dtype(config.dtype)
+
+    def load(pretrained: Pretrained, **options: Any) -> SmolVLM:
+        return pretrained.abstract(**options) if abstract else pretrained.load(**options)
+
+    cropper = Pretrained.open(config.cropper)
+    adapt = config.lora.rank > 0
+    param_dtype = dtype if adapt else jnp.float32
+    plain = load(cropper, dtype=dtype, param_dtype=param_dtype, remat=config.remat)
+    weights: dict[str, Any] = {}
+    base = None
+    if adapt:
+        adaptation = lora.LoRAConfig(**config.lora)
+        add = functools.partial(lora.add, plain, adaptation, nnx.Rngs(config.seed))
+        adapted = nnx.eval_shape(add) if abstract else add()
+        policy, weights["params"], *frozen = nnx.split(adapted, lora.LoRAParam, ...)
+        weights["frozen"], base = tuple(frozen), nnx.graphdef(plain)
+    else:
+        policy, weights["params"] = nnx.split(plain)
+    grammar = Grammar.from_tokenizer(cropper.tokenizer)
+    official, limit = config.data.official_text, config.data.question_tokens
+    crop_prompts = Prompts(
+        cropper.tokenizer,
+        cropper.config.image_seq_len,
+        official=official,
+        max_question_tokens=limit,
+    )
+    seen = pipeline.CropperInput(crop_prompts, cropper.tile_size, config.data.longest_edge, limit)
+
+    def optimizer(steps: int) -> optax.GradientTransformation:
+        return make_optimizer(config, steps * (settings.updates if is_grpo else 1))
+
+    def create(weights: dict[str, Any], steps: int) -> TrainState:
+        if is_grpo and settings.beta and not adapt:
+            # A copy, because the step donates the whole state.
+            reference = jax.tree.map(lambda x: x.astype(dtype), weights["params"])
+            weights = weights | {"reference": reference}
+        return TrainState.create(optimizer=optimizer(steps), **weights)
+
+    if not is_grpo:
+        return Stage(
+            cropper,
+            policy,
+            weights,
+            create,
+            seen,
+            prepare=pipeline.BoxPreparer(seen, grammar.max_length),
+            make_step=lambda steps: make_sft_step(policy, optimizer(steps)),
+            evaluation=make_sft_evaluation(policy),
+        )
+
+    target = Pretrained.open(config.target)
+    reader, weights["target"] = nnx.split(load(target, dtype=dtype))
+    answer_prompts = Prompts(target.tokenizer, target.config.image_seq_len, official=official)
+    gold, vocabulary = None, None
+    if settings.accuracy_weight:
+        gold = functools.partial(
+            encode_gold,
+            metric=settings.accuracy,
+            max_answers=GOLD_ANSWERS,
+            max_length=GOLD_CHARACTERS,
+        )
+        vocabulary = Vocabulary.from_tokenizer(target.tokenizer)
+    models = policy, reader, grammar, AnswerTemplate.from_prompts(answer_prompts)
+    canvas, answer_tokens = tuple(config.data.canvas), config.data.answer_tokens
+    return Stage(
+        cropper,
+        policy,
+        weights,
+        create,
+        seen,
+        prepare=pipeline.Preparer(seen, answer_prompts, canvas, answer_tokens, gold),
+        make_step=lambda steps: make_step(*models, optimizer(steps), settings, base, vocabulary),
+        evaluation=make_evaluation(*models, settings, vocabulary),
+    )
+
+
+def jit_step(stage: Stage, mesh: Mesh, steps: int) -> tuple[Any, Any]:
+    """The jitted step of a run of `steps` batches on a mesh, and the shardings of its state."""
+    shapes = jax.eval_shape(lambda weights: stage.create(weights, steps), stage.weights)
+    shardings = parallel.state_shardings(mesh, shapes)
+    batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    step = jax.jit(
+        stage.make_step(steps),
+        in_shardings=(shardings, batched, replicated),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+    return step, shardings
