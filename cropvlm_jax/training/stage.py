@@ -96,8 +96,10 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
     weights: dict[str, Any] = {}
     base = None
     if adapt:
-        adaptation = lora.LoRAConfig(**config.lora)
-        add = functools.partial(lora.add, plain, adaptation, nnx.Rngs(config.seed))
+
+        def add() -> SmolVLM:
+            return lora.add(plain, lora.LoRAConfig(**config.lora), nnx.Rngs(config.seed))
+
         adapted = nnx.eval_shape(add) if abstract else add()
         policy, weights["params"], *frozen = nnx.split(adapted, lora.LoRAParam, ...)
         weights["frozen"], base = tuple(frozen), nnx.graphdef(plain)
