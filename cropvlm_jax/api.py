@@ -48,7 +48,8 @@ def _answer(
 ) -> jax.Array:
     """Greedy replies, int32 `[B, max_tokens]`."""
     model = nnx.merge(graphdef, params)
-    prefix = rollout.read_prompt(model, batch.images, batch.prompt, batch.prompt_valid)
+    image_tokens = model.encode_images(batch.images)
+    prefix = rollout.read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
     return greedy(model, prefix, batch.prompt[:, -1], end_token, max_tokens)
 
 
@@ -67,7 +68,8 @@ def _propose(
 ) -> jax.Array:
     """Greedy boxes, int32 `[B, 4]`."""
     model = nnx.merge(graphdef, params)
-    prefix = rollout.read_prompt(model, batch.images, batch.prompt, batch.prompt_valid)
+    image_tokens = model.encode_images(batch.images)
+    prefix = rollout.read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
     unused = jax.random.key(0)
     return rollout.sample(
         model, grammar, prefix, batch.prompt[:, -1], unused, group=1, temperature=0.0

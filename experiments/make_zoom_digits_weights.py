@@ -260,7 +260,8 @@ def locating_scores(
 
     @jax.jit
     def propose(batch: pipeline.SupervisedBatch) -> jax.Array:
-        prefix = rollout.read_prompt(model, batch.images, batch.prompt, batch.prompt_valid)
+        image_tokens = model.encode_images(batch.images)
+        prefix = rollout.read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
         key = jax.random.key(0)
         return rollout.sample(model, grammar, prefix, batch.prompt[:, -1], key, 1, 0.0).boxes[:, 0]
 

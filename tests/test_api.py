@@ -189,7 +189,8 @@ def test_greedy_stops_at_the_end_token(target):
 
     @jax.jit
     def reply(end_token):
-        prefix = read_prompt(model, pictures, ids, np.ones(ids.shape, bool))
+        image_tokens = model.encode_images(pictures)
+        prefix = read_prompt(model, image_tokens, ids, np.ones(ids.shape, bool))
         return greedy(model, prefix, jnp.asarray(ids[:, -1]), end_token, 6)
 
     free = np.asarray(reply(-1))

@@ -543,19 +543,23 @@ def _run(grammar, n, choose):
     """Writes n replies; `choose(state, position)` acts at a count of tokens written.
 
     Returns:
-        The final state, tokens `[n, T]` of the replies padded with the end of utterance, iterations
-        `[n]`.
+        The final state, tokens `[n, T]` of the replies padded with the end of utterance, decode
+        iterations `[n]`, where 10 and what follows it are chosen in one.
     """
     state = grammar.start(np.zeros((n, 4), np.int32))
     shape = (n, grammar.max_length + grammar.chunk)
     tokens = np.full(shape, grammar.closing[-1])
     tokens[:, : len(grammar.opening)] = grammar.opening
     position, iterations = np.full(n, len(grammar.opening)), np.zeros(n, int)
+    ten = np.zeros(n, bool)
     for _ in range(grammar.max_choices):
         action = choose(state, position)
         legal = np.take_along_axis(grammar.allowed(state), action[:, None], -1)
         assert legal.all()
+        waits_for = grammar.choice(state)[state.coordinate < 4]
+        assert ((waits_for >= 0) & (waits_for < 12)).all()
         live = state.coordinate < 4
+        before = state
         state, appended, counts = grammar.advance(state, action)
         assert not counts[~live].any()
         assert appended.shape == counts.shape == (n, grammar.chunk)
@@ -565,7 +569,8 @@ def _run(grammar, n, choose):
         for token, count in [(digit, completes), *zip(appended.T, counts.T, strict=True)]:
             tokens[count, position[count]] = token[count]
             position += count
-        iterations += live
+        iterations += live & ~ten
+        ten = grammar.may_be_ten(before) & (action == 0)
     assert (state.coordinate == 4).all()
     for token in grammar.closing:
         tokens[np.arange(n), position] = token
@@ -616,7 +621,7 @@ def test_random_policies_write_boxes(name):
         assert text == f" {boxes.to_text(box)}"
         assert boxes.parse(text) == tuple(box)
 
-    assert iterations.max() <= grammar.max_choices
+    assert iterations.max() <= grammar.iterations
     two_digits = ((state.box >= 10) & (state.box < 100)).all(-1)
     assert two_digits.sum() > n / 10
     assert reply.valid.sum(-1)[two_digits].mean() >= 2 * iterations[two_digits].mean()

@@ -51,24 +51,26 @@ class AnswerTemplate:
         )
 
 
-def read_picture(
-    target: SmolVLM, template: AnswerTemplate, canvas: jax.Array, size: jax.Array
-) -> KVCache:
+def read_picture(target: SmolVLM, template: AnswerTemplate, image_tokens: jax.Array) -> KVCache:
     """The target reads the whole picture, once a prompt.
 
     Args:
         target: the frozen target.
         template: of its tokenizer.
-        canvas: uint8 `[B, Hc, Wc, 3]`.
-        size: int `[B, 2]`.
+        image_tokens: `[B, 1, I, D]`, of the whole picture.
 
     Returns:
         The prefix cache that all answers about this picture share, G = 1.
     """
-    full = jnp.broadcast_to(jnp.array(box_lib.FULL), (canvas.shape[0], 1, 4))
-    ids = jnp.broadcast_to(jnp.array(template.first), (canvas.shape[0], 1, len(template.first)))
-    x = target.embed(ids, encode_crops(target, canvas, size, full))
-    return target.text(x, jnp.ones_like(ids, bool))[1]
+    shape = (*image_tokens.shape[:2], len(template.first))
+    ids = jnp.broadcast_to(jnp.array(template.first), shape)
+    return target.text(target.embed(ids, image_tokens), jnp.ones_like(ids, bool))[1]
+
+
+def encode_pictures(target: SmolVLM, canvas: jax.Array, size: jax.Array) -> jax.Array:
+    """The target's image tokens `[B, 1, I, D]` of the whole pictures; arguments as below."""
+    whole = jnp.broadcast_to(jnp.array(box_lib.FULL), (canvas.shape[0], 1, 4))
+    return encode_crops(target, canvas, size, whole)
 
 
 def encode_crops(

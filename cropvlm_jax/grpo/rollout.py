@@ -5,12 +5,12 @@
 Shape letters: B prompts, G rollouts a prompt, P prompt tokens, T reply tokens, A actions.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cropvlm_jax.boxes import Grammar, Reply
+from cropvlm_jax.boxes import Grammar, Reply, State
 from cropvlm_jax.models.llama import NEGATIVE, KVCache
 from cropvlm_jax.models.smolvlm import SmolVLM
 
@@ -21,29 +21,27 @@ class Rollouts(NamedTuple):
     Attributes:
         boxes: int32 `[B, G, 4]`.
         log_probs: fp32 `[B, G]`, the log-probability of each reply as the decoding saw it.
-        iterations: int32 `[]`, decoder passes made.
     """
 
     boxes: jax.Array
     log_probs: jax.Array
-    iterations: jax.Array
 
 
-def read_prompt(model: SmolVLM, images: jax.Array, prompt: jax.Array, valid: jax.Array) -> KVCache:
+def read_prompt(
+    model: SmolVLM, image_tokens: jax.Array, prompt: jax.Array, valid: jax.Array
+) -> KVCache:
     """Reads all of a prompt but its last token, which every continuation starts with.
 
     Args:
         model: cropper or target.
-        images: uint8 `[B, N, S, S, 3]`.
+        image_tokens: `[B, N, I, D]` from `SmolVLM.encode_images`.
         prompt: token ids `[B, P]`, padded on the left.
         valid: bool `[B, P]`.
 
     Returns:
         The prefix cache of P - 1 tokens, G = 1.
     """
-    features = model.encode_images(images)
-    features = features.reshape(features.shape[0], -1, features.shape[-1])
-    x = model.embed(prompt[:, :-1], features)
+    x = model.embed(prompt[:, :-1], image_tokens.reshape(len(prompt), -1, image_tokens.shape[-1]))
     return model.text(x[:, None], valid[:, None, :-1])[1]
 
 
@@ -64,9 +62,13 @@ def sample(
 ) -> Rollouts:
     """Samples G boxes a prompt on a shared prefix, under the box grammar.
 
-    An iteration appends one sampled token and the tokens that it forces; all rollouts stop when
-    every one is complete. The i-th choice of rollout (b, g) uses entry (b, g) of the Gumbel noise
-    `[B, G, A]` of key `fold_in(key, i)`, so results do not depend on how the batch is sharded.
+    An iteration appends what was chosen and the tokens that it forces. Where a 0 may follow that
+    would leave the choice between 10 and 100, it is read on trial: both choices are made in one
+    pass, and the slot of a 0 that was not chosen is invalid ever after. So every reply is complete
+    after `grammar.iterations` passes, and no device waits to hear from the others.
+
+    Choice c of rollout (b, g), numbered by `grammar.choice`, uses entry (c, b, g) of the Gumbel
+    noise `[12, B, G, A]`: results do not depend on how the batch is sharded.
 
     Args:
         model: the cropper.
@@ -80,8 +82,12 @@ def sample(
     """
     batch = last_token.shape[0]
     actions = jnp.asarray(grammar.actions)
-    slots = grammar.max_choices * grammar.chunk
+    zero = grammar.actions[0]
+    slots = grammar.iterations * grammar.chunk
     cache = KVCache.empty(model.config.text, (batch, group, slots), prefix.keys.dtype)
+    noise = jnp.zeros((12, batch, group, len(grammar.actions)))
+    if temperature:
+        noise = jax.random.gumbel(key, noise.shape)
 
     opening = jnp.asarray((0, *grammar.opening), jnp.int32)
     opening = jnp.pad(opening, (0, grammar.chunk - opening.size))
@@ -89,30 +95,44 @@ def sample(
     tokens = tokens.at[:, :, 0].set(last_token[:, None])
     valid = jnp.broadcast_to(jnp.arange(grammar.chunk) <= len(grammar.opening), tokens.shape)
 
-    def unfinished(carry):
-        return (carry[1].coordinate < 4).any()
-
-    def choose(carry):
-        i, state, tokens, valid, cache, log_probs = carry
-        slot = i * grammar.chunk
-        hidden, cache = model.text(model.embed(tokens), valid, prefix, cache, slot)
-        newest = jnp.where(valid, jnp.arange(grammar.chunk), 0).max(-1)
-        hidden = jnp.take_along_axis(hidden, newest[..., None, None], 2)[:, :, 0]
+    def choose(state: State, hidden: jax.Array):
+        """An action, its log-probability, and what `advance` makes of it."""
         allowed = grammar.allowed(state)
         logits = model.text.logits(hidden, actions)
-        choice = masked_log_softmax(logits, allowed, temperature or 1.0)
-        noise = jax.random.gumbel(jax.random.fold_in(key, i), choice.shape) if temperature else 0.0
-        action = jnp.argmax(choice + noise, -1)
+        number = jnp.minimum(grammar.choice(state), 11)[None, ..., None]
+        own_noise = jnp.take_along_axis(noise, number, 0)[0]
+        action = jnp.argmax(masked_log_softmax(logits, allowed, temperature or 1.0) + own_noise, -1)
         scored = masked_log_softmax(logits, allowed, log_prob_temperature or temperature or 1.0)
         chosen = jnp.take_along_axis(scored, action[..., None], -1)[..., 0]
-        live = state.coordinate < 4
-        state, tokens, valid = grammar.advance(state, action)
-        return i + 1, state, tokens, valid, cache, log_probs + jnp.where(live, chosen, 0.0)
+        return action, jnp.where(state.coordinate < 4, chosen, 0.0), grammar.advance(state, action)
+
+    def iterate(i: jax.Array, carry: Any):
+        state, tokens, valid, cache, log_probs = carry
+        newest = jnp.where(valid, jnp.arange(grammar.chunk), 0).max(-1)
+        # What precedes a 0 on trial is a digit alone, so the slot after it is free.
+        trial = grammar.may_be_ten(state)
+        tokens = tokens.at[:, :, 1].set(jnp.where(trial, zero, tokens[:, :, 1]))
+        valid = valid.at[:, :, 1].set(trial | valid[:, :, 1])
+        slot = i * grammar.chunk
+        hidden, cache = model.text(model.embed(tokens), valid, prefix, cache, slot)
+        last = jnp.take_along_axis(hidden, newest[..., None, None], 2)[:, :, 0]
+        action, log_prob, after = choose(state, last)
+        is_ten = trial & (action == 0)
+        _, of_ten, after_ten = choose(after[0], hidden[:, :, 1])
+
+        def either(ten: jax.Array, other: jax.Array) -> jax.Array:
+            return jnp.where(is_ten.reshape(is_ten.shape + (1,) * (ten.ndim - 2)), ten, other)
+
+        state, tokens, valid = jax.tree.map(either, after_ten, after)
+        on_trial = trial[..., None] & (jnp.arange(slots) == slot + 1)
+        cache = cache._replace(valid=cache.valid & (~on_trial | is_ten[..., None]))
+        log_probs += log_prob + jnp.where(is_ten, of_ten, 0.0)
+        return state, tokens, valid, cache, log_probs
 
     state = grammar.start(jnp.zeros((batch, group, 4), jnp.int32))
-    start = (jnp.int32(0), state, tokens, valid, cache, jnp.zeros((batch, group)))
-    iterations, state, *_, log_probs = jax.lax.while_loop(unfinished, choose, start)
-    return Rollouts(state.box, log_probs, iterations)
+    start = state, tokens, valid, cache, jnp.zeros((batch, group))
+    state, *_, log_probs = jax.lax.fori_loop(0, grammar.iterations, iterate, start)
+    return Rollouts(state.box, log_probs)
 
 
 def action_log_probs(

@@ -140,10 +140,12 @@ def judge(
     config: GRPOConfig,
     batch: Batch,
     boxes: jax.Array,
+    picture_tokens: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What boxes `[B, G, 4]` are worth, as a reward and by component, fp32 `[B, G]`.
 
-    The target reads the picture once, then each crop. Components without a weight are left out.
+    The target reads the picture once, as `picture_tokens` `[B, 1, I, D]` where another model's
+    tower has seen the same already, then each crop. Components without a weight are left out.
     """
     weights = {
         "likelihood": config.likelihood_weight,
@@ -151,7 +153,9 @@ def judge(
         "validity": config.validity_weight,
         "area": -config.area_weight,
     }
-    picture = rewards.read_picture(reader, template, batch.canvas, batch.size)
+    if picture_tokens is None:
+        picture_tokens = rewards.encode_pictures(reader, batch.canvas, batch.size)
+    picture = rewards.read_picture(reader, template, picture_tokens)
 
     def answers(boxes: jax.Array) -> dict[str, jax.Array]:
         asked = reader, template, picture, batch
@@ -197,6 +201,7 @@ def make_step(
     config: GRPOConfig,
     base: nnx.GraphDef | None = None,
     vocabulary: answer_scores.Vocabulary | None = None,
+    shared_tower: bool = False,
 ):
     """Builds the step; the caller jits it with its shardings and donates the state.
 
@@ -211,14 +216,24 @@ def make_step(
         base: of the cropper without adapters, whose weights are `state.frozen`: the KL reference.
             None where all weights are trained: the reference is `policy` with `state.reference`.
         vocabulary: of the target's tokenizer, where `config.accuracy_weight` is not 0.
+        shared_tower: whether the cropper's vision tower and connector are not trained and equal the
+            target's, and its one tile is the picture as the target sees it: it is encoded once.
 
     Returns:
         `(state, batch, key) -> (state, metrics)`; metrics are fp32 scalars.
     """
     temperature = config.temperature if config.temperature_in_log_probs else 1.0
 
-    def read(model: SmolVLM, batch: Batch) -> KVCache:
-        return rollout.read_prompt(model, batch.tiles, batch.crop_prompt, batch.crop_prompt_valid)
+    def read(model: SmolVLM, batch: Batch, image_tokens: jax.Array | None) -> KVCache:
+        if image_tokens is None:
+            image_tokens = model.encode_images(batch.tiles)
+        return rollout.read_prompt(model, image_tokens, batch.crop_prompt, batch.crop_prompt_valid)
+
+    def frozen_image_tokens(state: TrainState, batch: Batch) -> jax.Array | None:
+        """The tiles as policy and reference see them alike, if the tower is not trained."""
+        if {"vision", "connector"} & set(state.params):
+            return None
+        return nnx.merge(policy, state.params, *state.frozen).encode_images(batch.tiles)
 
     def write(model: SmolVLM, prefix: KVCache, batch: Batch, boxes: jax.Array):
         """Replies, the log-probabilities of their choices, and those of all that was possible."""
@@ -228,11 +243,11 @@ def make_step(
         chosen = jnp.take_along_axis(every, reply.action[..., None], -1)[..., 0]
         return reply, chosen, every, well_formed
 
-    def read_as_policy(state: TrainState, batch: Batch):
+    def read_as_policy(state: TrainState, batch: Batch, image_tokens: jax.Array | None):
         """The policy reads each prompt once: the pullback carries the gradient later."""
 
         def keys_and_values(params: Any):
-            prefix = read(nnx.merge(policy, params, *state.frozen), batch)
+            prefix = read(nnx.merge(policy, params, *state.frozen), batch, image_tokens)
             return (prefix.keys, prefix.values), prefix.valid  # booleans have no gradient
 
         (keys, values), pull_back, valid = jax.vjp(keys_and_values, state.params, has_aux=True)
@@ -281,7 +296,8 @@ def make_step(
         """From a microbatch's prompts to the first gradient, and what later updates need."""
         # 1. The policy reads each prompt once.
         with jax.named_scope("prefix"):
-            prefix, pull_back = read_as_policy(state, batch)
+            image_tokens = frozen_image_tokens(state, batch)
+            prefix, pull_back = read_as_policy(state, batch, image_tokens)
 
         # 2. A group of boxes a prompt.
         with jax.named_scope("rollout"):
@@ -300,7 +316,10 @@ def make_step(
         # 3. and 4. The target reads the crops and says what they are worth.
         with jax.named_scope("reward"):
             reader = nnx.merge(target, state.target)
-            reward, parts = judge(reader, template, vocabulary, config, batch, boxes)
+            picture_tokens = image_tokens if shared_tower else None
+            reward, parts = judge(
+                reader, template, vocabulary, config, batch, boxes, picture_tokens
+            )
             scored = jnp.isfinite(reward)
             advantages = objective.advantages(reward, config.scale)
 
@@ -311,7 +330,7 @@ def make_step(
                     model = nnx.merge(policy, state.reference)
                 else:
                     model = nnx.merge(base, *state.frozen)
-                _, reference, *_ = write(model, read(model, batch), batch, boxes)
+                _, reference, *_ = write(model, read(model, batch, image_tokens), batch, boxes)
 
         # 5. The objective on teacher-forced log-probabilities, and its gradient.
         with jax.named_scope("update"):
@@ -331,7 +350,6 @@ def make_step(
             "valid": (box_lib.is_valid(boxes).sum(), scored.size),
             "area": (box_lib.area(boxes).sum(), scored.size),
             "sampler_gap": over_scored(jnp.abs(old.sum(-1) - rollouts.log_probs)),
-            "decode_iterations": (rollouts.iterations, 1),
         }
         sums |= jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), others)
         return (grads, sums), seen._replace(old=old)
@@ -339,7 +357,7 @@ def make_step(
     def again(state: TrainState, batch: Batch, seen: Experience):
         """A later gradient from the same rollouts, with the weights as they are by now."""
         with jax.named_scope("update"):
-            prefix, pull_back = read_as_policy(state, batch)
+            prefix, pull_back = read_as_policy(state, batch, frozen_image_tokens(state, batch))
             grads, sums, _ = gradient(state, batch, prefix, pull_back, seen)
         return (grads, sums), None
 
@@ -409,7 +427,8 @@ def make_evaluation(
 
     def evaluate(state: TrainState, batch: Batch):
         model = nnx.merge(policy, state.params, *state.frozen)
-        prefix = rollout.read_prompt(model, batch.tiles, batch.crop_prompt, batch.crop_prompt_valid)
+        prompt = batch.crop_prompt, batch.crop_prompt_valid
+        prefix = rollout.read_prompt(model, model.encode_images(batch.tiles), *prompt)
         unused = jax.random.key(0)
         last_token = batch.crop_prompt[:, -1]
         boxes = rollout.sample(model, grammar, prefix, last_token, unused, 1, 0.0).boxes

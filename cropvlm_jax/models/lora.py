@@ -58,6 +58,37 @@ class DropoutKey(nnx.Variable):
     """The key of an adapted layer's dropout, `[]` or `[L]`."""
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def low_rank(
+    x: jax.Array, a: jax.Array, b: jax.Array, precision: jax.lax.Precision | None
+) -> jax.Array:
+    """x A B: `[..., I]`, `[I, R]`, `[R, O]` to `[..., O]`.
+
+    Its own derivative has the rank-R factor on the left of each weight gradient: that is what the
+    compiler transposes, where it would otherwise transpose the wide activations.
+    """
+    return _low_rank_forward(x, a, b, precision)[0]
+
+
+def _low_rank_forward(x, a, b, precision):
+    low = jnp.dot(x, a, precision=precision)
+    return jnp.dot(low, b, precision=precision), (x, low, a, b)
+
+
+def _low_rank_backward(precision, residuals, grad):
+    x, low, a, b = residuals
+    dot = functools.partial(jnp.einsum, precision=precision)
+    grad_low = dot("...o,ro->...r", grad, b)
+    return (
+        dot("...r,ir->...i", grad_low, a),
+        dot("...r,...i->ri", grad_low, x).T,
+        dot("...r,...o->ro", low, grad),
+    )
+
+
+low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+
+
 class LoRALinear(nnx.Linear):
     """A linear layer, or a stack of them, with an adapter.
 
@@ -95,8 +126,7 @@ class LoRALinear(nnx.Linear):
             kept = jax.random.bernoulli(self.dropout_key[...], keep, inputs.shape)
             inputs = jnp.where(kept, inputs / keep, 0)
         x, a, b = self.promote_dtype((inputs, self.lora_a[...], self.lora_b[...]), dtype=self.dtype)
-        low = self.scale * jnp.dot(x, a, precision=self.precision)
-        return y + jnp.dot(low, b, precision=self.precision)
+        return y + low_rank(self.scale * x, a, b, self.precision)
 
 
 def _arguments(linear: nnx.Linear) -> dict[str, Any]:

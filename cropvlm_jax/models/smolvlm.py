@@ -166,22 +166,30 @@ class SmolVLM(nnx.Module):
     def encode_images(self, images: jax.Array) -> jax.Array:
         """Image tokens for the decoder.
 
+        The N pictures of a prompt go through the tower one after the other, so that its activations
+        are those of one picture a prompt.
+
         Args:
-            images: `[..., S, S, 3]`, uint8 pixels, or floats already normalised to [-1, 1].
+            images: `[B, S, S, 3]` or `[B, N, S, S, 3]`, uint8 pixels, or floats already normalised
+                to [-1, 1].
 
         Returns:
-            `[..., I, D]`.
+            `[B, I, D]` or `[B, N, I, D]`.
         """
+        if images.ndim == 4:
+            return self._encode(images)
+        return jax.lax.map(self._encode, images.swapaxes(0, 1)).swapaxes(0, 1)
+
+    def _encode(self, images: jax.Array) -> jax.Array:
+        """Image tokens `[B, I, D]` of one picture a prompt, `[B, S, S, 3]`."""
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 127.5 - 1.0
-        side, lead = images.shape[-3], images.shape[:-3]
-        x = self.vision(images.reshape(-1, side, side, 3).astype(self.dtype))
+        x = self.vision(images.astype(self.dtype))
         scale, grid = self.config.scale_factor, self.config.vision.grid
         small = grid // scale
         # Pixel shuffle: each scale x scale block of patches becomes one token, rows first.
         x = x.reshape(-1, small, scale, small, scale, x.shape[-1]).swapaxes(2, 3)
-        x = self.connector(x.reshape(*lead, small * small, -1))
-        return x
+        return self.connector(x.reshape(len(images), small * small, -1))
 
     def embed(self, ids: jax.Array, image_tokens: jax.Array | None = None) -> jax.Array:
         """Input embeddings, image tokens put in place of `<image>` in their order.

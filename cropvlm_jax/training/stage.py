@@ -139,6 +139,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
 
     target = Pretrained.open(config.target)
     reader, weights["target"] = nnx.split(load(target, dtype=dtype))
+    shared_tower = seen.single_bucket and _shares_tower(plain, weights["params"], weights["target"])
     answer_prompts = Prompts(target.tokenizer, target.config.image_seq_len, official=official)
     gold, vocabulary = None, None
     if settings.accuracy_weight:
@@ -158,9 +159,26 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
         create,
         seen,
         prepare=pipeline.Preparer(seen, answer_prompts, canvas, answer_tokens, gold),
-        make_step=lambda steps: make_step(*models, optimizer(steps), settings, base, vocabulary),
+        make_step=lambda steps: make_step(
+            *models, optimizer(steps), settings, base, vocabulary, shared_tower
+        ),
         evaluation=make_evaluation(*models, settings, vocabulary),
     )
+
+
+def _shares_tower(cropper: SmolVLM, trained: nnx.State, target: nnx.State) -> bool:
+    """Whether cropper and target have the same vision tower and connector, and keep it so."""
+    if {"vision", "connector"} & set(trained):
+        return False
+    own = nnx.state(cropper)
+    for part in ("vision", "connector"):
+        one, other = jax.tree.leaves(own[part]), jax.tree.leaves(target[part])
+        if [x.shape for x in one] != [x.shape for x in other]:
+            return False
+        # Shapes alone, where the stage is abstract, stand for the weights of one model.
+        if isinstance(one[0], jax.Array) and not all(map(jnp.array_equal, one, other)):
+            return False
+    return True
 
 
 def jit_step(stage: Stage, mesh: Mesh, steps: int) -> tuple[Any, Any]:

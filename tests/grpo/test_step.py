@@ -319,12 +319,12 @@ class NaiveRollout:
 
 
 def naive_rollout(params: nnx.State, prompt: Any, tiles: np.ndarray, noise: Any) -> NaiveRollout:
-    """Writes a box token by token; `noise(i)` is the Gumbel noise `[12]` of the i-th action."""
+    """Writes a box token by token; `noise(c)` is the Gumbel noise `[12]` of choice c."""
 
     def encode(text: str):
         return tiny.TOKENIZER.encode(f" {text}<end_of_utterance>", add_special_tokens=False)
 
-    prompt, text, choices, action = list(prompt), "", {}, 0
+    prompt, text, choices = list(prompt), "", {}
     while options := next_characters(text):
         if not re.search("[0-9]", options):
             text += options  # forced
@@ -339,11 +339,11 @@ def naive_rollout(params: nnx.State, prompt: Any, tiles: np.ndarray, noise: Any)
         tokens = list(candidates.values())
         logits = naive_logits(params, extended(ids), tiles)[len(ids) - 1]
         scores = np.asarray(logits, np.float64)[tokens] / TEMPERATURE
-        scores += np.asarray(noise(action))[["0123456789,]".index(c) for c in options]]
+        number = 3 * text.count(",") + len(re.search("[0-9]*$", text)[0])  # by coordinate and digit
+        scores += np.asarray(noise(number))[["0123456789,]".index(c) for c in options]]
         if len(options) > 1:
             choices[len(ids)] = tokens
         text += options[int(np.argmax(scores))]
-        action += 1
     box = tuple(int(number) for number in re.findall("[0-9]+", text))
     return NaiveRollout(box, prompt + encode(text).ids, choices)
 
@@ -359,16 +359,15 @@ def naive_rollouts(
     policy = case.plain(case.model[1])
 
     @functools.cache
-    def gumbel(microbatch: int, action: int) -> np.ndarray:
-        key = jax.random.fold_in(keys[microbatch], action)
-        return np.asarray(jax.random.gumbel(key, (batch, GROUP, 12)))
+    def gumbel(microbatch: int) -> np.ndarray:
+        return np.asarray(jax.random.gumbel(keys[microbatch], (12, batch, GROUP, 12)))
 
     rollouts = []
     for b, example in enumerate(EXAMPLES):
         prompt, tiles = naive_prompt(case, example)
 
-        def noise(action: int, b: int = b, g: int = 0) -> np.ndarray:
-            return gumbel(b % accumulate, action)[b // accumulate, g]
+        def noise(choice: int, b: int = b, g: int = 0) -> np.ndarray:
+            return gumbel(b % accumulate)[choice, b // accumulate, g]
 
         rollouts.append(
             [
@@ -612,7 +611,7 @@ def assert_gradients_close(got: Any, want: Any, tolerance: float):
 def assert_same(got: Result, want: Result, gain: bool):
     np.testing.assert_array_equal(got.boxes, want.boxes)
     np.testing.assert_allclose(got.likelihood, want.likelihood, rtol=0, atol=2e-5)
-    tolerances = {"loss": (0, 1e-5), "kl": (1e-4, 1e-6)}
+    tolerances = {"loss": (0, 1e-5), "kl": (1e-4, 1e-6), "grad_norm": (1e-4, 1e-6)}
     if gain:  # a difference of likelihoods, and small: as exact as they are
         tolerances |= dict.fromkeys(("reward", "reward/likelihood"), (0, 2e-5))
     for name in want.metrics.keys() & got.metrics.keys():
@@ -711,10 +710,8 @@ def test_compiles_once_and_never_waits_for_the_host(step):
     for metrics in history:
         assert all(np.isfinite(x) for x in metrics.values())
         assert metrics["sampler_gap"] < 1e-4
-        assert 8 <= metrics["decode_iterations"] <= tiny.GRAMMAR.max_choices
-    plain = tiny.GRAMMAR.encode(np.array([12, 34, 56, 78])).valid.sum()
-    print(plain, np.mean([m["decode_iterations"] for m in history]))
-    print("gap", max(m["sampler_gap"] for m in history))
+    shortest = tiny.GRAMMAR.encode(np.array([12, 34, 56, 78])).valid.sum()
+    assert 2 * tiny.GRAMMAR.iterations <= shortest
 
 
 def test_no_divergence_from_oneself(step):
@@ -742,6 +739,42 @@ def test_true_boxes_cannot_enter(step):
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+def test_a_tower_that_is_not_trained_is_used_once():
+    """Adapters of the decoder alone, the tower shared by policy, reference and target, against
+    adapters everywhere whose vision half is zero, three towers in use."""
+    everywhere = Case(CONFIG, adapters=True)
+    graphdef, trained, frozen = everywhere.model
+    untouched = {"vision", "connector"}
+    trained = nnx.State(
+        {k: jax.tree.map(jnp.zeros_like, v) if k in untouched else v for k, v in trained.items()}
+    )
+    text = lora.LoRAConfig(rank=2, alpha=4, dropout=0.0, targets=r"text\.layers\..*")
+    decoder_only = lora.add(nnx.merge(GRAPHDEF, POLICY), text, nnx.Rngs(0))
+    text_graphdef, _, *rest = nnx.split(decoder_only, lora.LoRAParam, ...)
+    text_trained = nnx.State({"text": trained["text"]})
+    target = nnx.State({k: POLICY[k] if k in untouched else v for k, v in TARGET.items()})
+
+    def run(graphdef: Any, params: Any, frozen: Any, shared_tower: bool):
+        models = graphdef, TARGET_GRAPHDEF, tiny.GRAMMAR, tiny.TEMPLATE, KEEP_GRADIENT
+        step = make_step(*models, CONFIG, GRAPHDEF, shared_tower=shared_tower)
+        params, frozen, own = jax.tree.map(jnp.copy, (params, frozen, target))
+        state = TrainState.create(params, KEEP_GRADIENT, frozen=frozen, target=own)
+        return jitted(step)(state, BATCH, KEY)
+
+    got, got_metrics = run(text_graphdef, text_trained, tuple(rest), shared_tower=True)
+    want, want_metrics = run(graphdef, trained, frozen, shared_tower=False)
+    for name in ("kl", "area", "entropy", "sampler_gap"):
+        np.testing.assert_allclose(got_metrics[name], want_metrics[name], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        got_metrics["reward/likelihood"], want_metrics["reward/likelihood"], rtol=1e-5
+    )
+    pairs = zip(
+        jax.tree.leaves(got.opt_state), jax.tree.leaves(want.opt_state["text"]), strict=True
+    )
+    for mine, other in pairs:
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
+
+
 def test_reward_chunks_change_nothing():
     boxes = np.array([[r.box for r in group] for group in naive_rollouts(1)])
 
@@ -749,7 +782,8 @@ def test_reward_chunks_change_nothing():
     def score(chunk: int):
         target = nnx.merge(GRAPHDEF, TARGET)
         batch = jax.tree.map(jnp.asarray, BATCH)
-        picture = rewards.read_picture(target, tiny.TEMPLATE, batch.canvas, batch.size)
+        whole = rewards.encode_pictures(target, batch.canvas, batch.size)
+        picture = rewards.read_picture(target, tiny.TEMPLATE, whole)
 
         def ask(boxes: jax.Array) -> Any:
             crops = rewards.encode_crops(target, batch.canvas, batch.size, boxes)
