@@ -49,8 +49,8 @@ def run(
     mesh = parallel.make_mesh(**config.mesh)
     batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     rows = parallel.local_rows(batched, config.batch_size)
-    if config.stage == "grpo":  # a microbatch has to divide over the devices as well
-        parallel.local_rows(batched, config.batch_size // config.grpo.accumulate)
+    # A microbatch has to divide over the devices as well.
+    parallel.local_rows(batched, config.batch_size // config.accumulate)
     stage = build(config)
 
     # --- Data -------------------------------------------------------------------------------------
