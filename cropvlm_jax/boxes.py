@@ -184,6 +184,9 @@ def smart_resize(
 def to_pixels(boxes: Array, size: Array) -> Array:
     """Percent boxes to pixel boxes as PIL's `crop` rounds them (half to even), 1 px at least.
 
+    A box that is not valid becomes the corner of 2 x 2 px, as in the official training. (The
+    official evaluation cuts 99 x 99 px, having meant percent, which is not reproduced.)
+
     Args:
         boxes: int `[..., 4]` percent.
         size: int `[..., 2]`, height and width of the image in pixels, at most 2**20.
@@ -200,7 +203,10 @@ def to_pixels(boxes: Array, size: Array) -> Array:
         return whole + ((rest > 50) | ((rest == 50) & (whole % 2 == 1)))
 
     low = xp.minimum(pixels(boxes[..., :2]), scale - 1)
-    return xp.concatenate([low, xp.maximum(pixels(boxes[..., 2:]), low + 1)], axis=-1)
+    cut = xp.concatenate([low, xp.maximum(pixels(boxes[..., 2:]), low + 1)], axis=-1)
+    sides = xp.concatenate([scale, scale], axis=-1)
+    corner = xp.minimum(xp.asarray((0, 0, 2, 2), dtype=scale.dtype), sides)
+    return xp.where(is_valid(boxes)[..., None], cut, corner)
 
 
 def from_pixels(boxes: Array, size: Array) -> Array:

@@ -38,26 +38,41 @@ def completion_loss(model: SmolVLM, batch: SupervisedBatch) -> tuple[jax.Array, 
     return jnp.where(batch.completion_valid, losses, 0).sum(), tokens
 
 
-def make_sft_step(policy: nnx.GraphDef, optimizer: optax.GradientTransformation):
+def make_sft_step(
+    policy: nnx.GraphDef, optimizer: optax.GradientTransformation, accumulate: int = 1
+):
     """Builds the supervised step; the caller jits it and donates the state.
 
     Args:
         policy: of the SmolVLM whose weights are `state.params` and, under adapters, those in
             `state.frozen`.
         optimizer: applied to the mean loss a completion token.
+        accumulate: microbatches a step, a divisor of the batch.
 
     Returns:
         `(state, batch, key) -> (state, metrics)`; the key is that of the adapters' dropout.
     """
 
     def step(state: TrainState, batch: SupervisedBatch, key: jax.Array):
-        def loss_fn(params: Any):
-            model = lora.with_dropout(nnx.merge(policy, params, *state.frozen), key)
-            loss, tokens = completion_loss(model, batch)
-            return loss / tokens, tokens
+        def add(total: Any, microbatch: tuple[SupervisedBatch, jax.Array]):
+            part, key = microbatch
 
-        (loss, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        metrics = {"loss": loss, "tokens": tokens, "grad_norm": optax.tree.norm(grads)}
+            def loss_fn(params: Any):
+                model = lora.with_dropout(nnx.merge(policy, params, *state.frozen), key)
+                return completion_loss(model, part)
+
+            sums, grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+            return jax.tree.map(jnp.add, total, (grads, *sums)), None
+
+        n, rows = accumulate, batch.prompt.shape[0]
+        if rows % n:
+            raise ValueError(f"accumulate={n} does not divide {rows} conversations")
+        # Microbatch i takes every n-th conversation, so that each device keeps its own.
+        parts = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
+        zeros = jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.int32(0)
+        (grads, loss, tokens), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, n)))
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        metrics = {"loss": loss / tokens, "tokens": tokens, "grad_norm": optax.tree.norm(grads)}
         return state.apply_gradients(grads, optimizer), metrics
 
     return step

@@ -256,6 +256,15 @@ def test_to_pixels_at_every_percent(side):
     np.testing.assert_array_equal(edge[:, 2], [max(round(p * side / 100), 1) for p in first[:, 2]])
 
 
+@pytest.mark.parametrize(
+    "box", [(30, 20, 30, 40), (50, 60, 40, 70), (10, 70, 20, 60), (-1, 0, 50, 50), (0, 0, 50, 101)]
+)
+def test_invalid_boxes_become_the_corner_of_the_official_training(box):
+    sides = np.array([(70, 90), (1, 90), (2, 1)])
+    got = boxes.to_pixels(np.broadcast_to(box, (3, 4)), sides)
+    assert got.tolist() == [[0, 0, 2, 2], [0, 0, 2, 1], [0, 0, 1, 2]]
+
+
 @settings(deadline=None)
 @given(sizes, st.data())
 def test_from_pixels_is_the_smallest_box_around(size, data):
@@ -390,6 +399,10 @@ def _state(rng, n):
         *(
             (function, lambda rng: (_random_boxes(rng, 500), rng.integers(1, 9000, (500, 2))))
             for function in (boxes.to_pixels, boxes.from_pixels)
+        ),
+        (
+            boxes.to_pixels,
+            lambda rng: (rng.integers(-20, 120, (500, 4)), rng.integers(1, 9000, (500, 2))),
         ),
         (boxes.to_percent, lambda rng: (_random_boxes(rng, 500), rng.integers(1, 9000, (500, 2)))),
         (boxes.expand, lambda rng: (_random_boxes(rng, 500) + np.float32(0.25), 4)),

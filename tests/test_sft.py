@@ -109,6 +109,22 @@ def test_steps_lower_the_loss(step):
     assert step._cache_size() == 1
 
 
+def test_microbatches_add_up(step):
+    batch = make_batch()
+    assert len(set(batch.completion_valid.sum(-1))) > 1  # a mean of means would be another one
+    split = jitted(sft.make_sft_step(GRAPHDEF, OPTIMIZER, accumulate=3))
+    results = [step_(fresh(), batch, KEY) for step_ in (step, split)]
+    (whole, expected), (parts, actual) = results
+    assert actual["tokens"] == expected["tokens"] and parts.step == 1
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5)
+    for a, b in zip(*(jax.tree.leaves(s.opt_state[0].mu) for s in (parts, whole)), strict=True):
+        # Keys' biases have no gradient but rounding.
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * abs(b).max() + 1e-9)
+    with pytest.raises(ValueError, match="accumulate=2 does not divide 3 conversations"):
+        jax.eval_shape(sft.make_sft_step(GRAPHDEF, OPTIMIZER, 2), fresh(), batch, KEY)
+
+
 def test_adapters_learn_under_dropout_and_the_rest_stays():
     settings = lora.LoRAConfig(rank=2, alpha=4, dropout=0.5)
     adapted = lora.add(nnx.merge(GRAPHDEF, PARAMS), settings, nnx.Rngs(0))

@@ -33,7 +33,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
 
     Examples keep their order. One whose picture cannot be decoded is left out, counted and named in
     the log and in `info.metadata["skipped"]`, together with what the source left out;
-    `info.metadata["folder"]` is where they come from.
+    `info.metadata["folder"]` is where they come from, and `info.metadata["fingerprints"]` are those
+    of the sources.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -56,12 +57,13 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
             "options": tfds.features.Sequence(text),
             "label": text,
             "category": text,
+            "cycle_category": text,
         }
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self.name}, as cropvlm_jax reads it.",
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(skipped={}),
+            metadata=tfds.core.MetadataDict(skipped={}, fingerprints={}),
             disable_shuffling=True,
         )
 
@@ -75,6 +77,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
                 if self._splits:
                     raise
                 logging.info("%s: no split %s: %s", self.name, split, error)
+        fingerprints = {split: source.fingerprint for split, source in sources.items()}
+        self.info.metadata["fingerprints"] = fingerprints
         return {
             split: [
                 functools.partial(
@@ -109,7 +113,13 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
             logging.info("%s: %d of %d examples left out", source.name, len(left_out), total)
 
 
-_ABSENT: dict[str, Any] = {"box": [], "options": [], "label": "", "category": ""}
+_ABSENT: dict[str, Any] = {
+    "box": [],
+    "options": [],
+    "label": "",
+    "category": "",
+    "cycle_category": "",
+}
 
 
 class Textvqa(Builder):
@@ -229,6 +239,12 @@ class _Rows(Sequence):
     def __init__(self, records: Any, indices: range):
         self._records, self._indices = records, indices
 
+    @property
+    def fingerprint(self) -> str:
+        """As told by the source: reading examples would read their pictures."""
+        told = self._records.dataset_info.metadata["fingerprints"][self._records.split]
+        return f"{told} {self._indices}"
+
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -246,6 +262,7 @@ class _Rows(Sequence):
             "options": [option.decode() for option in record["options"]],
             "label": record["label"].decode(),
             "category": record["category"].decode(),
+            "cycle_category": record["cycle_category"].decode(),
         }
         return {key: value for key, value in example.items() if value or key not in _ABSENT}
 

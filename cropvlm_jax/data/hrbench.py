@@ -16,7 +16,7 @@ from cropvlm_jax.data import rows
 from cropvlm_jax.data.source import Source
 
 LETTERS = ("A", "B", "C", "D")
-COLUMNS = ("index", "question", "answer", "category", *LETTERS)
+COLUMNS = ("index", "question", "answer", "category", "cycle_category", *LETTERS)
 _QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')  # possessive: a doubled quote closes nothing
 Span = tuple[int, int]
 
@@ -24,9 +24,9 @@ Span = tuple[int, int]
 def open(folder: str | os.PathLike, split: str) -> Source:
     """Opens HR-Bench (Wang et al., "Divide, Conquer and Combine").
 
-    Its 800 rows are 200 questions in four orders of their options (`cycle_category`, not kept: the
-    mean over rows is the mean over cycles). Opening reads the texts alone. Of the two files the TSV
-    is preferred, since any of its pictures can be read by itself.
+    Its 800 rows are 200 questions in four orders of their options, told apart by `cycle_category`.
+    Opening reads the texts alone. Of the two files the TSV is preferred, since any of its pictures
+    can be read by itself.
 
     Args:
         folder: a copy of `DreamMr/HR-Bench`: `hr_bench_{split}.tsv` or `hr_bench_{split}.parquet`.
@@ -62,6 +62,7 @@ def _example(name: str, row: rows.Row) -> rows.Row:
         "options": options,
         "label": label,
         "category": rows.text(row, "category"),
+        "cycle_category": rows.identifier(row, "cycle_category"),
     }
 
 

@@ -10,6 +10,7 @@ every one of them is at the same bucket at the same step, and each loads its own
 import collections
 import hashlib
 import itertools
+import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -62,6 +63,11 @@ class Mixture:
         """Height and width of an example's picture; raises as the sources do."""
         source, inner = self._find(index)
         return source.picture_size(inner)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart mixtures of other examples."""
+        return "\n".join(source.fingerprint for source in self._sources)
 
     def order(self, seed: int) -> Iterator[int]:
         """Indices without end; each pass over a source is shuffled anew."""
@@ -119,11 +125,6 @@ class Plan(NamedTuple):
     batches: np.ndarray
     buckets: np.ndarray
     waiting: dict[int, int]
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells apart runs that see other examples, or the same in another order."""
-        return hashlib.sha256(self.batches.tobytes()).hexdigest()[:16]
 
     def left_out(self) -> str:
         """How many examples no batch holds, for the log."""
@@ -224,6 +225,12 @@ class PlannedBatches:
         """
         self._source, self._prepare, self._plan, self._columns = source, prepare, plan, columns
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart runs that see other examples, or the same in another order."""
+        batches = self._plan.batches.tobytes()
+        return hashlib.sha256(self._source.fingerprint.encode() + batches).hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self._plan.batches)
 
@@ -258,4 +265,9 @@ def iterate(batches: PlannedBatches, start: int = 0, workers: int = 0) -> Iterat
         return iter(dataset.to_iter_dataset(grain.ReadOptions(4, 4)))
     ahead = dataset.to_iter_dataset(grain.ReadOptions(1, 1))
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
-    return iter(ahead.mp_prefetch(options))
+    return iter(ahead.mp_prefetch(options, _ignore_interrupts))
+
+
+def _ignore_interrupts(*_: int) -> None:
+    """Ctrl-C reaches workers too, and a run that is told to stop still has a step to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

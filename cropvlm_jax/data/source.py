@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every data set becomes: examples by index, their pictures still encoded."""
 
+import hashlib
 import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -34,12 +35,14 @@ class Example(_Required, total=False):
         options: choices of a multiple-choice question.
         label: letter of the right option.
         category: the data set's own grouping, for reports.
+        cycle_category: which order the options are in, where questions come in several.
     """
 
     box: Box
     options: list[str]
     label: str
     category: str
+    cycle_category: str
 
 
 class Source:
@@ -47,7 +50,8 @@ class Source:
 
     Attributes:
         name: for logs and reports.
-        rows: the examples, whose `image` says where the picture is.
+        rows: the examples, whose `image` says where the picture is; a list, or what has a
+            `fingerprint` of its own.
         read_image: turns that into what `Example.image` holds.
         skipped: one line for each row left out: which, and why.
     """
@@ -92,6 +96,16 @@ class Source:
     def __getitem__(self, index: int) -> Example:
         row = self.rows[operator.index(index)]
         return {**row, "image": self.read_image(row["image"])}  # type: ignore[typeddict-item]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart sources of other examples, wherever they are and whatever their pictures."""
+        if not isinstance(self.rows, list):
+            return self.rows.fingerprint  # type: ignore[attr-defined]
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(repr(row | {"image": None}).encode())
+        return digest.hexdigest()
 
     def picture_size(self, index: int) -> tuple[int, int]:
         """Height and width of an example's picture, from its header.

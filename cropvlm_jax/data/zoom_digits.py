@@ -105,6 +105,11 @@ class ZoomDigits:
             f"digits={self.digits}, size={self.size}, enlarge={self.enlarge})"
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart sources of other scenes."""
+        return repr(self)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Draws scene `index` and asks about one of its digits.
 

@@ -26,6 +26,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.steps = 0  # batches; 0 takes `epochs`
     config.epochs = 1.0  # passes over the data
     config.batch_size = 16  # prompts a step, over all devices
+    config.accumulate = 1  # microbatches a step: less memory, the same gradient
     config.learning_rate = 1e-5
     config.warmup = 0.03  # share of the updates
     config.clip_norm = 1.0
@@ -38,6 +39,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.grpo = ml_collections.ConfigDict(dataclasses.asdict(GRPOConfig()))
     for name in ("normaliser", "reward_chunk"):
         config.grpo[name] = placeholder(int)
+    del config.grpo.accumulate  # both stages have it
 
     config.data = ml_collections.ConfigDict()
     config.data.sources = ml_collections.ConfigDict()  # by name, see `source`
@@ -92,12 +94,16 @@ def source(
 
 
 def _paper(longest_edge: int, part: tuple[float, float]) -> ml_collections.ConfigDict:
-    """What the paper's two stages share: data, adapters, batch, schedule, precision."""
+    """What the paper's two stages share: data, adapters, batch, schedule, precision.
+
+    Four microbatches of 4 prompts are for one chip: more chips take `--config.accumulate=1`.
+    """
     config = default_config()
     config.dtype = "bfloat16"
     config.remat = True
     config.seed = 42
     config.batch_size = 16
+    config.accumulate = 4
     config.warmup = 0.03
     config.lora.rank = 128
     config.data.longest_edge = longest_edge
@@ -134,8 +140,7 @@ def paper_grpo(longest_edge: int, reward: str) -> ml_collections.ConfigDict:
     beta 0.01, learning rate 5e-6, clipping at 0.1, 16 prompts an update, one epoch; the reward
     model is SmolVLM-256M at 512 px. Objective and reward are the released code's (Dr.GRPO's
     constant of 32 tokens and no scaling, summed log-likelihood, no temperature in log-probs)
-    except for its defects, which `GRPOConfig` lists as switches. Four microbatches of 4 prompts are
-    for one chip: more chips take `--config.grpo.accumulate=1`.
+    except for its defects, which `GRPOConfig` lists as switches.
 
     Args:
         longest_edge: pixels of the cropper's input, 512, 1024 or 2048.
@@ -158,7 +163,6 @@ def paper_grpo(longest_edge: int, reward: str) -> ml_collections.ConfigDict:
     config.grpo.aggregation = "dr_grpo"
     config.grpo.normaliser = 32
     config.grpo.scale = "none"
-    config.grpo.accumulate = 4
     if reward == "accuracy":
         config.grpo.likelihood_weight = 0.0
         config.grpo.accuracy_weight = 1.0

@@ -49,8 +49,8 @@ def run(
     mesh = parallel.make_mesh(**config.mesh)
     batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     rows = parallel.local_rows(batched, config.batch_size)
-    if config.stage == "grpo":  # a microbatch has to divide over the devices as well
-        parallel.local_rows(batched, config.batch_size // config.grpo.accumulate)
+    # A microbatch has to divide over the devices as well.
+    parallel.local_rows(batched, config.batch_size // config.accumulate)
     stage = build(config)
 
     # --- Data -------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def run(
     plan = order.plan_batches(source.order(config.seed), buckets, config.batch_size, steps)
     planned = order.PlannedBatches(source, stage.prepare, plan, rows)
     logging.info("%d steps over %d examples; %s", steps, len(source), plan.left_out())
-    parallel.check_same_on_all_hosts(plan.fingerprint, "examples")
+    parallel.check_same_on_all_hosts(planned.fingerprint, "examples")
     if config.eval.every:
         held_out = order.open_mixture(config.eval.sources, config.seed)
         buckets = order.bucket_examples(held_out, stage.seen, config.eval.examples)
@@ -103,7 +103,7 @@ def run(
 
     claim(workdir, config.to_dict())
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best)
-    start, place = 0, {"data": plan.fingerprint}
+    start, place = 0, {"data": planned.fingerprint}
     if found := checkpoints.restore(jax.tree.map(parallel.abstract, to_save(state, key))):
         start, restored, saved_place = found
         if saved_place != place:

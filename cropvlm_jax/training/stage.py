@@ -83,7 +83,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
     if config.stage not in STAGES:
         raise ValueError(f"stage={config.stage!r} is not one of {STAGES}")
     is_grpo = config.stage == "grpo"
-    settings = GRPOConfig(**config.grpo)
+    settings = GRPOConfig(**config.grpo, accumulate=config.accumulate)
     dtype = jnp.dtype(config.dtype)
 
     def load(pretrained: Pretrained, **options: Any) -> SmolVLM:
@@ -133,7 +133,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
             create,
             seen,
             prepare=pipeline.BoxPreparer(seen, grammar.max_length),
-            make_step=lambda steps: make_sft_step(policy, optimizer(steps)),
+            make_step=lambda steps: make_sft_step(policy, optimizer(steps), config.accumulate),
             evaluation=make_sft_evaluation(policy),
         )
 

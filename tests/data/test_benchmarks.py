@@ -218,6 +218,7 @@ def _want(row: dict, split: str) -> dict:
         "options": [row[letter] for letter in "ABCD"],
         "label": row["answer"],
         "category": row["category"],
+        "cycle_category": row["cycle_category"],
     }
 
 
@@ -352,7 +353,7 @@ def test_hrbench_is_not_here(tmp_path):
     with pytest.raises(ValueError, match="'4k' and '8k', not 'test'"):
         hrbench.open(tmp_path, "test")
     (tmp_path / "hr_bench_4k.tsv").write_text("index\tquestion\n1\tWhy?\n")
-    with pytest.raises(ValueError, match="no column answer, category, A, B, C, D, image"):
+    with pytest.raises(ValueError, match="no column answer, category, cycle_category, A, B, C"):
         hrbench.open(tmp_path, "4k")
     (tmp_path / "hr_bench_8k.parquet").write_bytes(b"PAR1 not")
     with pytest.raises(ValueError, match="no readable parquet"):

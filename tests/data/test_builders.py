@@ -96,7 +96,13 @@ def test_examples_come_back_through_grain(tmp_path, name, make, splits):
 
 def test_options_and_pixels_survive(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    choice = {"options": ["one", "two"], "label": "B", "category": "signs", "box": (0, 1, 2, 3)}
+    choice = {
+        "options": ["one", "two"],
+        "label": "B",
+        "category": "signs",
+        "cycle_category": "3",
+        "box": (0, 1, 2, 3),
+    }
     plain = {"example_id": "1", "image": 1, "question": "q", "answers": []}
     rows = [plain, plain | choice | {"example_id": "2"}]
     source = Source("vstar/test", rows, lambda image: pixels)

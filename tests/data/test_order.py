@@ -6,6 +6,10 @@ import collections
 import io
 import itertools
 import json
+import multiprocessing
+import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -130,6 +134,19 @@ def test_batches_are_the_same_from_threads_from_processes_and_after_a_restart():
                 assert (x is None and y is None) or np.array_equal(x, y), name
 
 
+def test_ctrl_c_leaves_the_processes_alone():
+    flags.FLAGS.mark_as_parsed()
+    before = multiprocessing.active_children()
+    batches = planned(make_source(40), 9)
+    iterator = order.iterate(batches, workers=2)
+    next(iterator)
+    workers = [child for child in multiprocessing.active_children() if child not in before]
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(iterator)) == 8
+
+
 def test_processes_share_each_batch():
     source = make_source(40)
     whole = planned(source, 5)
@@ -184,9 +201,25 @@ def test_settings_open_parts_labels_prepared_sets_and_scenes(tmp_path):
         "zoom_digits": source(split="validation"),
     }
     mixture = order.open_mixture(settings, seed=3)
+    plan = order.plan_batches(range(8), np.zeros(8, int), 4)
+
+    def fingerprint(seed: int = 3) -> str:
+        mixture = order.open_mixture(settings, seed)
+        return order.PlannedBatches(mixture, PREPARE, plan).fingerprint
+
+    known = fingerprint()
+    assert known == fingerprint() != fingerprint(seed=4)
     assert len(mixture) == 4 + 2 + 8 + order.SCENES
     ids = [mixture[i]["example_id"] for i in range(14)]
     assert ids == ["4", "5", "6", "7", "1", "5", *map(str, range(8))]
     assert mixture[4]["box"] == (1, 2, 30, 40) and "box" not in mixture[0]
     assert mixture[14]["example_id"] == "zoom_digits/validation/3/0"
     assert mixture.picture_size(0) == mixture.picture_size(13) == (9, 9)
+
+    # Another example in the place of one, in the folder and then in what is prepared from it.
+    lines[7] = json.dumps(line | {"example_id": "7", "answers": ["a 3"]})
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    assert known != (changed := fingerprint())
+    shutil.rmtree(tmp_path / "prepared")
+    builders.prepare("jsonl", folder, tmp_path / "prepared", ["train"])
+    assert fingerprint() not in (known, changed)

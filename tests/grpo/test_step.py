@@ -25,12 +25,13 @@ from cropvlm_jax import boxes as box_lib
 from cropvlm_jax.data import images, order, pipeline
 from cropvlm_jax.evals import scoring
 from cropvlm_jax.grpo import answer_scores, rewards, rollout
-from cropvlm_jax.grpo.step import GRPOConfig, make_step
+from cropvlm_jax.grpo.step import GRPOConfig, judge, make_step
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.smolvlm import SmolVLM
 from cropvlm_jax.training.state import TrainState
 
 GROUP, TEMPERATURE, LEARNING_RATE = 4, 0.8, 1.0
+SAMPLER_GAP = 0.25  # by which a decoding would be wrong about its log-probabilities
 KEY = jax.random.key(7)
 EXAMPLES = tiny.make_examples(4)
 EXAMPLES[2]["answers"] = ["At: 10:42"]
@@ -214,7 +215,7 @@ def fused(case: Case) -> tuple[Result, TrainState]:
     def listening_sample(*args: Any):
         rollouts = sample(*args)
         note(rollouts.boxes, boxes)
-        return rollouts
+        return rollouts._replace(log_probs=rollouts.log_probs + SAMPLER_GAP)
 
     def listening_likelihood(*args: Any):
         likelihood = log_likelihood(*args)
@@ -441,15 +442,16 @@ def naive_advantages(rewards: np.ndarray, scale: str) -> np.ndarray:
 
 def log_probs_of(
     params: nnx.State, ids: jax.Array, tiles: jax.Array, allowed: jax.Array, temperature: float
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-probabilities `[T - 1]` of tokens 1.. among the tokens `allowed`, bool `[T - 1, V]`, and
-    that they are among those, which says something where the grammar leaves a choice."""
+    that they are among those, which says something where the grammar leaves a choice; entropies."""
     logits = logits_of(params, ids, tiles)[:-1]
     among = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, -jnp.inf))
     inside = jnp.log(jnp.where(allowed, jax.nn.softmax(logits), 0).sum(-1))
     written = jax.nn.log_softmax(logits)[jnp.arange(ids.size - 1), ids[1:]]
     inside = jnp.where(allowed.all(-1), written, inside)
-    return among[jnp.arange(ids.size - 1), ids[1:]], inside
+    entropy = -jnp.where(allowed, jnp.exp(among) * among, 0).sum(-1)
+    return among[jnp.arange(ids.size - 1), ids[1:]], inside, entropy
 
 
 naive_log_probs = jitted(log_probs_of)
@@ -469,7 +471,7 @@ def naive_reply(
     """Sum of a reply's token losses, what else there is to know, and the gradient."""
     ids, tiles, allowed, chosen, is_reply = reply
     params = Case(CONFIG, adapters).plain(trained)
-    log_probs, inside = log_probs_of(params, ids, tiles, allowed, settings["temperature"])
+    log_probs, inside, entropy = log_probs_of(params, ids, tiles, allowed, settings["temperature"])
     ratio = jnp.exp(log_probs - old)
     low, high = 1 - settings["clip_low"], 1 + settings["clip_high"]
     gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
@@ -479,6 +481,7 @@ def naive_reply(
     loss = settings["beta"] * kl - gain + settings["format_weight"] * malformed
     sums = {
         "kl": jnp.where(chosen, kl, 0).sum(),
+        "entropy": jnp.where(chosen, entropy, 0).sum(),
         "clip_low_fraction": (chosen & (ratio < low) & (advantage < 0)).sum(),
         "clip_high_fraction": (chosen & (ratio > high) & (advantage > 0)).sum(),
     }
@@ -562,8 +565,8 @@ def naive(case: Case, seen: np.ndarray) -> Result:
         positions = np.arange(LENGTH)
         is_reply = (positions >= len(prompt)) & (positions < len(r.ids))
         inputs = extended(r.ids), tiles, allowed[1:]
-        old, _ = naive_log_probs(start, *inputs, settings["temperature"])
-        reference, _ = naive_log_probs(case.reference, *inputs, settings["temperature"])
+        old, *_ = naive_log_probs(start, *inputs, settings["temperature"])
+        reference, *_ = naive_log_probs(case.reference, *inputs, settings["temperature"])
         reply = (*inputs, chosen[1:], is_reply[1:])
         learned.append((reply, np.float32(advantages[b, g]), old, reference))
 
@@ -572,8 +575,8 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     tokens = sum(len(rollouts[b][g].choices) for b, g in zip(*np.nonzero(scored), strict=True))
     divisor = tokens if config.aggregation == "token" else scored.sum()
     for _ in range(config.updates):
-        total = dict.fromkeys(("loss", "kl", "clip_low_fraction", "clip_high_fraction"), 0.0)
-        total["malformed"] = 0.0
+        summed = "loss", "kl", "entropy", "malformed", "clip_low_fraction", "clip_high_fraction"
+        total = dict.fromkeys(summed, 0.0)
         gradient = jax.tree.map(jnp.zeros_like, params)
         for inputs in learned:
             length = {
@@ -657,10 +660,10 @@ def test_fused_equals_naive(name):
     assert_same(got, want, case.config.gain)
     compared = {"loss", "reward", "grad_norm"}
     compared |= {f"reward/{part}" for part in ("likelihood", "accuracy", "validity", "area")}
-    compared |= {"kl", "malformed", "clip_low_fraction", "clip_high_fraction"}
+    compared |= {"kl", "entropy", "malformed", "clip_low_fraction", "clip_high_fraction"}
     assert got.metrics.keys() & compared <= want.metrics.keys()
     assert ("kl" in got.metrics) == (case.config.beta > 0)
-    assert got.metrics["sampler_gap"] < 1e-4
+    np.testing.assert_allclose(got.metrics["sampler_gap"], SAMPLER_GAP, atol=1e-4)
     assert got.metrics["valid"] == 1
     assert got.metrics["unscored"] == case.spoil.mean()
     # One rollout that is left has nothing to be compared with.
@@ -802,6 +805,25 @@ def test_reward_chunks_change_nothing():
     np.testing.assert_allclose(total, mean * BATCH.answer_valid.sum(-1)[:, None], rtol=1e-5)
     with pytest.raises(ValueError, match="reward_chunk=3"):
         score(3)
+
+
+def test_invalid_boxes_are_worth_the_official_corner():
+    """No validity, and the target reads the 2 x 2 px corner, which some valid box is as well."""
+    examples = [{**EXAMPLES[0], "image": EXAMPLES[i]["image"]} for i in (1, 2)]
+    corners = [(0, 0, 2, 3), (0, 0, 3, 2)]  # of 73 x 111 px and of 96 x 64 px
+    invalid = [(40, 30, 20, 90), (40, 30, 60, 30)]
+    boxes = np.array([[corner, *invalid] for corner in corners])
+
+    @jitted
+    def judged(batch: pipeline.Batch, boxes: jax.Array):
+        reader = nnx.merge(GRAPHDEF, TARGET)
+        return judge(reader, tiny.TEMPLATE, None, CONFIG, batch, boxes)
+
+    reward, parts = judged(tiny.make_batch(examples), boxes)
+    np.testing.assert_array_equal(parts["validity"], [[1, 0, 0]] * 2)
+    np.testing.assert_allclose(reward - parts["validity"], parts["likelihood"], rtol=1e-6)
+    likelihood = np.asarray(parts["likelihood"])
+    np.testing.assert_allclose(likelihood, np.broadcast_to(likelihood[:, :1], (2, 3)), rtol=1e-6)
 
 
 def test_accuracy_needs_gold_answers():
