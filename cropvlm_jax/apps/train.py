@@ -8,9 +8,10 @@ python -m cropvlm_jax.apps.train --config=experiments/zoom_digits.py --workdir=r
 
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from cropvlm_jax import apps
 from cropvlm_jax.training import loop
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Module of the run; unknown keys fail.")
@@ -30,5 +31,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    apps.run(main)
