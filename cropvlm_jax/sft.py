@@ -56,9 +56,11 @@ def make_sft_step(policy: nnx.GraphDef, optimizer: optax.GradientTransformation)
             loss, tokens = completion_loss(model, batch)
             return loss / tokens, tokens
 
-        (loss, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        metrics = {"loss": loss, "tokens": tokens, "grad_norm": optax.tree.norm(grads)}
-        return state.apply_gradients(grads, optimizer), metrics
+        with jax.named_scope("loss"):
+            (loss, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        with jax.named_scope("update"):
+            metrics = {"loss": loss, "tokens": tokens, "grad_norm": optax.tree.norm(grads)}
+            return state.apply_gradients(grads, optimizer), metrics
 
     return step
 

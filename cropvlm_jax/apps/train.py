@@ -20,13 +20,16 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for metrics, checkpoints and the trained cropper.", required=True
 )
 RESUME = flags.DEFINE_bool("resume", True, "Go on with the run that the folder holds, if any.")
+PROFILE = flags.DEFINE_integer(
+    "profile", 0, "Trace this step, counted from 1 where this process starts; 0 traces none."
+)
 STOPPED = 128 + 15  # what a process ended by SIGTERM exits with: launchers start it again
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
-    if not loop.run(CONFIG.value, WORKDIR.value, RESUME.value):
+    if not loop.run(CONFIG.value, WORKDIR.value, RESUME.value, PROFILE.value):
         sys.exit(STOPPED)
 
 

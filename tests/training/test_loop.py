@@ -51,8 +51,10 @@ def quickstart(**changes):
     return config
 
 
-def rows(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def rows(workdir: pathlib.Path, clock: bool = False) -> list[dict]:
+    """The metrics of a run; those that depend on the clock only where asked for."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if clock or k[:5] != "perf/"} for row in lines]
 
 
 def last_state(workdir: pathlib.Path) -> dict[str, bytes]:
@@ -66,7 +68,7 @@ def last_state(workdir: pathlib.Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("unbroken")
-    assert loop.run(quickstart(), workdir)
+    assert loop.run(quickstart(), workdir, profile=4)
     return workdir
 
 
@@ -79,6 +81,27 @@ def test_a_run_tells_of_every_step_and_evaluation(unbroken):
     assert [row["step"] for row in held_out] == [3, 6]
     assert held_out[0]["eval/reward"] != held_out[1]["eval/reward"]
     assert json.loads((unbroken / "summary.json").read_text())["steps"] == 6
+
+
+def test_a_run_tells_how_fast_it_is(unbroken):
+    training = [row for row in rows(unbroken, clock=True) if "loss" in row]
+    # 2 prompts of a tile and a picture, and 2 crops of each.
+    images = {row["perf/images_per_second_per_chip"] * row["perf/step_seconds"] for row in training}
+    np.testing.assert_allclose(sorted(images), 8 / jax.device_count())
+    for row in training:
+        assert (
+            row["perf/rollouts_per_second_per_chip"] == 2 * row["perf/prompts_per_second_per_chip"]
+        )
+        assert row["perf/tflops_per_second_per_chip"] > 0
+        assert 0 <= row["perf/data_wait_share"] <= 1
+
+
+def test_the_trace_of_a_step_shows_its_phases(unbroken):
+    (file,) = (unbroken / "profile").rglob("*.xplane.pb")
+    trace = file.read_bytes()
+    for phase in ("prefix", "rollout", "reward", "crop", "reference", "update"):
+        assert f"/{phase}/".encode() in trace, phase
+    assert b"step_num" in trace
 
 
 def test_a_run_stopped_by_sigterm_resumes_to_the_same_bits(unbroken, tmp_path):
