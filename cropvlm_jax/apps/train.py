@@ -21,7 +21,7 @@ WORKDIR = flags.DEFINE_string(
 )
 RESUME = flags.DEFINE_bool("resume", True, "Go on with the run that the folder holds, if any.")
 PROFILE = flags.DEFINE_integer(
-    "profile", 0, "Trace this step, counted from 1 where this process starts; 0 traces none."
+    "profile", None, "Step to trace, counted from 1 where this process starts.", lower_bound=2
 )
 STOPPED = 128 + 15  # what a process ended by SIGTERM exits with: launchers start it again
 

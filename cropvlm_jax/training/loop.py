@@ -52,7 +52,7 @@ def run(
     config: ml_collections.ConfigDict,
     workdir: str | pathlib.Path,
     resume: bool = True,
-    profile: int = 0,
+    profile: int | None = None,
 ) -> bool:
     """Trains a cropper and writes it to `workdir/cropper` as a Hugging Face folder.
 
@@ -60,8 +60,8 @@ def run(
         config: as `training.config.default_config` documents.
         workdir: gets metrics, checkpoints, the cropper and `summary.json`.
         resume: go on with the run that `workdir` holds, if it holds one.
-        profile: which step of this process, the first being 1, the first process traces into
-            `workdir/profile`; 0 is none.
+        profile: step that process 0 traces into `workdir/profile`, counted from 1 where this call
+            starts; None traces none.
 
     Returns:
         Whether the run is complete; False where it was told to stop, after saving.
@@ -107,11 +107,11 @@ def run(
     trained = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info("training %s weights on %s", f"{trained:,}", mesh)
 
-    def work(batch: Any) -> dict[str, float]:
+    def work_of(batch: Any) -> dict[str, float]:
         """What the step of a batch does, for `Throughput`."""
         done = {"flops": sum(stage.flops(batch).values()), "prompts": config.batch_size}
         if config.stage == "sft":
-            return done | {"images": batch.images.shape[0] * batch.images.shape[1]}
+            return done | {"images": config.batch_size * batch.images.shape[1]}
         rollouts = config.batch_size * config.grpo.group
         pictures = config.batch_size * (batch.tiles.shape[1] + 1)
         return done | {"rollouts": rollouts, "images": pictures + rollouts}
@@ -122,7 +122,11 @@ def run(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         totals: Any = None
-        for batch in order.iterate(held_out_planned, workers=config.data.workers):
+        batches = order.iterate(held_out_planned, workers=config.data.workers)
+        for i, batch in enumerate(batches):
+            logging.log_every_n_seconds(
+                logging.INFO, "held-out batch %d of %d", 10, i + 1, len(held_out_planned)
+            )
             sums = jax.device_get(
                 evaluation(state, parallel.to_devices(batch, batched, config.batch_size))
             )
@@ -150,6 +154,8 @@ def run(
         key = jax.random.wrap_key_data(restored.pop("key"))
         state = state._replace(**restored)
         logging.info("going on after step %d", start)
+    if profile and profile > steps - start:
+        logging.warning("step %d is not there to be traced: %d are left", profile, steps - start)
 
     def write_out(state: TrainState, name: str) -> None:
         model = nnx.merge(
@@ -174,9 +180,10 @@ def run(
         if not done:
             return
         del pending[: len(done)]
-        read = jax.device_get([metrics for _, metrics, _ in done])
-        speed = throughput.steps([work for _, _, work in done])
-        for (number, *_), metrics in zip(done, read, strict=True):
+        numbers, unread, works = zip(*done, strict=True)
+        read = jax.device_get(unread)
+        speed = throughput.steps(works)
+        for number, metrics in zip(numbers, read, strict=True):
             if writer:
                 writer.write(number, metrics | speed)
                 note = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
@@ -210,7 +217,7 @@ def run(
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
                 state, metrics = compiled[shapes](state, on_devices, step_key)
             replaced = int((batch.example_id != plan.batches[number - 1, rows]).sum())
-            pending.append((number, metrics | {"replaced_examples": replaced}, work(on_devices)))
+            pending.append((number, metrics | {"replaced_examples": replaced}, work_of(on_devices)))
             if tracing:
                 report()
                 jax.profiler.stop_trace()

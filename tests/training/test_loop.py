@@ -96,12 +96,15 @@ def test_a_run_tells_how_fast_it_is(unbroken):
         assert 0 <= row["perf/data_wait_share"] <= 1
 
 
-def test_the_trace_of_a_step_shows_its_phases(unbroken):
-    (file,) = (unbroken / "profile").rglob("*.xplane.pb")
+def check_trace(workdir: pathlib.Path, *phases: str) -> None:
+    (file,) = (workdir / "profile").rglob("*.xplane.pb")
     trace = file.read_bytes()
-    for phase in ("prefix", "rollout", "reward", "crop", "reference", "update"):
-        assert f"/{phase}/".encode() in trace, phase
     assert b"step_num" in trace
+    assert all(f"/{phase}/".encode() in trace for phase in phases)
+
+
+def test_the_trace_of_a_step_shows_its_phases(unbroken):
+    check_trace(unbroken, "prefix", "rollout", "reward", "crop", "reference", "update")
 
 
 def test_a_run_stopped_by_sigterm_resumes_to_the_same_bits(unbroken, tmp_path):
@@ -168,8 +171,13 @@ def test_supervised_adapters_on_two_buckets_of_a_mixture(tmp_path, monkeypatch):
     config.data.longest_edge = 128
     config.data.sources.zoom_digits.weight = 1.0
     config.data.sources.halves = source(str(tmp_path), weight=3.0, kind="jsonl")
+    compiled = []
+    compile_step = loop.compile_step
+    monkeypatch.setattr(loop, "compile_step", lambda *a: compiled.append(1) or compile_step(*a))
     run = tmp_path / "run"
-    assert loop.run(config, run)
+    assert loop.run(config, run, profile=8)
+    assert len(compiled) == 2  # once a bucket
+    check_trace(run, "loss", "update")
     losses = [row["loss"] for row in rows(run) if "loss" in row]
     assert len(losses) == 8 and np.isfinite(losses).all()
     assert all("eval/loss" in row for row in rows(run) if "loss" not in row)
