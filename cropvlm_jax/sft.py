@@ -70,10 +70,13 @@ def make_sft_step(
         # Microbatch i takes every n-th conversation, so that each device keeps its own.
         parts = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
         zeros = jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.int32(0)
-        (grads, loss, tokens), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, n)))
-        grads = jax.tree.map(lambda g: g / tokens, grads)
-        metrics = {"loss": loss / tokens, "tokens": tokens, "grad_norm": optax.tree.norm(grads)}
-        return state.apply_gradients(grads, optimizer), metrics
+        with jax.named_scope("loss"):
+            (grads, loss, tokens), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, n)))
+        with jax.named_scope("update"):
+            grads = jax.tree.map(lambda g: g / tokens, grads)
+            norm = optax.tree.norm(grads)
+            metrics = {"loss": loss / tokens, "tokens": tokens, "grad_norm": norm}
+            return state.apply_gradients(grads, optimizer), metrics
 
     return step
 

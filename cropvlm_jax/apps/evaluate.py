@@ -12,6 +12,7 @@ import pathlib
 from absl import app, flags, logging
 from PIL import Image
 
+from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM, Target
 from cropvlm_jax.data.zoom_digits import ZoomDigits
 from cropvlm_jax.evals import controls, sheet
@@ -78,5 +79,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    apps.run(main)

@@ -6,8 +6,9 @@ python -m cropvlm_jax.apps.export --model=runs/zoom_digits/cropper --out=my-crop
     --dtype=bfloat16
 """
 
-from absl import app, flags, logging
+from absl import app, flags
 
+from cropvlm_jax import apps
 from cropvlm_jax.hub.pretrained import Pretrained, export
 
 MODEL = flags.DEFINE_string(
@@ -25,5 +26,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    apps.run(main)

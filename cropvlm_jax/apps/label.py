@@ -13,7 +13,7 @@ import os
 
 from absl import app, flags, logging
 
-from cropvlm_jax import boxes
+from cropvlm_jax import apps, boxes
 from cropvlm_jax.data import seed_boxes
 from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.training.metrics import Progress
@@ -75,5 +75,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    apps.run(main)

@@ -10,6 +10,7 @@ import os
 
 from absl import app, flags, logging
 
+from cropvlm_jax import apps
 from cropvlm_jax.data import builders, sources
 
 SOURCE = flags.DEFINE_enum("source", None, sources.NAMES, "The data set.", required=True)
@@ -28,5 +29,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    apps.run(main)

@@ -8,9 +8,10 @@ python -m cropvlm_jax.apps.train --config=experiments/zoom_digits.py --workdir=r
 
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from cropvlm_jax import apps
 from cropvlm_jax.training import loop
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Module of the run; unknown keys fail.")
@@ -19,16 +20,18 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for metrics, checkpoints and the trained cropper.", required=True
 )
 RESUME = flags.DEFINE_bool("resume", True, "Go on with the run that the folder holds, if any.")
+PROFILE = flags.DEFINE_integer(
+    "profile", None, "Step to trace, counted from 1 where this process starts.", lower_bound=2
+)
 STOPPED = 128 + 15  # what a process ended by SIGTERM exits with: launchers start it again
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
-    if not loop.run(CONFIG.value, WORKDIR.value, RESUME.value):
+    if not loop.run(CONFIG.value, WORKDIR.value, RESUME.value, PROFILE.value):
         sys.exit(STOPPED)
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    apps.run(main)

@@ -11,6 +11,7 @@ import pathlib
 from absl import app, flags
 from PIL import Image
 
+from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data import images
 from cropvlm_jax.evals import sheet
@@ -38,4 +39,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    apps.run(main)

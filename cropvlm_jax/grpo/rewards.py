@@ -79,7 +79,9 @@ def encode_crops(
     """The target's image tokens `[B, G, I, D]` of the boxes int `[B, G, 4]` of each picture."""
     side = target.config.vision.image_size
     cut = jax.vmap(crops.crop, in_axes=(0, 0, 0, None))
-    return target.encode_images(cut(canvas, size, boxes, side))
+    with jax.named_scope("crop"):
+        pictures = cut(canvas, size, boxes, side)
+    return target.encode_images(pictures)
 
 
 def in_chunks(function: Callable[[jax.Array], Any], boxes: jax.Array, chunk: int) -> Any:

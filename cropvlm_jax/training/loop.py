@@ -14,21 +14,45 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from cropvlm_jax import parallel
+from cropvlm_jax import flops, parallel
 from cropvlm_jax.data import order
 from cropvlm_jax.hub.adapters import export_adapter
 from cropvlm_jax.hub.pretrained import export
 from cropvlm_jax.models import lora
 from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, check_claim, claim
-from cropvlm_jax.training.metrics import MetricWriter, Progress
+from cropvlm_jax.training.metrics import MetricWriter, Progress, Throughput
 from cropvlm_jax.training.stage import build, jit_step
 from cropvlm_jax.training.state import TrainState
 
 SHOWN = ("loss", "reward", "area")  # on the progress line
 
 
+def compile_step(step: Any, state: TrainState, batch: Any, key: jax.Array) -> jax.stages.Compiled:
+    """Compiles the jitted step for the shapes of a batch, and logs what that took."""
+    arrays = {name: x for name, x in batch._asdict().items() if isinstance(x, jax.Array)}
+    shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in arrays.items() if x.dtype != bool)
+    logging.info("compiling the step for %s", shapes)
+    began = time.monotonic()
+    compiled = step.lower(state, batch, key).compile()
+    logging.info("compiled in %.1f s", time.monotonic() - began)
+    if memory := compiled.memory_analysis():
+        logging.info(
+            "MiB a device: arguments %.0f, outputs %.0f (in place of arguments: %.0f), temporary "
+            "%.0f, code %.0f",
+            memory.argument_size_in_bytes / 2**20,
+            memory.output_size_in_bytes / 2**20,
+            memory.alias_size_in_bytes / 2**20,
+            memory.temp_size_in_bytes / 2**20,
+            memory.generated_code_size_in_bytes / 2**20,
+        )
+    return compiled
+
+
 def run(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, resume: bool = True
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    resume: bool = True,
+    profile: int | None = None,
 ) -> bool:
     """Trains a cropper and writes it to `workdir/cropper` as a Hugging Face folder.
 
@@ -36,6 +60,8 @@ def run(
         config: as `training.config.default_config` documents.
         workdir: gets metrics, checkpoints, the cropper and `summary.json`.
         resume: go on with the run that `workdir` holds, if it holds one.
+        profile: step that process 0 traces into `workdir/profile`, counted from 1 where this call
+            starts; None traces none.
 
     Returns:
         Whether the run is complete; False where it was told to stop, after saving.
@@ -80,13 +106,27 @@ def run(
     key = jax.device_put(jax.random.key(config.seed), replicated)
     trained = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info("training %s weights on %s", f"{trained:,}", mesh)
+
+    def work_of(batch: Any) -> dict[str, float]:
+        """What the step of a batch does, for `Throughput`."""
+        done = {"flops": sum(stage.flops(batch).values()), "prompts": config.batch_size}
+        if config.stage == "sft":
+            return done | {"images": config.batch_size * batch.images.shape[1]}
+        rollouts = config.batch_size * config.grpo.group
+        pictures = config.batch_size * (batch.tiles.shape[1] + 1)
+        return done | {"rollouts": rollouts, "images": pictures + rollouts}
+
     evaluation = jax.jit(
         stage.evaluation, in_shardings=(shardings, batched), out_shardings=replicated
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:
         totals: Any = None
-        for batch in order.iterate(held_out_planned, workers=config.data.workers):
+        batches = order.iterate(held_out_planned, workers=config.data.workers)
+        for i, batch in enumerate(batches):
+            logging.log_every_n_seconds(
+                logging.INFO, "held-out batch %d of %d", 10, i + 1, len(held_out_planned)
+            )
             sums = jax.device_get(
                 evaluation(state, parallel.to_devices(batch, batched, config.batch_size))
             )
@@ -114,6 +154,8 @@ def run(
         key = jax.random.wrap_key_data(restored.pop("key"))
         state = state._replace(**restored)
         logging.info("going on after step %d", start)
+    if profile and profile > steps - start:
+        logging.warning("step %d is not there to be traced: %d are left", profile, steps - start)
 
     def write_out(state: TrainState, name: str) -> None:
         model = nnx.merge(
@@ -127,39 +169,63 @@ def run(
     # --- Loop -------------------------------------------------------------------------------------
     writer = MetricWriter(workdir, start) if jax.process_index() == 0 else None
     progress = Progress(steps, start)
-    pending: tuple[int, Any] | None = None  # read a step late: the host never waits for the device
+    chip = flops.CHIPS.get(jax.devices()[0].device_kind)
+    throughput = Throughput(jax.device_count(), chip and chip.flops)
+    compiled: dict[Any, jax.stages.Compiled] = {}
+    pending: list[tuple[int, Any, dict[str, float]]] = []
 
-    def report() -> None:
-        nonlocal pending
-        if not pending:
+    def report(behind: int = 0) -> None:
+        """Tells of all steps but the last `behind`, for which the host would have to wait."""
+        done = pending[: len(pending) - behind]
+        if not done:
             return
-        (number, metrics), pending = (pending[0], jax.device_get(pending[1])), None
-        if writer:
-            writer.write(number, metrics)
-            note = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
-            progress.update(number, note)
-        if not math.isfinite(metrics["grad_norm"]):
-            raise FloatingPointError(
-                f"the gradient of step {number} is not finite, so neither are the weights: go on "
-                "from the checkpoint before with a lower learning rate, in another folder"
-            )
+        del pending[: len(done)]
+        numbers, unread, works = zip(*done, strict=True)
+        read = jax.device_get(unread)
+        speed = throughput.steps(works)
+        for number, metrics in zip(numbers, read, strict=True):
+            if writer:
+                writer.write(number, metrics | speed)
+                note = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
+                progress.update(number, note)
+            if not math.isfinite(metrics["grad_norm"]):
+                raise FloatingPointError(
+                    f"the gradient of step {number} is not finite, so neither are the weights: go "
+                    "on from the checkpoint before with a lower learning rate, in another folder"
+                )
 
     number, stopping = start, False
     batches = order.iterate(planned, start, config.data.workers)
     with Preemption() as preemption:
         while number < steps and not stopping:
             number += 1
-            batch = next(batches)
+            with throughput.waiting():
+                batch = next(batches)
             step_key = jax.device_put(jax.random.fold_in(key, number), replicated)
             on_devices = parallel.to_devices(batch, batched, config.batch_size)
-            state, metrics = step(state, on_devices, step_key)
-            report()
+            shapes = tuple(x.shape for x in jax.tree.leaves(on_devices))
+            if shapes not in compiled:
+                report()
+                compiled[shapes] = compile_step(step, state, on_devices, step_key)
+                progress = Progress(steps, number - 1)
+                throughput.restart()
+            tracing = number - start == profile and jax.process_index() == 0
+            if tracing:
+                report()  # or the step before would be in the trace
+                jax.profiler.start_trace(workdir / "profile")
+                throughput.restart()
+            with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                state, metrics = compiled[shapes](state, on_devices, step_key)
             replaced = int((batch.example_id != plan.batches[number - 1, rows]).sum())
-            pending = number, metrics | {"replaced_examples": replaced}
-            if number == start + 1:
-                jax.block_until_ready(metrics)
-                logging.info("first step, compilation included: %.1f s", time.monotonic() - began)
-                progress = Progress(steps, number)
+            pending.append((number, metrics | {"replaced_examples": replaced}, work_of(on_devices)))
+            if tracing:
+                report()
+                jax.profiler.stop_trace()
+                logging.info(
+                    "the trace of step %d is in %s: pip install xprof, then xprof or TensorBoard "
+                    "with --logdir=%s",
+                    *(number, workdir / "profile", workdir / "profile"),
+                )
             stopping = preemption.requested(number)
 
             def due(every: int, number: int = number) -> bool:
@@ -169,7 +235,8 @@ def run(
             if due(config.eval.every):
                 report()
                 held_out_metrics = evaluate(state)
-                logging.info("after step %d: %s", number, held_out_metrics)
+                values = (f"{name} {value:.3f}" for name, value in held_out_metrics.items())
+                logging.info("after step %d: %s", number, "  ".join(values))
                 if writer:
                     writer.write(number, held_out_metrics)
             if (
@@ -181,7 +248,12 @@ def run(
                 report()
                 checkpoints.save(number, to_save(state, key), place, held_out_metrics)
             if due(config.export_every) and number < steps and not stopping:
+                report()
                 write_out(state, f"cropper-{number}")
+            if pending:
+                report(behind=1)
+            else:  # something else was done since, which is no part of the next step
+                throughput.restart()
         checkpoints.close()
 
     # --- Result -----------------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run tells: metrics to TensorBoard and JSONL, progress to the terminal or the log."""
 
+import contextlib
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import jax
 import tensorboardX
 from absl import logging
+
+PEAK = "peak_bytes_in_use"  # of `Device.memory_stats`
 
 
 class MetricWriter:
@@ -84,3 +88,66 @@ class Progress:
             sys.stderr.flush()
         else:
             logging.info("%s", line)
+
+
+class Throughput:
+    """How fast the steps are, as metrics `perf/...`.
+
+    Steps take from one reading of metrics to the next. As the metrics of a step are read while the
+    next one runs, nothing waits for the sake of the clock. What else a run does in between, such as
+    to compile, evaluate or save, is left out by `restart`.
+    """
+
+    def __init__(
+        self,
+        chips: int,
+        peak_flops: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Starts the clock.
+
+        Args:
+            chips: that the steps run on.
+            peak_flops: of a chip, per second; None where it is not known.
+            clock: tells seconds.
+        """
+        self._chips, self._peak_flops, self._clock = chips, peak_flops, clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins the next step now: what came before it was no step."""
+        self._began, self._waited = self._clock(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data."""
+        began = self._clock()
+        yield
+        self._waited += self._clock() - began
+
+    def steps(self, work: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Tells that steps are done.
+
+        Args:
+            work: what each of them did on all chips: `flops`, and how many of other things.
+
+        Returns:
+            Seconds a step; the share of them that the host waited for data; of each kind of work
+            how much a second and chip; `mfu` (model FLOPs utilization) where the peak is known; the
+            most memory used so far on one of this host's devices, where they tell.
+        """
+        seconds = self._clock() - self._began
+        done = {name: sum(step[name] for step in work) for name in work[0]}
+        rates = {name: count / seconds / self._chips for name, count in done.items()}
+        flops = rates.pop("flops")
+        found = {f"{name}_per_second_per_chip": rate for name, rate in rates.items()}
+        found["tflops_per_second_per_chip"] = flops / 1e12
+        found["step_seconds"] = seconds / len(work)
+        found["data_wait_share"] = self._waited / seconds
+        if self._peak_flops:
+            found["mfu"] = flops / self._peak_flops
+        memory = [device.memory_stats() or {} for device in jax.local_devices()]
+        if peaks := [stats[PEAK] for stats in memory if PEAK in stats]:
+            found["peak_hbm_gib"] = max(peaks) / 2**30
+        self.restart()
+        return {f"perf/{name}": value for name, value in found.items()}

@@ -3,21 +3,34 @@
 """The commands of the README, run as a user runs them, for a few steps."""
 
 import json
+import logging
+import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.pretrained import Pretrained
 
 
-def run(app: str, *arguments: str) -> subprocess.CompletedProcess:
+def run(app: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", f"cropvlm_jax.apps.{app}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+    environment = os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_compilation_cache(tmp_path_factory):
+    """The user's home stays as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +46,8 @@ def trained(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     assert "3/3" in done.stderr  # progress, as plain lines where there is no terminal
+    assert "checkpoint_manager" not in done.stderr  # which logs a lot
+    assert any("jit_step" in name for name in os.listdir(os.environ["JAX_COMPILATION_CACHE_DIR"]))
     return workdir
 
 
@@ -69,6 +84,7 @@ def test_zoom_says_what_the_api_says(tmp_path):
         f"--image={tmp_path / 'scene.png'}",
         f"--question={example['question']}",
         f"--out={tmp_path / 'zoom.png'}",
+        JAX_COMPILATION_CACHE_DIR="/dev/null/there",  # nothing can be kept there
     )
     assert done.returncode == 0, done.stderr
     model = CropVLM.from_pretrained("zoom_digits/cropper", "zoom_digits/target")
@@ -104,3 +120,29 @@ def test_export_in_bfloat16(tmp_path):
 def test_wrong_arguments_are_refused_with_a_message(app, arguments, message, tmp_path):
     done = run(app, *arguments)
     assert done.returncode != 0 and message in done.stdout + done.stderr
+
+
+def test_compiled_programs_are_kept_at_home_unless_the_environment_says_where(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        apps.use_compilation_cache()  # of this module's fixture
+        assert jax.config.jax_compilation_cache_dir == before
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        apps.use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == "/home/me/.cache/cropvlm_jax/xla"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+    ("file", "level", "told"),
+    [
+        (apps.__file__, logging.INFO, True),
+        (jax.__file__, logging.INFO, False),
+        (jax.__file__, logging.WARNING, True),
+        (jax.__file__, logging.ERROR, True),
+    ],
+)
+def test_other_packages_log_warnings_and_errors_alone(file, level, told):
+    assert apps.is_told(logging.LogRecord("absl", level, file, 1, "text", (), None)) == told

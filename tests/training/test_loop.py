@@ -51,8 +51,10 @@ def quickstart(**changes):
     return config
 
 
-def rows(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def rows(workdir: pathlib.Path, clock: bool = False) -> list[dict]:
+    """The metrics of a run; those that depend on the clock only where asked for."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if clock or k[:5] != "perf/"} for row in lines]
 
 
 def last_state(workdir: pathlib.Path) -> dict[str, bytes]:
@@ -66,7 +68,7 @@ def last_state(workdir: pathlib.Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("unbroken")
-    assert loop.run(quickstart(), workdir)
+    assert loop.run(quickstart(), workdir, profile=4)
     return workdir
 
 
@@ -79,6 +81,30 @@ def test_a_run_tells_of_every_step_and_evaluation(unbroken):
     assert [row["step"] for row in held_out] == [3, 6]
     assert held_out[0]["eval/reward"] != held_out[1]["eval/reward"]
     assert json.loads((unbroken / "summary.json").read_text())["steps"] == 6
+
+
+def test_a_run_tells_how_fast_it_is(unbroken):
+    training = [row for row in rows(unbroken, clock=True) if "loss" in row]
+    # 2 prompts of a tile and a picture, and 2 crops of each.
+    images = {row["perf/images_per_second_per_chip"] * row["perf/step_seconds"] for row in training}
+    np.testing.assert_allclose(sorted(images), 8 / jax.device_count())
+    for row in training:
+        assert (
+            row["perf/rollouts_per_second_per_chip"] == 2 * row["perf/prompts_per_second_per_chip"]
+        )
+        assert row["perf/tflops_per_second_per_chip"] > 0
+        assert 0 <= row["perf/data_wait_share"] <= 1
+
+
+def check_trace(workdir: pathlib.Path, *phases: str) -> None:
+    (file,) = (workdir / "profile").rglob("*.xplane.pb")
+    trace = file.read_bytes()
+    assert b"step_num" in trace
+    assert all(f"/{phase}/".encode() in trace for phase in phases)
+
+
+def test_the_trace_of_a_step_shows_its_phases(unbroken):
+    check_trace(unbroken, "prefix", "rollout", "reward", "crop", "reference", "update")
 
 
 def test_a_run_stopped_by_sigterm_resumes_to_the_same_bits(unbroken, tmp_path):
@@ -145,8 +171,13 @@ def test_supervised_adapters_on_two_buckets_of_a_mixture(tmp_path, monkeypatch):
     config.data.longest_edge = 128
     config.data.sources.zoom_digits.weight = 1.0
     config.data.sources.halves = source(str(tmp_path), weight=3.0, kind="jsonl")
+    compiled = []
+    compile_step = loop.compile_step
+    monkeypatch.setattr(loop, "compile_step", lambda *a: compiled.append(1) or compile_step(*a))
     run = tmp_path / "run"
-    assert loop.run(config, run)
+    assert loop.run(config, run, profile=8)
+    assert len(compiled) == 2  # once a bucket
+    check_trace(run, "loss", "update")
     losses = [row["loss"] for row in rows(run) if "loss" in row]
     assert len(losses) == 8 and np.isfinite(losses).all()
     assert all("eval/loss" in row for row in rows(run) if "loss" not in row)

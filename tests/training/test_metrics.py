@@ -4,9 +4,10 @@ import io
 import json
 import sys
 
+import jax
 from absl import logging
 
-from cropvlm_jax.training.metrics import MetricWriter, Progress
+from cropvlm_jax.training.metrics import MetricWriter, Progress, Throughput
 
 
 def test_metrics_go_on_in_jsonl_and_tensorboard_after_the_steps_that_were_saved(tmp_path):
@@ -45,3 +46,43 @@ def test_progress_is_plain_lines_elsewhere(monkeypatch):
     for done in range(1, 101):
         progress.update(done)
     assert [line.split()[1] for line in lines] == ["1/100", "100/100"]
+
+
+def test_throughput_counts_steps_and_nothing_else():
+    now = 100.0
+    throughput = Throughput(chips=2, peak_flops=1e12, clock=lambda: now)
+    work = {"flops": 3e12, "prompts": 8}
+    now += 1  # the first step waits for its data, and compiles
+    with throughput.waiting():
+        now += 5
+    now += 60
+    throughput.restart()
+    now += 1
+    with throughput.waiting():
+        now += 3
+    assert throughput.steps([work]) == {
+        "perf/step_seconds": 4.0,
+        "perf/data_wait_share": 0.75,
+        "perf/prompts_per_second_per_chip": 1.0,
+        "perf/tflops_per_second_per_chip": 0.375,
+        "perf/mfu": 0.375,
+    }
+    now += 4  # two steps that are read together, then an evaluation
+    both = throughput.steps([work, work | {"prompts": 4}])
+    assert (both["perf/step_seconds"], both["perf/data_wait_share"]) == (2.0, 0.0)
+    assert (both["perf/prompts_per_second_per_chip"], both["perf/mfu"]) == (1.5, 0.75)
+    now += 1000
+    throughput.restart()
+    now += 2
+    assert throughput.steps([work])["perf/step_seconds"] == 2.0
+
+
+def test_throughput_tells_utilization_and_memory_where_they_are_known(monkeypatch):
+    class Chip:
+        def memory_stats(self):
+            return {"peak_bytes_in_use": 3 * 2**29, "bytes_in_use": 0}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Chip()])
+    clock = iter((0.0, 1.0, 1.0)).__next__
+    speed = Throughput(chips=1, clock=clock).steps([{"flops": 1e12}])
+    assert speed["perf/peak_hbm_gib"] == 1.5 and "perf/mfu" not in speed
