@@ -177,7 +177,7 @@ class Slice:
         try:
             return lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error):
+            if not re.search("RESOURCE_EXHAUSTED.*HBM", str(error), re.IGNORECASE | re.DOTALL):
                 raise
             logging.info("a batch of %d does not fit", rows)
             return str(error)
@@ -235,11 +235,11 @@ def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, A
     began = time.monotonic()
     compiled = tpu.compile(config.batch_size)
     if isinstance(compiled, str):
-        logging.info("%s", compiled[:4000])
-        used = re.search(r"Used ([\d.]+)G of", compiled)
+        logging.info("%s", compiled)
+        needed = re.search(r"([\d.]+)G\b", compiled)  # the first figure; then what there is
         return report | {
             "fits": False,
-            "peak_hbm_gib": float(used[1]) if used else None,
+            "peak_hbm_gib": float(needed[1]) if needed else None,
             "largest_prompts": tpu.largest(config.batch_size),
         }
     found = compiled.memory_analysis()
@@ -268,7 +268,7 @@ def table(report: dict[str, Any]) -> str:
         f"{report['tiles']} tiles",
         "",
     ]
-    peak = f"{report['peak_hbm_gib']:.2f} of {chip.hbm_gib} GiB a chip"
+    peak = f"{report['peak_hbm_gib'] or math.inf:.2f} of {chip.hbm_gib} GiB a chip"
     if report["fits"]:
         parts = ", ".join(f"{name} {size:.2f}" for name, size in report["hbm_gib"].items())
         lines += [f"fits: peak HBM {peak} ({parts})"]

@@ -257,9 +257,7 @@ def test_resolve(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     for weights in (True, False):
-        with pytest.raises(
-            FileNotFoundError, match=r"'some/model' is neither .* nor .* Hub"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"'some/model' is neither .* nor .* Hub"):
             resolve("some/model", weights)
     assert with_weights == [True, False]
     monkeypatch.undo()
