@@ -110,6 +110,19 @@ def image_flops(config: SmolVLMConfig, lora: LoRAConfig | None = None) -> Flops:
     return tower + connector * config.image_seq_len
 
 
+def _token_flops(config: LlamaConfig, lora: LoRAConfig | None) -> Flops:
+    """Those of the decoder layers' linear layers, one token."""
+    d, ff = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    shared = config.num_key_value_heads * config.head_dim
+    shapes = {"q": (d, queries), "k": (d, shared), "v": (d, shared), "o": (queries, d)}
+    shapes |= {"gate": (d, ff), "up": (d, ff), "down": (ff, d)}
+    layer = Flops(0, 0)
+    for name, shape in shapes.items():
+        layer += _linear(f"text.layers.{name}", *shape, lora)
+    return layer * config.num_hidden_layers
+
+
 def decoder_flops(
     config: LlamaConfig, tokens: int, prefix: int = 0, lora: LoRAConfig | None = None
 ) -> Flops:
@@ -121,16 +134,9 @@ def decoder_flops(
         prefix: tokens read before, whose keys and values all of `tokens` attend to.
         lora: as for `image_flops`.
     """
-    d, ff = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    shared = config.num_key_value_heads * config.head_dim
-    shapes = {"q": (d, queries), "k": (d, shared), "v": (d, shared), "o": (queries, d)}
-    shapes |= {"gate": (d, ff), "up": (d, ff), "down": (ff, d)}
-    attention = 4.0 * queries * (tokens * prefix + tokens * (tokens + 1) / 2)
-    layer = Flops(attention, 2 * attention)
-    for name, shape in shapes.items():
-        layer += _linear(f"text.layers.{name}", *shape, lora) * tokens
-    return layer * config.num_hidden_layers
+    width = config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    attention = 4.0 * width * (tokens * prefix + tokens * (tokens + 1) / 2)
+    return _token_flops(config, lora) * tokens + Flops(attention, 2 * attention)
 
 
 def logits_flops(config: LlamaConfig, columns: int, lora: LoRAConfig | None = None) -> Flops:
@@ -219,6 +225,57 @@ def _reward_flops(
     if config.accuracy_weight:
         rollout += passes(asked + config.answer_tokens - 1, config.answer_tokens)
     return prompts * (picture + config.group * rollout)
+
+
+def decode_bytes(
+    cropper: SmolVLMConfig,
+    target: SmolVLMConfig,
+    config: GRPOConfig,
+    grammar: Grammar,
+    template: AnswerTemplate,
+    batch: Batch,
+    lora: LoRAConfig | None = None,
+    itemsize: int = 2,
+) -> dict[str, float]:
+    """What the decoding of a GRPO step reads from a chip's memory, at least, by phase.
+
+    An iteration reads the decoder's weights once a microbatch, and all keys and values. The other
+    passes use a weight for so many tokens that arithmetic bounds them.
+
+    Args:
+        cropper: as for `grpo_flops`, and so are the arguments that follow.
+        target: likewise.
+        config: likewise; greedy answers read the weights once a chunk of rollouts.
+        grammar: likewise.
+        template: likewise.
+        batch: the prompts of one chip.
+        lora: likewise.
+        itemsize: bytes of a number.
+
+    Returns:
+        Bytes of "rollout" and "reward".
+    """
+
+    def read(text: LlamaConfig, columns: int, passes: int, keys: int, lora: LoRAConfig | None):
+        weights = _token_flops(text, lora).forward / 2 + text.hidden_size * columns
+        widths = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        return itemsize * (passes * weights + widths * keys)
+
+    (prompts, prefix), question = batch.crop_prompt.shape, batch.question.shape[1]
+    replies, iterations = prompts * config.group, grammar.max_choices
+    keys = prompts * (prefix - 1) + replies * iterations * grammar.chunk
+    actions, passes = len(grammar.actions), iterations * config.accumulate
+    found = {"rollout": read(cropper.text, actions, passes, iterations * keys, lora), "reward": 0.0}
+    if config.accuracy_weight:
+        iterations = config.answer_tokens
+        passes = (
+            iterations * config.accumulate * (config.group // (config.reward_chunk or config.group))
+        )
+        asked = len(template.crop) + question - 1
+        keys = prompts * len(template.first) + replies * (asked + iterations)
+        vocabulary = target.text.vocab_size
+        found["reward"] = read(target.text, vocabulary, passes, iterations * keys, None)
+    return found
 
 
 def sft_flops(

@@ -7,6 +7,7 @@ axis each meaning is split over (`RULES`). An axis that the mesh does not divide
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,26 +46,30 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh over all devices.
 
     Args:
         data: replicas of the weights; -1 takes what the other axes leave.
         fsdp: devices that share one copy of weights and optimizer.
         tensor: devices that share each matmul.
+        devices: to use; None takes all there are.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     if data == -1:
-        data = max(devices // (fsdp * tensor), 1)
-    if data * fsdp * tensor != devices:
+        data = max(len(devices) // (fsdp * tensor), 1)
+    if data * fsdp * tensor != len(devices):
         raise ValueError(
-            f"a mesh of data={data} x fsdp={fsdp} x tensor={tensor} does not use the {devices} "
-            "devices there are: choose sizes that multiply to that"
+            f"a mesh of data={data} x fsdp={fsdp} x tensor={tensor} does not use the "
+            f"{len(devices)} devices there are: choose sizes that multiply to that"
         )
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=types, devices=devices)
 
 
 def _path(keys: Any) -> str:

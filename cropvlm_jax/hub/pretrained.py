@@ -26,10 +26,14 @@ BUNDLED = Path(__file__).parent.parent / "assets"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt")
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, weights: bool = True) -> Path:
     """The folder of a model: `name` itself, the bundled one, or the Hub's, downloaded once.
 
     Bundled are the tiny start weights, "zoom_digits/cropper" and "zoom_digits/target".
+
+    Args:
+        name: folder, bundled model or Hub id.
+        weights: whether to download them too.
 
     Raises:
         FileNotFoundError: `name` is none of these.
@@ -39,7 +43,7 @@ def resolve(name: str | Path) -> Path:
         if candidate.is_dir():
             return candidate
     try:
-        patterns = [*SIDE_FILES, "*.safetensors"]
+        patterns = [*SIDE_FILES, *["*.safetensors"] * weights]
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
@@ -77,14 +81,14 @@ class Pretrained:
     end_token_id: int
 
     @classmethod
-    def open(cls, name: str | Path) -> "Pretrained":
-        """Opens a folder or a model of the Hugging Face Hub.
+    def open(cls, name: str | Path, weights: bool = True) -> "Pretrained":
+        """Opens a folder or a model of the Hugging Face Hub; arguments as of `resolve`.
 
         Raises:
             FileNotFoundError: there is no such model, or a file of it is absent.
             ValueError: its parts contradict each other or are not supported.
         """
-        folder = resolve(name)
+        folder = resolve(name, weights)
         for file in ("config.json", "tokenizer.json"):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"{folder} has no {file}: not a model folder")

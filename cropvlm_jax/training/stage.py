@@ -21,7 +21,7 @@ from cropvlm_jax import parallel
 from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data import pipeline
 from cropvlm_jax.evals.scoring import encode_gold
-from cropvlm_jax.flops import grpo_flops, sft_flops
+from cropvlm_jax.flops import decode_bytes, grpo_flops, sft_flops
 from cropvlm_jax.grpo.answer_scores import Vocabulary
 from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOConfig, make_evaluation, make_step
@@ -49,6 +49,7 @@ class Stage(NamedTuple):
         make_step: `(steps) -> step`, a function of state, batch and key.
         evaluation: a function of state and batch.
         flops: operations of a step by phase, a function of the batch or its shapes.
+        decode_bytes: what its decoding reads, a function of the batch of one chip.
     """
 
     cropper: Pretrained
@@ -60,6 +61,7 @@ class Stage(NamedTuple):
     make_step: Callable[[int], Any]
     evaluation: Callable[[TrainState, Any], Any]
     flops: Callable[[Any], dict[str, float]]
+    decode_bytes: Callable[[Any], dict[str, float]]
 
 
 def make_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
@@ -77,7 +79,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
 
     Args:
         config: as `training.config.default_config` documents.
-        abstract: read no weights; `Stage.weights` are shapes.
+        abstract: read and download no weights; `Stage.weights` are shapes.
 
     Raises:
         FileNotFoundError: a model is not there.
@@ -92,7 +94,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
     def load(pretrained: Pretrained, **options: Any) -> SmolVLM:
         return pretrained.abstract(**options) if abstract else pretrained.load(**options)
 
-    cropper = Pretrained.open(config.cropper)
+    cropper = Pretrained.open(config.cropper, weights=not abstract)
     adaptation = lora.LoRAConfig(**config.lora) if config.lora.rank else None
     param_dtype = dtype if adaptation else jnp.float32
     plain = load(cropper, dtype=dtype, param_dtype=param_dtype, remat=config.remat)
@@ -139,9 +141,10 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
             make_step=lambda steps: make_sft_step(policy, optimizer(steps), config.accumulate),
             evaluation=make_sft_evaluation(policy),
             flops=lambda batch: sft_flops(cropper.config, batch, adaptation),
+            decode_bytes=lambda batch: {},
         )
 
-    target = Pretrained.open(config.target)
+    target = Pretrained.open(config.target, weights=not abstract)
     reader, weights["target"] = nnx.split(load(target, dtype=dtype))
     shared_tower = seen.single_bucket and _shares_tower(plain, weights["params"], weights["target"])
     answer_prompts = Prompts(target.tokenizer, target.config.image_seq_len, official=official)
@@ -156,6 +159,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
         vocabulary = Vocabulary.from_tokenizer(target.tokenizer)
     template = AnswerTemplate.from_prompts(answer_prompts)
     models = policy, reader, grammar, template
+    shapes = cropper.config, target.config, settings, grammar, template
     canvas, answer_tokens = tuple(config.data.canvas), config.data.answer_tokens
     return Stage(
         cropper,
@@ -168,9 +172,8 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
             *models, optimizer(steps), settings, base, vocabulary, shared_tower
         ),
         evaluation=make_evaluation(*models, settings, vocabulary),
-        flops=lambda batch: grpo_flops(
-            cropper.config, target.config, settings, grammar, template, batch, adaptation
-        ),
+        flops=lambda batch: grpo_flops(*shapes, batch, adaptation),
+        decode_bytes=lambda batch: decode_bytes(*shapes, batch, adaptation, dtype.itemsize),
     )
 
 

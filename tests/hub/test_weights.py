@@ -249,12 +249,17 @@ def test_absent_files_are_named(source):
 def test_resolve(tmp_path, monkeypatch):
     assert resolve(tmp_path) == tmp_path
 
+    with_weights = []
+
     def offline(name, allow_patterns):
+        with_weights.append("*.safetensors" in allow_patterns)
         raise LocalEntryNotFoundError(name)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"'some/model' is neither .* folder nor .* Hub"):
-        resolve("some/model")
+    for weights in (True, False):
+        with pytest.raises(FileNotFoundError, match=r"'some/model' is neither .* nor .* Hub"):
+            resolve("some/model", weights)
+    assert with_weights == [True, False]
     monkeypatch.undo()
     with pytest.raises(FileNotFoundError, match="neither"):
         resolve(tmp_path / "absent")

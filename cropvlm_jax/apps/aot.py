@@ -1,0 +1,315 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles a run's step for a TPU slice that is not there, and says what it takes.
+
+python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/sft_512.py \
+    --config.batch_size=64 --save=report.json
+
+No weights are read. A batch that does not fit is followed by a search for the largest that does.
+"""
+
+import bisect
+import collections
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags, logging
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from cropvlm_jax import boxes, parallel
+from cropvlm_jax.flops import CHIPS
+from cropvlm_jax.training.stage import build, jit_step
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Module of the run; unknown keys fail.")
+flags.mark_flag_as_required("config")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "As Cloud TPU names it, v5e-8, or its shape, v5e:2x4.", required=True
+)
+SAVE = flags.DEFINE_string("save", None, "JSON file to write the report to.")
+
+GIB = 2**30
+STEPS = 1000  # of the schedule where the config leaves it to the data: a constant of the program
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
+COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+
+def shape_name(topology: str) -> str:
+    """The compiler's name of a slice: "v5e-8" is "v5e:2x4".
+
+    Numbers are chips of v5e and v6e, which lie in a plane, and cores of v5p, two a chip, in space.
+
+    Raises:
+        ValueError: no such slice.
+    """
+    if ":" in topology:
+        return topology
+    found = re.fullmatch(r"(v5e|v6e|v5p)-(\d+)", topology)
+    if not found:
+        raise ValueError(f"topology={topology!r} is neither like v5e-8, v6e-8, v5p-8 nor v5e:2x4")
+    kind, chips, axes = found[1], int(found[2]), 2
+    if kind == "v5p":
+        chips, axes = chips // 2, 3
+    power = chips.bit_length() - 1
+    if chips != 2**power or chips == 0:
+        raise ValueError(f"topology={topology!r} does not have a power of two of chips")
+    sides = [2 ** ((power + i) // axes) for i in range(axes)]
+    return f"{kind}:" + "x".join(map(str, reversed(sides) if 1 in sides else sides))
+
+
+def collectives(hlo: str) -> dict[str, dict[str, int]]:
+    """What a chip exchanges with others in a step.
+
+    Args:
+        hlo: text of the optimised module. The body of a loop counts as often as its condition, a
+            counter below a constant, lets it run, and once where that says nothing.
+
+    Returns:
+        By kind, `count` of the operations and `bytes` of their results.
+    """
+    computations: dict[str, list[str]] = {}
+    entry = ""
+    for line in hlo.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            entry = head[2] if head[1] else entry
+            body = computations[head[2]] = []
+        elif line.startswith("  ") and computations:
+            body.append(line)
+
+    def iterations(condition: str) -> int:
+        lines = "\n".join(computations[condition])
+        constants = re.findall(r"= s32\[\]\S* constant\((\d+)\)", lines)
+        counted = len(constants) == 1 and re.search(r"ROOT .* compare\(.*direction=LT", lines)
+        return int(constants[0]) if counted else 1
+
+    def total(name: str) -> collections.Counter[tuple[str, str]]:
+        found: collections.Counter[tuple[str, str]] = collections.Counter()
+        for line in computations[name]:
+            if operation := re.search(rf" = (.*?) ({COLLECTIVES})(-start)?\(", line):
+                for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", operation[1]):
+                    bits = int((re.findall(r"\d+", dtype) or [8])[0])
+                    size = math.prod(map(int, shape.split(","))) if shape else 1
+                    found[operation[2], "bytes"] += size * bits // 8
+                found[operation[2], "count"] += 1
+            times = 1
+            if condition := re.search(r"condition=%([\w.-]+)", line):
+                times = iterations(condition[1])
+            for called in re.findall(
+                r"(?:body|condition|calls|_computation|_computations)=\{?(%[\w.-]+(?:, %[\w.-]+)*)",
+                line,
+            ):
+                for inner in called.split(", "):
+                    for key, value in total(inner[1:]).items():
+                        found[key] += times * value
+        return found
+
+    table: dict[str, dict[str, int]] = {}
+    for (kind, what), value in sorted(total(entry).items()):
+        table.setdefault(kind, {})[what] = value
+    return table
+
+
+class Slice:
+    """A TPU slice that is not there, and a run's step to be compiled for it.
+
+    Attributes:
+        chips: how many there are.
+        chip: the kind.
+        mesh: of the chips, as the config asks for.
+        stage: the run, without weights.
+        split: chips among which a batch is split.
+        multiple: what batches are multiples of, microbatches times `split`.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, topology: str):
+        """Describes the slice and builds the run.
+
+        Args:
+            config: of the run.
+            topology: name of the slice.
+
+        Raises:
+            FileNotFoundError: a model is not there.
+            ValueError: a setting is wrong.
+        """
+        name = shape_name(topology)
+        # A host of 2 x 2 chips, the default of some versions, has none for a single one.
+        options = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
+        devices: Any = topologies.get_topology_desc(name, "tpu", **options).devices
+        self.chips, self.chip = len(devices), CHIPS[devices[0].device_kind]
+        self.mesh = parallel.make_mesh(**config.mesh, devices=devices)
+        batched = parallel.batch_sharding(self.mesh)
+        self.split = self.chips // batched.shard_shape((self.chips,))[0]
+        self.multiple = self.split * (config.grpo.accumulate if config.stage == "grpo" else 1)
+        if config.batch_size % self.multiple or not config.batch_size:
+            raise ValueError(
+                f"batch_size={config.batch_size} is not a multiple of {self.multiple}, the "
+                f"microbatches times the chips that split them, on {dict(self.mesh.shape)}"
+            )
+        self.stage, self._side = build(config, abstract=True), config.data.longest_edge
+        steps = config.steps or STEPS
+        self._step, _ = jit_step(self.stage, self.mesh, steps)
+        self._state = jax.eval_shape(lambda w: self.stage.create(w, steps), self.stage.weights)
+
+    def batch(self, rows: int) -> Any:
+        """Shapes of a batch of square pictures."""
+        image = np.zeros((self._side, self._side, 3), np.uint8)
+        example = {"image": image, "question": "?", "answers": ["0"], "box": boxes.FULL}
+        row = self.stage.prepare(example, 0)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), row)
+
+    def compile(self, rows: int) -> Any:
+        """The step compiled for batches of `rows`, or what the compiler says if they do not fit."""
+        logging.info("compiling for a batch of %d: this may take minutes", rows)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        lowered = self._step.lower(self._state, self.batch(rows), key)
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if not re.search("RESOURCE_EXHAUSTED.*HBM", str(error), re.IGNORECASE | re.DOTALL):
+                raise
+            logging.info("a batch of %d does not fit", rows)
+            return str(error)
+
+    def largest(self, too_large: int) -> int:
+        """The largest batch below `too_large` that fits, found by bisection; 0 if none does."""
+        multiples = range(self.multiple, too_large, self.multiple)
+        too_many = bisect.bisect_left(
+            multiples, True, key=lambda rows: isinstance(self.compile(rows), str)
+        )
+        return too_many * self.multiple
+
+
+def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
+    """What the step of a run takes on a slice.
+
+    Args:
+        config: of the run.
+        topology: name of the slice.
+
+    Returns:
+        What `table` prints; of sizes, times and traffic of the compiled program there is None where
+        the batch does not fit.
+    """
+    tpu = Slice(config, topology)
+    chip, batch = tpu.chip, tpu.batch(config.batch_size)
+    flops = tpu.stage.flops(batch)
+    read = tpu.stage.decode_bytes(tpu.batch(config.batch_size // tpu.split))
+    compute = {phase: 1e3 * count / tpu.chips / chip.flops for phase, count in flops.items()}
+    memory = {phase: 1e3 * count / chip.hbm for phase, count in read.items()}
+    is_grpo = config.stage == "grpo"
+    report = {
+        "topology": topology,
+        "chip": chip.name,
+        "chips": tpu.chips,
+        "mesh": dict(tpu.mesh.shape),
+        "stage": config.stage,
+        "prompts": config.batch_size,
+        "group": config.grpo.group if is_grpo else None,
+        "longest_edge": config.data.longest_edge,
+        "tiles": (batch.tiles if is_grpo else batch.images).shape[1],
+        "fits": True,
+        "largest_prompts": None,
+        "peak_hbm_gib": None,
+        "hbm_gib": None,
+        "flops": flops,
+        "compiler_flops": None,
+        "decode_bytes": read,
+        "roofline_ms": {phase: max(compute[phase], memory.get(phase, 0)) for phase in flops},
+        "collectives": None,
+        "compile_seconds": None,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "date": datetime.date.today().isoformat(),
+    }
+    began = time.monotonic()
+    compiled = tpu.compile(config.batch_size)
+    if isinstance(compiled, str):
+        logging.info("%s", compiled)
+        needed = re.search(r"([\d.]+)G\b", compiled)  # the first figure; then what there is
+        return report | {
+            "fits": False,
+            "peak_hbm_gib": float(needed[1]) if needed else None,
+            "largest_prompts": tpu.largest(config.batch_size),
+        }
+    found = compiled.memory_analysis()
+    parts = {
+        "arguments": found.argument_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+        "code": found.generated_code_size_in_bytes,
+    }
+    return report | {
+        "compile_seconds": round(time.monotonic() - began, 1),
+        "peak_hbm_gib": found.peak_memory_in_bytes / GIB,
+        "hbm_gib": {name: size / GIB for name, size in parts.items()},
+        "compiler_flops": compiled.cost_analysis()["flops"],
+        "collectives": collectives(compiled.as_text()),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """A report for people."""
+    chip = next(chip for chip in CHIPS.values() if chip.name == report["chip"])
+    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
+    rollouts = f" x {report['group']} rollouts" if report["group"] else ""
+    lines = [
+        f"{report['topology']}: {report['chips']} chips {chip.name}, mesh {mesh}",
+        f"{report['stage']}: {report['prompts']} prompts{rollouts}, {report['longest_edge']} px, "
+        f"{report['tiles']} tiles",
+        "",
+    ]
+    peak = f"{report['peak_hbm_gib'] or math.inf:.2f} of {chip.hbm_gib} GiB a chip"
+    if report["fits"]:
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in report["hbm_gib"].items())
+        lines += [f"fits: peak HBM {peak} ({parts})"]
+        lines += [f"compiled in {report['compile_seconds']:.0f} s"]
+    else:
+        lines += [f"does not fit: needs {peak}; {report['largest_prompts']} prompts do"]
+    lines += ["", f"{'phase':<10} {'TFLOP':>9} {'decoding GB/chip':>17} {'at least ms':>12}"]
+    for phase, count in report["flops"].items():
+        read = report["decode_bytes"].get(phase, 0)
+        least = report["roofline_ms"][phase]
+        lines += [f"{phase:<10} {count / 1e12:>9.3f} {read / 1e9:>17.2f} {least:>12.2f}"]
+    total, least = sum(report["flops"].values()), sum(report["roofline_ms"].values())
+    lines += [f"{'step':<10} {total / 1e12:>9.3f} {'':>17} {least:>12.2f}"]
+    if report["fits"]:
+        counted = report["compiler_flops"] * report["chips"] / 1e12
+        lines += [f"{'compiler':<10} {counted:>9.3f}  (its count: a loop's body once)", ""]
+        lines += [
+            f"{kind}: {found['count']} a step, {found['bytes'] / 2**20:.1f} MiB a chip"
+            for kind, found in report["collectives"].items()
+        ] or ["no collectives"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
+    if not importlib.util.find_spec("libtpu"):
+        raise app.UsageError("the TPU compiler is missing: pip install 'cropvlm-jax[tpu]'")
+    # The compiler needs no chip, and is not to look for one, nor for the cloud's metadata.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    jax.config.update("jax_platforms", "cpu")
+    report = make_report(CONFIG.value, TOPOLOGY.value)
+    flag = flags.FLAGS["config"]
+    report["config"] = config_flags.get_config_filename(flag)
+    report["overrides"] = config_flags.get_override_values(flag)
+    print(table(report))
+    if SAVE.value:
+        text = json.dumps(report, indent=2) + "\n"
+        pathlib.Path(SAVE.value).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.INFO)
+    app.run(main)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+# Writes the reports beside this file: a GRPO step of SmolVLM-256M on slices of TPUs, no chip needed.
+# The hard case: all weights are trained, with Adam and a KL reference. A report takes minutes.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+shape=runs/smolvlm_shape
+python experiments/smolvlm_shape.py "$shape"
+
+report() {  # slice, pixels of the cropper's input, prompts, microbatches
+    python -m cropvlm_jax.apps.aot --topology="$1" \
+        --config="experiments/paper/grpo_likelihood_$2.py" \
+        --config.cropper="$shape" --config.target="$shape" \
+        --config.lora.rank=0 --config.grpo.group=8 \
+        --config.batch_size="$3" --config.grpo.accumulate="$4" \
+        --save="experiments/aot/$1_$2.json"
+}
+
+for pixels in 512 1024 2048; do
+    report v5e-1 "$pixels" 16 4  # four prompts at a time, here and on each of several chips
+    report v5e-8 "$pixels" 32 1
+    report v6e-8 "$pixels" 32 1
+    report v5p-8 "$pixels" 16 1  # eight cores are four chips
+    report v5e-256 "$pixels" 1024 1
+done

@@ -1,0 +1,140 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The real TPU compiler on the tiny models, in processes of their own as users run it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from absl import app
+
+from cropvlm_jax.apps import aot
+from cropvlm_jax.hub.pretrained import Pretrained
+
+PHASES = ["prefix", "rollout", "reward", "reference", "update"]
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    """Runs the app on the tiny models and gives its report."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("the TPU compiler needs: pip install 'cropvlm-jax[tpu]'")
+
+    def run(topology, *settings):
+        command = [sys.executable, "-m", "cropvlm_jax.apps.aot", f"--topology={topology}"]
+        command += ["--config=experiments/zoom_digits.py", f"--save={tmp_path / 'report.json'}"]
+        command += [f"--config.{setting}" for setting in settings]
+        ours = ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY")  # the app's own business
+        env = {name: value for name, value in os.environ.items() if name not in ours}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path / "report.json").read_text()), done.stdout
+
+    return run
+
+
+def test_data_parallel_step_for_four_chips(compiled):
+    settings = ("batch_size=4", "grpo.group=2", "grpo.beta=0.01", "data.canvas=(128,128)")
+    report, printed = compiled("v5e:2x2", *settings)
+    assert report["fits"] and 0 < report["peak_hbm_gib"] < 1
+    assert report["hbm_gib"].keys() == {"arguments", "temporaries", "code"}
+    shown = ("topology", "chips", "prompts", "group", "longest_edge", "tiles")
+    assert [report[name] for name in shown] == ["v5e:2x2", 4, 4, 2, 64, 1]
+    assert report["versions"]["jax"] == jax.__version__ and report["date"]
+    assert report["overrides"]["grpo.group"] == 2
+    assert report["config"] == "experiments/zoom_digits.py"
+
+    assert list(report["flops"]) == list(report["roofline_ms"]) == PHASES
+    assert all(value > 0 for value in report["roofline_ms"].values())
+    assert report["compiler_flops"] > 0 and report["compile_seconds"] > 0
+    assert all(phase in printed for phase in PHASES) and "fits" in printed
+
+    # Gradients and metrics, nothing else: the decoder's come from two passes and are reduced twice.
+    assert report["collectives"].keys() == {"all-reduce"}
+    weights = jax.tree.leaves(Pretrained.open("zoom_digits/cropper").abstract())
+    gradients = 4 * sum(x.size for x in weights)
+    assert 1 <= report["collectives"]["all-reduce"]["bytes"] / gradients < 2
+
+
+def test_a_batch_that_does_not_fit(compiled):
+    settings = ("batch_size=4", "grpo.group=768", "data.canvas=(4096,4096)")
+    report, printed = compiled("v5e-1", *settings)
+    assert not report["fits"] and report["peak_hbm_gib"] > 15
+    assert 0 < report["largest_prompts"] < 4
+    assert "does not fit" in printed and f"{report['largest_prompts']} prompts do" in printed
+
+
+def test_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(app.UsageError, match="cropvlm-jax\\[tpu\\]"):
+        aot.main([""])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("v5e-1", "v5e:1x1"),
+        ("v5e-8", "v5e:2x4"),
+        ("v6e-8", "v6e:2x4"),
+        ("v5e-256", "v5e:16x16"),
+        ("v5p-8", "v5p:2x2x1"),
+        ("v5p-64", "v5p:2x4x4"),
+        ("v5e:2x2", "v5e:2x2"),
+    ],
+)
+def test_names_of_slices(name, shape):
+    assert aot.shape_name(name) == shape
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e-0", "v5e-6", "v4-8", "v5p-1"])
+def test_unknown_slices_are_refused(name):
+    with pytest.raises(ValueError, match="topology="):
+        aot.shape_name(name)
+
+
+HLO = """HloModule jit_step, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[]{:T(128)} add(%a, %b)
+}
+
+%known (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(30)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%unknown (p: (s32[], f32[8])) -> pred[] {
+  ROOT %or = pred[]{:T(512)} all-reduce(%x), channel_id=1, to_apply=%sum
+}
+
+%inner (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %r = (f32[4,8]{1,0:T(8,128)S(1)}, /*index=1*/bf16[8]{0:T(128)}) all-reduce(%x, %y), to_apply=%sum
+}
+
+%outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %w = (s32[], f32[8]) while(%t), condition=%known, body=%inner, metadata={op_name="a/while"}
+  %g = f32[2,8]{1,0} fusion(%x), kind=kCustom, calls=%gather
+}
+
+%gather (p: f32[1,8]) -> f32[2,8] {
+  ROOT %a = f32[2,8]{1,0:T(8,128)} all-gather(%p), dimensions={0}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%t), condition=%unknown, body=%outer
+  %s = f32[8]{0} all-reduce-start(%x), to_apply=%sum
+  %d = f32[8]{0} all-reduce-done(%s)
+  ROOT %f = f32[8]{0} add(%d, %d)
+}
+"""
+
+
+def test_collectives_count_as_often_as_their_loops_run():
+    assert aot.collectives(HLO) == {
+        "all-gather": {"bytes": 64, "count": 1},
+        "all-reduce": {"bytes": 30 * (128 + 16) + 1 + 32, "count": 32},
+    }
