@@ -21,6 +21,7 @@ from cropvlm_jax import parallel
 from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data import pipeline
 from cropvlm_jax.evals.scoring import encode_gold
+from cropvlm_jax.flops import grpo_flops, sft_flops
 from cropvlm_jax.grpo.answer_scores import Vocabulary
 from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOConfig, make_evaluation, make_step
@@ -47,6 +48,7 @@ class Stage(NamedTuple):
         prepare: makes a row of a batch of an example.
         make_step: `(steps) -> step`, a function of state, batch and key.
         evaluation: a function of state and batch.
+        flops: operations of a step by phase, a function of the batch or its shapes.
     """
 
     cropper: Pretrained
@@ -57,6 +59,7 @@ class Stage(NamedTuple):
     prepare: Callable[[Any, int], Any]
     make_step: Callable[[int], Any]
     evaluation: Callable[[TrainState, Any], Any]
+    flops: Callable[[Any], dict[str, float]]
 
 
 def make_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
@@ -90,15 +93,15 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
         return pretrained.abstract(**options) if abstract else pretrained.load(**options)
 
     cropper = Pretrained.open(config.cropper)
-    adapt = config.lora.rank > 0
-    param_dtype = dtype if adapt else jnp.float32
+    adaptation = lora.LoRAConfig(**config.lora) if config.lora.rank else None
+    param_dtype = dtype if adaptation else jnp.float32
     plain = load(cropper, dtype=dtype, param_dtype=param_dtype, remat=config.remat)
     weights: dict[str, Any] = {}
     base = None
-    if adapt:
+    if adaptation:
 
         def add() -> SmolVLM:
-            return lora.add(plain, lora.LoRAConfig(**config.lora), nnx.Rngs(config.seed))
+            return lora.add(plain, adaptation, nnx.Rngs(config.seed))
 
         adapted = nnx.eval_shape(add) if abstract else add()
         policy, weights["params"], *frozen = nnx.split(adapted, lora.LoRAParam, ...)
@@ -119,7 +122,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
         return make_optimizer(config, steps * (settings.updates if is_grpo else 1))
 
     def create(weights: dict[str, Any], steps: int) -> TrainState:
-        if is_grpo and settings.beta and not adapt:
+        if is_grpo and settings.beta and not adaptation:
             # A copy, because the step donates the whole state.
             reference = jax.tree.map(lambda x: x.astype(dtype), weights["params"])
             weights = weights | {"reference": reference}
@@ -135,6 +138,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
             prepare=pipeline.BoxPreparer(seen, grammar.max_length),
             make_step=lambda steps: make_sft_step(policy, optimizer(steps)),
             evaluation=make_sft_evaluation(policy),
+            flops=lambda batch: sft_flops(cropper.config, batch, adaptation),
         )
 
     target = Pretrained.open(config.target)
@@ -149,7 +153,8 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
             max_length=GOLD_CHARACTERS,
         )
         vocabulary = Vocabulary.from_tokenizer(target.tokenizer)
-    models = policy, reader, grammar, AnswerTemplate.from_prompts(answer_prompts)
+    template = AnswerTemplate.from_prompts(answer_prompts)
+    models = policy, reader, grammar, template
     canvas, answer_tokens = tuple(config.data.canvas), config.data.answer_tokens
     return Stage(
         cropper,
@@ -160,6 +165,9 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
         prepare=pipeline.Preparer(seen, answer_prompts, canvas, answer_tokens, gold),
         make_step=lambda steps: make_step(*models, optimizer(steps), settings, base, vocabulary),
         evaluation=make_evaluation(*models, settings, vocabulary),
+        flops=lambda batch: grpo_flops(
+            cropper.config, target.config, settings, grammar, template, batch, adaptation
+        ),
     )
 
 

@@ -1,0 +1,233 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Floating point operations of a step, computed from its shapes, and what chips do at their best.
+
+These are *model FLOPs*, what MFU is defined by: the matmuls of linear layers and attention, two
+operations a multiply-add, and nothing elementwise. Of a backward pass, gradients of activations
+everywhere above the lowest trained weight, and of those weights that are trained. What remat
+computes again does not count. Tokens count as the arrays hold them, padding included; attention
+counts the keys that a causal mask leaves, a good half, though XLA multiplies by the others too.
+
+    phases = stage.flops(batch)  # or grpo_flops(...), with what `make_step` takes
+    mfu = sum(phases.values()) / (seconds * devices * CHIPS[device.device_kind].flops)
+"""
+
+import dataclasses
+import re
+from typing import NamedTuple
+
+from cropvlm_jax.boxes import Grammar
+from cropvlm_jax.data.pipeline import Batch, SupervisedBatch
+from cropvlm_jax.grpo.rewards import AnswerTemplate
+from cropvlm_jax.grpo.step import GRPOConfig
+from cropvlm_jax.models.llama import LlamaConfig
+from cropvlm_jax.models.lora import LoRAConfig
+from cropvlm_jax.models.smolvlm import SmolVLMConfig
+
+
+class Chip(NamedTuple):
+    """The best that one chip does.
+
+    Attributes:
+        name: as in the names of Cloud TPU slices.
+        flops: bf16 operations a second of its matrix units.
+        hbm_gib: memory.
+        hbm: bytes a second from and to that memory.
+        ici: bytes a second that it sends to its neighbours, over all links.
+    """
+
+    name: str
+    flops: float
+    hbm_gib: float
+    hbm: float
+    ici: float
+
+
+# By `jax.Device.device_kind`. Source: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; the links' 1600,
+# 4800 and 3200 Gbit/s are what a chip sends, and it receives as much at the same time.
+CHIPS = {
+    "TPU v5 lite": Chip("v5e", 197e12, 16, 819e9, 200e9),
+    "TPU v5": Chip("v5p", 459e12, 95, 2765e9, 600e9),
+    "TPU v6 lite": Chip("v6e", 918e12, 32, 1640e9, 400e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Operations of one pass forward and, where weights are trained, of one backward."""
+
+    forward: float
+    backward: float
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, times: float) -> "Flops":
+        return Flops(self.forward * times, self.backward * times)
+
+
+def _linear(
+    path: str,
+    inputs: int,
+    outputs: int,
+    lora: LoRAConfig | None,
+    input_gradient: bool = True,
+) -> Flops:
+    """A linear layer's, one token. Without adapters its weights are trained."""
+    dense = 2.0 * inputs * outputs
+    if lora is None:
+        return Flops(dense, dense * (1 + input_gradient))
+    backward = dense * input_gradient
+    if not re.fullmatch(lora.targets, path):
+        return Flops(dense, backward)
+    into, out_of = 2.0 * inputs * lora.rank, 2.0 * lora.rank * outputs
+    backward += (1 + input_gradient) * into + 2 * out_of
+    return Flops(dense + into + out_of, backward)
+
+
+def image_flops(config: SmolVLMConfig, lora: LoRAConfig | None = None) -> Flops:
+    """The vision tower's and the connector's, one image.
+
+    Args:
+        config: the model's shape.
+        lora: its adapters; None for a plain model, all of whose weights are trained, if any.
+    """
+    vision, scale = config.vision, config.scale_factor
+    d, ff, patches = vision.hidden_size, vision.intermediate_size, vision.grid**2
+    shapes = dict.fromkeys("qkvo", (d, d)) | {"fc1": (d, ff), "fc2": (ff, d)}
+    linears = {f"vision.layers.{name}": shape for name, shape in shapes.items()}
+    is_trained = lora is None or any(re.fullmatch(lora.targets, path) for path in linears)
+
+    attention = 4.0 * patches**2 * d
+    layer = Flops(attention, 2 * attention)
+    for path, shape in linears.items():
+        layer += _linear(path, *shape, lora) * patches
+    pixels = _linear("vision.patch_embedding", 3 * vision.patch_size**2, d, lora, False) * patches
+    tower = pixels + layer * vision.num_hidden_layers
+    connector = _linear("connector", d * scale**2, config.text.hidden_size, lora, is_trained)
+    if not is_trained:
+        tower = Flops(tower.forward, 0)
+    return tower + connector * config.image_seq_len
+
+
+def decoder_flops(
+    config: LlamaConfig, tokens: int, prefix: int = 0, lora: LoRAConfig | None = None
+) -> Flops:
+    """The decoder layers', one sequence; the same whether read at once or token by token.
+
+    Args:
+        config: the decoder's shape.
+        tokens: of the sequence.
+        prefix: tokens read before, whose keys and values all of `tokens` attend to.
+        lora: as for `image_flops`.
+    """
+    d, ff = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    shared = config.num_key_value_heads * config.head_dim
+    shapes = {"q": (d, queries), "k": (d, shared), "v": (d, shared), "o": (queries, d)}
+    shapes |= {"gate": (d, ff), "up": (d, ff), "down": (ff, d)}
+    attention = 4.0 * queries * (tokens * prefix + tokens * (tokens + 1) / 2)
+    layer = Flops(attention, 2 * attention)
+    for name, shape in shapes.items():
+        layer += _linear(f"text.layers.{name}", *shape, lora) * tokens
+    return layer * config.num_hidden_layers
+
+
+def logits_flops(config: LlamaConfig, columns: int, lora: LoRAConfig | None = None) -> Flops:
+    """The output head's, which has no adapters, one token, for `columns` of the vocabulary."""
+    dense = 2.0 * config.hidden_size * columns
+    return Flops(dense, dense * (1 + (lora is None)))
+
+
+def crop_flops(canvas: tuple[int, int], side: int) -> float:
+    """Those of cutting one crop out of a canvas: four resampling passes, each a dense matmul.
+
+    A pass counts once, in however many digits its weights are multiplied.
+    """
+    longest = max(canvas)
+    return 2.0 * 3 * side * (longest**2 + longest * side + 2 * side**2)
+
+
+def grpo_flops(
+    cropper: SmolVLMConfig,
+    target: SmolVLMConfig,
+    config: GRPOConfig,
+    grammar: Grammar,
+    template: AnswerTemplate,
+    batch: Batch,
+    lora: LoRAConfig | None = None,
+) -> dict[str, float]:
+    """A GRPO step's, by the phases that `grpo.step` names.
+
+    Args:
+        cropper: shape of the model being trained.
+        target: shape of the frozen model.
+        config: settings of the step. `accumulate` and `reward_chunk` change nothing.
+        grammar: of the cropper's tokenizer.
+        template: of the target's tokenizer.
+        batch: arrays, or their shapes, of all prompts of the step.
+        lora: the cropper's adapters; None where all its weights are trained.
+
+    Returns:
+        Operations of "prefix", "rollout", "reward" (crops included, `crop_flops`), "reference" and
+        "update", over all devices. Greedy answers are counted at their full length.
+    """
+    (prompts, tiles), read = batch.tiles.shape[:2], batch.crop_prompt.shape[1] - 1
+    replies = prompts * config.group
+    actions, vocabulary = len(grammar.actions), cropper.text.vocab_size
+
+    def prefix(lora: LoRAConfig | None) -> Flops:
+        decoder = decoder_flops(cropper.text, read, lora=lora)
+        return (image_flops(cropper, lora) * tiles + decoder) * prompts
+
+    def reply(tokens: int, choices: int, columns: int, lora: LoRAConfig | None) -> Flops:
+        logits = logits_flops(cropper.text, columns, lora) * choices
+        return (decoder_flops(cropper.text, tokens, read, lora) + logits) * replies
+
+    sampled = reply(grammar.max_choices * grammar.chunk, grammar.max_choices, actions, lora)
+    length = grammar.max_length
+    written = reply(length, length, actions + bool(config.format_weight) * vocabulary, lora)
+    own_prefix = prefix(lora)
+    update = written.forward + written.backward + own_prefix.backward
+    reference = (prefix(None) + reply(length, length, actions, None)).forward if config.beta else 0
+    return {
+        "prefix": own_prefix.forward,
+        "rollout": sampled.forward,
+        "reward": _reward_flops(target, config, template, batch),
+        "reference": reference,
+        "update": update + (config.updates - 1) * (own_prefix.forward + update),
+    }
+
+
+def _reward_flops(
+    target: SmolVLMConfig, config: GRPOConfig, template: AnswerTemplate, batch: Batch
+) -> float:
+    (prompts, question), answer = batch.question.shape, batch.answer.shape[1]
+    first, asked = len(template.first), len(template.crop) + question
+    crop = crop_flops(batch.canvas.shape[1:3], target.vision.image_size)
+    seen = crop + image_flops(target).forward
+
+    def passes(tokens: int, answers: int) -> float:
+        logits = logits_flops(target.text, target.text.vocab_size) * answers
+        return (decoder_flops(target.text, tokens, first) + logits).forward
+
+    picture, rollout = seen + decoder_flops(target.text, first).forward, seen
+    if config.likelihood_weight:
+        rollout += passes(asked + answer - 1, answer)
+        if config.gain:
+            picture += passes(question + answer - 1, answer)
+    if config.accuracy_weight:
+        rollout += passes(asked + config.answer_tokens - 1, config.answer_tokens)
+    return prompts * (picture + config.group * rollout)
+
+
+def sft_flops(
+    cropper: SmolVLMConfig, batch: SupervisedBatch, lora: LoRAConfig | None = None
+) -> dict[str, float]:
+    """A supervised step's "forward" and "backward"; arguments as of `grpo_flops`."""
+    (rows, images), prompt = batch.images.shape[:2], batch.prompt.shape[1]
+    completion = batch.completion.shape[1]
+    logits = logits_flops(cropper.text, cropper.text.vocab_size, lora) * completion
+    decoder = decoder_flops(cropper.text, prompt + completion - 1, lora=lora)
+    total = (image_flops(cropper, lora) * images + decoder + logits) * rows
+    return dataclasses.asdict(total)
