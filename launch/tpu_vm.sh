@@ -64,9 +64,9 @@ ready() { # waits for the TPU VM; asks for one where there is none, or none any 
     esac
   done
 }
-install() { # after stopping what an earlier launcher may have left running
+install() {
   tpu tpu-vm scp "$tmp/code.tgz" launch/tpu_worker.sh "$NAME:" --worker=all &&
-    on_all --command="bash tpu_worker.sh stop && bash tpu_worker.sh install '$BUCKET'"
+    on_all --command="bash tpu_worker.sh install '${BUCKET#gs://}'"
 }
 run() {
   local logs ssh tail code=0
@@ -82,12 +82,10 @@ run() {
 }
 
 state tpu-vm state >/dev/null # without access, rather now than at every attempt
-if [ "$1" = delete ]; then
-  delete
-  exit
-fi
+if [ "$1" = delete ]; then delete; exit; fi
 export GIT_INDEX_FILE=$tmp/index # not the checkout's own
-git add --all && git archive --format=tar.gz --output="$tmp/code.tgz" "$(git write-tree)"
+git add --all
+git archive --format=tar.gz --output="$tmp/code.tgz" "$(git write-tree)"
 trap 'say "stopping"; on_all --command="bash tpu_worker.sh stop" || true; exit 130' INT TERM
 failures=0
 until began=$SECONDS && ready && began=$SECONDS && install && run "$@"; do

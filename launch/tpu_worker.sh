@@ -3,13 +3,16 @@
 set -euo pipefail
 cd
 
+stop() { # a run, which saves first; it may be one that has lost its launcher
+  if pid=$(cat run.pid 2>/dev/null) && kill "$pid" 2>/dev/null; then
+    timeout 600 tail --pid="$pid" -f /dev/null || kill -9 "$pid"
+  fi
+}
+
 case $1 in
-  stop) # a run that is still there, which saves it
-    if pid=$(cat run.pid 2>/dev/null) && kill "$pid" 2>/dev/null; then
-      timeout 600 tail --pid="$pid" -f /dev/null || kill -9 "$pid"
-    fi
-    ;;
+  stop) stop ;;
   install)
+    stop
     mkdir -p storage
     if [ -n "$2" ] && ! mountpoint -q storage; then
       key=/usr/share/keyrings/cloud.google.asc source=https://packages.cloud.google.com/apt
@@ -27,9 +30,11 @@ case $1 in
     ln -s ~/storage/runs ~/storage/data cropvlm_jax
     [ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
     .local/bin/uv venv --quiet --allow-existing --python 3.11 venv # the images have 3.10
-    .local/bin/uv pip install --quiet --python venv -e 'cropvlm_jax[tpu,data]'
+    .local/bin/uv pip install --quiet --python venv -e './cropvlm_jax[tpu,data]'
     ;;
   run)
+    stop
+    trap 'rm -f ~/run.pid' EXIT
     export PATH=~/venv/bin:$PATH
     cd cropvlm_jax
     "${@:2}" &
