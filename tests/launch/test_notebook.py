@@ -7,6 +7,7 @@ import pathlib
 
 import nbclient
 import nbformat
+import numpy as np
 
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.training.config import default_config
@@ -35,15 +36,18 @@ def test_it_is_committed_without_outputs_and_its_settings_are_known_ones():
 
 def test_it_runs_top_to_bottom(tmp_path):
     notebook, cells = read()
-    fewer = f"STEPS, SCENES, WORKDIR = 2, 8, {str(tmp_path / 'run')!r}"
+    fewer = f"STEPS, SCENES, WORKDIR = 2, 1, {str(tmp_path / 'run')!r}"
     cells["settings"].source += f"\n{fewer}"
+    cells["config"].source += "\nconfig.batch_size, config.grpo.group = 2, 2"
     resources = {"metadata": {"path": str(ROOT)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
 
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2]
-    exported = Pretrained.open(tmp_path / "run" / "export").load()
-    assert exported.text.head[...].dtype == "bfloat16"
+    exported = Pretrained.open(tmp_path / "run" / "export")
+    assert json.loads((exported.folder / "config.json").read_text())["dtype"] == "bfloat16"
+    trained = Pretrained.open(tmp_path / "run" / "cropper").load().text.head[...]
+    np.testing.assert_allclose(exported.load().text.head[...], trained, rtol=2**-8)
     for name in ("zoom", "train", "compare", "panels"):
         shown = [output.get("data", {}) for output in cells[name].outputs]
         assert sum("image/png" in data for data in shown) == 1, name
