@@ -81,7 +81,9 @@ def run(
     trained = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info("training %s weights on %s", f"{trained:,}", mesh)
     evaluation = jax.jit(
-        stage.evaluation, in_shardings=(shardings, batched), out_shardings=replicated
+        parallel.on_mesh(mesh, stage.evaluation),
+        in_shardings=(shardings, batched),
+        out_shardings=replicated,
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:

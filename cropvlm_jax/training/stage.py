@@ -47,6 +47,7 @@ class Stage(NamedTuple):
         prepare: makes a row of a batch of an example.
         make_step: `(steps) -> step`, a function of state, batch and key.
         evaluation: a function of state and batch.
+        target: the folder of the frozen model that gives the reward, or None.
     """
 
     cropper: Pretrained
@@ -57,6 +58,7 @@ class Stage(NamedTuple):
     prepare: Callable[[Any, int], Any]
     make_step: Callable[[int], Any]
     evaluation: Callable[[TrainState, Any], Any]
+    target: Pretrained | None = None
 
 
 def make_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
@@ -160,16 +162,20 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
         prepare=pipeline.Preparer(seen, answer_prompts, canvas, answer_tokens, gold),
         make_step=lambda steps: make_step(*models, optimizer(steps), settings, base, vocabulary),
         evaluation=make_evaluation(*models, settings, vocabulary),
+        target=target,
     )
 
 
 def jit_step(stage: Stage, mesh: Mesh, steps: int) -> tuple[Any, Any]:
     """The jitted step of a run of `steps` batches on a mesh, and the shardings of its state."""
     shapes = jax.eval_shape(lambda weights: stage.create(weights, steps), stage.weights)
-    shardings = parallel.state_shardings(mesh, shapes)
+    shardings = parallel.state_shardings(mesh, shapes, stage.cropper.config.heads)
+    if stage.target:
+        of_target = parallel.state_shardings(mesh, shapes.target, stage.target.config.heads)
+        shardings = shardings._replace(target=of_target)
     batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     step = jax.jit(
-        stage.make_step(steps),
+        parallel.on_mesh(mesh, stage.make_step(steps)),
         in_shardings=(shardings, batched, replicated),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
