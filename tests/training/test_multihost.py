@@ -47,12 +47,7 @@ class Run:
         self.workdir, self.log = workdir, workdir.with_name(f"{workdir.name}-{time.time()}.log")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [
-                    *command,
-                    "--config=experiments/zoom_digits.py",
-                    f"--workdir={workdir}",
-                    *settings,
-                ],
+                [*command, "--config=experiments/zoom_digits.py", *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
