@@ -1,26 +1,34 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Meshes and shardings: the only file that names mesh axes.
+"""Meshes, shardings and processes: the only file that names mesh axes.
 
-A weight's place in its module says what its axes mean (`LOGICAL_AXES`); one table says which mesh
-axis each meaning is split over (`RULES`). An axis that the mesh does not divide stays whole.
+A weight's place in its module says what its axes mean (`LOGICAL_AXES`), an activation's axes are
+named where it is constrained; one table says which mesh axis each meaning is split over (`RULES`).
+An axis that the mesh does not divide stays whole, and heads stay whole in any case.
 """
 
+import contextlib
+import functools
+import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
+
+HEARTBEAT_SECONDS = 30  # a process that has been silent for so long is dead
 
 RULES: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": "fsdp",
+    "rank": "fsdp",
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
@@ -35,21 +43,55 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers/fc1/bias", (None, "mlp")),
     (r"layers/(down|fc2)/kernel", (None, "mlp", "embed")),
     (r"layers/(q|k|v|gate|up|fc1)/lora_a", (None, "embed", None)),
-    (r"layers/o/lora_a", (None, "heads", None)),
-    (r"layers/(down|fc2)/lora_a", (None, "mlp", None)),
-    (r"layers/[qkv]/lora_b", (None, None, "heads")),
-    (r"layers/(gate|up|fc1)/lora_b", (None, None, "mlp")),
+    (r"layers/o/lora_a", (None, "heads", "rank")),
+    (r"layers/(down|fc2)/lora_a", (None, "mlp", "rank")),
+    (r"layers/[qkv]/lora_b", (None, "rank", "heads")),
+    (r"layers/(gate|up|fc1)/lora_b", (None, "rank", "mlp")),
     (r"layers/(o|down|fc2)/lora_b", (None, None, "embed")),
+    (r"connector/lora_a", (None, "rank")),
     (r"connector/lora_b", (None, "embed")),
     (r"text/embedding/embedding|text/head", ("vocab", "embed")),
     (r"position_embedding/embedding|patch_embedding/kernel|connector/kernel", (None, "embed")),
 )
 
 
+@contextlib.contextmanager
+def joined(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Iterator[None]:
+    """Makes this process one of several that run the same program; if one fails, all end.
+
+    To be entered before anything else uses jax. Arguments that the environment tells, as Cloud TPU
+    and Slurm do, may be left out. Only process 0 logs more than warnings.
+
+    Args:
+        coordinator_address: host:port of process 0.
+        num_processes: of all hosts together.
+        process_id: from 0 on.
+    """
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+    if jax.process_index():
+        logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        # An ordinary exit would wait for the other processes, which wait for this one.
+        logging.exception("process %d of %d ends", jax.process_index(), jax.process_count())
+        logging.flush()
+        os._exit(1)
+
+
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over all devices.
+    """A mesh over all devices; slices of a TPU pod, which the slower network joins, split `data`.
 
     Args:
         data: replicas of the weights; -1 takes what the other axes leave.
@@ -58,7 +100,8 @@ def make_mesh(
         devices: to use; None takes all there are.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or `data` is not a multiple
+            of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     if data == -1:
@@ -69,39 +112,93 @@ def make_mesh(
             f"{len(devices)} devices there are: choose sizes that multiply to that"
         )
     types = (AxisType.Auto,) * 3
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=types, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=types, devices=devices)
+    if data % slices:
+        raise ValueError(f"data={data} is not a multiple of the {slices} slices there are")
+    within, across = (data // slices, fsdp, tensor), (slices, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    return Mesh(grid, AXES, axis_types=types)
 
 
-def _path(keys: Any) -> str:
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
+def _spec(
+    mesh: Mesh | AbstractMesh,
+    axes: Sequence[str | None],
+    shape: tuple[int, ...],
+    units: Mapping[str, int],
+) -> PartitionSpec:
+    """What the rules make of an array of `shape`.
 
-
-def _spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-    axes = next((a for pattern, a in LOGICAL_AXES if re.search(pattern, path)), ())
-    if len(axes) != len(shape):
-        return PartitionSpec()  # norms, scalars
+    Args:
+        mesh: has the sizes.
+        axes: logical axes, as many as `shape` has.
+        shape: of the array.
+        units: how many indivisible parts a logical axis has, where that is not its size.
+    """
     spec = []
     for logical, size in zip(axes, shape, strict=True):
-        name = RULES.get(logical) if logical else None
-        parts = int(np.prod([mesh.shape[n] for n in np.atleast_1d(name)])) if name else 1
-        if size % parts:
-            logging.info("%s: %d is not a multiple of %s=%d, not split", path, size, name, parts)
-        spec.append(name if size % parts == 0 and parts > 1 else None)
+        name = RULES[logical] if logical else ()
+        parts = math.prod(mesh.shape[n] for n in np.atleast_1d(name))
+        whole = units.get(logical or "", size)
+        if whole % parts:
+            _say(f"{logical} stay whole: {whole} do not divide over {name}={parts}")
+        spec.append(name if parts > 1 and whole % parts == 0 else None)
     return PartitionSpec(*spec)
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
+@functools.cache
+def _say(text: str) -> None:
+    """Logs the same text only once."""
+    logging.info("%s", text)
+
+
+def state_shardings(mesh: Mesh | AbstractMesh, state: Any, heads: Mapping[str, int]) -> Any:
     """Shardings of a train state (or any tree that holds weights under their usual paths).
 
     Optimizer moments have the paths of their weights inside, and so the same shardings.
 
     Args:
         mesh: from `make_mesh`.
-        state: arrays or their shapes.
+        state: arrays or their shapes, of one model.
+        heads: of that model's towers, `SmolVLMConfig.heads`.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(mesh, _spec(mesh, _path(path), x.shape)), state
-    )
+
+    def sharding(keys: Any, x: Any) -> NamedSharding:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        axes = next((axes for pattern, axes in LOGICAL_AXES if re.search(pattern, path)), ())
+        if len(axes) != len(x.shape):
+            return NamedSharding(mesh, PartitionSpec())  # norms, scalars
+        tower = next((tower for tower in heads if f"{tower}/" in path), None)
+        units = {"heads": heads[tower]} if tower else {}
+        return NamedSharding(mesh, _spec(mesh, axes, x.shape, units))
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, to be jitted with shardings of `mesh`, with the `constrain`s inside in force."""
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Says how an activation is split under `on_mesh`; elsewhere it changes nothing.
+
+    Args:
+        x: the activation.
+        *axes: logical axes of its first axes; the others stay whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = _spec(mesh, axes + (None,) * (x.ndim - len(axes)), x.shape, {})
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -150,6 +247,11 @@ def check_same_on_all_hosts(text: str, what: str) -> None:
 def abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     """Shape, dtype and sharding of an array."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def on_all_hosts(ok: bool) -> bool:
+    """Whether `ok` holds on every host."""
+    return jax.process_count() == 1 or bool(multihost_utils.process_allgather(ok).all())
 
 
 def gather(tree: Any) -> Any:

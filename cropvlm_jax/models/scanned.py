@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cropvlm_jax import parallel
+
 
 def precision(dtype: Any) -> jax.lax.Precision | None:
     """Matmul precision that makes fp32 mean fp32: a TPU multiplies in bf16 unless told so."""
@@ -33,7 +35,7 @@ def scan(
     Args:
         call: `(layer, x, x_of_layer) -> (x, y_of_layer)`.
         layers: what `stack` returned.
-        x: activations, passed from layer to layer.
+        x: activations `[B, ...]`, passed from layer to layer.
         xs: pytree of per-layer inputs, leading axis the layer (or None).
         remat: recompute each layer in the backward pass instead of storing its activations.
 
@@ -44,6 +46,8 @@ def scan(
 
     def body(x, weights_and_xs):
         weights, per_layer = weights_and_xs
+        # Or the partitioner splits activations as the weights are, and gathers the batch instead.
+        x = parallel.constrain(x, "batch")
         return call(nnx.merge(graphdef, weights), x, per_layer)
 
     if remat:

@@ -50,6 +50,11 @@ class SmolVLMConfig:
         """Tokens of one image."""
         return (self.vision.grid // self.scale_factor) ** 2
 
+    @property
+    def heads(self) -> dict[str, int]:
+        """Heads of each tower that can be told apart: query heads stay with the keys they share."""
+        return {"vision": self.vision.num_attention_heads, "text": self.text.num_key_value_heads}
+
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "SmolVLMConfig":
         """Reads a Hugging Face `config.json` of type idefics3 or smolvlm.

@@ -16,6 +16,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from cropvlm_jax import parallel
+
 CONFIG = "config.json"
 # What may change between the runs of one folder: nothing that changes what is computed.
 FREE = ("mesh.", "checkpoint.", "export_every.", "data.workers.")
@@ -83,10 +85,12 @@ class Checkpoints:
             items = ocp.args.Composite(
                 state=ocp.args.StandardRestore(_flat(abstract)), place=ocp.args.JsonRestore()
             )
+            restored: Any = None
             try:
                 restored = self._manager.restore(step, args=items)
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 logging.error("checkpoint %d cannot be read: %s", step, error)
+            if not parallel.on_all_hosts(restored is not None):
                 unreadable.append(step)
                 continue
             self._set_aside(unreadable)
@@ -105,6 +109,7 @@ class Checkpoints:
             broken = self._folder / str(step)
             broken.rename(broken.with_name(f"broken.{step}.{os.getpid()}"))
         if steps:
+            parallel.on_all_hosts(True)  # waits for the renaming
             self._manager.reload()
 
     def close(self) -> None:

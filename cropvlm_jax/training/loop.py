@@ -117,7 +117,9 @@ def run(
         return done | {"rollouts": rollouts, "images": pictures + rollouts}
 
     evaluation = jax.jit(
-        stage.evaluation, in_shardings=(shardings, batched), out_shardings=replicated
+        parallel.on_mesh(mesh, stage.evaluation),
+        in_shardings=(shardings, batched),
+        out_shardings=replicated,
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:

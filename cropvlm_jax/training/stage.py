@@ -50,6 +50,7 @@ class Stage(NamedTuple):
         evaluation: a function of state and batch.
         flops: operations of a step by phase, a function of the batch or its shapes.
         decode_bytes: what its decoding reads, a function of the batch of one chip.
+        target: the folder of the frozen model that gives the reward, or None.
     """
 
     cropper: Pretrained
@@ -62,6 +63,7 @@ class Stage(NamedTuple):
     evaluation: Callable[[TrainState, Any], Any]
     flops: Callable[[Any], dict[str, float]]
     decode_bytes: Callable[[Any], dict[str, float]]
+    target: Pretrained | None = None
 
 
 def make_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
@@ -174,6 +176,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
         evaluation=make_evaluation(*models, settings, vocabulary),
         flops=lambda batch: grpo_flops(*shapes, batch, adaptation),
         decode_bytes=lambda batch: decode_bytes(*shapes, batch, adaptation, dtype.itemsize),
+        target=target,
     )
 
 
@@ -195,10 +198,13 @@ def _shares_tower(cropper: SmolVLM, trained: nnx.State, target: nnx.State) -> bo
 def jit_step(stage: Stage, mesh: Mesh, steps: int) -> tuple[Any, Any]:
     """The jitted step of a run of `steps` batches on a mesh, and the shardings of its state."""
     shapes = jax.eval_shape(lambda weights: stage.create(weights, steps), stage.weights)
-    shardings = parallel.state_shardings(mesh, shapes)
+    shardings = parallel.state_shardings(mesh, shapes, stage.cropper.config.heads)
+    if stage.target:
+        of_target = parallel.state_shardings(mesh, shapes.target, stage.target.config.heads)
+        shardings = shardings._replace(target=of_target)
     batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     step = jax.jit(
-        stage.make_step(steps),
+        parallel.on_mesh(mesh, stage.make_step(steps)),
         in_shardings=(shardings, batched, replicated),
         out_shardings=(shardings, replicated),
         donate_argnums=0,

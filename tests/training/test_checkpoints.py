@@ -33,7 +33,7 @@ def make_state(seed: int) -> dict[str, Any]:
         "opt_state": optax.adam(0.1).init(params),
         "key": jax.random.key_data(jax.random.key(seed)),
     }
-    return jax.device_put(state, parallel.state_shardings(mesh, state))
+    return jax.device_put(state, parallel.state_shardings(mesh, state, heads={}))
 
 
 def check_equal(found: Any, expected: Any) -> None:

@@ -1,0 +1,127 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The quickstart in two processes: stopped together, ended by each other's death, resumed, and in
+the end the same as in one process."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 12
+SETTINGS = {
+    "steps": STEPS,
+    "batch_size": 4,
+    "learning_rate": 1e-4,
+    "grpo.group": 2,
+    "grpo.format_weight": 0.0,
+    "checkpoint.every": 4,
+}
+
+
+class Run:
+    """A run of `apps.train`, by one process or by `launch/multihost_local.sh`'s two."""
+
+    def __init__(self, workdir: pathlib.Path, cache: pathlib.Path, processes: int):
+        train = [sys.executable, "-m", "cropvlm_jax.apps.train"]
+        command = train if processes == 1 else ["bash", ROOT / "launch/multihost_local.sh"]
+        arguments = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
+        arguments.append(f"--workdir={workdir}")
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "VIRTUAL_ENV": sys.prefix,
+            "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        }
+        self.workdir, self.log = workdir, workdir.with_name(f"{workdir.name}-{time.time()}.log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, "--config=experiments/zoom_digits.py", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all have ended
+
+    def wait_for(self, step: int) -> None:
+        """Until the metrics of `step` are there."""
+        file = self.workdir / "metrics.jsonl"
+        while not file.is_file() or f'"step": {step}' not in file.read_text():
+            assert self.process.poll() is None, self.log.read_text()[-5000:]
+            time.sleep(0.01)
+
+    def pid(self, process: int) -> int:
+        """Of one of the two."""
+        for folder in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                command = (folder / "cmdline").read_text()
+            except OSError:
+                continue  # ended meanwhile
+            if f"--process_id={process}\0" in command and f"={self.workdir}\0" in command:
+                return int(folder.name)
+        raise AssertionError(f"process {process} is not there")
+
+    def end(self, code: int) -> str:
+        """Waits for the end; returns the log."""
+        found, log = self.process.wait(300), self.log.read_text()
+        assert found == code, log[-5000:]
+        return log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_two_processes_train_as_one(tmp_path):
+    cache, together, alone = (tmp_path / name for name in ("cache", "together", "alone"))
+    with Run(together, cache, 2) as run:
+        run.wait_for(2)
+        run.process.send_signal(signal.SIGTERM)
+        run.end(143)
+    saved = [int(folder.name) for folder in (together / "checkpoints").iterdir()]
+    assert len(saved) == 1 and 2 < saved[0] < STEPS  # both at the same step
+
+    with Run(together, cache, 2) as run:
+        run.wait_for(saved[0] + 2)
+        os.kill(run.pid(1), signal.SIGKILL)
+        killed = time.monotonic()
+        log = run.end(1)
+    assert time.monotonic() - killed < 60
+    assert "process 0 of 2 ends" in log
+    assert not (together / "cropper").exists()
+
+    with Run(together, cache, 2) as run:
+        log = run.end(0)
+    assert "going on after step" in log and "process 1: I" not in log  # one process tells
+
+    with Run(alone, cache, 1) as run:
+        run.end(0)
+    rows = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (alone, together)
+    ]
+    assert [row["step"] for row in rows[1]] == list(range(1, STEPS + 1))
+    for one, other in zip(*rows, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (one["step"], name)
+    one, other = (load_file(folder / "cropper/model.safetensors") for folder in (alone, together))
+    assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-5
