@@ -190,7 +190,7 @@ def grpo_flops(
         logits = logits_flops(cropper.text, columns, lora) * choices
         return (decoder_flops(cropper.text, tokens, read, lora) + logits) * replies
 
-    sampled = reply(grammar.max_choices * grammar.chunk, grammar.max_choices, actions, lora)
+    sampled = reply(grammar.iterations * grammar.chunk, grammar.iterations, actions, lora)
     length = grammar.max_length
     written = reply(length, length, actions + bool(config.format_weight) * vocabulary, lora)
     own_prefix = prefix(lora)
@@ -262,7 +262,7 @@ def decode_bytes(
         return itemsize * (passes * weights + widths * keys)
 
     (prompts, prefix), question = batch.crop_prompt.shape, batch.question.shape[1]
-    replies, iterations = prompts * config.group, grammar.max_choices
+    replies, iterations = prompts * config.group, grammar.iterations
     keys = prompts * (prefix - 1) + replies * iterations * grammar.chunk
     actions, passes = len(grammar.actions), iterations * config.accumulate
     found = {"rollout": read(cropper.text, actions, passes, iterations * keys, lora), "reward": 0.0}
