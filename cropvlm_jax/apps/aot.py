@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -182,13 +183,11 @@ class Slice:
             logging.info("a batch of %d does not fit", rows)
             return str(error)
 
-    def largest(self, too_large: int) -> int:
-        """The largest batch below `too_large` that fits, found by bisection; 0 if none does."""
-        multiples = range(self.multiple, too_large, self.multiple)
-        too_many = bisect.bisect_left(
-            multiples, True, key=lambda rows: isinstance(self.compile(rows), str)
-        )
-        return too_many * self.multiple
+
+def largest(fits: Callable[[int], bool], multiple: int, too_large: int) -> int:
+    """The largest multiple below `too_large` that fits, found by bisection; 0 if none does."""
+    sizes = range(multiple, too_large, multiple)
+    return multiple * bisect.bisect_left(sizes, True, key=lambda size: not fits(size))
 
 
 def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
@@ -235,12 +234,16 @@ def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, A
     began = time.monotonic()
     compiled = tpu.compile(config.batch_size)
     if isinstance(compiled, str):
+
+        def fits(rows: int) -> bool:
+            return not isinstance(tpu.compile(rows), str)
+
         logging.info("%s", compiled)
         needed = re.search(r"([\d.]+)G\b", compiled)  # the first figure; then what there is
         return report | {
             "fits": False,
             "peak_hbm_gib": float(needed[1]) if needed else None,
-            "largest_prompts": tpu.largest(config.batch_size),
+            "largest_prompts": largest(fits, tpu.multiple, config.batch_size),
         }
     found = compiled.memory_analysis()
     parts = {

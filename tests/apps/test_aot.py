@@ -60,12 +60,22 @@ def test_data_parallel_step_for_four_chips(compiled):
     assert 1 <= report["collectives"]["all-reduce"]["bytes"] / gradients < 2
 
 
-def test_a_batch_that_does_not_fit(compiled):
-    settings = ("batch_size=4", "grpo.group=768", "data.canvas=(4096,4096)")
-    report, printed = compiled("v5e-1", *settings)
+def test_a_step_that_does_not_fit(compiled):
+    report, printed = compiled("v5e-1", "batch_size=1", "grpo.group=65536")
     assert not report["fits"] and report["peak_hbm_gib"] > 15
-    assert 0 < report["largest_prompts"] < 4
-    assert "does not fit" in printed and f"{report['largest_prompts']} prompts do" in printed
+    assert report["largest_prompts"] == 0 and "does not fit" in printed
+
+
+def test_search_for_the_largest_batch():
+    for limit in range(13):
+        tried = []
+
+        def fits(size, limit=limit, tried=tried):
+            tried.append(size)
+            return size <= 4 * limit
+
+        assert aot.largest(fits, multiple=4, too_large=48) == 4 * min(limit, 11)
+        assert len(tried) <= 4 and all(size % 4 == 0 for size in tried)
 
 
 def test_says_what_is_missing(monkeypatch):
