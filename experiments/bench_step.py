@@ -42,6 +42,7 @@ from absl import app, flags, logging
 from jax.extend import core
 
 from cropvlm_jax import parallel
+from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data import images, pipeline
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.training.config import paper_grpo
@@ -208,7 +209,7 @@ def measure(case: Case, model: str, steps: int, apart: bool) -> Iterator[dict[st
     config = paper_grpo(case.longest_edge, "likelihood")
     config.cropper = config.target = model
     config.dtype, config.remat = case.dtype, case.remat
-    config.batch_size, config.grpo.accumulate, config.grpo.group = case.prompts, 1, case.group
+    config.batch_size, config.accumulate, config.grpo.group = case.prompts, 1, case.group
     config.data.canvas = case.size
     config.data.question_tokens, config.data.answer_tokens = QUESTION, ANSWER
     if case.mode == "lora_text":
@@ -234,20 +235,19 @@ def measure(case: Case, model: str, steps: int, apart: bool) -> Iterator[dict[st
     began = time.perf_counter()
     compiled = step.lower(state, batch, key).compile()
     compile_seconds = time.perf_counter() - began
-    seconds, iterations = [], []
+    seconds = []
     for i in range(1 + steps):
         of_step = jax.random.fold_in(key, i)
         began = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled(state, batch, of_step))
+        state, _ = jax.block_until_ready(compiled(state, batch, of_step))
         seconds.append(time.perf_counter() - began)
-        iterations.append(float(metrics["decode_iterations"]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     stats = jax.local_devices()[0].memory_stats() or {}  # of a CPU there are none
     yield {
         "seconds": statistics.median(seconds[1:]),
         "compile_seconds": compile_seconds,
         "peak_mib": stats.get("peak_bytes_in_use", peak) >> 20,
-        "decode_iterations": statistics.mean(iterations[1:]),
+        "decode_iterations": Grammar.from_tokenizer(stage.cropper.tokenizer).iterations,
         "flops": stage.flops(batch),
     }
     if apart:

@@ -133,7 +133,7 @@ def test_a_grpo_step_costs_its_matmuls(case):
     reference = params if config.beta and not adapters else None
     weights = dict(params=params, frozen=frozen, reference=reference, target=target)
     state = jax.eval_shape(lambda w: TrainState.create(optimizer=OPTIMIZER, **w), weights)
-    iterations = {"rollout": tiny.GRAMMAR.max_choices, "reward": config.answer_tokens}
+    iterations = {"rollout": tiny.GRAMMAR.iterations, "reward": config.answer_tokens}
     counted = matmuls(step, state, batch, iterations)
 
     got = flops.grpo_flops(tiny.CONFIG, tiny.CONFIG, config, *asked, batch, adapters)
@@ -156,7 +156,7 @@ def test_a_grpo_step_costs_its_matmuls(case):
     want = {
         "prefix": counted["prefix"] - read,
         "rollout": counted["rollout"]
-        - replies * causal(text, tiny.GRAMMAR.max_choices * tiny.GRAMMAR.chunk),
+        - replies * causal(text, tiny.GRAMMAR.iterations * tiny.GRAMMAR.chunk),
         "reward": counted["reward"] - reward - (prompts + replies) * 4 * cut,
         "reference": counted["reference"] - bool(config.beta) * (read + written),
         "update": counted["update"]
