@@ -263,12 +263,12 @@ def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, A
 def table(report: dict[str, Any]) -> str:
     """A report for people."""
     chip = next(chip for chip in CHIPS.values() if chip.name == report["chip"])
-    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
+    mesh = ", ".join(f"{name}={size}" for name, size in report["mesh"].items())
     rollouts = f" x {report['group']} rollouts" if report["group"] else ""
     lines = [
-        f"{report['topology']}: {report['chips']} chips {chip.name}, mesh {mesh}",
+        f"{report['topology']}: {report['chips']} x {chip.name}, mesh {mesh}",
         f"{report['stage']}: {report['prompts']} prompts{rollouts}, {report['longest_edge']} px, "
-        f"{report['tiles']} tiles",
+        f"tiles: {report['tiles']}",
         "",
     ]
     peak = f"{report['peak_hbm_gib'] or math.inf:.2f} of {chip.hbm_gib} GiB a chip"
