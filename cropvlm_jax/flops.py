@@ -162,6 +162,7 @@ def grpo_flops(
     template: AnswerTemplate,
     batch: Batch,
     lora: LoRAConfig | None = None,
+    shared_tower: bool = False,
 ) -> dict[str, float]:
     """A GRPO step's, by the phases that `grpo.step` names.
 
@@ -173,6 +174,7 @@ def grpo_flops(
         template: of the target's tokenizer.
         batch: arrays, or their shapes, of all prompts of the step.
         lora: the cropper's adapters; None where all its weights are trained.
+        shared_tower: as for `make_step`.
 
     Returns:
         Operations of "prefix", "rollout", "reward" (crops included, `crop_flops`), "reference" and
@@ -182,31 +184,39 @@ def grpo_flops(
     replies = prompts * config.group
     actions, vocabulary = len(grammar.actions), cropper.text.vocab_size
 
-    def prefix(lora: LoRAConfig | None) -> Flops:
-        decoder = decoder_flops(cropper.text, read, lora=lora)
-        return (image_flops(cropper, lora) * tiles + decoder) * prompts
+    images = image_flops(cropper, lora) * (prompts * tiles)
+    prompt = decoder_flops(cropper.text, read, lora=lora) * prompts
 
     def reply(tokens: int, choices: int, columns: int, lora: LoRAConfig | None) -> Flops:
         logits = logits_flops(cropper.text, columns, lora) * choices
         return (decoder_flops(cropper.text, tokens, read, lora) + logits) * replies
 
-    sampled = reply(grammar.iterations * grammar.chunk, grammar.iterations, actions, lora)
-    length = grammar.max_length
+    iterations, length = grammar.iterations, grammar.max_length
+    sampled = reply(iterations * grammar.chunk, 2 * iterations, actions, lora)
     written = reply(length, length, actions + bool(config.format_weight) * vocabulary, lora)
-    own_prefix = prefix(lora)
-    update = written.forward + written.backward + own_prefix.backward
-    reference = (prefix(None) + reply(length, length, actions, None)).forward if config.beta else 0
+    prefix = images + prompt
+    update = written.forward + written.backward + prefix.backward
+    reference = 0.0
+    if config.beta:
+        alone = decoder_flops(cropper.text, read) * prompts + reply(length, length, actions, None)
+        reference = alone.forward
+        if lora is None or images.backward:  # a frozen tower has seen the tiles for both
+            reference += image_flops(cropper).forward * prompts * tiles
     return {
-        "prefix": own_prefix.forward,
+        "prefix": prefix.forward,
         "rollout": sampled.forward,
-        "reward": _reward_flops(target, config, template, batch),
+        "reward": _reward_flops(target, config, template, batch, shared_tower),
         "reference": reference,
-        "update": update + (config.updates - 1) * (own_prefix.forward + update),
+        "update": update + (config.updates - 1) * (prefix.forward + update),
     }
 
 
 def _reward_flops(
-    target: SmolVLMConfig, config: GRPOConfig, template: AnswerTemplate, batch: Batch
+    target: SmolVLMConfig,
+    config: GRPOConfig,
+    template: AnswerTemplate,
+    batch: Batch,
+    shared_tower: bool,
 ) -> float:
     (prompts, question), answer = batch.question.shape, batch.answer.shape[1]
     first, asked = len(template.first), len(template.crop) + question
@@ -217,7 +227,8 @@ def _reward_flops(
         logits = logits_flops(target.text, target.text.vocab_size) * answers
         return (decoder_flops(target.text, tokens, first) + logits).forward
 
-    picture, rollout = seen + decoder_flops(target.text, first).forward, seen
+    picture = (not shared_tower) * seen + decoder_flops(target.text, first).forward
+    rollout = seen
     if config.likelihood_weight:
         rollout += passes(asked + answer - 1, answer)
         if config.gain:
@@ -281,10 +292,10 @@ def decode_bytes(
 def sft_flops(
     cropper: SmolVLMConfig, batch: SupervisedBatch, lora: LoRAConfig | None = None
 ) -> dict[str, float]:
-    """A supervised step's "forward" and "backward"; arguments as of `grpo_flops`."""
+    """A supervised step's, all of them of its "loss"; arguments as of `grpo_flops`."""
     (rows, images), prompt = batch.images.shape[:2], batch.prompt.shape[1]
     completion = batch.completion.shape[1]
     logits = logits_flops(cropper.text, cropper.text.vocab_size, lora) * completion
     decoder = decoder_flops(cropper.text, prompt + completion - 1, lora=lora)
     total = (image_flops(cropper, lora) * images + decoder + logits) * rows
-    return dataclasses.asdict(total)
+    return {"loss": total.forward + total.backward}

@@ -20,7 +20,7 @@ from cropvlm_jax.evals import scoring
 from cropvlm_jax.grpo.answer_scores import Vocabulary
 from cropvlm_jax.grpo.step import GRPOConfig, make_step
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.llama import LlamaConfig
+from cropvlm_jax.models.llama import KVCache, LlamaConfig
 from cropvlm_jax.models.siglip import SiglipConfig
 from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
 from cropvlm_jax.sft import make_sft_step
@@ -112,9 +112,12 @@ def test_forward_is_twice_the_weights_and_attention(size):
 GRPO = {
     "all": (CONFIG, None),
     "adapters": (dataclasses.replace(CONFIG, format_weight=0.1, updates=3), PAPER),
-    "text-gain": (dataclasses.replace(CONFIG, beta=0.0, gain=True, accuracy_weight=1.0), TEXT),
+    "text-gain": (dataclasses.replace(CONFIG, gain=True, accuracy_weight=1.0), TEXT),
+    "text-shared": (CONFIG, TEXT),
     "connector-accuracy": (
-        dataclasses.replace(CONFIG, likelihood_weight=0.0, accuracy_weight=1.0, accumulate=2),
+        dataclasses.replace(
+            CONFIG, beta=0.0, likelihood_weight=0.0, accuracy_weight=1.0, accumulate=2
+        ),
         CONNECTOR,
     ),
 }
@@ -122,21 +125,21 @@ GRPO = {
 
 @pytest.mark.parametrize("case", GRPO)
 def test_a_grpo_step_costs_its_matmuls(case):
-    config, adapters = GRPO[case]
+    (config, adapters), shared = GRPO[case], case == "text-shared"
     policy, params, frozen, base = abstract(tiny.CONFIG, adapters)
     target_graph, target, *_ = abstract(tiny.CONFIG, None)
     gold = [scoring.encode_gold(example["answers"], config.accuracy, 1, 20) for example in EXAMPLES]
-    batch = BATCH._replace(gold=jax.tree.map(lambda *x: np.stack(x), *gold))
+    batch = tiny.make_batch(EXAMPLES) if shared else BATCH
+    batch = batch._replace(gold=jax.tree.map(lambda *x: np.stack(x), *gold))
     vocabulary = Vocabulary.from_tokenizer(tiny.TOKENIZER)
     asked = tiny.GRAMMAR, tiny.TEMPLATE
-    step = make_step(policy, target_graph, *asked, OPTIMIZER, config, base, vocabulary)
+    step = make_step(policy, target_graph, *asked, OPTIMIZER, config, base, vocabulary, shared)
     reference = params if config.beta and not adapters else None
     weights = dict(params=params, frozen=frozen, reference=reference, target=target)
     state = jax.eval_shape(lambda w: TrainState.create(optimizer=OPTIMIZER, **w), weights)
-    iterations = {"rollout": tiny.GRAMMAR.iterations, "reward": config.answer_tokens}
-    counted = matmuls(step, state, batch, iterations)
+    counted = matmuls(step, state, batch, {"reward": config.answer_tokens})
 
-    got = flops.grpo_flops(tiny.CONFIG, tiny.CONFIG, config, *asked, batch, adapters)
+    got = flops.grpo_flops(tiny.CONFIG, tiny.CONFIG, config, *asked, batch, adapters, shared)
     # What stands there beyond what counts: masked keys, and resampling in two digits and in three.
     prompts, replies = len(EXAMPLES), len(EXAMPLES) * config.group
     text, prefix = tiny.CONFIG.text, batch.crop_prompt.shape[1] - 1
@@ -152,12 +155,12 @@ def test_a_grpo_step_costs_its_matmuls(case):
     reward = prompts * causal(text, first) + replies * causal(text, *heard)
     if config.gain:
         reward += prompts * causal(text, batch.question.shape[1] + answered)
-    cut = flops.crop_flops(tiny.CANVAS, tiny.SIDE)
+    crops = replies + prompts * (not shared)
     want = {
         "prefix": counted["prefix"] - read,
         "rollout": counted["rollout"]
         - replies * causal(text, tiny.GRAMMAR.iterations * tiny.GRAMMAR.chunk),
-        "reward": counted["reward"] - reward - (prompts + replies) * 4 * cut,
+        "reward": counted["reward"] - reward - crops * 4 * flops.crop_flops(tiny.CANVAS, tiny.SIDE),
         "reference": counted["reference"] - bool(config.beta) * (read + written),
         "update": counted["update"]
         - config.updates * (2 * read + 3 * written)
@@ -166,9 +169,9 @@ def test_a_grpo_step_costs_its_matmuls(case):
     assert got == pytest.approx(want, rel=1e-12)
 
 
-def supervised():
-    prompts = dataclasses.replace(tiny.SEEN, longest_edge=2 * tiny.SIDE)
-    prepare = pipeline.BoxPreparer(prompts, tiny.GRAMMAR.max_length)
+def supervised(longest_edge=2 * tiny.SIDE):
+    seen = dataclasses.replace(tiny.SEEN, longest_edge=longest_edge)
+    prepare = pipeline.BoxPreparer(seen, tiny.GRAMMAR.max_length)
     examples = [example | {"box": (1, 2, 30, 40)} for example in EXAMPLES]
     return pipeline.stack([prepare(example, i) for i, example in enumerate(examples)])
 
@@ -181,14 +184,12 @@ def test_a_supervised_step_costs_its_matmuls(adapters):
     counted = matmuls(make_sft_step(policy, OPTIMIZER), state, batch, {})
     masked = causal(tiny.CONFIG.text, batch.prompt.shape[1] + batch.completion.shape[1] - 1)
     got = flops.sft_flops(tiny.CONFIG, batch, adapters)
-    want = {"forward": counted[""], "backward": counted["update"]}
-    for times, phase in enumerate(want, 1):
-        want[phase] -= times * len(EXAMPLES) * masked
-    assert got == pytest.approx(want, rel=1e-12)
+    want = sum(counted.values()) - 3 * len(EXAMPLES) * masked
+    assert got == pytest.approx({"loss": want}, rel=1e-12)
 
 
 def test_xla_counts_the_same():
-    # One layer, because XLA counts a loop's body once; wide, because it counts elementwise work.
+    # One layer and tile, as XLA counts a loop's body once; wide, as it counts elementwise work too.
     config = SmolVLMConfig(
         SiglipConfig(tiny.SIDE, 8, 256, 1024, 1, 4),
         LlamaConfig(tiny.CONFIG.text.vocab_size, 384, 1024, 1, 6, 2, 64),
@@ -197,9 +198,35 @@ def test_xla_counts_the_same():
     )
     policy, params, *_ = abstract(config, None)
     state = jax.eval_shape(lambda p: TrainState.create(p, OPTIMIZER), params)
-    lowered = jax.jit(make_sft_step(policy, OPTIMIZER)).lower(state, supervised(), KEY)
-    got = sum(flops.sft_flops(config, supervised()).values())
+    batch = supervised(tiny.SIDE)
+    lowered = jax.jit(make_sft_step(policy, OPTIMIZER)).lower(state, batch, KEY)
+    (got,) = flops.sft_flops(config, batch).values()
     assert got == pytest.approx(lowered.cost_analysis()["flops"], rel=0.05)
+
+
+def test_decoding_reads_weights_and_caches():
+    config = dataclasses.replace(CONFIG, accuracy_weight=1.0, reward_chunk=1, accumulate=2)
+    asked = tiny.CONFIG, tiny.CONFIG, config, tiny.GRAMMAR, tiny.TEMPLATE
+    model = nnx.eval_shape(lambda: SmolVLM(tiny.CONFIG, rngs=nnx.Rngs(0)))
+    kernels = nnx.state(model.text.layers, lambda path, _: "kernel" in path)
+    layers = sum(x.size for x in jax.tree.leaves(kernels))
+
+    def cache(*shape):
+        empty = jax.eval_shape(lambda: KVCache.empty(tiny.CONFIG.text, shape, "float32"))
+        return empty.keys.size + empty.values.size
+
+    prompts, group, passes = len(EXAMPLES), config.group, tiny.GRAMMAR.iterations
+    keys = cache(prompts, 1, BATCH.crop_prompt.shape[1] - 1)
+    keys += cache(prompts, group, passes * tiny.GRAMMAR.chunk)
+    weights = layers + 12 * tiny.CONFIG.text.hidden_size
+    rollout = 4 * passes * (2 * weights + keys)
+    passes = config.answer_tokens
+    keys = cache(prompts, 1, len(tiny.TEMPLATE.first))
+    keys += cache(prompts, group, len(tiny.TEMPLATE.crop) + BATCH.question.shape[1] - 1 + passes)
+    weights = layers + model.text.head.size
+    reward = 4 * passes * (2 * group * weights + keys)
+    got = flops.decode_bytes(*asked, BATCH, itemsize=4)
+    assert got == {"rollout": rollout, "reward": reward}
 
 
 def test_growth():

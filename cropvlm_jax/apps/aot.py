@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from cropvlm_jax import boxes, parallel
+from cropvlm_jax import apps, boxes, parallel
 from cropvlm_jax.flops import CHIPS
 from cropvlm_jax.training.stage import build, jit_step
 
@@ -152,7 +152,7 @@ class Slice:
         self.mesh = parallel.make_mesh(**config.mesh, devices=devices)
         batched = parallel.batch_sharding(self.mesh)
         self.split = self.chips // batched.shard_shape((self.chips,))[0]
-        self.multiple = self.split * (config.grpo.accumulate if config.stage == "grpo" else 1)
+        self.multiple = self.split * config.accumulate
         if config.batch_size % self.multiple or not config.batch_size:
             raise ValueError(
                 f"batch_size={config.batch_size} is not a multiple of {self.multiple}, the "
@@ -263,12 +263,12 @@ def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, A
 def table(report: dict[str, Any]) -> str:
     """A report for people."""
     chip = next(chip for chip in CHIPS.values() if chip.name == report["chip"])
-    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
+    mesh = ", ".join(f"{name}={size}" for name, size in report["mesh"].items())
     rollouts = f" x {report['group']} rollouts" if report["group"] else ""
     lines = [
-        f"{report['topology']}: {report['chips']} chips {chip.name}, mesh {mesh}",
+        f"{report['topology']}: {report['chips']} x {chip.name}, mesh {mesh}",
         f"{report['stage']}: {report['prompts']} prompts{rollouts}, {report['longest_edge']} px, "
-        f"{report['tiles']} tiles",
+        f"tiles: {report['tiles']}",
         "",
     ]
     peak = f"{report['peak_hbm_gib'] or math.inf:.2f} of {chip.hbm_gib} GiB a chip"
@@ -303,6 +303,7 @@ def main(argv: list[str]) -> None:
     # The compiler needs no chip, and is not to look for one, nor for the cloud's metadata.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # the time is to be the compiler's
     report = make_report(CONFIG.value, TOPOLOGY.value)
     flag = flags.FLAGS["config"]
     report["config"] = config_flags.get_config_filename(flag)
@@ -314,5 +315,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    apps.run(main)

@@ -174,7 +174,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
             *models, optimizer(steps), settings, base, vocabulary, shared_tower
         ),
         evaluation=make_evaluation(*models, settings, vocabulary),
-        flops=lambda batch: grpo_flops(*shapes, batch, adaptation),
+        flops=lambda batch: grpo_flops(*shapes, batch, adaptation, shared_tower),
         decode_bytes=lambda batch: decode_bytes(*shapes, batch, adaptation, dtype.itemsize),
         target=target,
     )

@@ -14,7 +14,7 @@ report() {  # slice, pixels of the cropper's input, prompts, microbatches
         --config="experiments/paper/grpo_likelihood_$2.py" \
         --config.cropper="$shape" --config.target="$shape" \
         --config.lora.rank=0 --config.grpo.group=8 \
-        --config.batch_size="$3" --config.grpo.accumulate="$4" \
+        --config.batch_size="$3" --config.accumulate="$4" \
         --save="experiments/aot/$1_$2.json"
 }
 
