@@ -122,6 +122,7 @@ def test_two_processes_train_as_one(tmp_path):
     for one, other in zip(*rows, strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
-            assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (one["step"], name)
+            if not name.startswith("perf/"):  # how fast it was
+                assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (one["step"], name)
     one, other = (load_file(folder / "cropper/model.safetensors") for folder in (alone, together))
     assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-5
