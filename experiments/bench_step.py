@@ -426,7 +426,7 @@ def to_text(report: dict[str, Any]) -> str:
             f"{name:24} {case['tiles']:>5} {show(case['official_seconds']):>10} "
             f"{show(case['ours_seconds']):>8} {show(case['ratio']):>6} "
             f"{show(case['floor_seconds']):>8} {show(case['official_peak_mib'], 0):>12} "
-            f"{show(case['peak_mib'], 0):>9} {show(case['decode_iterations']):>10}"
+            f"{show(case['peak_mib'], 0):>9} {show(case['decode_iterations'], 0):>10}"
         )
         official = (f"{p} {show(s)}" for p, s in (case["official_phases"] or {}).items())
         ours = (

@@ -1,6 +1,25 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
+"""Settings of all tests, made before jax starts; the processes that tests start inherit them."""
+
 import os
+import tempfile
 
 # Torch's threads would fight over the cores with jax's and with the other test process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Compiling is most of what the tests do: compile quickly, and what is the same only once.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="cropvlm_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+LONGEST = ("test_step.py", "test_sharding.py", "test_loop.py", "test_apps.py")
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Begins with the files that take longest, or one process is left with them in the end."""
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))

@@ -20,11 +20,6 @@ GRAPHDEF, PARAMS = tiny.make_model(0)
 KEY = jax.random.key(0)  # of the dropout of adapters, which there are not
 
 
-def jitted(step, **options):
-    options["compiler_options"] = {"xla_backend_optimization_level": 0}  # compiles faster
-    return jax.jit(step, **options)
-
-
 def conversations():
     for example, box in zip(EXAMPLES, BOXES, strict=True):
         tiles, _ = images.tile(example["image"], tiny.SIDE, tiny.SIDE)
@@ -45,7 +40,7 @@ def make_batch() -> pipeline.SupervisedBatch:
 
 @pytest.fixture(scope="module")
 def step():
-    return jitted(sft.make_sft_step(GRAPHDEF, OPTIMIZER), donate_argnums=0)
+    return jax.jit(sft.make_sft_step(GRAPHDEF, OPTIMIZER), donate_argnums=0)
 
 
 def fresh() -> TrainState:
@@ -112,7 +107,7 @@ def test_steps_lower_the_loss(step):
 def test_microbatches_add_up(step):
     batch = make_batch()
     assert len(set(batch.completion_valid.sum(-1))) > 1  # a mean of means would be another one
-    split = jitted(sft.make_sft_step(GRAPHDEF, OPTIMIZER, accumulate=3))
+    split = jax.jit(sft.make_sft_step(GRAPHDEF, OPTIMIZER, accumulate=3))
     results = [step_(fresh(), batch, KEY) for step_ in (step, split)]
     (whole, expected), (parts, actual) = results
     assert actual["tokens"] == expected["tokens"] and parts.step == 1
@@ -130,7 +125,7 @@ def test_adapters_learn_under_dropout_and_the_rest_stays():
     adapted = lora.add(nnx.merge(GRAPHDEF, PARAMS), settings, nnx.Rngs(0))
     graphdef, params, frozen = nnx.split(adapted, lora.LoRAParam, ...)
     params = jax.tree.map(lambda x: x + 0.1, params)  # a fresh adapter's second half is zero
-    step = jitted(sft.make_sft_step(graphdef, OPTIMIZER))
+    step = jax.jit(sft.make_sft_step(graphdef, OPTIMIZER))
     state, batch, losses = TrainState.create(params, OPTIMIZER, frozen=(frozen,)), make_batch(), []
     dropped = {float(step(state, batch, jax.random.key(seed))[1]["loss"]) for seed in range(3)}
     assert len(dropped) == 3  # each key drops something else

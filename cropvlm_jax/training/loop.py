@@ -103,7 +103,9 @@ def run(
     create = jax.jit(stage.create, static_argnums=1, out_shardings=shardings)
     state = create(stage.weights, steps)
     stage.weights.clear()  # or they stay on the device beside the state's
-    key = jax.device_put(jax.random.key(config.seed), replicated)
+    # Jitted: several processes cannot put a key on all of their devices by `device_put`.
+    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated)()
+    fold_in = jax.jit(jax.random.fold_in, out_shardings=replicated)
     trained = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info("training %s weights on %s", f"{trained:,}", mesh)
 
@@ -203,7 +205,7 @@ def run(
             number += 1
             with throughput.waiting():
                 batch = next(batches)
-            step_key = jax.device_put(jax.random.fold_in(key, number), replicated)
+            step_key = fold_in(key, number)
             on_devices = parallel.to_devices(batch, batched, config.batch_size)
             shapes = tuple(x.shape for x in jax.tree.leaves(on_devices))
             if shapes not in compiled:

@@ -62,7 +62,7 @@ def check_restored(folder: pathlib.Path, step: int) -> None:
 
 def on_eight_devices(what: str, folder: pathlib.Path) -> None:
     """Runs `save` or `check_restored` of step 3 in a process that has eight devices."""
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, __file__, what, folder], env=environment, check=True)
 

@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -24,15 +23,6 @@ from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora
 from cropvlm_jax.training import loop
 from cropvlm_jax.training.config import default_config, paper_grpo, paper_sft, source
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs of the same shapes compile once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def quickstart(**changes):

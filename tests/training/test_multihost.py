@@ -22,7 +22,6 @@ SETTINGS = {
     "batch_size": 4,
     "learning_rate": 1e-4,
     "grpo.group": 2,
-    "grpo.format_weight": 0.0,
     "checkpoint.every": 4,
 }
 
