@@ -201,6 +201,33 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def split(
+    function: Callable[..., Any], axes: Sequence[str | None], units: Mapping[str, int]
+) -> Callable[..., Any]:
+    """`function`, which the partitioner cannot split, run by each device on its part of the arrays.
+
+    Args:
+        function: of arrays of one shape, and to such.
+        axes: logical axes of that shape.
+        units: how many indivisible parts a logical axis has, where that is not its size.
+
+    Returns:
+        `function` of whole arrays under `on_mesh`; elsewhere the same as `function`.
+    """
+
+    def call(*arrays: jax.Array) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return function(*arrays)
+        spec = _spec(mesh, axes, arrays[0].shape, units)
+        split_up = jax.shard_map(
+            function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
+        return split_up(*arrays)
+
+    return call
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of arrays whose leading axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
@@ -251,7 +278,9 @@ def abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 def on_all_hosts(ok: bool) -> bool:
     """Whether `ok` holds on every host."""
-    return jax.process_count() == 1 or bool(multihost_utils.process_allgather(ok).all())
+    if jax.process_count() == 1:
+        return ok
+    return bool(multihost_utils.process_allgather(ok).all())
 
 
 def gather(tree: Any) -> Any:

@@ -302,6 +302,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("the TPU compiler is missing: pip install 'cropvlm-jax[tpu]'")
     # The compiler needs no chip, and is not to look for one, nor for the cloud's metadata.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # other compilers may be at work
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # the time is to be the compiler's
     report = make_report(CONFIG.value, TOPOLOGY.value)

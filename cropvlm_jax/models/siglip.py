@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cropvlm_jax.models import scanned
+from cropvlm_jax.models import attention, scanned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,37 +79,6 @@ class SiglipConfig:
         }
 
 
-def attend(
-    query: jax.Array, keys: jax.Array, values: jax.Array, precision: jax.lax.Precision | None
-) -> jax.Array:
-    """Bidirectional attention `[N, P, H, C]`; the softmax is fp32.
-
-    On a CPU long sequences go head by head: the logits of one stay in the cache, and the backward
-    pass computes them again instead of reading them from memory.
-    """
-    dot = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
-    query = query * query.shape[-1] ** -0.5
-
-    def at_once(query, keys, values):
-        weights = jax.nn.softmax(dot("nphc,nshc->nhps", query, keys)).astype(values.dtype)
-        return dot("nhps,nshc->nphc", weights, values).astype(values.dtype)
-
-    @jax.checkpoint
-    def head(qkv):
-        query, keys, values = qkv
-        weights = jax.nn.softmax(dot("pc,sc->ps", query, keys)).astype(values.dtype)
-        return dot("ps,sc->pc", weights, values).astype(values.dtype)
-
-    def by_head(*qkv):
-        n, p, h, c = query.shape
-        attended = jax.lax.map(head, [x.swapaxes(1, 2).reshape(n * h, p, c) for x in qkv])
-        return attended.reshape(n, h, p, c).swapaxes(1, 2)
-
-    if query.shape[1] < 512:
-        return at_once(query, keys, values)
-    return jax.lax.platform_dependent(query, keys, values, cpu=by_head, default=at_once)
-
-
 class SiglipLayer(nnx.Module):
     """Pre-norm bidirectional self-attention and MLP."""
 
@@ -132,11 +101,10 @@ class SiglipLayer(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[N, P, D]` to `[N, P, D]`."""
-        n, p, d = x.shape
-        normed = self.attention_norm(x)
-        heads = (n, p, self.num_heads, d // self.num_heads)
-        query, keys, values = (f(normed).reshape(heads) for f in (self.q, self.k, self.v))
-        x = x + self.o(attend(query, keys, values, self.precision).reshape(n, p, d))
+        normed, heads = self.attention_norm(x), self.num_heads
+        query, keys, values = self.q(normed), self.k(normed), self.v(normed)
+        query *= (x.shape[-1] // heads) ** -0.5
+        x = x + self.o(attention.attend(query, keys, values, heads, self.precision))
         return x + self.fc2(jax.nn.gelu(self.fc1(self.mlp_norm(x)), approximate=True))
 
 
