@@ -47,8 +47,8 @@ def test_kernel_is_as_accurate_as_xla(patches, heads, channels):
 def tower(dtype=jnp.bfloat16, image=128, patch=8, width=128, heads=2):
     """A gradient of a tower's features in its weights, and the weights' shapes."""
     config = SiglipConfig(image, patch, width, 2 * width, 1, heads)
-    build = functools.partial(Siglip, config, rngs=nnx.Rngs(0), dtype=dtype, remat=True)
-    graphdef, weights = nnx.split(nnx.eval_shape(build))
+    model = nnx.eval_shape(lambda: Siglip(config, rngs=nnx.Rngs(0), dtype=dtype, remat=True))
+    graphdef, weights = nnx.split(model)
 
     def loss(weights, pixels):
         return nnx.merge(graphdef, weights)(pixels).astype(jnp.float32).sum()
@@ -57,23 +57,23 @@ def tower(dtype=jnp.bfloat16, image=128, patch=8, width=128, heads=2):
 
 
 @pytest.mark.parametrize(
-    ("platform", "settings", "kernels"),
+    ("platform", "settings", "runs"),
     [
-        ("tpu", {}, 2),  # forward and backward
-        ("tpu", {"image": 512, "patch": 16, "width": 768, "heads": 12}, 2),  # SmolVLM-256M
-        ("tpu", {"image": 384, "patch": 14, "width": 1152, "heads": 16}, 0),  # SmolVLM 2.2B
-        ("tpu", {"dtype": jnp.float32}, 0),
-        ("tpu", {"image": 64}, 0),  # 64 patches
-        ("cuda", {}, 0),
-        ("cpu", {}, 0),
+        ("tpu", {}, True),
+        ("tpu", {"image": 512, "patch": 16, "width": 768, "heads": 12}, True),  # SmolVLM-256M
+        ("tpu", {"image": 384, "patch": 14, "width": 1152, "heads": 16}, False),  # SmolVLM 2.2B
+        ("tpu", {"dtype": jnp.float32}, False),
+        ("tpu", {"image": 64}, False),  # 64 patches
+        ("cuda", {}, False),
+        ("cpu", {}, False),
     ],
 )
-def test_where_the_kernel_runs(platform, settings, kernels):
+def test_where_the_kernel_runs(platform, settings, runs):
     gradient, weights = tower(**settings)
     side = settings.get("image", 128)
     pixels = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     lowered = jax.jit(gradient).trace(weights, pixels).lower(lowering_platforms=(platform,))
-    assert lowered.as_text().count("@tpu_custom_call") == kernels
+    assert ("@tpu_custom_call" in lowered.as_text()) == runs
 
 
 def test_compiled_for_four_chips(monkeypatch):
@@ -94,6 +94,6 @@ def test_compiled_for_four_chips(monkeypatch):
             return step.lower(weights, pixels)
 
     hlo = lower(4, split).compile().as_text()
-    assert hlo.count('custom_call_target="tpu_custom_call"') == 2
+    assert hlo.count('custom_call_target="tpu_custom_call"') == 2  # forward, backward
     assert "all-reduce" in hlo and "all-gather" not in hlo and "all-to-all" not in hlo
-    assert lower(1, whole).as_text().count("@tpu_custom_call") == 2  # one image: on every chip
+    assert "@tpu_custom_call" in lower(1, whole).as_text()  # one image: on every chip

@@ -81,10 +81,10 @@ class Run:
                 return int(folder.name)
         raise AssertionError(f"process {process} is not there")
 
-    def end(self, code: int) -> str:
+    def end(self, *codes: int) -> str:
         """Waits for the end; returns the log."""
         found, log = self.process.wait(300), self.log.read_text()
-        assert found == code, log[-5000:]
+        assert found in codes, log[-5000:]
         return log
 
 
@@ -102,7 +102,7 @@ def test_two_processes_train_as_one(tmp_path):
         run.wait_for(saved + 2)
         os.kill(run.pid(1), signal.SIGKILL)
         killed = time.monotonic()
-        log = run.end(1)
+        log = run.end(1, 128 + signal.SIGKILL)  # of whichever ends first
     assert time.monotonic() - killed < 60
     assert "process 0 of 2 ends" in log
     assert not (together / "cropper").exists()
