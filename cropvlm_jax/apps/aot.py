@@ -97,7 +97,8 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
     def total(name: str) -> collections.Counter[tuple[str, str]]:
         found: collections.Counter[tuple[str, str]] = collections.Counter()
         for line in computations[name]:
-            if operation := re.search(rf" = (.*?) ({COLLECTIVES})(-start)?\(", line):
+            # Of a start and its done, the done alone: its type is that of the result.
+            if operation := re.search(rf" = (.*?) ({COLLECTIVES})(-done)?\(", line):
                 for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", operation[1]):
                     bits = int((re.findall(r"\d+", dtype) or [8])[0])
                     size = math.prod(map(int, shape.split(","))) if shape else 1

@@ -139,6 +139,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]) while(%t), condition=%unknown, body=%outer
   %s = f32[8]{0} all-reduce-start(%x), to_apply=%sum
   %d = f32[8]{0} all-reduce-done(%s)
+  %gs = (f32[4]{0}, f32[8]{0}) all-gather-start(%y), dimensions={0}
+  %gd = f32[8]{0} all-gather-done(%gs)
   ROOT %f = f32[8]{0} add(%d, %d)
 }
 """
@@ -146,6 +148,6 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_collectives_count_as_often_as_their_loops_run():
     assert aot.collectives(HLO) == {
-        "all-gather": {"bytes": 64, "count": 1},
+        "all-gather": {"bytes": 64 + 32, "count": 2},
         "all-reduce": {"bytes": 30 * (128 + 16) + 1 + 32, "count": 32},
     }
