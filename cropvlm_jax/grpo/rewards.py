@@ -68,7 +68,13 @@ def read_picture(target: SmolVLM, template: AnswerTemplate, image_tokens: jax.Ar
 
 
 def encode_pictures(target: SmolVLM, canvas: jax.Array, size: jax.Array) -> jax.Array:
-    """The target's image tokens `[B, 1, I, D]` of the whole pictures; arguments as below."""
+    """The target's image tokens `[B, 1, I, D]` of whole pictures.
+
+    Args:
+        target: the frozen target.
+        canvas: uint8 `[B, Hc, Wc, 3]`.
+        size: int `[B, 2]`, height and width inside the canvas.
+    """
     whole = jnp.broadcast_to(jnp.array(box_lib.FULL), (canvas.shape[0], 1, 4))
     return encode_crops(target, canvas, size, whole)
 

@@ -148,7 +148,10 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
 
     target = Pretrained.open(config.target, weights=not abstract)
     reader, weights["target"] = nnx.split(load(target, dtype=dtype))
-    shared_tower = seen.single_bucket and _shares_tower(plain, weights["params"], weights["target"])
+    # A tile of fewer pixels is not what the target sees of the picture.
+    shared_tower = config.data.longest_edge == cropper.tile_size and _shares_tower(
+        plain, weights["params"], weights["target"]
+    )
     answer_prompts = Prompts(target.tokenizer, target.config.image_seq_len, official=official)
     gold, vocabulary = None, None
     if settings.accuracy_weight:

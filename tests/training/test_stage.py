@@ -1,0 +1,40 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a config says is computed."""
+
+import numpy as np
+import pytest
+
+from cropvlm_jax.data import pipeline
+from cropvlm_jax.training.config import default_config
+from cropvlm_jax.training.stage import build
+
+MODEL = "zoom_digits/target"
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({}, True),
+        ({"cropper": "zoom_digits/cropper"}, False),  # the same shape, other weights
+        ({"lora.targets": r"(text|vision)\.layers\..*"}, False),
+        ({"lora.rank": 0}, False),
+        ({"data.longest_edge": 32}, False),  # a blurred tile is not what the target sees
+        ({"data.longest_edge": 128}, False),
+    ],
+)
+def test_where_cropper_and_target_share_a_tower(changes, shared):
+    config = default_config()
+    config.cropper = config.target = MODEL
+    config.lora.rank = 2
+    config.lora.targets = r"text\.layers\..*"
+    config.data.longest_edge, config.data.canvas = 64, (128, 128)
+    config.update_from_flattened_dict(changes)
+    picture = np.zeros((128, 128, 3), np.uint8)
+    stage = build(config)
+    row = stage.prepare({"image": picture, "question": "What?", "answers": ["3"]}, 0)
+    batch = pipeline.stack([row])
+
+    config.lora.rank = 0  # all is trained
+    apart = build(config).flops(batch)["reward"]
+    assert (stage.flops(batch)["reward"] < apart) == shared
