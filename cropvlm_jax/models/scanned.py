@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from cropvlm_jax import parallel
 
@@ -15,6 +16,14 @@ from cropvlm_jax import parallel
 def precision(dtype: Any) -> jax.lax.Precision | None:
     """Matmul precision that makes fp32 mean fp32: a TPU multiplies in bf16 unless told so."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """Marks a result of a layer that its backward pass reads, unless under `remat`.
+
+    What is not marked is computed again from what is: mark what takes matmuls.
+    """
+    return checkpoint_name(x, "kept")
 
 
 def stack(build: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -37,7 +46,7 @@ def scan(
         layers: what `stack` returned.
         x: activations `[B, ...]`, passed from layer to layer.
         xs: pytree of per-layer inputs, leading axis the layer (or None).
-        remat: recompute each layer in the backward pass instead of storing its activations.
+        remat: keep nothing of a layer but its input for the backward pass, not even what is `kept`.
 
     Returns:
         The last activations and the layers' `y` stacked on a leading axis.
@@ -50,6 +59,6 @@ def scan(
         x = parallel.constrain(x, "batch")
         return call(nnx.merge(graphdef, weights), x, per_layer)
 
-    if remat:
-        body = jax.checkpoint(body, prevent_cse=False)
+    policy = None if remat else jax.checkpoint_policies.save_only_these_names("kept")
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     return jax.lax.scan(body, x, (weights, xs))
