@@ -133,14 +133,16 @@ SWEEPS = {
 # What a process of its own does -------------------------------------------------------------------
 
 
-def random_weights(shapes: Any, key: jax.Array) -> Any:
+def random_weights(shapes: Any, rng: np.random.Generator) -> Any:
     """Weights as small as those of a new model, norms that keep the scale."""
-    paths, treedef = jax.tree.flatten_with_path(shapes)
-    leaves = [
-        0.02 * jax.random.normal(k, x.shape, x.dtype) + ("scale" in jax.tree_util.keystr(path))
-        for (path, x), k in zip(paths, jax.random.split(key, len(paths)), strict=True)
-    ]
-    return jax.tree.unflatten(treedef, leaves)
+
+    def draw(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
+        weights = rng.standard_normal(x.shape, np.float32)
+        weights *= 0.02
+        weights += "scale" in jax.tree_util.keystr(path)
+        return jnp.array(weights, x.dtype)
+
+    return jax.tree.map_with_path(draw, shapes)
 
 
 def cut(step: core.Jaxpr) -> dict[str, core.Jaxpr]:
@@ -220,9 +222,9 @@ def measure(case: Case, model: str, steps: int, apart: bool) -> Iterator[dict[st
     stage, mesh = build(config, abstract=True), parallel.make_mesh()
     step, shardings = jit_step(stage, mesh, UPDATES)
 
-    @functools.partial(jax.jit, out_shardings=shardings)
-    def create(key: jax.Array) -> Any:
-        return stage.create(random_weights(stage.weights, key), UPDATES)
+    @functools.partial(jax.jit, out_shardings=shardings, donate_argnums=0)
+    def create(weights: Any) -> Any:
+        return stage.create(weights, UPDATES)
 
     rng = np.random.default_rng(0)
     rows = []
@@ -231,7 +233,7 @@ def measure(case: Case, model: str, steps: int, apart: bool) -> Iterator[dict[st
         rows.append(stage.prepare({"image": picture, "question": "Why?", "answers": ["A"]}, i))
     batch = jax.device_put(pipeline.stack(rows), parallel.batch_sharding(mesh))
     key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))
-    state = create(jax.random.key(0, impl="unsafe_rbg"))  # quick to compile
+    state = create(random_weights(stage.weights, rng))
 
     began = time.perf_counter()
     compiled = step.lower(state, batch, key).compile()
