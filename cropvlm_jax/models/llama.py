@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cropvlm_jax.models import scanned
+from cropvlm_jax.models.scanned import kept
 
 NEGATIVE = -1e30  # finite, so that a padded query row stays NaN-free
 
@@ -209,16 +210,17 @@ class LlamaLayer(nnx.Module):
         config = self.config
         normed = self.attention_norm(x)
         heads = (*x.shape[:3], -1, config.head_dim)
-        query = rotate(self.q(normed).reshape(heads), positions, config.rope_theta)
-        keys = rotate(self.k(normed).reshape(heads), positions, config.rope_theta)
-        values = self.v(normed).reshape(heads)
+        query = rotate(kept(self.q(normed)).reshape(heads), positions, config.rope_theta)
+        keys = rotate(kept(self.k(normed)).reshape(heads), positions, config.rope_theta)
+        values = kept(self.v(normed)).reshape(heads)
         if cache is not None:
             keys = jax.lax.dynamic_update_slice_in_dim(cache[0], keys, slot, axis=2)
             values = jax.lax.dynamic_update_slice_in_dim(cache[1], values, slot, axis=2)
-        attended = attend(query, (keys, values, mask), prefix, self.precision)
-        x = x + self.o(attended.reshape(*x.shape[:3], -1))
+        attended = kept(attend(query, (keys, values, mask), prefix, self.precision))
+        x = kept(x + self.o(attended.reshape(*x.shape[:3], -1)))
         normed = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)), (keys, values)
+        gate, up = kept(self.gate(normed)), kept(self.up(normed))
+        return x + self.down(jax.nn.silu(gate) * up), (keys, values)
 
 
 class Llama(nnx.Module):
