@@ -14,13 +14,14 @@ counts the keys that a causal mask leaves, a good half, though XLA multiplies by
 
 import dataclasses
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data.pipeline import Batch, SupervisedBatch
 from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOConfig
 from cropvlm_jax.models.llama import LlamaConfig
+from cropvlm_jax.models.llava import LlavaConfig
 from cropvlm_jax.models.lora import LoRAConfig
 from cropvlm_jax.models.smolvlm import SmolVLMConfig
 
@@ -154,9 +155,40 @@ def crop_flops(canvas: tuple[int, int], side: int) -> float:
     return 2.0 * 3 * side * (longest**2 + longest * side + 2 * side**2)
 
 
+def bicubic_flops(canvas: tuple[int, int], side: int) -> float:
+    """As `crop_flops`, of the two passes of `crops.bicubic_square`."""
+    longest = max(canvas)
+    return 2.0 * 3 * side * (longest**2 + longest * side)
+
+
+def _llava_image_flops(config: LlavaConfig) -> float:
+    """The vision tower's and the projector's, one image; the class token looks and is looked at."""
+    vision, width = config.vision, config.text.hidden_size
+    d, patches = vision.hidden_size, vision.grid**2
+    tokens = patches + 1
+    linears = 4.0 * 2 * d**2 + 2.0 * 2 * d * vision.intermediate_size
+    layer = linears * tokens + 4.0 * tokens**2 * d
+    tower = 2.0 * 3 * vision.patch_size**2 * d * patches + layer * config.feature_layers
+    return tower + (2.0 * d * width + 2.0 * width**2) * patches
+
+
+def picture_flops(target: Any, canvas: tuple[int, int]) -> float:
+    """Those of cutting one crop out of a canvas and encoding it.
+
+    Args:
+        target: shape of a model, of any architecture.
+        canvas: its height and width.
+    """
+    if isinstance(target, SmolVLMConfig):
+        return crop_flops(canvas, target.vision.image_size) + image_flops(target).forward
+    if isinstance(target, LlavaConfig):
+        return bicubic_flops(canvas, target.vision.image_size) + _llava_image_flops(target)
+    raise TypeError(f"no formula for {type(target).__name__}")
+
+
 def grpo_flops(
     cropper: SmolVLMConfig,
-    target: SmolVLMConfig,
+    target: Any,
     config: GRPOConfig,
     grammar: Grammar,
     template: AnswerTemplate,
@@ -197,11 +229,10 @@ def grpo_flops(
     prefix = images + prompt
     update = written.forward + written.backward + prefix.backward
     trained = lora is None or images.backward > 0  # the tower
-    picture = image_flops(target).forward
     if shared_tower:
-        picture *= trained
+        picture = image_flops(target).forward * trained
     else:
-        picture += crop_flops(batch.canvas.shape[1:3], target.vision.image_size)
+        picture = picture_flops(target, batch.canvas.shape[1:3])
     reference = 0.0
     if config.beta:
         alone = decoder_flops(cropper.text, read) * prompts + reply(length, length, actions, None)
@@ -218,7 +249,7 @@ def grpo_flops(
 
 
 def _reward_flops(
-    target: SmolVLMConfig,
+    target: Any,
     config: GRPOConfig,
     template: AnswerTemplate,
     batch: Batch,
@@ -227,8 +258,7 @@ def _reward_flops(
     """Operations of the reward, where the image tokens of a whole picture take `picture`."""
     (prompts, question), answer = batch.question.shape, batch.answer.shape[1]
     first, asked = len(template.first), len(template.crop) + question
-    crop = crop_flops(batch.canvas.shape[1:3], target.vision.image_size)
-    seen = crop + image_flops(target).forward
+    seen = picture_flops(target, batch.canvas.shape[1:3])
 
     def passes(tokens: int, answers: int) -> float:
         logits = logits_flops(target.text, target.text.vocab_size) * answers
@@ -247,7 +277,7 @@ def _reward_flops(
 
 def decode_bytes(
     cropper: SmolVLMConfig,
-    target: SmolVLMConfig,
+    target: Any,
     config: GRPOConfig,
     grammar: Grammar,
     template: AnswerTemplate,

@@ -18,7 +18,7 @@ import safetensors.numpy
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Buffers that old versions of transformers stored; they hold nothing that was learned.
-IGNORED = ".rotary_emb.inv_freq"
+IGNORED = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 
 
 class Layout(NamedTuple):
@@ -53,16 +53,27 @@ class Weight:
         ours: dotted path of our parameter.
         layout: how the arrays differ.
         tied_to: path of the parameter that stands in where a model has no `ours` of its own.
+        also: another name that is read where `hf` is absent, never written.
     """
 
     hf: str
     ours: str
     layout: Layout = SAME
     tied_to: str | None = None
+    also: str | None = None
 
     def names(self, leaf: Any) -> list[str]:
         """Hugging Face's names of the arrays that make up `leaf`."""
-        return [self.hf.format(i) for i in range(leaf.shape[0])] if "{}" in self.hf else [self.hf]
+        return self._numbered(self.hf, leaf)
+
+    def aliases(self, leaf: Any) -> dict[str, str]:
+        """`names` by what they are also called."""
+        also = self._numbered(self.also, leaf) if self.also else []
+        return dict(zip(also, self.names(leaf), strict=False))
+
+    @staticmethod
+    def _numbered(name: str, leaf: Any) -> list[str]:
+        return [name.format(i) for i in range(leaf.shape[0])] if "{}" in name else [name]
 
     def parts(self, leaf: Any) -> list[Any]:
         """The arrays of `names`, in Hugging Face's layout."""
@@ -88,8 +99,8 @@ def _layer_norm(hf: str, ours: str) -> Table:
     return Weight(f"{hf}.weight", f"{ours}.scale"), Weight(f"{hf}.bias", f"{ours}.bias")
 
 
-def _decoder(hf: str, ours: str) -> Table:
-    """A Llama decoder under the prefixes `hf` and `ours`."""
+def _decoder(hf: str, ours: str, head: str = "lm_head") -> Table:
+    """A Llama decoder under the prefixes `hf` and `ours`, its output head apart."""
     layer, stacked = hf + "layers.{}.", ours + "layers."
     kernels = {
         "self_attn.q_proj": "q",
@@ -110,12 +121,12 @@ def _decoder(hf: str, ours: str) -> Table:
             for theirs, mine in kernels.items()
         ),
         Weight(f"{hf}norm.weight", f"{ours}norm.scale"),
-        Weight("lm_head.weight", f"{ours}head", tied_to=embedding),
+        Weight(f"{head}.weight", f"{ours}head", tied_to=embedding),
     )
 
 
 def _tower(hf: str, ours: str) -> Table:
-    """A SigLIP tower under the prefixes `hf` and `ours`."""
+    """What SigLIP's and CLIP's towers share, under the prefixes `hf` and `ours`."""
     layer, stacked = hf + "encoder.layers.{}.", ours + "layers."
     linears = {
         "self_attn.q_proj": "q",
@@ -129,7 +140,6 @@ def _tower(hf: str, ours: str) -> Table:
     positions = "embeddings.position_embedding"
     return (
         Weight(f"{hf}{patches}.weight", f"{ours}patch_embedding.kernel", CONV),
-        Weight(f"{hf}{patches}.bias", f"{ours}patch_embedding.bias"),
         Weight(f"{hf}{positions}.weight", f"{ours}position_embedding.embedding"),
         *_layer_norm(f"{layer}layer_norm1", f"{stacked}attention_norm"),
         *_layer_norm(f"{layer}layer_norm2", f"{stacked}mlp_norm"),
@@ -142,11 +152,31 @@ def _tower(hf: str, ours: str) -> Table:
     )
 
 
+def _clip(hf: str, ours: str, also: str) -> Table:
+    """A CLIP tower under the prefixes `hf` and `ours`, which may also be stored under `also`."""
+    rows = (
+        *_tower(hf, ours),
+        Weight(f"{hf}embeddings.class_embedding", f"{ours}class_embedding"),
+        *_layer_norm(f"{hf}pre_layrnorm", f"{ours}pre_norm"),  # so spelled
+    )
+    return tuple(dataclasses.replace(r, also=also + r.hf.removeprefix(hf)) for r in rows)
+
+
 LLAMA: Table = _decoder("model.", "")
 SMOLVLM: Table = (
     *_tower("model.vision_model.", "vision."),
+    Weight("model.vision_model.embeddings.patch_embedding.bias", "vision.patch_embedding.bias"),
     Weight("model.connector.modality_projection.proj.weight", "connector.kernel", TRANSPOSE),
     *_decoder("model.text_model.", "text."),
+)
+
+
+LLAVA: Table = (
+    # The names of the released models; transformers 5 leaves "vision_model." out.
+    *_clip("vision_tower.vision_model.", "vision.", also="vision_tower."),
+    *_linear("multi_modal_projector.linear_1", "projector.fc1"),
+    *_linear("multi_modal_projector.linear_2", "projector.fc2"),
+    *_decoder("language_model.model.", "text.", head="language_model.lm_head"),
 )
 
 
@@ -166,8 +196,22 @@ def _match(table: Table, params: Any) -> dict[str, tuple[Weight, Any]]:
     return matched
 
 
-def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Opens the safetensors files of `folder`; returns each weight's file by its name."""
+class _Stored(NamedTuple):
+    """A weight in an open safetensors file."""
+
+    file: Any
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.file.get_slice(self.name).get_shape())
+
+    def read(self) -> np.ndarray:
+        return self.file.get_tensor(self.name)
+
+
+def _open(folder: Path, aliases: dict[str, str], stack: contextlib.ExitStack) -> dict[str, _Stored]:
+    """Opens the safetensors files of `folder`; returns its weights by name, `aliases` undone."""
     if (folder / FILE).is_file():
         files = [FILE]
     elif (folder / INDEX).is_file():
@@ -180,7 +224,7 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
         )
     else:
         raise ValueError(f"{folder} has neither {FILE} nor {INDEX}")
-    stored: dict[str, Any] = {}
+    stored: dict[str, _Stored] = {}
     for file in files:
         try:
             opened = stack.enter_context(safetensors.safe_open(folder / file, "numpy"))
@@ -189,9 +233,10 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
                 f"{folder / file} is not a safetensors file: cut short, or a git-lfs pointer?"
             ) from error
         for name in opened.keys():  # noqa: SIM118 (not a mapping)
-            if name in stored:
+            known = aliases.get(name, name)
+            if known in stored:
                 raise ValueError(f"duplicate weight {name} in {folder}, again in {file}")
-            stored[name] = opened
+            stored[known] = _Stored(opened, name)
     return stored
 
 
@@ -212,7 +257,10 @@ def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
     """
     matched = _match(table, abstract_params)
     with contextlib.ExitStack() as stack:
-        stored = _open(Path(folder), stack)
+        aliases: dict[str, str] = {}
+        for row, leaf in matched.values():
+            aliases |= row.aliases(leaf)
+        stored = _open(Path(folder), aliases, stack)
         expected: dict[str, tuple[int, ...]] = {}
         tied: dict[str, str] = {}
         for row, leaf in matched.values():
@@ -223,22 +271,21 @@ def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
             if row.ours not in matched and row.tied_to and row.hf in stored:
                 tied[row.hf] = matched[row.tied_to][0].hf
         problems = [f"missing weight {name}" for name in sorted(expected.keys() - stored.keys())]
-        for name, file in stored.items():
+        for name, weight in stored.items():
             if name in expected:
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != expected[name]:
-                    problems.append(f"weight {name} has shape {shape}, not {expected[name]}")
+                if weight.shape != expected[name]:
+                    problems.append(f"weight {name} has shape {weight.shape}, not {expected[name]}")
             elif name not in tied and not name.endswith(IGNORED):
                 problems.append(f"unused weight {name}")
         if problems:
             raise ValueError(f"{folder} does not fit the model:\n" + "\n".join(problems))
         for name, twin in tied.items():
-            if not np.array_equal(stored[name].get_tensor(name), stored[twin].get_tensor(twin)):
+            if not np.array_equal(stored[name].read(), stored[twin].read()):
                 raise ValueError(f"{folder}: the config ties {name} to {twin}, but they differ")
 
         def read(keys: Sequence[Any], leaf: Any) -> jax.Array:
             row, _ = matched[_path(keys)]
-            array = row.join([stored[name].get_tensor(name) for name in row.names(leaf)])
+            array = row.join([stored[name].read() for name in row.names(leaf)])
             return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
 
         return jax.tree_util.tree_map_with_path(read, abstract_params)

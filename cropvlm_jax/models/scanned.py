@@ -38,6 +38,7 @@ def scan(
     xs: Any,
     *,
     remat: bool,
+    depth: int | None = None,
 ) -> tuple[jax.Array, Any]:
     """Applies stacked `layers` one after the other.
 
@@ -47,6 +48,7 @@ def scan(
         x: activations `[B, ...]`, passed from layer to layer.
         xs: pytree of per-layer inputs, leading axis the layer (or None).
         remat: keep nothing of a layer but its input for the backward pass, not even what is `kept`.
+        depth: apply only so many layers, without a copy of their weights; None applies all.
 
     Returns:
         The last activations and the layers' `y` stacked on a leading axis.
@@ -61,4 +63,13 @@ def scan(
 
     policy = None if remat else jax.checkpoint_policies.save_only_these_names("kept")
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-    return jax.lax.scan(body, x, (weights, xs))
+    if depth is None:
+        return jax.lax.scan(body, x, (weights, xs))
+
+    def numbered(x, index):
+        def one(stacked):
+            return jax.lax.dynamic_index_in_dim(stacked, index, keepdims=False)
+
+        return body(x, jax.tree.map(one, (weights, xs)))
+
+    return jax.lax.scan(numbered, x, jnp.arange(depth))

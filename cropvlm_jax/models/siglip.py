@@ -83,7 +83,7 @@ class SiglipConfig:
 class SiglipLayer(nnx.Module):
     """Pre-norm bidirectional self-attention and MLP."""
 
-    def __init__(self, config: SiglipConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
+    def __init__(self, config: Any, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
         self.num_heads, self.precision = config.num_attention_heads, scanned.precision(dtype)
         norm = functools.partial(
             nnx.LayerNorm,
@@ -108,7 +108,12 @@ class SiglipLayer(nnx.Module):
         attended = kept(attention.attend(query, keys, values, heads, self.precision))
         x = kept(x + self.o(attended))
         hidden = kept(self.fc1(self.mlp_norm(x)))
-        return x + self.fc2(jax.nn.gelu(hidden, approximate=True))
+        return x + self.fc2(self.activation(hidden))
+
+    @staticmethod
+    def activation(x: jax.Array) -> jax.Array:
+        """Between the two layers of the MLP."""
+        return jax.nn.gelu(x, approximate=True)
 
 
 class Siglip(nnx.Module):
