@@ -39,9 +39,21 @@ def _linear_to_conv(x: Any) -> Any:
     return x.reshape(side, side, 3, x.shape[1]).transpose(3, 2, 0, 1)
 
 
+def _video_conv_to_linear(x: Any) -> Any:
+    """`[D, 3, 2, p, p]` to `[2 * p * p * 3, D]`: frames, rows of pixels, columns, channels."""
+    return x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0])
+
+
+def _linear_to_video_conv(x: Any) -> Any:
+    """`[2 * p * p * 3, D]` to `[D, 3, 2, p, p]`."""
+    side = math.isqrt(x.shape[0] // 6)
+    return x.reshape(2, side, side, 3, x.shape[1]).transpose(4, 3, 0, 1, 2)
+
+
 SAME = Layout(lambda x: x, lambda x: x)
 TRANSPOSE = Layout(lambda x: x.T, lambda x: x.T)
 CONV = Layout(_conv_to_linear, _linear_to_conv)
+VIDEO_CONV = Layout(_video_conv_to_linear, _linear_to_video_conv)
 
 
 @dataclasses.dataclass(frozen=True)
