@@ -11,7 +11,7 @@ side, P prompt tokens, C reply tokens, T tokens, V vocabulary.
 import collections
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,9 @@ from cropvlm_jax.data.pipeline import SupervisedBatch
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.generate import greedy
-from cropvlm_jax.models.smolvlm import SmolVLM
-from cropvlm_jax.prompts import Prompt, Prompts
+from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.models.vlm import VLM
+from cropvlm_jax.prompts import Prompt
 from cropvlm_jax.sft import completion_logits
 
 Picture = Image.Image | np.ndarray | str | os.PathLike
@@ -48,8 +49,8 @@ def _answer(
 ) -> jax.Array:
     """Greedy replies, int32 `[B, max_tokens]`."""
     model = nnx.merge(graphdef, params)
-    image_tokens = model.encode_images(batch.images)
-    prefix = rollout.read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
+    pictures = model.encode_images(batch.images)
+    prefix = rollout.read_prompt(model, pictures, batch.prompt, batch.prompt_valid)
     return greedy(model, prefix, batch.prompt[:, -1], end_token, max_tokens)
 
 
@@ -88,9 +89,9 @@ def _logits(
 
 
 class _Row(NamedTuple):
-    """A conversation: tiles uint8 `[N, S, S, 3]`, token ids `[P]` and `[C]`."""
+    """A conversation: what the model sees, leaves `[N, ...]`, token ids `[P]` and `[C]`."""
 
-    tiles: np.ndarray
+    tiles: Any
     prompt: np.ndarray
     completion: np.ndarray
 
@@ -109,13 +110,14 @@ def _batches(rows: Iterable[_Row]) -> Iterator[tuple[list[int], SupervisedBatch]
 
     Rows are taken one by one, so that only a few batches of pictures are in memory.
     """
-    groups: dict[int, list[tuple[int, _Row]]] = collections.defaultdict(list)
+    groups: dict[Any, list[tuple[int, _Row]]] = collections.defaultdict(list)
     for index, row in enumerate(rows):
-        tiles = len(row.tiles)
-        groups[tiles].append((index, row))
+        shapes = tuple(x.shape for x in jax.tree.leaves(row.tiles))
+        groups[shapes].append((index, row))
+        tiles = shapes[0][0]
         most = _power_of_two(max(TILES // tiles, 1) + 1) // 2  # the power of two that still fits
-        if len(groups[tiles]) == most:
-            yield _batch(groups.pop(tiles))
+        if len(groups[shapes]) == most:
+            yield _batch(groups.pop(shapes))
     for group in groups.values():
         yield _batch(group)
 
@@ -126,18 +128,17 @@ def _batch(group: list[tuple[int, _Row]]) -> tuple[list[int], SupervisedBatch]:
     rows = [*rows, *[rows[-1]] * (_power_of_two(len(rows)) - len(rows))]
     prompt = _round_up(max(len(row.prompt) for row in rows), PROMPT_MULTIPLE)
     completion = _round_up(max(len(row.completion) for row in rows), REPLY_MULTIPLE)
-    columns = zip(
-        *(
-            (
+    batch = pipeline.stack(
+        [
+            SupervisedBatch(
                 row.tiles,
                 *pipeline.pad(row.prompt, prompt, "left"),
                 *pipeline.pad(row.completion, completion, "right"),
             )
             for row in rows
-        ),
-        strict=True,
+        ]
     )
-    return list(indices), SupervisedBatch(*(jnp.asarray(np.stack(column)) for column in columns))
+    return list(indices), jax.tree.map(jnp.asarray, batch)
 
 
 def _check(images: Sequence[Any], **texts: Sequence[str]) -> None:
@@ -157,27 +158,25 @@ class _Model:
         longest_edge: pixels that pictures' longest sides are resized to before they are split.
     """
 
-    def __init__(self, source: Pretrained, model: SmolVLM, longest_edge: int):
+    def __init__(self, source: Pretrained, model: VLM, longest_edge: int):
         if longest_edge < 1:
             raise ValueError(f"longest_edge={longest_edge} must be at least 1 px")
-        self.source, self.longest_edge = source, longest_edge
-        self.prompts = Prompts(source.tokenizer, source.config.image_seq_len)
+        self.source, self.longest_edge, self.prompts = source, longest_edge, source.prompts()
         self.graphdef, self.params = nnx.split(model)
 
-    def _tiles(self, pictures: Sequence[Picture]) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """Tiles uint8 `[N, S, S, 3]` of pictures in a row, and the grid of each picture."""
+    def _tiles(self, pictures: Sequence[Picture]) -> tuple[Any, list[Any]]:
+        """What the model sees of pictures in a row, leaves `[N, ...]`, and each one's grid."""
         tiles, grids = [], []
         for picture in pictures:
             if not isinstance(picture, Picture):
                 kind = type(picture).__name__
                 raise ValueError(f"a picture is a PIL image, an array or a path, not {kind}")
-            image = image_lib.to_rgb(picture)
-            cut, grid = image_lib.tile(image, self.source.tile_size, self.longest_edge)
+            cut, grid = self.source.see(image_lib.to_rgb(picture), self.longest_edge)
             tiles.append(cut)
             grids.append(grid)
-        return np.concatenate(tiles), grids
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *tiles), grids
 
-    def _row(self, tiles: np.ndarray, prompt: Prompt, reply_tokens: int) -> _Row:
+    def _row(self, tiles: Any, prompt: Prompt, reply_tokens: int) -> _Row:
         ids, start = prompt.ids, prompt.completion.start
         limit = self.source.config.text.max_position_embeddings
         if start + reply_tokens > limit:
@@ -204,17 +203,27 @@ class Target(_Model):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, dtype: Any = jnp.float32, longest_edge: int | None = None
+        cls,
+        name: str | Path,
+        *,
+        dtype: Any = jnp.float32,
+        longest_edge: int | None = None,
+        processor: Mapping[str, Any] | None = None,
     ) -> "Target":
         """Loads a model.
 
         Args:
             name: a folder or a model of the Hugging Face Hub.
             dtype: of the computation and the weights.
-            longest_edge: pixels that pictures' longest sides are resized to; None takes one tile,
-                the model's input size, and larger values split pictures into tiles.
+            longest_edge: of SmolVLM alone: pixels that pictures' longest sides are resized to; None
+                takes one tile, the model's input size, and larger values split pictures into tiles.
+            processor: as of `Pretrained.open`.
         """
-        source = Pretrained.open(name)
+        source = Pretrained.open(name, processor=processor)
+        if not isinstance(source.config, SmolVLMConfig):
+            if longest_edge is not None:
+                raise ValueError(f"longest_edge={longest_edge}: only SmolVLM splits pictures")
+            longest_edge = source.longest_edge
         longest_edge = source.tile_size if longest_edge is None else longest_edge
         return cls(source, source.load(dtype=dtype), longest_edge)
 
@@ -374,6 +383,8 @@ class CropVLM(_Model):
         elif target is not None and not isinstance(target, Target):
             raise ValueError(f"a target is a name, a folder or a Target, not {target!r:.80}")
         source = Pretrained.open(cropper)
+        if not isinstance(source.config, SmolVLMConfig):
+            raise ValueError(f"{cropper}: a cropper is a SmolVLM, not a {source.config.model_type}")
         longest_edge = source.longest_edge if longest_edge is None else longest_edge
         return cls(source, source.load(dtype=dtype), longest_edge, target)
 

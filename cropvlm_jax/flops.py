@@ -14,7 +14,7 @@ counts the keys that a causal mask leaves, a good half, though XLA multiplies by
 
 import dataclasses
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data.pipeline import Batch, SupervisedBatch
@@ -154,9 +154,21 @@ def crop_flops(canvas: tuple[int, int], side: int) -> float:
     return 2.0 * 3 * side * (longest**2 + longest * side + 2 * side**2)
 
 
+def picture_flops(target: Any, canvas: tuple[int, int]) -> float:
+    """Those of cutting one crop out of a canvas and encoding it.
+
+    Args:
+        target: shape of a model, of any architecture.
+        canvas: its height and width.
+    """
+    if isinstance(target, SmolVLMConfig):
+        return crop_flops(canvas, target.vision.image_size) + image_flops(target).forward
+    raise TypeError(f"no formula for {type(target).__name__}")
+
+
 def grpo_flops(
     cropper: SmolVLMConfig,
-    target: SmolVLMConfig,
+    target: Any,
     config: GRPOConfig,
     grammar: Grammar,
     template: AnswerTemplate,
@@ -212,7 +224,7 @@ def grpo_flops(
 
 
 def _reward_flops(
-    target: SmolVLMConfig,
+    target: Any,
     config: GRPOConfig,
     template: AnswerTemplate,
     batch: Batch,
@@ -220,8 +232,7 @@ def _reward_flops(
 ) -> float:
     (prompts, question), answer = batch.question.shape, batch.answer.shape[1]
     first, asked = len(template.first), len(template.crop) + question
-    crop = crop_flops(batch.canvas.shape[1:3], target.vision.image_size)
-    seen = crop + image_flops(target).forward
+    seen = picture_flops(target, batch.canvas.shape[1:3])
 
     def passes(tokens: int, answers: int) -> float:
         logits = logits_flops(target.text, target.text.vocab_size) * answers
@@ -240,7 +251,7 @@ def _reward_flops(
 
 def decode_bytes(
     cropper: SmolVLMConfig,
-    target: SmolVLMConfig,
+    target: Any,
     config: GRPOConfig,
     grammar: Grammar,
     template: AnswerTemplate,

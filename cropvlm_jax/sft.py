@@ -14,22 +14,21 @@ from flax import nnx
 
 from cropvlm_jax.data.pipeline import SupervisedBatch
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.models.vlm import VLM, one_row
 from cropvlm_jax.training.state import TrainState
 
 
-def completion_logits(model: SmolVLM, batch: SupervisedBatch) -> jax.Array:
+def completion_logits(model: VLM, batch: SupervisedBatch) -> jax.Array:
     """Logits that predict each completion token from what stands before it, fp32 `[B, C, V]`."""
-    features = model.encode_images(batch.images)
-    features = features.reshape(features.shape[0], -1, features.shape[-1])
+    pictures = one_row(model.encode_images(batch.images))
     # The last completion token is only ever predicted.
     ids = jnp.concatenate([batch.prompt, batch.completion[:, :-1]], 1)
     valid = jnp.concatenate([batch.prompt_valid, batch.completion_valid[:, :-1]], 1)
-    hidden, _ = model.text(model.embed(ids, features)[:, None], valid[:, None])
+    hidden, _ = model.read(ids[:, None], valid[:, None], pictures)
     return model.text.logits(hidden[:, 0, batch.prompt.shape[1] - 1 :])
 
 
-def completion_loss(model: SmolVLM, batch: SupervisedBatch) -> tuple[jax.Array, jax.Array]:
+def completion_loss(model: VLM, batch: SupervisedBatch) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy in nats, summed over all completion tokens, and how many these are."""
     losses = optax.softmax_cross_entropy_with_integer_labels(
         completion_logits(model, batch), batch.completion

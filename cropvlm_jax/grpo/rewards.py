@@ -15,21 +15,20 @@ import jax
 import jax.numpy as jnp
 
 from cropvlm_jax import boxes as box_lib
-from cropvlm_jax import crops
 from cropvlm_jax.data.pipeline import Batch
 from cropvlm_jax.models.llama import KVCache
-from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.models.vlm import VLM, Pictures
 from cropvlm_jax.prompts import Prompts
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerTemplate:
-    """The constant parts of the answer conversation about two unsplit pictures.
+    """The constant parts of the answer conversation about two pictures of one tile each.
 
     Attributes:
         first: token ids up to the end of the whole picture.
-        crop: token ids of the crop.
-        colon: token id of the ":" of "Assistant:".
+        crop: token ids from there to the end of the crop.
+        colon: token id of the ":" of "Assistant:", that ends the question.
         end: token id that ends an answer.
     """
 
@@ -45,30 +44,30 @@ class AnswerTemplate:
         ids, (first, second) = prompt.ids.tolist(), prompt.images
         return cls(
             first=tuple(ids[: first.stop]),
-            crop=tuple(ids[second]),
+            crop=tuple(ids[first.stop : second.stop]),
             colon=ids[prompt.question.stop - 1],
             end=ids[prompt.completion.stop - 1],
         )
 
 
-def read_picture(target: SmolVLM, template: AnswerTemplate, image_tokens: jax.Array) -> KVCache:
+def read_picture(target: VLM, template: AnswerTemplate, picture: Pictures) -> KVCache:
     """The target reads the whole picture, once a prompt.
 
     Args:
         target: the frozen target.
         template: of its tokenizer.
-        image_tokens: `[B, 1, I, D]`, of the whole picture.
+        picture: `[B, 1, I, ...]`, the whole one.
 
     Returns:
         The prefix cache that all answers about this picture share, G = 1.
     """
-    shape = (*image_tokens.shape[:2], len(template.first))
+    shape = (*jax.tree.leaves(picture)[0].shape[:2], len(template.first))
     ids = jnp.broadcast_to(jnp.array(template.first), shape)
-    return target.text(target.embed(ids, image_tokens), jnp.ones_like(ids, bool))[1]
+    return target.read(ids, jnp.ones_like(ids, bool), picture)[1]
 
 
-def encode_pictures(target: SmolVLM, canvas: jax.Array, size: jax.Array) -> jax.Array:
-    """The target's image tokens `[B, 1, I, D]` of whole pictures.
+def encode_pictures(target: VLM, canvas: jax.Array, size: jax.Array) -> Pictures:
+    """Whole pictures `[B, 1, I, ...]` as the target sees them.
 
     Args:
         target: the frozen target.
@@ -76,18 +75,7 @@ def encode_pictures(target: SmolVLM, canvas: jax.Array, size: jax.Array) -> jax.
         size: int `[B, 2]`, height and width inside the canvas.
     """
     whole = jnp.broadcast_to(jnp.array(box_lib.FULL), (canvas.shape[0], 1, 4))
-    return encode_crops(target, canvas, size, whole)
-
-
-def encode_crops(
-    target: SmolVLM, canvas: jax.Array, size: jax.Array, boxes: jax.Array
-) -> jax.Array:
-    """The target's image tokens `[B, G, I, D]` of the boxes int `[B, G, 4]` of each picture."""
-    side = target.config.vision.image_size
-    cut = jax.vmap(crops.crop, in_axes=(0, 0, 0, None))
-    with jax.named_scope("crop"):
-        pictures = cut(canvas, size, boxes, side)
-    return target.encode_images(pictures)
+    return target.encode_crops(canvas, size, whole)
 
 
 def in_chunks(function: Callable[[jax.Array], Any], boxes: jax.Array, chunk: int) -> Any:
@@ -109,27 +97,26 @@ def in_chunks(function: Callable[[jax.Array], Any], boxes: jax.Array, chunk: int
 
 
 def _ask(
-    target: SmolVLM, template: AnswerTemplate, batch: Batch, crop_tokens: jax.Array | None
+    template: AnswerTemplate, batch: Batch, crops: Pictures | None
 ) -> tuple[jax.Array, jax.Array]:
     """What follows the whole picture, up to "Assistant:": the crop, if any, and the question.
 
     Args:
-        target: the frozen target.
-        template: of its tokenizer.
+        template: of the target's tokenizer.
         batch: the prompts.
-        crop_tokens: `[B, G, I, D]` from `encode_crops`, or None for no crop, G = 1.
+        crops: `[B, G, I, ...]` from `encode_crops`, or None for no crop, G = 1.
 
     Returns:
-        Input embeddings `[B, G, C + Q, D]` and which are real, bool `[B, G, C + Q]`.
+        Token ids `[B, G, C + Q]` and which are real, bool `[B, G, C + Q]`.
     """
-    if crop_tokens is None:
-        return target.embed(batch.question)[:, None], batch.question_valid[:, None]
-    shape = (*crop_tokens.shape[:2], len(template.crop))
+    if crops is None:
+        return batch.question[:, None], batch.question_valid[:, None]
+    shape = (*jax.tree.leaves(crops)[0].shape[:2], len(template.crop))
     crop = jnp.broadcast_to(jnp.array(template.crop), shape)
     question = _spread(batch.question, shape[1])
     question_valid = _spread(batch.question_valid, shape[1])
     return (
-        target.embed(jnp.concatenate([crop, question], -1), crop_tokens),
+        jnp.concatenate([crop, question], -1),
         jnp.concatenate([jnp.ones(shape, bool), question_valid], -1),
     )
 
@@ -140,11 +127,11 @@ def _spread(row: jax.Array, group: int) -> jax.Array:
 
 
 def answer_log_probs(
-    target: SmolVLM,
+    target: VLM,
     template: AnswerTemplate,
     picture: KVCache,
     batch: Batch,
-    crop_tokens: jax.Array | None,
+    crops: Pictures | None,
 ) -> jax.Array:
     """Log-probabilities of the gold answer's tokens given the picture, the crop and the question.
 
@@ -153,16 +140,17 @@ def answer_log_probs(
         template: of its tokenizer.
         picture: what `read_picture` returned.
         batch: the prompts.
-        crop_tokens: `[B, G, I, D]` from `encode_crops`; None asks about the picture alone, G = 1.
+        crops: `[B, G, I, ...]` from `encode_crops`; None asks about the picture alone, G = 1.
 
     Returns:
         fp32 `[B, G, A]`, meaningless in the padding.
     """
-    asked, asked_valid = _ask(target, template, batch, crop_tokens)
+    asked, asked_valid = _ask(template, batch, crops)
     answer = _spread(batch.answer, asked.shape[1])
     valid = _spread(batch.answer_valid, asked.shape[1])
-    x = jnp.concatenate([asked, target.embed(answer[..., :-1])], 2)
-    hidden, _ = target.text(x, jnp.concatenate([asked_valid, valid[..., :-1]], -1), picture)
+    ids = jnp.concatenate([asked, answer[..., :-1]], -1)
+    valid = jnp.concatenate([asked_valid, valid[..., :-1]], -1)
+    hidden, _ = target.read(ids, valid, crops, picture)
     # The last token of what was asked predicts the first one of the answer.
     log_probs = jax.nn.log_softmax(target.text.logits(hidden[:, :, asked.shape[2] - 1 :]))
     return jnp.take_along_axis(log_probs, answer[..., None], -1)[..., 0]
@@ -202,11 +190,11 @@ def log_likelihood(
 
 
 def greedy_answers(
-    target: SmolVLM,
+    target: VLM,
     template: AnswerTemplate,
     picture: KVCache,
     batch: Batch,
-    crop_tokens: jax.Array,
+    crops: Pictures,
     max_tokens: int,
 ) -> jax.Array:
     """What the target itself answers: the likeliest next token again and again.
@@ -216,38 +204,34 @@ def greedy_answers(
         template: of its tokenizer.
         picture: what `read_picture` returned.
         batch: the prompts.
-        crop_tokens: `[B, G, I, D]` from `encode_crops`.
+        crops: `[B, G, I, ...]` from `encode_crops`.
         max_tokens: T, where an answer is cut; decoding stops earlier once all have ended.
 
     Returns:
         int32 `[B, G, T]`; what follows an end token is end tokens.
     """
-    x, valid = _ask(target, template, batch, crop_tokens)
-    b, g, asked, _ = x.shape
+    ids, valid = _ask(template, batch, crops)
+    b, g, asked = ids.shape
     slots = asked - 1 + max_tokens
     cache = KVCache.empty(target.config.text, (b, g, slots), picture.keys.dtype)
     # All but the last token, which the first pass of the loop reads.
-    _, cache = target.text(x[:, :, :-1], valid[..., :-1], picture, cache)
+    _, cache = target.read(ids[..., :-1], valid[..., :-1], crops, picture, cache)
 
     def unfinished(carry):
         i, _, ended, *_ = carry
         return (i < max_tokens) & ~ended.all()
 
     def decode(carry):
-        i, x, ended, answers, cache = carry
+        i, token, ended, answers, cache = carry
         one = jnp.ones((b, g, 1), bool)
-        hidden, cache = target.text(x, one, picture, cache, asked - 1 + i)
+        slot = asked - 1 + i
+        hidden, cache = target.read(token[..., None], one, None, picture, cache, slot)
         token = jnp.argmax(target.text.logits(hidden[:, :, 0]), -1).astype(jnp.int32)
         token = jnp.where(ended, template.end, token)
         answers = answers.at[:, :, i].set(token)
-        return (
-            i + 1,
-            target.embed(token[..., None]),
-            ended | (token == template.end),
-            answers,
-            cache,
-        )
+        return i + 1, token, ended | (token == template.end), answers, cache
 
     answers = jnp.full((b, g, max_tokens), template.end, jnp.int32)
-    start = (jnp.int32(0), x[:, :, -1:], jnp.zeros((b, g), bool), answers, cache)
+    last = ids[..., -1].astype(jnp.int32)
+    start = (jnp.int32(0), last, jnp.zeros((b, g), bool), answers, cache)
     return jax.lax.while_loop(unfinished, decode, start)[3]

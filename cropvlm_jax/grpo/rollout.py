@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from cropvlm_jax.boxes import Grammar, Reply, State
 from cropvlm_jax.models.llama import NEGATIVE, KVCache
 from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.models.vlm import VLM, Pictures, one_row
 
 
 class Rollouts(NamedTuple):
@@ -27,22 +28,19 @@ class Rollouts(NamedTuple):
     log_probs: jax.Array
 
 
-def read_prompt(
-    model: SmolVLM, image_tokens: jax.Array, prompt: jax.Array, valid: jax.Array
-) -> KVCache:
+def read_prompt(model: VLM, pictures: Pictures, prompt: jax.Array, valid: jax.Array) -> KVCache:
     """Reads all of a prompt but its last token, which every continuation starts with.
 
     Args:
         model: cropper or target.
-        image_tokens: `[B, N, I, D]` from `SmolVLM.encode_images`.
+        pictures: `[B, N, I, ...]` from its `encode_images`.
         prompt: token ids `[B, P]`, padded on the left.
         valid: bool `[B, P]`.
 
     Returns:
         The prefix cache of P - 1 tokens, G = 1.
     """
-    x = model.embed(prompt[:, :-1], image_tokens.reshape(len(prompt), -1, image_tokens.shape[-1]))
-    return model.text(x[:, None], valid[:, None, :-1])[1]
+    return model.read(prompt[:, None, :-1], valid[:, None, :-1], one_row(pictures))[1]
 
 
 def masked_log_softmax(logits: jax.Array, allowed: jax.Array, temperature: float) -> jax.Array:

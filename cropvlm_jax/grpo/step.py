@@ -18,6 +18,7 @@ from cropvlm_jax.evals.scoring import Metric
 from cropvlm_jax.grpo import answer_scores, objective, rewards, rollout
 from cropvlm_jax.models.llama import KVCache
 from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.models.vlm import VLM, Pictures
 from cropvlm_jax.training.state import TrainState
 
 
@@ -134,17 +135,17 @@ class Experience(NamedTuple):
 
 
 def judge(
-    reader: SmolVLM,
+    reader: VLM,
     template: rewards.AnswerTemplate,
     vocabulary: answer_scores.Vocabulary | None,
     config: GRPOConfig,
     batch: Batch,
     boxes: jax.Array,
-    picture_tokens: jax.Array | None = None,
+    picture: Pictures | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What boxes `[B, G, 4]` are worth, as a reward and by component, fp32 `[B, G]`.
 
-    The target reads the picture once, as `picture_tokens` `[B, 1, I, D]` where another model's
+    The target reads the whole picture once, as `picture` `[B, 1, I, ...]` where another model's
     tower has seen the same already, then each crop. Components without a weight are left out.
     """
     weights = {
@@ -153,13 +154,12 @@ def judge(
         "validity": config.validity_weight,
         "area": -config.area_weight,
     }
-    if picture_tokens is None:
-        picture_tokens = rewards.encode_pictures(reader, batch.canvas, batch.size)
-    picture = rewards.read_picture(reader, template, picture_tokens)
+    if picture is None:
+        picture = rewards.encode_pictures(reader, batch.canvas, batch.size)
+    asked = reader, template, rewards.read_picture(reader, template, picture), batch
 
     def answers(boxes: jax.Array) -> dict[str, jax.Array]:
-        asked = reader, template, picture, batch
-        crops = rewards.encode_crops(reader, batch.canvas, batch.size, boxes)
+        crops = reader.encode_crops(batch.canvas, batch.size, boxes)
         found = {}
         if config.likelihood_weight:
             found["gold"] = rewards.answer_log_probs(*asked, crops)
@@ -173,7 +173,7 @@ def judge(
         span = rewards.answer_span(template, batch, config.official_span)
         parts["likelihood"] = rewards.log_likelihood(found["gold"], span, config.likelihood)
         if config.gain:
-            alone = rewards.answer_log_probs(reader, template, picture, batch, None)
+            alone = rewards.answer_log_probs(*asked, None)
             parts["likelihood"] -= rewards.log_likelihood(alone, span, config.likelihood)
     if config.accuracy_weight:
         if vocabulary is None or batch.gold is None:
@@ -316,10 +316,8 @@ def make_step(
         # 3. and 4. The target reads the crops and says what they are worth.
         with jax.named_scope("reward"):
             reader = nnx.merge(target, state.target)
-            picture_tokens = image_tokens if shared_tower else None
-            reward, parts = judge(
-                reader, template, vocabulary, config, batch, boxes, picture_tokens
-            )
+            picture = image_tokens if shared_tower else None
+            reward, parts = judge(reader, template, vocabulary, config, batch, boxes, picture)
             scored = jnp.isfinite(reward)
             advantages = objective.advantages(reward, config.scale)
 

@@ -6,8 +6,9 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
@@ -19,8 +20,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from tokenizers import Tokenizer
 
 from cropvlm_jax import prompts
-from cropvlm_jax.hub.weights import INDEX, SMOLVLM, load_weights, save_weights
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.data import images as image_lib
+from cropvlm_jax.hub.weights import INDEX, SMOLVLM, Table, load_weights, save_weights
+from cropvlm_jax.models.smolvlm import MODEL_TYPES, SmolVLM, SmolVLMConfig
 
 BUNDLED = Path(__file__).parent.parent / "assets"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt")
@@ -60,29 +62,100 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+class Architecture(NamedTuple):
+    """What differs between the models that a folder may hold.
+
+    Attributes:
+        config: class of the shape, which `from_hf` reads from a parsed `config.json`.
+        model: the module, a `models.vlm.VLM`.
+        table: its weights.
+        prompts: class of its conversations.
+        image: the token that stands for a piece of a picture.
+        end: the token that ends a reply.
+        settings: those of the image processor that `Pretrained.open` may be told.
+        processing: from the shape and Hugging Face's settings of the image processor to the shape
+            that minds them, and the pixels that pictures' longest edges are resized to.
+        see: from the shape, a picture uint8 `[H, W, 3]` and those pixels to what `encode_images`
+            takes, leaves `[N, ...]`, and to what the prompt must know of it, its grid.
+    """
+
+    config: Any
+    model: Any
+    table: Table
+    prompts: Any
+    image: str
+    end: str
+    settings: tuple[str, ...]
+    processing: Callable[[Any, dict[str, Any]], tuple[Any, int]]
+    see: Callable[[Any, np.ndarray, int], tuple[Any, Any]]
+
+
+def _smolvlm_processing(
+    config: SmolVLMConfig, settings: dict[str, Any]
+) -> tuple[SmolVLMConfig, int]:
+    side = config.vision.image_size
+    tile = settings.get("max_image_size", {}).get("longest_edge", side)
+    if tile != side:
+        raise ValueError(
+            f"the processor cuts tiles of {tile} px, but the vision tower takes {side} px"
+        )
+    return config, settings.get("size", {}).get("longest_edge", 4 * tile)
+
+
+_SMOLVLM = Architecture(
+    config=SmolVLMConfig,
+    model=SmolVLM,
+    table=SMOLVLM,
+    prompts=prompts.Prompts,
+    image=prompts.IMAGE,
+    end=prompts.END,
+    settings=(),
+    processing=_smolvlm_processing,
+    see=lambda config, image, edge: image_lib.tile(image, config.vision.image_size, edge),
+)
+# By `model_type` of config.json.
+ARCHITECTURES: dict[str, Architecture] = dict.fromkeys(MODEL_TYPES, _SMOLVLM)
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A SmolVLM folder, its weights not read yet.
+    """A model folder, its weights not read yet.
 
     Attributes:
         folder: where it is.
+        architecture: what kind of model.
         config: the model's shape.
         tokenizer: its tokenizer.
         longest_edge: pixels that the processor resizes an image's longest side to.
-        tile_size: pixels of a side of what the vision tower sees.
         end_token_id: the token that ends a reply.
     """
 
     folder: Path
-    config: SmolVLMConfig
+    architecture: Architecture
+    config: Any
     tokenizer: Tokenizer
     longest_edge: int
-    tile_size: int
     end_token_id: int
 
+    @property
+    def tile_size(self) -> int:
+        """Pixels of a side of what the vision tower sees, where that is square."""
+        return self.config.vision.image_size
+
     @classmethod
-    def open(cls, name: str | Path, weights: bool = True) -> "Pretrained":
-        """Opens a folder or a model of the Hugging Face Hub; arguments as of `resolve`.
+    def open(
+        cls,
+        name: str | Path,
+        weights: bool = True,
+        processor: Mapping[str, Any] | None = None,
+    ) -> "Pretrained":
+        """Opens a folder or a model of the Hugging Face Hub.
+
+        Args:
+            name: as of `resolve`.
+            weights: likewise.
+            processor: settings of the image processor, under Hugging Face's names, that replace
+                the folder's own; None is no setting.
 
         Raises:
             FileNotFoundError: there is no such model, or a file of it is absent.
@@ -92,37 +165,59 @@ class Pretrained:
         for file in ("config.json", "tokenizer.json"):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"{folder} has no {file}: not a model folder")
-        config = SmolVLMConfig.from_hf(_read_json(folder / "config.json"))
+        stored = _read_json(folder / "config.json")
+        if stored.get("model_type") not in ARCHITECTURES:
+            raise ValueError(
+                f"{folder}: model_type={stored.get('model_type')!r} is not supported, only "
+                f"{', '.join(ARCHITECTURES)}"
+            )
+        architecture = ARCHITECTURES[stored["model_type"]]
+        config = architecture.config.from_hf(stored)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         # Up to version 4 transformers stores the image processor apart, since 5 nested.
-        processor = _read_json(folder / "preprocessor_config.json")
-        processor |= _read_json(folder / "processor_config.json").get("image_processor", {})
-        tile = processor.get("max_image_size", {}).get("longest_edge", config.vision.image_size)
-        if tile != config.vision.image_size:
-            raise ValueError(
-                f"{folder}: the processor cuts tiles of {tile} px, but the vision tower takes "
-                f"{config.vision.image_size} px"
-            )
-        image_id = tokenizer.token_to_id(prompts.IMAGE)
+        settings = _read_json(folder / "preprocessor_config.json")
+        settings |= _read_json(folder / "processor_config.json").get("image_processor", {})
+        changes = {key: v for key, v in (processor or {}).items() if v is not None}
+        try:
+            if unknown := changes.keys() - set(architecture.settings):
+                raise ValueError(f"{stored['model_type']} has no processor setting {unknown}")
+            settings |= changes
+            config, longest = architecture.processing(config, settings)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
+        image_id = tokenizer.token_to_id(architecture.image)
         if image_id != config.image_token_id:
             raise ValueError(
-                f"{folder}: {prompts.IMAGE} is token {image_id} of the tokenizer, but config.json "
-                f"says image_token_id={config.image_token_id}"
+                f"{folder}: {architecture.image} is token {image_id} of the tokenizer, but "
+                f"config.json says image_token_id={config.image_token_id}"
             )
-        end = tokenizer.token_to_id(prompts.END)
+        end = tokenizer.token_to_id(architecture.end)
         if end is None:
-            raise ValueError(f"{folder}: the tokenizer has no {prompts.END}")
-        longest = processor.get("size", {}).get("longest_edge", 4 * tile)
-        return cls(folder, config, tokenizer, longest, tile, end)
+            raise ValueError(f"{folder}: the tokenizer has no {architecture.end}")
+        return cls(folder, architecture, config, tokenizer, longest, end)
+
+    def prompts(self, **options: Any) -> Any:
+        """Its conversations, with the interface of `prompts.Prompts`; options as there."""
+        return self.architecture.prompts(self.tokenizer, self.config.image_seq_len, **options)
+
+    def see(self, image: np.ndarray, longest_edge: int) -> tuple[Any, Any]:
+        """What the model sees of a picture, as `Architecture.see` tells.
+
+        Args:
+            image: uint8 `[H, W, 3]`.
+            longest_edge: pixels that the longest side is resized to, where pictures are split.
+        """
+        return self.architecture.see(self.config, image, longest_edge)
 
     def abstract(
         self, *, dtype: Any = jnp.float32, param_dtype: Any = None, remat: bool = False
-    ) -> SmolVLM:
+    ) -> Any:
         """The model with shapes for weights; arguments as of `load`."""
         options = dict(dtype=dtype, param_dtype=param_dtype or dtype, remat=remat)
-        return nnx.eval_shape(lambda: SmolVLM(self.config, rngs=nnx.Rngs(0), **options))
+        model = self.architecture.model
+        return nnx.eval_shape(lambda: model(self.config, rngs=nnx.Rngs(0), **options))
 
-    def load(self, **options: Any) -> SmolVLM:
+    def load(self, **options: Any) -> Any:
         """The model with its weights, without ever making random ones.
 
         Args:
@@ -131,10 +226,10 @@ class Pretrained:
                 activations.
         """
         graphdef, shapes = nnx.split(self.abstract(**options))
-        return nnx.merge(graphdef, load_weights(self.folder, shapes, SMOLVLM))
+        return nnx.merge(graphdef, load_weights(self.folder, shapes, self.architecture.table))
 
 
-def export(folder: str | Path, model: SmolVLM, source: Pretrained, dtype: Any = None) -> None:
+def export(folder: str | Path, model: Any, source: Pretrained, dtype: Any = None) -> None:
     """Writes a folder that `transformers` loads by itself; it appears complete or not at all.
 
     Args:
@@ -161,7 +256,8 @@ def export(folder: str | Path, model: SmolVLM, source: Pretrained, dtype: Any = 
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     temporary.mkdir(parents=True)
     try:
-        if not any((source.folder / f"{p}_config.json").is_file() for p in _PROCESSORS):
+        stored = any((source.folder / f"{p}_config.json").is_file() for p in _PROCESSORS)
+        if not stored and source.architecture is _SMOLVLM:
             write_processor_files(temporary, source.config, source.tokenizer, source.longest_edge)
         for pattern in SIDE_FILES:
             for file in source.folder.glob(pattern):
@@ -179,7 +275,7 @@ def export(folder: str | Path, model: SmolVLM, source: Pretrained, dtype: Any = 
         if source.end_token_id not in stops:
             generation["eos_token_id"] = source.end_token_id
         _write_json(temporary / "generation_config.json", generation)
-        save_weights(params, SMOLVLM, temporary)
+        save_weights(params, source.architecture.table, temporary)
         if exists:
             folder.rename(old)
         temporary.rename(folder)

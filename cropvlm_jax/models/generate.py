@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from cropvlm_jax.models.llama import KVCache
-from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.models.vlm import VLM
 
 
 def greedy(
-    model: SmolVLM, prefix: KVCache, last_token: jax.Array, end_token: int, max_tokens: int
+    model: VLM, prefix: KVCache, last_token: jax.Array, end_token: int, max_tokens: int
 ) -> jax.Array:
     """The likeliest next token again and again, until every row has ended.
 
@@ -36,8 +36,8 @@ def greedy(
 
     def decode(carry):
         i, token, ended, reply, cache = carry
-        x = model.embed(token[:, None, None])
-        hidden, cache = model.text(x, jnp.ones((batch, 1, 1), bool), prefix, cache, i)
+        one = jnp.ones((batch, 1, 1), bool)
+        hidden, cache = model.read(token[:, None, None], one, None, prefix, cache, i)
         token = jnp.argmax(model.text.logits(hidden[:, 0, 0]), -1).astype(jnp.int32)
         token = jnp.where(ended, end_token, token)
         return i + 1, token, ended | (token == end_token), reply.at[:, i].set(token), cache

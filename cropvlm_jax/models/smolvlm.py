@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cropvlm_jax.models import scanned
-from cropvlm_jax.models.llama import Llama, LlamaConfig
+from cropvlm_jax import crops
+from cropvlm_jax.models import scanned, vlm
+from cropvlm_jax.models.llama import KVCache, Llama, LlamaConfig
 from cropvlm_jax.models.siglip import Siglip, SiglipConfig
 
 MODEL_TYPES = ("idefics3", "smolvlm")
@@ -196,6 +197,13 @@ class SmolVLM(nnx.Module):
         x = x.reshape(-1, small, scale, small, scale, x.shape[-1]).swapaxes(2, 3)
         return self.connector(x.reshape(len(images), small * small, -1))
 
+    def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> jax.Array:
+        """Image tokens `[B, G, I, D]` of boxes `[B, G, 4]`; see `models.vlm.VLM`."""
+        cut = jax.vmap(crops.crop, in_axes=(0, 0, 0, None))
+        with jax.named_scope("crop"):
+            pictures = cut(canvas, size, boxes, self.config.vision.image_size)
+        return self.encode_images(pictures)
+
     def embed(self, ids: jax.Array, image_tokens: jax.Array | None = None) -> jax.Array:
         """Input embeddings, image tokens put in place of `<image>` in their order.
 
@@ -209,10 +217,19 @@ class SmolVLM(nnx.Module):
         x = self.text.embedding(ids)
         if image_tokens is None:
             return x
-        is_image = ids == self.config.image_token_id
-        order = jnp.maximum(jnp.cumsum(is_image, -1) - 1, 0)
-        features = jnp.take_along_axis(image_tokens, order[..., None], axis=-2, mode="clip")
-        return jnp.where(is_image[..., None], features, x)
+        return vlm.put_in_place(x, ids == self.config.image_token_id, image_tokens)
+
+    def read(
+        self,
+        ids: jax.Array,
+        valid: jax.Array,
+        pictures: jax.Array | None = None,
+        prefix: KVCache | None = None,
+        cache: KVCache | None = None,
+        slot: jax.Array | int = 0,
+    ) -> tuple[jax.Array, KVCache]:
+        """Embeds and decodes T new tokens `[B, G, T]`; see `models.vlm.VLM`."""
+        return self.text(self.embed(ids, pictures), valid, prefix, cache, slot)
 
     def __call__(self, ids: jax.Array, valid: jax.Array, images: jax.Array) -> jax.Array:
         """Logits of whole sequences.
@@ -225,7 +242,6 @@ class SmolVLM(nnx.Module):
         Returns:
             fp32 `[B, T, V]`.
         """
-        features = self.encode_images(images)
-        features = features.reshape(features.shape[0], -1, features.shape[-1])
-        hidden, _ = self.text(self.embed(ids, features)[:, None], valid[:, None])
+        pictures = vlm.one_row(self.encode_images(images))
+        hidden, _ = self.read(ids[:, None], valid[:, None], pictures)
         return self.text.logits(hidden[:, 0])

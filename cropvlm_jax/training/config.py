@@ -19,6 +19,10 @@ def default_config() -> ml_collections.ConfigDict:
     config.stage = "grpo"  # or "sft": imitate the boxes of the sources
     config.cropper = ""  # folder, bundled model or hub id
     config.target = ""  # the same; of "grpo" only
+    # Settings of the target's image processor that replace its own.
+    config.target_processor = ml_collections.ConfigDict()
+    config.target_processor.do_pad = placeholder(bool)  # LLaVA: to a square, not its centre
+    config.target_processor.max_pixels = placeholder(int)  # Qwen2.5-VL
     config.dtype = "float32"  # of the computation and frozen weights; trained ones are fp32
     config.remat = False  # recompute layers in the backward pass: slower, much less memory
     config.seed = 0  # of data order, rollouts, adapters and dropout

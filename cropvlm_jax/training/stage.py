@@ -27,8 +27,7 @@ from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOConfig, make_evaluation, make_step
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.smolvlm import SmolVLM
-from cropvlm_jax.prompts import Prompts
+from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
 from cropvlm_jax.sft import make_sft_evaluation, make_sft_step
 from cropvlm_jax.training.config import STAGES
 from cropvlm_jax.training.state import TrainState
@@ -93,10 +92,12 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
     settings = GRPOConfig(**config.grpo, accumulate=config.accumulate)
     dtype = jnp.dtype(config.dtype)
 
-    def load(pretrained: Pretrained, **options: Any) -> SmolVLM:
+    def load(pretrained: Pretrained, **options: Any) -> Any:
         return pretrained.abstract(**options) if abstract else pretrained.load(**options)
 
     cropper = Pretrained.open(config.cropper, weights=not abstract)
+    if not isinstance(cropper.config, SmolVLMConfig):
+        raise ValueError(f"cropper={config.cropper!r} is not a SmolVLM")
     adaptation = lora.LoRAConfig(**config.lora) if config.lora.rank else None
     param_dtype = dtype if adaptation else jnp.float32
     plain = load(cropper, dtype=dtype, param_dtype=param_dtype, remat=config.remat)
@@ -114,12 +115,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
         policy, weights["params"] = nnx.split(plain)
     grammar = Grammar.from_tokenizer(cropper.tokenizer)
     official, limit = config.data.official_text, config.data.question_tokens
-    crop_prompts = Prompts(
-        cropper.tokenizer,
-        cropper.config.image_seq_len,
-        official=official,
-        max_question_tokens=limit,
-    )
+    crop_prompts = cropper.prompts(official=official, max_question_tokens=limit)
     seen = pipeline.CropperInput(crop_prompts, cropper.tile_size, config.data.longest_edge, limit)
 
     def optimizer(steps: int) -> optax.GradientTransformation:
@@ -146,13 +142,15 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
             decode_bytes=lambda batch: {},
         )
 
-    target = Pretrained.open(config.target, weights=not abstract)
+    target = Pretrained.open(config.target, not abstract, config.target_processor)
     reader, weights["target"] = nnx.split(load(target, dtype=dtype))
     # A tile of fewer pixels is not what the target sees of the picture.
-    shared_tower = config.data.longest_edge == cropper.tile_size and _shares_tower(
-        plain, weights["params"], weights["target"]
+    shared_tower = (
+        config.data.longest_edge == cropper.tile_size
+        and isinstance(target.config, SmolVLMConfig)
+        and _shares_tower(plain, weights["params"], weights["target"])
     )
-    answer_prompts = Prompts(target.tokenizer, target.config.image_seq_len, official=official)
+    answer_prompts = target.prompts(official=official)
     gold, vocabulary = None, None
     if settings.accuracy_weight:
         gold = functools.partial(

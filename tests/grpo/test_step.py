@@ -789,7 +789,7 @@ def test_reward_chunks_change_nothing():
         picture = rewards.read_picture(target, tiny.TEMPLATE, whole)
 
         def ask(boxes: jax.Array) -> Any:
-            crops = rewards.encode_crops(target, batch.canvas, batch.size, boxes)
+            crops = target.encode_crops(batch.canvas, batch.size, boxes)
             asked = target, tiny.TEMPLATE, picture, batch, crops
             return rewards.answer_log_probs(*asked), rewards.greedy_answers(*asked, 5)
 

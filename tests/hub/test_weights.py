@@ -229,7 +229,7 @@ def test_open(source):
     [
         ("config.json", {"image_token_id": 5}, "image_token_id=5"),
         ("preprocessor_config.json", {"max_image_size": {"longest_edge": 48}}, "tiles of 48 px"),
-        ("config.json", {"model_type": "llava"}, "llava"),
+        ("config.json", {"model_type": "blip-2"}, "blip-2"),
     ],
 )
 def test_contradictions_are_refused(source, file, change, message):
