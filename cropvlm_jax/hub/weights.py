@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in and out of safetensors by one declarative table per model, read in both directions."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -65,19 +66,25 @@ class Weight:
         ours: dotted path of our parameter.
         layout: how the arrays differ.
         tied_to: path of the parameter that stands in where a model has no `ours` of its own.
+        part: which one `ours` is of how many equal parts of Hugging Face's array, on its first
+            axis: several rows share a fused array.
+        also: another name that folders have for it, read but never written.
     """
 
     hf: str
     ours: str
     layout: Layout = SAME
     tied_to: str | None = None
+    part: tuple[int, int] = (0, 1)
+    also: str | None = None
 
-    def names(self, leaf: Any) -> list[str]:
-        """Hugging Face's names of the arrays that make up `leaf`."""
-        return [self.hf.format(i) for i in range(leaf.shape[0])] if "{}" in self.hf else [self.hf]
+    def names(self, leaf: Any, pattern: str | None = None) -> list[str]:
+        """Hugging Face's names of the arrays that make up `leaf`, or those of `pattern`."""
+        pattern = pattern or self.hf
+        return [pattern.format(i) for i in range(leaf.shape[0])] if "{}" in pattern else [pattern]
 
     def parts(self, leaf: Any) -> list[Any]:
-        """The arrays of `names`, in Hugging Face's layout."""
+        """The arrays of `names`, or this row's part of them, in Hugging Face's layout."""
         return [self.layout.save(part) for part in (leaf if "{}" in self.hf else [leaf])]
 
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -87,6 +94,26 @@ class Weight:
 
 
 Table = tuple[Weight, ...]
+
+
+class Stored(NamedTuple):
+    """A weight in an open file."""
+
+    file: Any
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole array."""
+        return tuple(self.file.get_slice(self.name).get_shape())
+
+    def read(self, part: tuple[int, int] = (0, 1)) -> np.ndarray:
+        """The array, or a part of it as `Weight.part` says."""
+        index, count = part
+        if count == 1:
+            return self.file.get_tensor(self.name)
+        rows = self.shape[0] // count
+        return self.file.get_slice(self.name)[index * rows : (index + 1) * rows]
 
 
 def _linear(hf: str, ours: str) -> Table:
@@ -100,8 +127,8 @@ def _layer_norm(hf: str, ours: str) -> Table:
     return Weight(f"{hf}.weight", f"{ours}.scale"), Weight(f"{hf}.bias", f"{ours}.bias")
 
 
-def _decoder(hf: str, ours: str) -> Table:
-    """A Llama decoder under the prefixes `hf` and `ours`."""
+def _decoder(hf: str, ours: str, biased: tuple[str, ...] = ()) -> Table:
+    """A Llama decoder under the prefixes `hf` and `ours`, some of its layers with biases."""
     layer, stacked = hf + "layers.{}.", ours + "layers."
     kernels = {
         "self_attn.q_proj": "q",
@@ -120,6 +147,11 @@ def _decoder(hf: str, ours: str) -> Table:
         *(
             Weight(f"{layer}{theirs}.weight", f"{stacked}{mine}.kernel", TRANSPOSE)
             for theirs, mine in kernels.items()
+        ),
+        *(
+            Weight(f"{layer}{theirs}.bias", f"{stacked}{mine}.bias")
+            for theirs, mine in kernels.items()
+            if mine in biased
         ),
         Weight(f"{hf}norm.weight", f"{ours}norm.scale"),
         Weight("lm_head.weight", f"{ours}head", tied_to=embedding),
@@ -162,6 +194,51 @@ SMOLVLM: Table = (
 )
 
 
+def _qwen_tower(hf: str, ours: str) -> Table:
+    """Qwen2.5-VL's tower under the prefixes `hf` and `ours`; its merger is our connector."""
+    layer, stacked = hf + "blocks.{}.", ours + "layers."
+    linears = {
+        "attn.proj": "o",
+        "mlp.gate_proj": "gate",
+        "mlp.up_proj": "up",
+        "mlp.down_proj": "down",
+    }
+    patches = f"{ours}patch_embedding.kernel"
+    fused = f"{layer}attn.qkv"
+    return (
+        Weight(f"{hf}patch_embed.proj.weight", patches, VIDEO_CONV),
+        Weight(f"{layer}norm1.weight", f"{stacked}attention_norm.scale"),
+        Weight(f"{layer}norm2.weight", f"{stacked}mlp_norm.scale"),
+        *(
+            Weight(f"{fused}.{theirs}", f"{stacked}{mine}.{kind}", layout, part=(i, 3))
+            for theirs, kind, layout in (("weight", "kernel", TRANSPOSE), ("bias", "bias", SAME))
+            for i, mine in enumerate("qkv")
+        ),
+        *(
+            row
+            for theirs, mine in linears.items()
+            for row in _linear(f"{layer}{theirs}", f"{stacked}{mine}")
+        ),
+        Weight(f"{hf}merger.ln_q.weight", "connector.norm.scale"),
+        *_linear(f"{hf}merger.mlp.0", "connector.fc1"),
+        *_linear(f"{hf}merger.mlp.2", "connector.fc2"),
+    )
+
+
+# The Hub's names, which transformers writes too, and those that some of its versions have written.
+QWEN2_5_VL: Table = tuple(
+    dataclasses.replace(row, also=other.hf)
+    for row, other in zip(
+        (*_qwen_tower("visual.", "vision."), *_decoder("model.", "text.", ("q", "k", "v"))),
+        (
+            *_qwen_tower("model.visual.", "vision."),
+            *_decoder("model.language_model.", "text.", ("q", "k", "v")),
+        ),
+        strict=True,
+    )
+)
+
+
 def _path(keys: Sequence[Any]) -> str:
     """Dotted path of a leaf, the same for an `nnx.State` and for its pure dict."""
     return ".".join(str(k.key) for k in keys if isinstance(k, jax.tree_util.DictKey))
@@ -178,8 +255,8 @@ def _match(table: Table, params: Any) -> dict[str, tuple[Weight, Any]]:
     return matched
 
 
-def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Opens the safetensors files of `folder`; returns each weight's file by its name."""
+def _open(folder: Path, stack: contextlib.ExitStack, aliases: dict[str, str]) -> dict[str, Stored]:
+    """Opens the safetensors files of `folder`; returns its weights by the names of the table."""
     if (folder / FILE).is_file():
         files = [FILE]
     elif (folder / INDEX).is_file():
@@ -192,7 +269,7 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
         )
     else:
         raise ValueError(f"{folder} has neither {FILE} nor {INDEX}")
-    stored: dict[str, Any] = {}
+    stored: dict[str, Stored] = {}
     for file in files:
         try:
             opened = stack.enter_context(safetensors.safe_open(folder / file, "numpy"))
@@ -200,10 +277,11 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
             raise ValueError(
                 f"{folder / file} is not a safetensors file: cut short, or a git-lfs pointer?"
             ) from error
-        for name in opened.keys():  # noqa: SIM118 (not a mapping)
+        for written in opened.keys():  # noqa: SIM118 (not a mapping)
+            name = aliases.get(written, written)
             if name in stored:
-                raise ValueError(f"duplicate weight {name} in {folder}, again in {file}")
-            stored[name] = opened
+                raise ValueError(f"duplicate weight {written} in {folder}, again in {file}")
+            stored[name] = Stored(opened, written)
     return stored
 
 
@@ -224,33 +302,37 @@ def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
     """
     matched = _match(table, abstract_params)
     with contextlib.ExitStack() as stack:
-        stored = _open(Path(folder), stack)
+        aliases: dict[str, str] = {}
+        for row, leaf in matched.values():
+            aliases |= zip(row.names(leaf, row.also), row.names(leaf), strict=True)
+        stored = _open(Path(folder), stack, aliases)
         expected: dict[str, tuple[int, ...]] = {}
         tied: dict[str, str] = {}
         for row, leaf in matched.values():
             one = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             shapes = jax.eval_shape(row.parts, one)
-            expected |= zip(row.names(leaf), (s.shape for s in shapes), strict=True)
+            first = row.part[1]  # as long as all parts together
+            wanted = [(first * s.shape[0], *s.shape[1:]) for s in shapes]
+            expected |= zip(row.names(leaf), wanted, strict=True)
         for row in table:
             if row.ours not in matched and row.tied_to and row.hf in stored:
                 tied[row.hf] = matched[row.tied_to][0].hf
         problems = [f"missing weight {name}" for name in sorted(expected.keys() - stored.keys())]
-        for name, file in stored.items():
+        for name, weight in stored.items():
             if name in expected:
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != expected[name]:
-                    problems.append(f"weight {name} has shape {shape}, not {expected[name]}")
+                if weight.shape != expected[name]:
+                    problems.append(f"weight {name} has shape {weight.shape}, not {expected[name]}")
             elif name not in tied and not name.endswith(IGNORED):
                 problems.append(f"unused weight {name}")
         if problems:
             raise ValueError(f"{folder} does not fit the model:\n" + "\n".join(problems))
         for name, twin in tied.items():
-            if not np.array_equal(stored[name].get_tensor(name), stored[twin].get_tensor(twin)):
+            if not np.array_equal(stored[name].read(), stored[twin].read()):
                 raise ValueError(f"{folder}: the config ties {name} to {twin}, but they differ")
 
         def read(keys: Sequence[Any], leaf: Any) -> jax.Array:
             row, _ = matched[_path(keys)]
-            array = row.join([stored[name].get_tensor(name) for name in row.names(leaf)])
+            array = row.join([stored[name].read(row.part) for name in row.names(leaf)])
             return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
 
         return jax.tree_util.tree_map_with_path(read, abstract_params)
@@ -269,9 +351,15 @@ def save_weights(
     """
     shards: list[dict[str, np.ndarray]] = [{}]
     size = total = 0
+    fused: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     for row, leaf in _match(table, params).values():
         leaf = np.asarray(leaf)
         for name, part in zip(row.names(leaf), row.parts(leaf), strict=True):
+            if row.part[1] > 1:
+                fused[name].append(part)
+                if len(fused[name]) < row.part[1]:
+                    continue
+                part = np.concatenate(fused.pop(name))
             if shards[-1] and size + part.nbytes > max_shard_bytes:
                 shards.append({})
                 size = 0

@@ -231,7 +231,10 @@ class QwenConfig:
         return {
             "model_type": MODEL_TYPE,
             "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-            **dataclasses.asdict(self),
+            "image_token_id": self.image_token_id,
+            "video_token_id": self.video_token_id,
+            "vision_start_token_id": self.vision_start_token_id,
+            "vision_end_token_id": self.vision_end_token_id,
             "tie_word_embeddings": self.text.tie_word_embeddings,
             "vision_config": self.vision.to_hf(),
             "text_config": _text_to_hf(self.text),
