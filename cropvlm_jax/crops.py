@@ -3,13 +3,16 @@
 """Crop-and-resize under jit, faithful to PIL's crop followed by the Hugging Face image processor.
 
 The SmolVLM processor (slow PIL path) resizes a picture whose tiles are S px twice with Lanczos: the
-longest edge to S with the aspect kept (the other side truncated and made even), then to S x S. PIL
-does each resize as a horizontal and a vertical pass and rounds to 8 bits after each. Here a pass is
-a matmul with a Lanczos weight matrix whose support is clipped to the crop: boxes may be traced.
+longest edge to S with the aspect kept (the other side truncated and made even), then to S x S.
+CLIP's resizes once, bicubically: the shortest edge to S, and takes the centre; LLaVA may pad to a
+square first. PIL does each resize as a horizontal and a vertical pass and rounds to 8 bits after
+each. Here a pass is a matmul with a weight matrix whose support is clipped to the crop: boxes may
+be traced.
 """
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,39 +21,95 @@ import PIL
 
 from cropvlm_jax import boxes as box_lib
 
-LANCZOS_RADIUS = 3.0
+
+class Filter(NamedTuple):
+    """A resampling kernel of PIL's.
+
+    Attributes:
+        radius: of its support, in pixels of the coarser side.
+        kernel: its value at a distance.
+    """
+
+    radius: float
+    kernel: Callable[[jax.Array], jax.Array]
+
+
+def _cubic(x: jax.Array) -> jax.Array:
+    """Keys' cubic convolution kernel with a = -0.5 (doi 10.1109/TASSP.1981.1163711)."""
+    x = jnp.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    return jnp.where(x < 1, near, ((2.5 - 0.5 * x) * x - 4) * x + 2)
+
+
+LANCZOS = Filter(3.0, lambda x: jnp.sinc(x) * jnp.sinc(x / 3.0))
+BICUBIC = Filter(2.0, _cubic)
+
 _PRECISION_BITS = 22  # of the weights of PIL's 8-bit resize
 
 
-def lanczos_weights(
-    start: jax.Array, length: jax.Array, out: jax.Array | int, columns: int, rows: int
-) -> jax.Array:
-    """Weights that resample pixels `start .. start + length` of an axis to `out` pixels.
+class Axis(NamedTuple):
+    """One axis of resizing a crop, which may be padded first; ints, or arrays `[G]` of them.
 
-    Formula: PIL's `precompute_coeffs` with the Lanczos-3 kernel sinc(x) sinc(x / 3), stretched by
-    the scale when shrinking, cut off at the crop's border and normalised.
+    Attributes:
+        start: first pixel of the crop.
+        length: pixels of the crop.
+        out: pixels that the padded crop is resized to.
+        first: the first of these that is wanted.
+        before: pixels of padding before the crop.
+        padded: pixels of the padded crop; None where there is no padding.
+    """
+
+    start: jax.Array | int
+    length: jax.Array | int
+    out: jax.Array | int
+    first: jax.Array | int = 0
+    before: jax.Array | int = 0
+    padded: jax.Array | int | None = None
+
+
+def resize_weights(filter: Filter, axis: Axis, columns: int, rows: int) -> jax.Array:
+    """Weights that resample one axis of a crop.
+
+    Formula: PIL's `precompute_coeffs`: the kernel, stretched by the scale when shrinking, cut off
+    at the border of the (padded) crop and normalised.
 
     Args:
-        start: int, first pixel of the crop.
-        length: int, pixels of the crop.
-        out: int, pixels wanted, at most `rows`.
-        columns: pixels of the whole axis.
-        rows: rows of the result; those from `out` on are meaningless.
+        filter: the kernel.
+        axis: what is resized, of ints.
+        columns: pixels of the whole axis; at least as many as the padded crop has.
+        rows: of the result, output pixels `first .. first + rows`; those from `out` on are
+            meaningless.
 
     Returns:
-        fp32 `[rows, columns]`.
+        fp32 `[rows, columns]`. The weight of the padding is what a row lacks to 1.
     """
-    column = jnp.arange(columns) - start
-    row = jnp.arange(rows)[:, None]
-    # Distance to the centre of the output pixel: a quotient of integers, so exact before it rounds.
-    x = (out * (2 * column + 1) - length * (2 * row + 1)) / (2 * jnp.maximum(length, out))
-    inside = (column >= 0) & (column < length) & (jnp.abs(x) < LANCZOS_RADIUS)
-    weights = jnp.where(inside, jnp.sinc(x) * jnp.sinc(x / LANCZOS_RADIUS), 0)
-    total = weights.sum(-1, keepdims=True)
+    full = axis.length if axis.padded is None else axis.padded
+    row = jnp.arange(rows)[:, None] + axis.first
+
+    def kernel(position: jax.Array) -> jax.Array:
+        # Distance to the centre of the output pixel: a quotient of integers, so exact before it
+        # rounds. They count from the middle, and what is far stays far, so that none overflows.
+        far = 2**30 // jnp.maximum(axis.out, 1)
+        centred = jnp.clip(2 * position + 1 - full, -far, far)
+        numerator = axis.out * centred - full * (2 * row + 1 - axis.out)
+        x = numerator / (2 * jnp.maximum(full, axis.out))
+        inside = (position >= 0) & (position < full) & (jnp.abs(x) < filter.radius)
+        return jnp.where(inside, filter.kernel(x), 0)
+
+    column = jnp.arange(columns) - axis.start
+    if axis.padded is None:
+        weights = kernel(column)
+        total = weights.sum(-1, keepdims=True)
+    else:
+        own = (column >= 0) & (column < axis.length)
+        weights = jnp.where(own, kernel(column + axis.before), 0)
+        total = kernel(jnp.arange(columns)).sum(-1, keepdims=True)
     return weights / jnp.where(total == 0, 1, total)  # rows past the crop have no weight at all
 
 
-def _resample(weights: jax.Array, pixels: jax.Array) -> jax.Array:
+def _resample(
+    weights: jax.Array, pixels: jax.Array, fill: tuple[int, int, int] | None = None
+) -> jax.Array:
     """One pass of PIL: 22-bit fixed-point weights, exact sums, rounded to 0..255.
 
     Exactness decides ties, which a smooth gradient at half size is full of. So the weights go as
@@ -60,6 +119,7 @@ def _resample(weights: jax.Array, pixels: jax.Array) -> jax.Array:
     Args:
         weights: fp32 `[G, O, I]`.
         pixels: uint8 `[G, I, X, 3]`.
+        fill: colour of the padding, whose weight is what rows lack to 1; None where there is none.
 
     Returns:
         uint8 `[G, X, O, 3]`: transposed, so that the next pass resamples the other axis.
@@ -83,6 +143,9 @@ def _resample(weights: jax.Array, pixels: jax.Array) -> jax.Array:
 
     fixed = jnp.round(weights * 2**_PRECISION_BITS).astype(jnp.int32)
     sums = jax.lax.platform_dependent(fixed, pixels, cpu=total(8, 0), default=total(16, 8, 0))
+    if fill is not None:
+        padding = 2**_PRECISION_BITS - fixed.sum(-1)
+        sums += padding[..., None, None] * jnp.asarray(fill)
     rounded = (sums + 2 ** (_PRECISION_BITS - 1)) >> _PRECISION_BITS
     return jnp.clip(rounded, 0, 255).astype(jnp.uint8).swapaxes(1, 2)
 
@@ -140,17 +203,12 @@ def crop(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax
     Returns:
         uint8 `[G, S, S, 3]`.
     """
-    pixel_boxes = box_lib.to_pixels(boxes, jnp.broadcast_to(size, (*boxes.shape[:-1], 2)))
-    left, top, right, bottom = (pixel_boxes[:, i] for i in range(4))
-    width, height = right - left, bottom - top
+    left, top, width, height = _cut(size, boxes)
     wide, high = _keep_aspect(width, height, side, max(canvas.shape[:2]))
-    weights = jax.vmap(lanczos_weights, in_axes=(0, 0, 0, None, None))
+    weights = jax.vmap(functools.partial(resize_weights, LANCZOS), in_axes=(0, None, None))
 
-    # A picture is resampled along its leading axis: columns first, or rows where PIL does so.
-    longest = max(canvas.shape[:2])
-    square = jnp.pad(canvas, [(0, longest - n) for n in canvas.shape[:2]] + [(0, 0)])
     rows_first = _vertical_first(width, height, wide, high)
-    x = jnp.where(rows_first[:, None, None, None], square, square.swapaxes(0, 1))
+    x, longest = _first_axis_leading(canvas, rows_first), max(canvas.shape[:2])
     across, down = jnp.stack([left, width, wide]), jnp.stack([top, height, high])
     one, other = jnp.where(rows_first, down, across), jnp.where(rows_first, across, down)
 
@@ -162,5 +220,65 @@ def crop(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax
         (zero, one[2], zero + side, side),
         (zero, other[2], zero + side, side),
     ):
-        x = _resample(weights(start, length, out, size_before, side), x)
+        x = _resample(weights(Axis(start, length, out, zero, zero), size_before, side), x)
+    return jnp.where(rows_first[:, None, None, None], x, x.swapaxes(1, 2))
+
+
+def _cut(size: jax.Array, boxes: jax.Array) -> tuple[jax.Array, ...]:
+    """Left, top, width and height in pixels, int `[G]`, of percent boxes `[G, 4]`."""
+    pixel_boxes = box_lib.to_pixels(boxes, jnp.broadcast_to(size, (*boxes.shape[:-1], 2)))
+    left, top, right, bottom = (pixel_boxes[:, i] for i in range(4))
+    return left, top, right - left, bottom - top
+
+
+def _first_axis_leading(canvas: jax.Array, rows_first: jax.Array) -> jax.Array:
+    """The canvas `[Hc, Wc, 3]` as squares `[G, X, X, 3]`: columns lead, or rows if they are first.
+
+    A picture is resampled along its leading axis.
+    """
+    longest = max(canvas.shape[:2])
+    square = jnp.pad(canvas, [(0, longest - n) for n in canvas.shape[:2]] + [(0, 0)])
+    return jnp.where(rows_first[:, None, None, None], square, square.swapaxes(0, 1))
+
+
+def bicubic_square(
+    canvas: jax.Array,
+    size: jax.Array,
+    boxes: jax.Array,
+    side: int,
+    fill: tuple[int, int, int] | None = None,
+) -> jax.Array:
+    """Cuts percent boxes out of one picture as `data.images.bicubic_square` would each of them.
+
+    Args:
+        canvas: uint8 `[Hc, Wc, 3]`, the original pixels padded at the bottom and right.
+        size: int `[2]`, height and width of the picture inside the canvas.
+        boxes: int `[G, 4]` percent.
+        side: S, pixels of a side of the target's input.
+        fill: colour that crops are padded with to squares; None takes their centres.
+
+    Returns:
+        uint8 `[G, S, S, 3]`.
+    """
+    left, top, width, height = _cut(size, boxes)
+    zero = jnp.zeros_like(left)
+    if fill is None:
+        shorter = jnp.minimum(width, height)
+        wide, high = side * width // shorter, side * height // shorter
+        across = Axis(left, width, wide, (wide - side) // 2, zero)
+        down = Axis(top, height, high, (high - side) // 2, zero)
+        rows_first = _vertical_first(width, height, wide, high)
+    else:
+        longer = jnp.maximum(width, height)
+        across = Axis(left, width, zero + side, zero, (longer - width) // 2, longer)
+        down = Axis(top, height, zero + side, zero, (longer - height) // 2, longer)
+        rows_first = _vertical_first(longer, longer, across.out, down.out)
+    weights = jax.vmap(functools.partial(resize_weights, BICUBIC), in_axes=(0, None, None))
+    one, other = (
+        jax.tree.map(lambda a, b: jnp.where(rows_first, a, b), *axes)
+        for axes in ((down, across), (across, down))
+    )
+    x = _first_axis_leading(canvas, rows_first)
+    for axis in (one, other):
+        x = _resample(weights(axis, max(canvas.shape[:2]), side), x, fill)
     return jnp.where(rows_first[:, None, None, None], x, x.swapaxes(1, 2))

@@ -168,8 +168,9 @@ def test_crop_under_vmap_equals_the_loop():
     [(0, 50, 64, 50, 64), (13, 37, 9, 60, 64), (99, 1, 64, 100, 64), (5, 90, 1, 100, 8)],
 )
 def test_weights_stay_inside_the_crop(start, length, out, columns, rows):
-    jitted = jax.jit(crops.lanczos_weights, static_argnums=(3, 4))
-    weights = np.asarray(jitted(start, length, out, columns, rows))[:out]
+    jitted = jax.jit(crops.resize_weights, static_argnums=(0, 2, 3))
+    axis = crops.Axis(start, length, out)
+    weights = np.asarray(jitted(crops.LANCZOS, axis, columns, rows))[:out]
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
     outside = np.ones(columns, bool)
     outside[start : start + length] = False

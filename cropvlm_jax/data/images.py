@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures on the host: any file to RGB, SmolVLM's tiling, padding to a fixed canvas."""
+"""Pictures on the host: any file to RGB, SmolVLM's tiling, CLIP's squares, fixed canvases."""
 
 import io
 import math
@@ -137,6 +137,46 @@ def tile(
     tiles[:-1].reshape(rows, cols, tile_size, tile_size, 3)[:] = grid.swapaxes(1, 2)
     tiles[-1] = np.asarray(_lanczos(picture, tile_size, tile_size))
     return tiles, (rows, cols)
+
+
+def bicubic_square(
+    image: np.ndarray, side: int, fill: tuple[int, int, int] | None = None
+) -> np.ndarray:
+    """Resizes a picture to what a CLIP vision tower sees.
+
+    Equal to transformers' PIL image processors of CLIP (the shortest edge to `side`, then the
+    centre) and of LLaVA with `do_pad`, before rescaling and normalising, to the last bit; but
+    pictures so long that they would be enlarged to over 2**24 pixels may differ by a grey level.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        side: S, the input size of the vision tower, e.g. 336.
+        fill: colour that the picture is padded with to a square; None takes its centre.
+
+    Returns:
+        uint8 `[S, S, 3]`.
+    """
+    height, width = image.shape[:2]
+    if fill is not None and height != width:
+        longest = max(height, width)
+        top, left = (longest - height) // 2, (longest - width) // 2
+        padded = np.full((longest, longest, 3), fill, np.uint8)
+        padded[top : top + height, left : left + width] = image
+        image, height, width = padded, longest, longest
+    high, wide = (side * edge // min(height, width) for edge in (height, width))
+    top, left = (high - side) // 2, (wide - side) // 2
+    if high * wide > 2**24:  # only the centre and what the filter reaches from there
+        scale = np.array([width / wide, height / high])
+        ends = np.array([[left, top], [left + side, top + side]]) * scale
+        reach = math.ceil(2 * max(*scale, 1)) + 1
+        x, y = np.maximum(ends[0].astype(int) - reach, 0)
+        right, bottom = np.ceil(ends[1]).astype(int) + reach
+        picture = Image.fromarray(image[y:bottom, x:right])
+        box = (ends - (x, y)).clip(0, picture.size).ravel().tolist()
+        return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box))
+    picture = Image.fromarray(image)
+    resized = np.asarray(picture.resize((wide, high), Image.Resampling.BICUBIC))
+    return resized[top : top + side, left : left + side]
 
 
 def shrink_to_fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
