@@ -149,6 +149,10 @@ class Places(NamedTuple):
     advance: jax.Array
     offset: jax.Array
 
+    def positions(self, start: jax.Array | int) -> jax.Array:
+        """Time, row and column of each token, int32 `[3, B, G, T]`; `start` precedes the first."""
+        return jnp.cumsum(self.advance, -1) - self.advance + start + self.offset
+
 
 def rotate(
     x: jax.Array, positions: jax.Array, theta: float, sections: tuple[int, ...] = ()
@@ -343,8 +347,7 @@ class Llama(nnx.Module):
         if places is None:
             positions = jnp.cumsum(valid, -1) - 1 + start
         else:
-            before = jnp.cumsum(places.advance, -1) - places.advance
-            positions = before + start + places.offset
+            positions = places.positions(start)
             fewer = (valid - places.advance).sum(-1)
             skipped = fewer if skipped is None else skipped + fewer
         slots = jnp.arange(own_valid.shape[-1])

@@ -379,8 +379,8 @@ class QwenVisionLayer(nnx.Module):
             own = window.reshape(n, -1, self.block)
             mask = own[..., None] == _with_neighbours(own, -1)[:, :, None]
             blocks = (*own.shape, *heads)
-            near = (_with_neighbours(a.reshape(blocks)) for a in (keys, values))
-            attended = attend(query.reshape(blocks), *near, mask, self.precision)
+            near, seen = (_with_neighbours(a.reshape(blocks)) for a in (keys, values))
+            attended = attend(query.reshape(blocks), near, seen, mask, self.precision)
             return attended.reshape(x.shape)
 
         x = x + self.o(jax.lax.cond(full, everywhere, within))
@@ -450,8 +450,8 @@ class QwenVision(nnx.Module):
         columns = (column[..., None] * merge + inside % merge).reshape(n, -1)
         quarter = config.hidden_size // config.num_heads // 4
         frequencies = VISION_THETA ** (-jnp.arange(quarter, dtype=jnp.float32) / quarter)
-        angles = [a[..., None].astype(jnp.float32) * frequencies for a in (rows, columns)]
-        angles = jnp.concatenate(angles, -1)
+        rows, columns = (a[..., None].astype(jnp.float32) for a in (rows, columns))
+        angles = jnp.concatenate([rows * frequencies, columns * frequencies], -1)
         window = jnp.repeat(window, merge**2, axis=-1)
         real = window < count
 
@@ -552,6 +552,17 @@ class Qwen2_5_VL(nnx.Module):
         x = self.text.embedding(ids)
         if pictures is None:
             return self.text(x, valid, prefix, cache, slot)
+        x = vlm.put_in_place(x, ids == self.config.image_token_id, pictures.features)
+        valid, places = self.places(ids, valid, pictures)
+        return self.text(x, valid, prefix, cache, slot, places)
+
+    def places(
+        self, ids: jax.Array, valid: jax.Array, pictures: PictureTokens
+    ) -> tuple[jax.Array, Places]:
+        """Which tokens are real, pictures' padding left out, and where they stand (M-RoPE).
+
+        The tokens of a picture share their time and spread over its rows and columns.
+        """
         is_image = ids == self.config.image_token_id
         order = jnp.maximum(jnp.cumsum(is_image, -1) - 1, 0)
 
@@ -559,14 +570,11 @@ class Qwen2_5_VL(nnx.Module):
             return jnp.take_along_axis(values, order, -1, mode="clip")
 
         valid = valid & jnp.where(is_image, at(pictures.real), True)
-        # M-RoPE: the tokens of a picture share their time and spread over its rows and columns.
         row, column = (jnp.where(is_image, at(pictures.place[..., i]), 0) for i in range(2))
-        places = Places(
+        return valid, Places(
             advance=jnp.where(is_image, at(pictures.advance), 1) * valid,
             offset=jnp.stack([jnp.zeros_like(row), row, column]),
         )
-        x = vlm.put_in_place(x, is_image, pictures.features)
-        return self.text(x, valid, prefix, cache, slot, places)
 
     def __call__(self, ids: jax.Array, valid: jax.Array, images: Pictures) -> jax.Array:
         """Logits of whole sequences.
