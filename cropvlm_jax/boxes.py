@@ -276,6 +276,25 @@ def to_percent(boxes: Array, size: Array) -> Array:
     return xp.clip(boxes * 100 / scale, 0, 100)
 
 
+def rescale(boxes: Array, size: Array, other: Array) -> Array:
+    """Pixel boxes of one frame in the nearest pixels of another, 1 px at least.
+
+    Args:
+        boxes: int or float `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
+        size: int `[..., 2]`, `frame_size` of the frame they are in.
+        other: int `[..., 2]`, that of the other one, at most 2**20: for the image's own pixels its
+            height and width.
+
+    Returns:
+        int `[..., 4]`, clipped to the image.
+    """
+    xp = boxes.__array_namespace__()
+    scale, target = (xp.stack([s[..., 1], s[..., 0]] * 2, axis=-1) for s in (size, other))
+    pixels = xp.clip(xp.round(boxes * target / scale), 0, target).astype(target.dtype)
+    low = xp.minimum(pixels[..., :2], target[..., :2] - 1)
+    return xp.concatenate([low, xp.maximum(pixels[..., 2:], low + 1)], axis=-1)
+
+
 # Grammar ------------------------------------------------------------------------------------------
 
 STOP, LAST = 10, 11  # actions 0..9 are the digits; STOP ends a coordinate, LAST the fourth one

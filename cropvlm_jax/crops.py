@@ -277,7 +277,7 @@ def bicubic_square(
         longer = jnp.maximum(width, height)
         across = Axis(left, width, zero + side, zero, (longer - width) // 2, longer)
         down = Axis(top, height, zero + side, zero, (longer - height) // 2, longer)
-        rows_first = _vertical_first(longer, longer, across.out, down.out)
+        rows_first = _vertical_first(longer, longer, zero + side, zero + side)
     weights = jax.vmap(functools.partial(resize_weights, BICUBIC), in_axes=(0, None, None))
     one, other = (
         jax.tree.map(lambda a, b: jnp.where(rows_first, a, b), *axes)

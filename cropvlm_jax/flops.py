@@ -21,6 +21,7 @@ from cropvlm_jax.data.pipeline import Batch, SupervisedBatch
 from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOConfig
 from cropvlm_jax.models.llama import LlamaConfig
+from cropvlm_jax.models.llava import LlavaConfig
 from cropvlm_jax.models.lora import LoRAConfig
 from cropvlm_jax.models.smolvlm import SmolVLMConfig
 
@@ -154,6 +155,23 @@ def crop_flops(canvas: tuple[int, int], side: int) -> float:
     return 2.0 * 3 * side * (longest**2 + longest * side + 2 * side**2)
 
 
+def bicubic_flops(canvas: tuple[int, int], side: int) -> float:
+    """As `crop_flops`, of the two passes of `crops.bicubic_square`."""
+    longest = max(canvas)
+    return 2.0 * 3 * side * (longest**2 + longest * side)
+
+
+def _llava_image_flops(config: LlavaConfig) -> float:
+    """The vision tower's and the projector's, one image; the class token looks and is looked at."""
+    vision, width = config.vision, config.text.hidden_size
+    d, patches = vision.hidden_size, vision.grid**2
+    tokens = patches + 1
+    linears = 4.0 * 2 * d**2 + 2.0 * 2 * d * vision.intermediate_size
+    layer = linears * tokens + 4.0 * tokens**2 * d
+    tower = 2.0 * 3 * vision.patch_size**2 * d * patches + layer * config.feature_layers
+    return tower + (2.0 * d * width + 2.0 * width**2) * patches
+
+
 def picture_flops(target: Any, canvas: tuple[int, int]) -> float:
     """Those of cutting one crop out of a canvas and encoding it.
 
@@ -163,6 +181,8 @@ def picture_flops(target: Any, canvas: tuple[int, int]) -> float:
     """
     if isinstance(target, SmolVLMConfig):
         return crop_flops(canvas, target.vision.image_size) + image_flops(target).forward
+    if isinstance(target, LlavaConfig):
+        return bicubic_flops(canvas, target.vision.image_size) + _llava_image_flops(target)
     raise TypeError(f"no formula for {type(target).__name__}")
 
 

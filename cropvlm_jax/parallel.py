@@ -50,6 +50,9 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers/(o|down|fc2)/lora_b", (None, None, "embed")),
     (r"connector/lora_a", (None, "rank")),
     (r"connector/lora_b", (None, "embed")),
+    (r"projector/fc1/kernel", ("embed", "mlp")),
+    (r"projector/fc1/bias", ("mlp",)),
+    (r"projector/fc2/kernel", ("mlp", "embed")),
     (r"text/embedding/embedding|text/head", ("vocab", "embed")),
     (r"position_embedding/embedding|patch_embedding/kernel|connector/kernel", (None, "embed")),
 )

@@ -18,6 +18,9 @@ ANSWER_INSTRUCTION = "Give a very brief answer."
 START, END = "<|im_start|>", "<end_of_utterance>"
 FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
 
+LLAVA_INSTRUCTION = "Answer the question using a single word or phrase."
+LLAVA_END = "</s>"
+
 # What `transformers` needs beside an exported model to render the conversations below.
 CHAT_TEMPLATE = """<|im_start|>
 {%- for message in messages -%}
@@ -50,16 +53,18 @@ class Prompt:
     completion: slice
 
 
-class Prompts:
-    """Builds the two conversations for a tokenizer.
+class Conversations:
+    """What the conversations of all architectures share.
 
     Args:
-        tokenizer: A tokenizer with SmolVLM's special tokens.
-        image_seq_len: `<image>` tokens per tile.
+        tokenizer: A tokenizer with the special tokens of the architecture.
+        image_seq_len: Image tokens of a tile.
         official: Reproduce the official code's `str.capitalize()` of questions and answers, which
             lower-cases everything but the first character, and its "." after every answer.
         max_question_tokens: Refuse longer questions.
     """
+
+    special: tuple[str, ...]
 
     def __init__(
         self,
@@ -75,10 +80,69 @@ class Prompts:
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._special = [token.content for token in added]
-        self._require(START, END, FAKE, GLOBAL, IMAGE)
-        self._tile = IMAGE * image_seq_len
+        self._require(*self.special)
+        self._image_seq_len = image_seq_len
         self._official = official
         self._max_question_tokens = max_question_tokens
+
+    def _prompt(
+        self, text: str, pictures: Sequence[int], reply: tuple[int, int], begin: bool = False
+    ) -> Prompt:
+        """Tokenizes a conversation.
+
+        Args:
+            text: Of all of it.
+            pictures: Where each picture begins and ends in the text.
+            reply: Where the reply begins, after the question, and ends.
+            begin: Whether the tokenizer adds the token that begins a text.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=begin)
+        starts = np.array([start for start, _ in encoding.offsets])
+        # Every edge touches a special token or the colon, which no token reaches across.
+        edges = [*pictures, pictures[-1], *reply]
+        *images, first, middle, last = (int(i) for i in np.searchsorted(starts, edges))
+        return Prompt(
+            ids=np.array(encoding.ids, np.int32),
+            images=tuple(map(slice, images[::2], images[1::2])),
+            question=slice(first, middle),
+            completion=slice(middle, last),
+        )
+
+    def _question(self, question: str) -> str:
+        text = self._capitalized(question, "question")
+        if self._max_question_tokens is not None:
+            length = len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            if length > self._max_question_tokens:
+                raise ValueError(
+                    f"The question has {length} tokens, over the limit of "
+                    f"{self._max_question_tokens}: {text[:80]!r}."
+                )
+        return text
+
+    def _capitalized(self, text: str, what: str) -> str:
+        text = text.strip()
+        text = text.capitalize() if self._official else text[:1].upper() + text[1:]
+        return self._clean(text, what)
+
+    def _clean(self, text: str, what: str) -> str:
+        text = text.strip()
+        if not text:
+            raise ValueError(f"The {what} is empty.")
+        for token in self._special:
+            if token in text:
+                raise ValueError(f"The {what} contains the special token {token}: {text[:80]!r}.")
+        return text
+
+    def _require(self, *tokens: str) -> None:
+        missing = [token for token in tokens if token not in self._special]
+        if missing:
+            raise ValueError(f"The tokenizer lacks the special tokens {', '.join(missing)}.")
+
+
+class Prompts(Conversations):
+    """SmolVLM's two conversations."""
+
+    special = (START, END, FAKE, GLOBAL, IMAGE)
 
     def crop(
         self, question: str, grid: tuple[int, int] = (0, 0), box_text: str | None = None
@@ -118,32 +182,22 @@ class Prompts:
         return self._build(grids, f"{self._question(question)}\n{ANSWER_INSTRUCTION}", reply)
 
     def _build(self, grids: Sequence[tuple[int, int]], user: str, reply: str | None) -> Prompt:
-        text, edges = f"{START}User:", []
+        text, pictures = f"{START}User:", []
         for grid in grids:
             start = len(text)
             text += self._image(grid)
-            edges += [start, len(text)]
-        edges.append(len(text))
+            pictures += [start, len(text)]
         text += f"{user}{END}\nAssistant:"
-        edges.append(len(text))
+        asked = len(text)
         if reply is not None:
             text += f" {reply}{END}"
-        edges.append(len(text))
+        replied = len(text)
         text += "" if reply is None else "\n"
-
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        starts = np.array([start for start, _ in encoding.offsets])
-        # Every edge touches a special token or the colon, which no token reaches across.
-        *pictures, first, middle, last = (int(i) for i in np.searchsorted(starts, edges))
-        return Prompt(
-            ids=np.array(encoding.ids, np.int32),
-            images=tuple(map(slice, pictures[::2], pictures[1::2])),
-            question=slice(first, middle),
-            completion=slice(middle, last),
-        )
+        return self._prompt(text, pictures, (asked, replied))
 
     def _image(self, grid: tuple[int, int]) -> str:
-        whole = f"{FAKE}{GLOBAL}{self._tile}{FAKE}"
+        tile = IMAGE * self._image_seq_len
+        whole = f"{FAKE}{GLOBAL}{tile}{FAKE}"
         rows, cols = grid
         if rows == cols == 0:
             return whole
@@ -155,35 +209,42 @@ class Prompts:
             [f"<row_{row}_col_{col}>" for col in range(1, cols + 1)] for row in range(1, rows + 1)
         ]
         self._require(*(name for row in names for name in row))
-        lines = ["".join(f"{FAKE}{name}{self._tile}" for name in row) for row in names]
+        lines = ["".join(f"{FAKE}{name}{tile}" for name in row) for row in names]
         return "".join(f"{line}\n" for line in lines) + f"\n{whole}"
 
-    def _question(self, question: str) -> str:
-        text = self._capitalized(question, "question")
-        if self._max_question_tokens is not None:
-            length = len(self._tokenizer.encode(text, add_special_tokens=False).ids)
-            if length > self._max_question_tokens:
-                raise ValueError(
-                    f"The question has {length} tokens, over the limit of "
-                    f"{self._max_question_tokens}: {text[:80]!r}."
-                )
-        return text
+
+class LlavaPrompts(Conversations):
+    """LLaVA-1.5's answer conversation, in the words of its training for short answers.
+
+    The text is that of the chat template released for transformers, with the end token after a
+    reply as in the original code. Questions and answers stay as they are written; with `official`
+    questions go through `str.capitalize()`, as in lmms-eval's TextVQA.
+    """
+
+    special = (IMAGE, LLAVA_END)
+
+    def answer(
+        self,
+        question: str,
+        num_images: int = 2,
+        answer: str | None = None,
+        grids: Sequence[None] | None = None,
+    ) -> Prompt:
+        """The conversation that asks for the answer; arguments as of `Prompts.answer`.
+
+        There are no grids: no picture is split.
+        """
+        text, pictures = "USER: ", []
+        for _ in range(num_images):
+            start = len(text)
+            text += IMAGE * self._image_seq_len
+            pictures += [start, len(text)]
+            text += "\n"
+        text += f"{self._question(question)}\n{LLAVA_INSTRUCTION} ASSISTANT:"
+        asked = len(text)
+        if answer is not None:
+            text += f" {self._clean(answer, 'answer')}{LLAVA_END}"
+        return self._prompt(text, pictures, (asked, len(text)), begin=True)
 
     def _capitalized(self, text: str, what: str) -> str:
-        text = text.strip()
-        text = text.capitalize() if self._official else text[:1].upper() + text[1:]
-        return self._clean(text, what)
-
-    def _clean(self, text: str, what: str) -> str:
-        text = text.strip()
-        if not text:
-            raise ValueError(f"The {what} is empty.")
-        for token in self._special:
-            if token in text:
-                raise ValueError(f"The {what} contains the special token {token}: {text[:80]!r}.")
-        return text
-
-    def _require(self, *tokens: str) -> None:
-        missing = [token for token in tokens if token not in self._special]
-        if missing:
-            raise ValueError(f"The tokenizer lacks the special tokens {', '.join(missing)}.")
+        return self._clean(text.strip().capitalize() if self._official else text, what)

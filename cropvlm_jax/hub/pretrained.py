@@ -21,7 +21,9 @@ from tokenizers import Tokenizer
 
 from cropvlm_jax import prompts
 from cropvlm_jax.data import images as image_lib
-from cropvlm_jax.hub.weights import INDEX, SMOLVLM, Table, load_weights, save_weights
+from cropvlm_jax.hub.weights import INDEX, LLAVA, SMOLVLM, Table, load_weights, save_weights
+from cropvlm_jax.models import clip, llava
+from cropvlm_jax.models.llava import Llava, LlavaConfig
 from cropvlm_jax.models.smolvlm import MODEL_TYPES, SmolVLM, SmolVLMConfig
 
 BUNDLED = Path(__file__).parent.parent / "assets"
@@ -113,8 +115,47 @@ _SMOLVLM = Architecture(
     processing=_smolvlm_processing,
     see=lambda config, image, edge: image_lib.tile(image, config.vision.image_size, edge),
 )
+
+
+def _llava_processing(config: LlavaConfig, settings: dict[str, Any]) -> tuple[LlavaConfig, int]:
+    side = config.vision.image_size
+    square = {"height": side, "width": side}
+    supported = {
+        "size": {"shortest_edge": side},
+        "crop_size": square,
+        "resample": 3,  # bicubic
+        "image_mean": list(clip.MEAN),
+        "image_std": list(clip.STD),
+        **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True),
+    }
+    for key, expected in supported.items():
+        value = settings.get(key, expected)
+        if isinstance(value, int) and key in ("size", "crop_size"):  # as old versions wrote it
+            value = {"shortest_edge": value} if key == "size" else {"height": value, "width": value}
+        if value != expected:
+            raise ValueError(f"the processor's {key}={value!r} is not supported, only {expected!r}")
+    return dataclasses.replace(config, pad=bool(settings.get("do_pad"))), side
+
+
+_LLAVA = Architecture(
+    config=LlavaConfig,
+    model=Llava,
+    table=LLAVA,
+    prompts=prompts.LlavaPrompts,
+    image=prompts.IMAGE,
+    end=prompts.LLAVA_END,
+    settings=("do_pad",),
+    processing=_llava_processing,
+    see=lambda config, image, _: (
+        image_lib.bicubic_square(image, config.vision.image_size, config.fill)[None],
+        None,
+    ),
+)
 # By `model_type` of config.json.
-ARCHITECTURES: dict[str, Architecture] = dict.fromkeys(MODEL_TYPES, _SMOLVLM)
+ARCHITECTURES: dict[str, Architecture] = {
+    **dict.fromkeys(MODEL_TYPES, _SMOLVLM),
+    llava.MODEL_TYPE: _LLAVA,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import safetensors.numpy
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Buffers that old versions of transformers stored; they hold nothing that was learned.
-IGNORED = ".rotary_emb.inv_freq"
+IGNORED = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 
 
 class Layout(NamedTuple):
@@ -66,22 +66,30 @@ class Weight:
         ours: dotted path of our parameter.
         layout: how the arrays differ.
         tied_to: path of the parameter that stands in where a model has no `ours` of its own.
-        part: which one `ours` is of how many equal parts of Hugging Face's array, on its first
-            axis: several rows share a fused array.
-        also: another name that folders have for it, read but never written.
+        also: another name that is read where `hf` is absent, never written.
+        part: which one `ours` is of how many equal parts of Hugging Face's array, along its first
+            axis: rows of a fused array stand together, in order.
     """
 
     hf: str
     ours: str
     layout: Layout = SAME
     tied_to: str | None = None
-    part: tuple[int, int] = (0, 1)
     also: str | None = None
+    part: tuple[int, int] = (0, 1)
 
-    def names(self, leaf: Any, pattern: str | None = None) -> list[str]:
-        """Hugging Face's names of the arrays that make up `leaf`, or those of `pattern`."""
-        pattern = pattern or self.hf
-        return [pattern.format(i) for i in range(leaf.shape[0])] if "{}" in pattern else [pattern]
+    def names(self, leaf: Any) -> list[str]:
+        """Hugging Face's names of the arrays that make up `leaf`."""
+        return self._numbered(self.hf, leaf)
+
+    def aliases(self, leaf: Any) -> dict[str, str]:
+        """`names` by what they are also called."""
+        also = self._numbered(self.also, leaf) if self.also else []
+        return dict(zip(also, self.names(leaf), strict=False))
+
+    @staticmethod
+    def _numbered(name: str, leaf: Any) -> list[str]:
+        return [name.format(i) for i in range(leaf.shape[0])] if "{}" in name else [name]
 
     def parts(self, leaf: Any) -> list[Any]:
         """The arrays of `names`, or this row's part of them, in Hugging Face's layout."""
@@ -96,26 +104,6 @@ class Weight:
 Table = tuple[Weight, ...]
 
 
-class Stored(NamedTuple):
-    """A weight in an open file."""
-
-    file: Any
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the whole array."""
-        return tuple(self.file.get_slice(self.name).get_shape())
-
-    def read(self, part: tuple[int, int] = (0, 1)) -> np.ndarray:
-        """The array, or a part of it as `Weight.part` says."""
-        index, count = part
-        if count == 1:
-            return self.file.get_tensor(self.name)
-        rows = self.shape[0] // count
-        return self.file.get_slice(self.name)[index * rows : (index + 1) * rows]
-
-
 def _linear(hf: str, ours: str) -> Table:
     return (
         Weight(f"{hf}.weight", f"{ours}.kernel", TRANSPOSE),
@@ -127,8 +115,11 @@ def _layer_norm(hf: str, ours: str) -> Table:
     return Weight(f"{hf}.weight", f"{ours}.scale"), Weight(f"{hf}.bias", f"{ours}.bias")
 
 
-def _decoder(hf: str, ours: str, biased: tuple[str, ...] = ()) -> Table:
-    """A Llama decoder under the prefixes `hf` and `ours`, some of its layers with biases."""
+def _decoder(hf: str, ours: str, head: str = "lm_head", biased: str = "") -> Table:
+    """A Llama decoder under the prefixes `hf` and `ours`, its output head apart.
+
+    Of its linear layers, those that are named in `biased` have biases.
+    """
     layer, stacked = hf + "layers.{}.", ours + "layers."
     kernels = {
         "self_attn.q_proj": "q",
@@ -154,12 +145,12 @@ def _decoder(hf: str, ours: str, biased: tuple[str, ...] = ()) -> Table:
             if mine in biased
         ),
         Weight(f"{hf}norm.weight", f"{ours}norm.scale"),
-        Weight("lm_head.weight", f"{ours}head", tied_to=embedding),
+        Weight(f"{head}.weight", f"{ours}head", tied_to=embedding),
     )
 
 
 def _tower(hf: str, ours: str) -> Table:
-    """A SigLIP tower under the prefixes `hf` and `ours`."""
+    """What SigLIP's and CLIP's towers share, under the prefixes `hf` and `ours`."""
     layer, stacked = hf + "encoder.layers.{}.", ours + "layers."
     linears = {
         "self_attn.q_proj": "q",
@@ -173,7 +164,6 @@ def _tower(hf: str, ours: str) -> Table:
     positions = "embeddings.position_embedding"
     return (
         Weight(f"{hf}{patches}.weight", f"{ours}patch_embedding.kernel", CONV),
-        Weight(f"{hf}{patches}.bias", f"{ours}patch_embedding.bias"),
         Weight(f"{hf}{positions}.weight", f"{ours}position_embedding.embedding"),
         *_layer_norm(f"{layer}layer_norm1", f"{stacked}attention_norm"),
         *_layer_norm(f"{layer}layer_norm2", f"{stacked}mlp_norm"),
@@ -186,55 +176,69 @@ def _tower(hf: str, ours: str) -> Table:
     )
 
 
+def _clip(hf: str, ours: str, also: str) -> Table:
+    """A CLIP tower under the prefixes `hf` and `ours`, which may also be stored under `also`."""
+    rows = (
+        *_tower(hf, ours),
+        Weight(f"{hf}embeddings.class_embedding", f"{ours}class_embedding"),
+        *_layer_norm(f"{hf}pre_layrnorm", f"{ours}pre_norm"),  # so spelled
+    )
+    return tuple(dataclasses.replace(r, also=also + r.hf.removeprefix(hf)) for r in rows)
+
+
 LLAMA: Table = _decoder("model.", "")
 SMOLVLM: Table = (
     *_tower("model.vision_model.", "vision."),
+    Weight("model.vision_model.embeddings.patch_embedding.bias", "vision.patch_embedding.bias"),
     Weight("model.connector.modality_projection.proj.weight", "connector.kernel", TRANSPOSE),
     *_decoder("model.text_model.", "text."),
 )
 
 
-def _qwen_tower(hf: str, ours: str) -> Table:
-    """Qwen2.5-VL's tower under the prefixes `hf` and `ours`; its merger is our connector."""
-    layer, stacked = hf + "blocks.{}.", ours + "layers."
+LLAVA: Table = (
+    # The names of the released models; transformers 5 leaves "vision_model." out.
+    *_clip("vision_tower.vision_model.", "vision.", also="vision_tower."),
+    *_linear("multi_modal_projector.linear_1", "projector.fc1"),
+    *_linear("multi_modal_projector.linear_2", "projector.fc2"),
+    *_decoder("language_model.model.", "text.", head="language_model.lm_head"),
+)
+
+
+def _qwen(tower: str, decoder: str) -> Table:
+    """A Qwen2.5-VL whose two parts are stored under these prefixes."""
+    layer, stacked = tower + "blocks.{}.", "vision.layers."
     linears = {
         "attn.proj": "o",
         "mlp.gate_proj": "gate",
         "mlp.up_proj": "up",
         "mlp.down_proj": "down",
     }
-    patches = f"{ours}patch_embedding.kernel"
-    fused = f"{layer}attn.qkv"
     return (
-        Weight(f"{hf}patch_embed.proj.weight", patches, VIDEO_CONV),
+        Weight(f"{tower}patch_embed.proj.weight", "vision.patch_embedding.kernel", VIDEO_CONV),
         Weight(f"{layer}norm1.weight", f"{stacked}attention_norm.scale"),
         Weight(f"{layer}norm2.weight", f"{stacked}mlp_norm.scale"),
         *(
-            Weight(f"{fused}.{theirs}", f"{stacked}{mine}.{kind}", layout, part=(i, 3))
-            for theirs, kind, layout in (("weight", "kernel", TRANSPOSE), ("bias", "bias", SAME))
+            dataclasses.replace(row, part=(i, 3))
             for i, mine in enumerate("qkv")
+            for row in _linear(f"{layer}attn.qkv", f"{stacked}{mine}")
         ),
         *(
             row
             for theirs, mine in linears.items()
             for row in _linear(f"{layer}{theirs}", f"{stacked}{mine}")
         ),
-        Weight(f"{hf}merger.ln_q.weight", "connector.norm.scale"),
-        *_linear(f"{hf}merger.mlp.0", "connector.fc1"),
-        *_linear(f"{hf}merger.mlp.2", "connector.fc2"),
+        Weight(f"{tower}merger.ln_q.weight", "projector.norm.scale"),
+        *_linear(f"{tower}merger.mlp.0", "projector.fc1"),
+        *_linear(f"{tower}merger.mlp.2", "projector.fc2"),
+        *_decoder(decoder, "text.", biased="qkv"),
     )
 
 
-# The Hub's names, which transformers writes too, and those that some of its versions have written.
+# The Hub's names, which transformers 5 writes too, and what its modules are called.
 QWEN2_5_VL: Table = tuple(
     dataclasses.replace(row, also=other.hf)
     for row, other in zip(
-        (*_qwen_tower("visual.", "vision."), *_decoder("model.", "text.", ("q", "k", "v"))),
-        (
-            *_qwen_tower("model.visual.", "vision."),
-            *_decoder("model.language_model.", "text.", ("q", "k", "v")),
-        ),
-        strict=True,
+        _qwen("visual.", "model."), _qwen("model.visual.", "model.language_model."), strict=True
     )
 )
 
@@ -255,8 +259,27 @@ def _match(table: Table, params: Any) -> dict[str, tuple[Weight, Any]]:
     return matched
 
 
-def _open(folder: Path, stack: contextlib.ExitStack, aliases: dict[str, str]) -> dict[str, Stored]:
-    """Opens the safetensors files of `folder`; returns its weights by the names of the table."""
+class _Stored(NamedTuple):
+    """A weight in an open safetensors file."""
+
+    file: Any
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.file.get_slice(self.name).get_shape())
+
+    def read(self, part: tuple[int, int] = (0, 1)) -> np.ndarray:
+        """The array, or of `Weight.part` that one."""
+        index, count = part
+        if count == 1:
+            return self.file.get_tensor(self.name)
+        rows = self.shape[0] // count
+        return self.file.get_slice(self.name)[index * rows : (index + 1) * rows]
+
+
+def _open(folder: Path, aliases: dict[str, str], stack: contextlib.ExitStack) -> dict[str, _Stored]:
+    """Opens the safetensors files of `folder`; returns its weights by name, `aliases` undone."""
     if (folder / FILE).is_file():
         files = [FILE]
     elif (folder / INDEX).is_file():
@@ -269,7 +292,7 @@ def _open(folder: Path, stack: contextlib.ExitStack, aliases: dict[str, str]) ->
         )
     else:
         raise ValueError(f"{folder} has neither {FILE} nor {INDEX}")
-    stored: dict[str, Stored] = {}
+    stored: dict[str, _Stored] = {}
     for file in files:
         try:
             opened = stack.enter_context(safetensors.safe_open(folder / file, "numpy"))
@@ -277,11 +300,11 @@ def _open(folder: Path, stack: contextlib.ExitStack, aliases: dict[str, str]) ->
             raise ValueError(
                 f"{folder / file} is not a safetensors file: cut short, or a git-lfs pointer?"
             ) from error
-        for written in opened.keys():  # noqa: SIM118 (not a mapping)
-            name = aliases.get(written, written)
-            if name in stored:
-                raise ValueError(f"duplicate weight {written} in {folder}, again in {file}")
-            stored[name] = Stored(opened, written)
+        for name in opened.keys():  # noqa: SIM118 (not a mapping)
+            known = aliases.get(name, name)
+            if known in stored:
+                raise ValueError(f"duplicate weight {name} in {folder}, again in {file}")
+            stored[known] = _Stored(opened, name)
     return stored
 
 
@@ -304,16 +327,16 @@ def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
     with contextlib.ExitStack() as stack:
         aliases: dict[str, str] = {}
         for row, leaf in matched.values():
-            aliases |= zip(row.names(leaf, row.also), row.names(leaf), strict=True)
-        stored = _open(Path(folder), stack, aliases)
+            aliases |= row.aliases(leaf)
+        stored = _open(Path(folder), aliases, stack)
         expected: dict[str, tuple[int, ...]] = {}
         tied: dict[str, str] = {}
         for row, leaf in matched.values():
             one = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             shapes = jax.eval_shape(row.parts, one)
-            first = row.part[1]  # as long as all parts together
-            wanted = [(first * s.shape[0], *s.shape[1:]) for s in shapes]
-            expected |= zip(row.names(leaf), wanted, strict=True)
+            fused = row.part[1]
+            whole = [(fused * first, *rest) for first, *rest in (s.shape for s in shapes)]
+            expected |= zip(row.names(leaf), whole, strict=True)
         for row in table:
             if row.ours not in matched and row.tied_to and row.hf in stored:
                 tied[row.hf] = matched[row.tied_to][0].hf
@@ -355,11 +378,11 @@ def save_weights(
     for row, leaf in _match(table, params).values():
         leaf = np.asarray(leaf)
         for name, part in zip(row.names(leaf), row.parts(leaf), strict=True):
-            if row.part[1] > 1:
-                fused[name].append(part)
-                if len(fused[name]) < row.part[1]:
-                    continue
-                part = np.concatenate(fused.pop(name))
+            fused[name].append(part)
+            if len(fused[name]) < row.part[1]:
+                continue
+            parts = fused.pop(name)
+            part = np.concatenate(parts) if len(parts) > 1 else part
             if shards[-1] and size + part.nbytes > max_shard_bytes:
                 shards.append({})
                 size = 0

@@ -503,7 +503,7 @@ class Qwen2_5_VL(nnx.Module):
         self.config, self.dtype = config, dtype
         options = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
         self.vision = QwenVision(config.vision, **options)
-        self.connector = Merger(config.vision, rngs, dtype, param_dtype)
+        self.projector = Merger(config.vision, rngs, dtype, param_dtype)
         self.text = Llama(config.text, **options)
 
     def encode_images(self, images: Pictures) -> PictureTokens:
@@ -534,7 +534,7 @@ class Qwen2_5_VL(nnx.Module):
         tiles = images.tiles
         if tiles.dtype == jnp.uint8:
             tiles = (tiles.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
-        return self.connector(self.vision(tiles.astype(self.dtype), images.grid))
+        return self.projector(self.vision(tiles.astype(self.dtype), images.grid))
 
     def read(
         self,

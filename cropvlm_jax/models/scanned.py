@@ -29,6 +29,7 @@ def scan(
     xs: Any,
     *,
     remat: bool,
+    depth: int | None = None,
 ) -> tuple[jax.Array, Any]:
     """Applies stacked `layers` one after the other.
 
@@ -38,6 +39,7 @@ def scan(
         x: activations `[B, ...]`, passed from layer to layer.
         xs: pytree of per-layer inputs, leading axis the layer (or None).
         remat: recompute each layer in the backward pass instead of storing its activations.
+        depth: apply only so many layers, without a copy of their weights; None applies all.
 
     Returns:
         The last activations and the layers' `y` stacked on a leading axis.
@@ -50,6 +52,13 @@ def scan(
         x = parallel.constrain(x, "batch")
         return call(nnx.merge(graphdef, weights), x, per_layer)
 
+    def numbered(x, index):
+        def one(stacked):
+            return jax.lax.dynamic_index_in_dim(stacked, index, keepdims=False)
+
+        return body(x, jax.tree.map(one, (weights, xs)))
+
+    step, inputs = (body, (weights, xs)) if depth is None else (numbered, jnp.arange(depth))
     if remat:
-        body = jax.checkpoint(body, prevent_cse=False)
-    return jax.lax.scan(body, x, (weights, xs))
+        step = jax.checkpoint(step, prevent_cse=False)
+    return jax.lax.scan(step, x, inputs)

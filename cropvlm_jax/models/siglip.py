@@ -82,7 +82,7 @@ class SiglipConfig:
 class SiglipLayer(nnx.Module):
     """Pre-norm bidirectional self-attention and MLP."""
 
-    def __init__(self, config: SiglipConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
+    def __init__(self, config: Any, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
         self.num_heads, self.precision = config.num_attention_heads, scanned.precision(dtype)
         norm = functools.partial(
             nnx.LayerNorm,
@@ -105,7 +105,12 @@ class SiglipLayer(nnx.Module):
         query, keys, values = self.q(normed), self.k(normed), self.v(normed)
         query *= (x.shape[-1] // heads) ** -0.5
         x = x + self.o(attention.attend(query, keys, values, heads, self.precision))
-        return x + self.fc2(jax.nn.gelu(self.fc1(self.mlp_norm(x)), approximate=True))
+        return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x))))
+
+    @staticmethod
+    def activation(x: jax.Array) -> jax.Array:
+        """Between the two layers of the MLP."""
+        return jax.nn.gelu(x, approximate=True)
 
 
 class Siglip(nnx.Module):
