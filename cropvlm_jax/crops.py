@@ -357,6 +357,13 @@ def smart_grid(
     return chosen(height, width, rows), chosen(width, height, columns)
 
 
+def smart_reach(canvas: tuple[int, int], limits: box_lib.Limits) -> int:
+    """Pixels of a canvas's side that any one tile is resampled from, at most."""
+    # Sides shrink by less than twice what the picture does, for one of nearly two tiles gets one.
+    scale = max(1.5, 2 * math.sqrt(math.prod(canvas) / limits.max_pixels))
+    return math.ceil((limits.factor + 2 * BICUBIC.radius) * scale) + 4
+
+
 def smart_tiles(
     canvas: jax.Array, size: jax.Array, boxes: jax.Array, limits: box_lib.Limits
 ) -> tuple[jax.Array, jax.Array]:
@@ -377,9 +384,7 @@ def smart_tiles(
     rows, columns = smart_grid(height, width, limits, max(canvas.shape[:2]))
     rows_first = _vertical_first(width, height, side * columns, side * rows)
 
-    # Sides shrink by less than twice what the picture does, for one of nearly two tiles gets one.
-    scale = max(1.5, 2 * math.sqrt(math.prod(canvas.shape[:2]) / limits.max_pixels))
-    reach = math.ceil((side + 2 * BICUBIC.radius) * scale) + 4
+    reach = smart_reach(canvas.shape[:2], limits)
     canvas = jnp.pad(canvas, [(0, max(reach - n, 0)) for n in canvas.shape[:2]] + [(0, 0)])
 
     def needed(

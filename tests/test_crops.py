@@ -177,7 +177,7 @@ def test_smart_tiles_equal_pil_and_the_transformers_processor(tokens, canvas_sha
                 continue
             expected = images.smart_tiles(crop, limits)
             assert expected.shape[:2] == (high, wide), where
-            inputs = processor(crop, return_tensors="np")
+            inputs = processor(Image.fromarray(crop), return_tensors="np")
             assert inputs["image_grid_thw"].tolist() == [[1, 2 * high, 2 * wide]]
             theirs = inputs["pixel_values"].reshape(-1, 2, 2, 3, 2, 14, 14)
             np.testing.assert_array_equal(theirs[:, :, :, :, 0], theirs[:, :, :, :, 1])

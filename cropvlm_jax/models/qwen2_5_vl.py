@@ -17,14 +17,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from cropvlm_jax.models import scanned, vlm
+from cropvlm_jax import boxes as box_lib
+from cropvlm_jax import crops
+from cropvlm_jax.data import images as image_lib
+from cropvlm_jax.models import clip, scanned, vlm
 from cropvlm_jax.models.llama import NEGATIVE, KVCache, Llama, LlamaConfig, Places, turn
 
 MODEL_TYPE = "qwen2_5_vl"
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's pixels, 0..1
-STD = (0.26862954, 0.26130258, 0.27577711)
 TEMPORAL_PATCH = 2  # frames of a patch: a still picture is shown twice
 EPSILON = 1e-6  # of the tower's norms, which no config tells
 VISION_THETA = 10000.0
@@ -40,8 +42,8 @@ class Pictures(NamedTuple):
         grid: int `[..., 2]`, rows and columns of the tiles.
     """
 
-    tiles: jax.Array
-    grid: jax.Array
+    tiles: Any
+    grid: Any
 
 
 class PictureTokens(NamedTuple):
@@ -59,6 +61,20 @@ class PictureTokens(NamedTuple):
     real: jax.Array
     place: jax.Array
     advance: jax.Array
+
+
+def see(image: np.ndarray, limits: box_lib.Limits) -> tuple[Pictures, tuple[int, int]]:
+    """One picture uint8 `[H, W, 3]` as `Pictures` of a leading axis 1, and its grid.
+
+    Raises:
+        ValueError: one side is more than 200 times the other.
+    """
+    tiles = image_lib.smart_tiles(image, limits)
+    grid = tiles.shape[:2]
+    tiles = tiles.reshape(-1, *tiles.shape[2:])
+    missing = limits.most_tiles - len(tiles)
+    tiles = np.pad(tiles, [(0, missing), (0, 0), (0, 0), (0, 0)])
+    return Pictures(tiles[None], np.array([grid], np.int32)), grid
 
 
 def _check(part: str, config: dict[str, Any], supported: dict[str, Any]) -> None:
@@ -182,6 +198,8 @@ class QwenConfig:
         video_token_id: id of `<|video_pad|>`.
         vision_start_token_id: id of `<|vision_start|>`, which stands before each picture.
         vision_end_token_id: id of `<|vision_end|>`.
+        limits: of the pictures' sizes. Arrays have room for the largest, so the default is the
+            paper's 448 px (256 tokens) instead of the 16,384 tokens of the released processors.
     """
 
     vision: QwenVisionConfig
@@ -190,6 +208,7 @@ class QwenConfig:
     video_token_id: int = 151656
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
+    limits: box_lib.Limits = box_lib.Limits(max_pixels=448**2)
 
     def __post_init__(self):
         if self.vision.out_hidden_size != self.text.hidden_size:
@@ -197,6 +216,11 @@ class QwenConfig:
                 f"the tower writes features of out_hidden_size={self.vision.out_hidden_size}, the "
                 f"decoder reads hidden_size={self.text.hidden_size}"
             )
+
+    @property
+    def image_seq_len(self) -> int:
+        """Tokens of the largest picture."""
+        return self.limits.most_tiles
 
     @property
     def heads(self) -> dict[str, int]:
@@ -529,11 +553,19 @@ class Qwen2_5_VL(nnx.Module):
             advance=jnp.where(index == rows * columns - 1, jnp.maximum(rows, columns), 0),
         )
 
+    def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> PictureTokens:
+        """Image tokens `[B, G, I, ...]` of boxes `[B, G, 4]`; see `models.vlm.VLM`."""
+        cut = functools.partial(crops.smart_tiles, limits=self.config.limits)
+        with jax.named_scope("crop"):
+            pictures = Pictures(*jax.vmap(cut)(canvas, size, boxes))
+        return self.encode_images(pictures)
+
     def _encode(self, images: Pictures) -> jax.Array:
         """Features `[B, I, D]` of one picture a prompt."""
         tiles = images.tiles
         if tiles.dtype == jnp.uint8:
-            tiles = (tiles.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+            scale, shift = 1 / (255 * np.array(clip.STD)), np.array(clip.MEAN) / clip.STD
+            tiles = tiles * jnp.float32(scale) - jnp.float32(shift)
         return self.projector(self.vision(tiles.astype(self.dtype), images.grid))
 
     def read(

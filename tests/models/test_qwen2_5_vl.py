@@ -2,19 +2,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """Qwen2.5-VL computes what `transformers` computes, from the same weights, with no download."""
 
+import dataclasses
 import json
+import math
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import tiny
 from flax import nnx
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken
 
-from cropvlm_jax.grpo import rollout
-from cropvlm_jax.hub.weights import QWEN2_5_VL, load_weights
+from cropvlm_jax import boxes as box_lib
+from cropvlm_jax import parallel
+from cropvlm_jax.api import Target
+from cropvlm_jax.data import pipeline
+from cropvlm_jax.grpo import rewards, rollout
+from cropvlm_jax.grpo import step as step_lib
+from cropvlm_jax.grpo.step import GRPOConfig
+from cropvlm_jax.hub.pretrained import Pretrained, export
+from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.hub.weights import FILE, QWEN2_5_VL, load_weights
+from cropvlm_jax.models import vlm
 from cropvlm_jax.models.generate import greedy
 from cropvlm_jax.models.llama import LlamaConfig
 from cropvlm_jax.models.qwen2_5_vl import Pictures, Qwen2_5_VL, QwenConfig, QwenVisionConfig
+from cropvlm_jax.prompts import QWEN_INSTRUCTION, QWEN_SYSTEM
+from cropvlm_jax.training.state import TrainState
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -155,11 +174,8 @@ def test_tiny_models_agree(name, tmp_path):
 
     graphdef, params = nnx.split(model)
     encode = jax.jit(lambda p, images: nnx.merge(graphdef, p).encode_images(images))
-    pictures = encode(params, ours[2])
-    order = np.cumsum(ours[0] == IMAGE, -1) - 1
-    flat = jax.tree.map(lambda x: x.reshape(len(x), 1, -1, *x.shape[3:]), pictures)
-    assert order.max() + 1 == flat.features.shape[2]
-    valid, places = model.places(ours[0][:, None], ours[1][:, None], flat)
+    pictures = vlm.one_row(encode(params, ours[2]))
+    valid, places = model.places(ours[0][:, None], ours[1][:, None], pictures)
     np.testing.assert_array_equal(valid[:, 0], real)
     positions, deltas = theirs.model.get_rope_index(
         inputs["input_ids"],
@@ -182,3 +198,287 @@ def test_tiny_models_agree(name, tmp_path):
         return greedy(model, prefix, ids[:, -1], end_token=-1, max_tokens=32)
 
     np.testing.assert_array_equal(reply(params, *ours), expected)
+
+
+# The released chat template, without videos and numbered pictures.
+CHAT_TEMPLATE = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}\
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}<|im_start|>{{ message['role'] }}
+{% for part in message['content'] %}{% if part['type'] == 'image' %}\
+<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}\
+<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+SPECIAL = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+PIXELS = 24 * 64  # of a picture, whose tokens are 8 x 8 px
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model as transformers saves it, and with it what the Hub has beside the weights."""
+    folder = tmp_path_factory.mktemp("qwen")
+    texts = (QWEN_SYSTEM, QWEN_INSTRUCTION, *tiny.QUESTIONS, *tiny.ANSWERS)
+    tokenizer = train_tokenizer(texts, 400)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    start, end, image, video = map(tokenizer.token_to_id, SPECIAL)
+    text = dataclasses.replace(
+        tiny_config("gqa2").text,
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=512,
+    )
+    vision = dataclasses.replace(tiny_config("gqa2").vision, fullatt_block_indexes=(0, 2))
+    config = QwenConfig(vision, text, image, video, start, end)
+    hf_model(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    settings = {"patch_size": 4, "merge_size": 2, "min_pixels": 256, "max_pixels": 1_003_520}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    return transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+
+def hf_inputs(folder, pictures, question: str, answer: str | None = None):
+    """The inputs that transformers' image processor, tokenizer and the chat template make."""
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    size = {"shortest_edge": 256, "longest_edge": PIXELS}
+    processor = module.Qwen2VLImageProcessorPil(size=size, patch_size=4, merge_size=2)
+    seen = processor([Image.fromarray(p) for p in pictures], return_tensors="pt")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), chat_template=CHAT_TEMPLATE
+    )
+    asked = [{"type": "text", "text": f"{question}\n{QWEN_INSTRUCTION}"}]
+    messages = [{"role": "user", "content": [{"type": "image"}] * len(pictures) + asked}]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=answer is None
+    )
+    before, *after = text.split("<|image_pad|>")
+    tokens = (seen["image_grid_thw"].prod(-1) // 4).tolist()
+    text = before + "".join(
+        "<|image_pad|>" * n + rest for n, rest in zip(tokens, after, strict=True)
+    )
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    types = (ids["input_ids"] == image).int()
+    return {**seen, "input_ids": ids["input_ids"], "mm_token_type_ids": types}
+
+
+def hf_log_likelihood(theirs, folder, pictures, question: str, answer: str) -> float:
+    """Of the answer and the token that ends it."""
+    inputs = hf_inputs(folder, pictures, question, answer)
+    asked = hf_inputs(folder, pictures, question)["input_ids"].shape[1]
+    with torch.no_grad():
+        logits = theirs(**inputs).logits[0]
+    chosen = inputs["input_ids"][0, asked:-1]  # a newline follows
+    log_probs = logits[asked - 1 : -2].log_softmax(-1)
+    return log_probs.gather(-1, chosen[:, None]).sum().item()
+
+
+def test_a_target_asks_and_answers_as_transformers(folder, theirs):
+    target = Target.from_pretrained(folder, processor={"max_pixels": PIXELS})
+    examples = tiny.make_examples(3)
+    images = [[e["image"]] for e in examples] + [
+        [e["image"], e["image"][5:60, 10:50]] for e in examples
+    ]
+    questions, answers = [e["question"] for e in examples] * 2, [e["answers"][0] for e in examples]
+    real = []
+    for pictures, question in zip(images, questions, strict=True):
+        prompt = target.prompts.answer(question, len(pictures))
+        grids = [target.source.see(p, 0)[1] for p in pictures]
+        room = target.source.config.image_seq_len
+        kept = np.concatenate([np.arange(room) < rows * columns for rows, columns in grids])
+        mask = np.ones(len(prompt.ids), bool)
+        mask[prompt.ids == target.source.config.image_token_id] = kept
+        real.append(prompt.ids[mask])
+    theirs.generation_config.eos_token_id = target.source.end_token_id
+    expected, likely = [], []
+    decode = target.source.tokenizer.decode
+    for ids, pictures, question, answer in zip(real, images, questions, answers * 2, strict=True):
+        inputs = hf_inputs(folder, pictures, question)
+        np.testing.assert_array_equal(ids, inputs["input_ids"][0])
+        reply = theirs.generate(**inputs, do_sample=False, max_new_tokens=12, pad_token_id=0)
+        reply = reply[0, inputs["input_ids"].shape[1] :].tolist()
+        expected.append(decode([t for t in reply if t != target.source.end_token_id]).strip())
+        likely.append(hf_log_likelihood(theirs, folder, pictures, question, answer))
+    assert target.answer(images, questions, max_tokens=12) == expected
+    got = target.log_likelihood(images, questions, answers * 2)
+    np.testing.assert_allclose(got, likely, rtol=1e-5)
+
+
+def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, theirs):
+    source = Pretrained.open(folder, processor={"max_pixels": PIXELS})
+    reader, weights = nnx.split(source.load())
+    prompts = source.prompts()
+    template = rewards.AnswerTemplate.from_prompts(prompts)
+    examples = tiny.make_examples(2)
+    prepare = dataclasses.replace(tiny.PREPARE, answer_prompts=prompts)
+    batch = pipeline.stack([prepare(example, i) for i, example in enumerate(examples)])
+    config = GRPOConfig(group=2, likelihood_weight=1.0, gain=True, accuracy_weight=0.0)
+    boxes = np.array([[[0, 0, 100, 100], [20, 30, 55, 90]], [[5, 60, 95, 70], [1, 1, 40, 40]]])
+
+    def judge(weights, batch, boxes):
+        model = nnx.merge(reader, weights)
+        return step_lib.judge(model, template, None, config, batch, boxes)[1]["likelihood"]
+
+    got = jax.jit(judge)(weights, jax.tree.map(jnp.asarray, batch), boxes)
+    for example, row, values in zip(examples, boxes, np.asarray(got), strict=True):
+        picture = example["image"]
+        asked = example["question"], example["answers"][0]
+        alone = hf_log_likelihood(theirs, folder, [picture], *asked)
+        for box, value in zip(row, values, strict=True):
+            left, top, right, bottom = box_lib.to_pixels(box, np.array(picture.shape[:2]))
+            pictures = [picture, picture[top:bottom, left:right]]
+            expected = hf_log_likelihood(theirs, folder, pictures, *asked) - alone
+            assert abs(value - expected) < 0.02, (
+                box,
+                value,
+                expected,
+            )  # a grey level here or there
+
+    policy, params = tiny.make_model(0)
+    optimizer = optax.sgd(1e-2)
+    step = step_lib.make_step(
+        policy,
+        reader,
+        tiny.GRAMMAR,
+        template,
+        optimizer,
+        dataclasses.replace(config, beta=0.0, accumulate=2),
+    )
+    state = TrainState.create(params=params, optimizer=optimizer, target=weights)
+    state, metrics = jax.jit(step)(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+    assert metrics["unscored"] == 0 and np.isfinite(metrics["reward/likelihood"])
+    assert metrics["grad_norm"] > 0
+
+
+def test_transformers_loads_an_export(folder, tmp_path, caplog):
+    source = Pretrained.open(folder)
+    assert source.config.limits.max_pixels == 448**2  # not the folder's
+    model = source.load()
+    export(tmp_path / "export", model, source)
+    transformers.logging.enable_propagation()
+    theirs, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "export", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert not [record for record in caplog.records if "weights" in record.getMessage()]
+    assert theirs.generation_config.eos_token_id == source.end_token_id
+    original = load_file(folder / "model.safetensors")
+    exported = load_file(tmp_path / "export" / "model.safetensors")
+    assert exported.keys() == original.keys()
+    for name, weight in original.items():
+        np.testing.assert_array_equal(exported[name], weight, err_msg=name)
+
+
+def test_names_of_the_modules_and_broken_fused_weights(folder, tmp_path):
+    source = Pretrained.open(folder)
+    weights = load_file(folder / "model.safetensors")
+
+    def moved(name: str) -> str:
+        name = name.replace("visual.", "model.visual.")
+        return name if "visual" in name else name.replace("model.", "model.language_model.")
+
+    other = dataclasses.replace(source, folder=tmp_path)
+    save_file({moved(name): weight for name, weight in weights.items()}, tmp_path / FILE)
+    for one, two in zip(
+        *(jax.tree.leaves(nnx.state(s.load())) for s in (source, other)), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+    fused = "visual.blocks.1.attn.qkv.weight"
+    save_file(weights | {fused: weights[fused][:-24]}, tmp_path / FILE)
+    with pytest.raises(ValueError, match=rf"{fused} has shape \(48, 24\), not \(72, 24\)"):
+        other.load()
+
+
+# The keys that matter of the Hub's config.json of the 7B.
+HUB = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 28,
+    "model_type": "qwen2_5_vl",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32,
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "in_chans": 3,
+        "out_hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vocab_size": 152064,
+}
+
+
+def test_released_configs():
+    config = QwenConfig.qwen2_5_vl_7b()
+    assert QwenConfig.from_hf(HUB) == config
+    small = HUB | dict(hidden_size=2048, intermediate_size=11008, num_attention_heads=16)
+    small |= dict(num_hidden_layers=36, num_key_value_heads=2, vocab_size=151936)
+    small |= dict(tie_word_embeddings=True)
+    small["vision_config"] = HUB["vision_config"] | {"out_hidden_size": 2048}
+    assert QwenConfig.from_hf(small) == QwenConfig.qwen2_5_vl_3b()
+    for shape, parameters in ((config, 8_292_166_656), (QwenConfig.from_hf(small), 3_754_622_976)):
+        assert QwenConfig.from_hf(shape.to_hf()) == shape
+        model = nnx.eval_shape(lambda shape=shape: Qwen2_5_VL(shape, rngs=nnx.Rngs(0)))
+        assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_type='yarn'"),
+        ({"vision_config": HUB["vision_config"] | {"hidden_act": "gelu"}}, "hidden_act='gelu'"),
+        ({"vision_config": HUB["vision_config"] | {"window_size": 100}}, "window_size=100"),
+        ({"hidden_size": 7168}, "out_hidden_size=3584"),
+        ({"model_type": "qwen2_vl"}, "qwen2_vl"),
+    ],
+)
+def test_what_is_not_supported_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        QwenConfig.from_hf(HUB | change)
+
+
+def test_7b_weights_are_split_over_fsdp_and_tensor():
+    config = QwenConfig.qwen2_5_vl_7b()
+    model = nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16))
+    params = nnx.state(model, nnx.Param)
+    mesh = jax.sharding.AbstractMesh((1, 2, 4), parallel.AXES)
+    shardings = parallel.state_shardings(mesh, params, config.heads)
+    local = [
+        math.prod(s.shard_shape(x.shape))
+        for s, x in zip(jax.tree.leaves(shardings), jax.tree.leaves(params), strict=True)
+    ]
+    # All but norms and biases: eight devices hold little more than an eighth each.
+    assert sum(local) < 1.01 * sum(x.size for x in jax.tree.leaves(params)) / 8
