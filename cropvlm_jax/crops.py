@@ -357,7 +357,7 @@ def smart_grid(
     return chosen(height, width, rows), chosen(width, height, columns)
 
 
-def smart_reach(canvas: tuple[int, int], limits: box_lib.Limits) -> int:
+def smart_reach(canvas: tuple[int, ...], limits: box_lib.Limits) -> int:
     """Pixels of a canvas's side that any one tile is resampled from, at most."""
     # Sides shrink by less than twice what the picture does, for one of nearly two tiles gets one.
     scale = max(1.5, 2 * math.sqrt(math.prod(canvas) / limits.max_pixels))

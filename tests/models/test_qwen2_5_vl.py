@@ -15,8 +15,8 @@ import pytest
 import tiny
 from flax import nnx
 from PIL import Image
+from qwen_shape import qwen_tokenizer, write_shape
 from safetensors.numpy import load_file, save_file
-from tokenizers import AddedToken
 
 from cropvlm_jax import boxes as box_lib
 from cropvlm_jax import parallel
@@ -26,13 +26,14 @@ from cropvlm_jax.grpo import rewards, rollout
 from cropvlm_jax.grpo import step as step_lib
 from cropvlm_jax.grpo.step import GRPOConfig
 from cropvlm_jax.hub.pretrained import Pretrained, export
-from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.hub.weights import FILE, QWEN2_5_VL, load_weights
 from cropvlm_jax.models import vlm
 from cropvlm_jax.models.generate import greedy
 from cropvlm_jax.models.llama import LlamaConfig
 from cropvlm_jax.models.qwen2_5_vl import Pictures, Qwen2_5_VL, QwenConfig, QwenVisionConfig
-from cropvlm_jax.prompts import QWEN_INSTRUCTION, QWEN_SYSTEM
+from cropvlm_jax.prompts import QWEN_INSTRUCTION
+from cropvlm_jax.training import config as config_lib
+from cropvlm_jax.training import stage
 from cropvlm_jax.training.state import TrainState
 
 torch = pytest.importorskip("torch")
@@ -210,7 +211,6 @@ You are a helpful assistant.<|im_end|>
 <|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-SPECIAL = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 PIXELS = 24 * 64  # of a picture, whose tokens are 8 x 8 px
 
 
@@ -218,19 +218,14 @@ PIXELS = 24 * 64  # of a picture, whose tokens are 8 x 8 px
 def folder(tmp_path_factory):
     """A random model as transformers saves it, and with it what the Hub has beside the weights."""
     folder = tmp_path_factory.mktemp("qwen")
-    texts = (QWEN_SYSTEM, QWEN_INSTRUCTION, *tiny.QUESTIONS, *tiny.ANSWERS)
-    tokenizer = train_tokenizer(texts, 400)
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    start, end, image, video = map(tokenizer.token_to_id, SPECIAL)
+    tokenizer = qwen_tokenizer((*tiny.QUESTIONS, *tiny.ANSWERS))
     text = dataclasses.replace(
         tiny_config("gqa2").text,
         vocab_size=tokenizer.get_vocab_size(),
         max_position_embeddings=512,
     )
     vision = dataclasses.replace(tiny_config("gqa2").vision, fullatt_block_indexes=(0, 2))
-    config = QwenConfig(vision, text, image, video, start, end)
-    hf_model(config).save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    hf_model(write_shape(folder, QwenConfig(vision, text), tokenizer)).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     settings = {"patch_size": 4, "merge_size": 2, "min_pixels": 256, "max_pixels": 1_003_520}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
@@ -461,7 +456,7 @@ def test_released_configs():
         ({"rope_scaling": {"type": "yarn"}}, "rope_type='yarn'"),
         ({"vision_config": HUB["vision_config"] | {"hidden_act": "gelu"}}, "hidden_act='gelu'"),
         ({"vision_config": HUB["vision_config"] | {"window_size": 100}}, "window_size=100"),
-        ({"hidden_size": 7168}, "out_hidden_size=3584"),
+        ({"vision_config": HUB["vision_config"] | {"out_hidden_size": 9}}, "out_hidden_size=9"),
         ({"model_type": "qwen2_vl"}, "qwen2_vl"),
     ],
 )
@@ -482,3 +477,26 @@ def test_7b_weights_are_split_over_fsdp_and_tensor():
     ]
     # All but norms and biases: eight devices hold little more than an eighth each.
     assert sum(local) < 1.01 * sum(x.size for x in jax.tree.leaves(params)) / 8
+
+
+def test_the_step_with_a_7b_target_is_built_without_weights(tmp_path):
+    write_shape(tmp_path, QwenConfig.qwen2_5_vl_7b(), qwen_tokenizer())
+    config = config_lib.default_config()
+    config.cropper, config.target = "zoom_digits/cropper", str(tmp_path)
+    config.dtype, config.data.longest_edge = "bfloat16", 64
+    config.data.canvas, config.grpo.group = (512, 512), 2
+    built = stage.build(config, abstract=True)
+    assert built.target.config.image_seq_len == 256
+    assert {x.dtype for x in jax.tree.leaves(built.weights["target"])} == {jnp.dtype("bfloat16")}
+    row = built.prepare(tiny.make_examples(1)[0], 0)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), row)
+    state = jax.eval_shape(lambda weights: built.create(weights, 1), built.weights)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    after, _ = jax.eval_shape(built.make_step(1), state, batch, key)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    # Two operations a weight and token of the decoder at least: the picture, then two crops.
+    decoder = sum(x.size for x in jax.tree.leaves(built.weights["target"]["text"]["layers"]))
+    assert 1 < built.flops(batch)["reward"] / (2 * 3 * 256 * 2 * decoder) < 2
+
+    config.target_processor.max_pixels = 1024 * 28**2
+    assert stage.build(config, abstract=True).target.config.image_seq_len == 1024
