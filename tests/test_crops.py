@@ -138,6 +138,34 @@ def test_crop_equals_pil_and_the_transformers_processor(side, canvas_shape, shap
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("fill", [None, (122, 116, 104)], ids=["centre", "pad"])
+@pytest.mark.parametrize(
+    ("side", "canvas_shape", "shapes"),
+    [
+        (64, (330, 300), [(330, 300), (200, 300), (17, 9), (1, 1), (3, 50), (300, 2), (64, 64)]),
+        (64, (130, 260), [(128, 256), (128, 43), (101, 203)]),
+        (64, (700, 20), [(700, 14), (303, 3), (700, 1)]),  # far enlarged
+        (336, (400, 560), [(400, 560), (390, 260)]),
+    ],
+)
+def test_bicubic_squares_equal_those_of_the_host(side, canvas_shape, shapes, fill):
+    """Whose equality with transformers `tests/data/test_images.py` shows."""
+    rng = np.random.default_rng(sum(canvas_shape))
+    crop = jax.jit(functools.partial(crops.bicubic_square, side=side, fill=fill))
+    for i, shape in enumerate(shapes):
+        kind = ("noise", "smooth", "extremes", "gradient")[i % 4]
+        picture, boxes = _picture(rng, kind, *shape), _boxes(rng, 14)
+        got = np.asarray(crop(_canvas(rng, picture, *canvas_shape), np.array(shape), boxes), int)
+        assert got.shape == (14, side, side, 3)
+        pixels = box_lib.to_pixels(boxes, np.broadcast_to(np.array(shape), (14, 2)))
+        for (left, top, right, bottom), ours in zip(pixels, got, strict=True):
+            want = images.bicubic_square(picture[top:bottom, left:right], side, fill).astype(int)
+            difference = np.abs(ours - want)
+            where = f"{kind} {shape} {left, top, right, bottom}: max {difference.max()}"
+            assert (difference > 1).mean() <= 1e-3, where
+            assert difference.max() <= 3 and (difference > 0).mean() <= 2e-2, where
+
+
 @pytest.mark.parametrize(
     ("tokens", "canvas_shape", "shapes", "n"),
     [

@@ -5,12 +5,15 @@ import functools
 
 import numpy as np
 import pytest
+import tiny_llava
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from smolvlm_shape import smolvlm_tokenizer
 from tokenizers import Tokenizer, models
 
 from cropvlm_jax import prompts
 from cropvlm_jax.hub.tokenizer import train_tokenizer
-from cropvlm_jax.prompts import Prompts
+from cropvlm_jax.prompts import LlavaPrompts, Prompts
 
 SEQ_LEN = 4
 QUESTIONS = [
@@ -222,3 +225,58 @@ def test_refusals():
 def test_prompt_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         _prompts().crop("What?").ids = None
+
+
+# LLaVA-1.5 ----------------------------------------------------------------------------------------
+
+LLAVA = tiny_llava.make_config(side=16)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1).filter(str.strip)
+
+
+@functools.cache
+def _llava_processor():
+    return tiny_llava.hf_processor(LLAVA)
+
+
+@given(TEXTS, TEXTS, st.sampled_from([1, 2]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_llava_ids_equal_the_transformers_processor(question, answer, count, replied):
+    processor = _llava_processor()
+    user = f"{question.strip()}\nAnswer the question using a single word or phrase."
+    content = [{"type": "image"}] * count + [{"type": "text", "text": user}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    text += f" {answer.strip()}</s>" if replied else ""
+    pictures = [np.zeros((20, 30, 3), np.uint8)] * count
+    want = processor(text=text, images=pictures, return_tensors="np")["input_ids"][0]
+    ours = LlavaPrompts(tiny_llava.TOKENIZER, LLAVA.image_seq_len)
+    got = ours.answer(question, count, answer if replied else None)
+    np.testing.assert_array_equal(got.ids, want)
+
+    # The spans: pictures, then the question, then the reply, which alone differs.
+    places = got.ids == LLAVA.image_token_id
+    for picture in got.images:
+        assert places[picture].all() and len(places[picture]) == LLAVA.image_seq_len
+    assert places.sum() == count * LLAVA.image_seq_len
+    assert got.images[-1].stop == got.question.start
+    assert got.question.stop == got.completion.start
+    assert tiny_llava.TOKENIZER.decode(got.ids[got.question]).endswith("ASSISTANT:")
+    alone = ours.answer(question, count).ids
+    np.testing.assert_array_equal(got.ids[: got.question.stop], alone)
+    other = ours.answer(question, 3 - count)
+    np.testing.assert_array_equal(got.ids[got.question], other.ids[other.question])
+    if replied:
+        assert got.completion.stop == len(got.ids) and got.ids[-1] == 2
+        assert tiny_llava.TOKENIZER.decode(got.ids[got.completion]).strip() == answer.strip()
+
+
+def test_llava_texts_are_checked():
+    ours = LlavaPrompts(tiny_llava.TOKENIZER, 4, official=True, max_question_tokens=12)
+    text = tiny_llava.TOKENIZER.decode(ours.answer(" WHAT is it?", 1, "It IS").ids.tolist())
+    assert "What is it?\n" in text and text.endswith("It IS")
+    for question, answer in (("<image>?", "a"), ("q", " "), ("q", "a</s>"), ("q " * 20, "a")):
+        with pytest.raises(ValueError):
+            ours.answer(question, 1, answer)
+    with pytest.raises(ValueError, match="lacks the special tokens </s>"):
+        LlavaPrompts(_tokenizer("trained"), 4)

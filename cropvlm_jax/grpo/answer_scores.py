@@ -7,6 +7,8 @@ Shape letters: B prompts, G rollouts, T tokens, L characters, K gold answers of 
 """
 
 import functools
+import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -34,24 +36,32 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def from_tokenizer(cls, tokenizer: tokenizers.Tokenizer) -> "Vocabulary":
-        """Reads a byte-level BPE (GPT-2, SmolLM2, Qwen). Special tokens write nothing.
+        """Reads a byte-level BPE (GPT-2, SmolLM2, Qwen) or one with byte fallback (Llama).
+
+        Special tokens write nothing, and a Llama text has one space too many before it.
 
         Raises:
             ValueError: the tokenizer is of another kind.
         """
-        if not isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel):
-            raise ValueError(
-                f"the decoder is {tokenizer.decoder}: accuracy in the graph needs a byte-level BPE"
-            )
         plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's alphabet
         others = sorted(set(range(256)) - set(plain))
         alphabet = {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+        decoder = json.loads(tokenizer.to_str())["decoder"] or {}
+        falls_back = {"type": "ByteFallback"} in decoder.get("decoders", [])
+        if not falls_back and decoder.get("type") != "ByteLevel":
+            raise ValueError(
+                f"the decoder is {tokenizer.decoder}: accuracy in the graph needs a byte-level BPE "
+                "or one with byte fallback"
+            )
         added = tokenizer.get_added_tokens_decoder()
 
         def written(token_id: int) -> bytes:
             token = tokenizer.id_to_token(token_id)
             if token is None or (token_id in added and added[token_id].special):
                 return b""
+            if falls_back:
+                byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+                return bytes.fromhex(byte[1]) if byte else token.replace("\u2581", " ").encode()
             if set(token) <= alphabet.keys():
                 return bytes(alphabet[character] for character in token)
             return token.encode()

@@ -1,5 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
+import functools
 import io
 import math
 import random
@@ -9,6 +10,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from cropvlm_jax.data import images
@@ -386,3 +389,35 @@ def test_damage_never_raises_anything_else(fmt, monkeypatch):
         except (OSError, ValueError):
             continue
         assert rgb.shape == (*size, 3)
+
+
+@functools.cache
+def _clip_processor(side, pad):
+    clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    llava = pytest.importorskip("transformers.models.llava.image_processing_pil_llava")
+    options = dict(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    options |= dict(do_rescale=False, do_normalize=False)
+    if pad:
+        return llava.LlavaImageProcessorPil(do_pad=True, **options)
+    return clip.CLIPImageProcessorPil(**options)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([8, 37, 90]), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_bicubic_square_equals_transformers(height, width, side, pad):
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    got = images.bicubic_square(image, side, (122, 116, 104) if pad else None)
+    want = _clip_processor(side, pad)(Image.fromarray(image), return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(got.transpose(2, 0, 1), want[0])
+
+
+@pytest.mark.parametrize("shape", [(3000, 2), (1, 1500), (3001, 5)])
+def test_bicubic_square_of_a_very_long_picture(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    got = images.bicubic_square(image, 336).astype(int)
+    pil = Image.fromarray(image)
+    enlarged = [336 * edge // min(shape) for edge in shape]
+    pil = pil.resize(enlarged[::-1], Image.Resampling.BICUBIC)
+    top, left = ((edge - 336) // 2 for edge in enlarged)
+    want = np.asarray(pil.crop((left, top, left + 336, top + 336)), int)
+    assert np.abs(got - want).max() <= 1 and (got != want).mean() < 1e-3

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_llava
 import tokenizers
 
 from cropvlm_jax.evals import scoring
@@ -110,7 +111,7 @@ def test_what_tokens_write():
 
 
 def test_other_tokenizers_are_refused():
-    with pytest.raises(ValueError, match="byte-level BPE"):
+    with pytest.raises(ValueError, match="byte-level BPE or one"):
         answer_scores.Vocabulary.from_tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()))
 
 
@@ -120,3 +121,13 @@ def test_no_character_outside_the_tables_has_properties():
     assert not any(character.isspace() or character.isdecimal() for character in others)
     for before in ("", "a"):  # neither cased nor looked past
         assert not any((before + character + "Σ").lower()[-1] == "ς" for character in others)
+
+
+@pytest.mark.parametrize("text", ["a red frame", "Ωmega 42, é", "  two  spaces", "中文 <0x41>"])
+def test_llama_tokens_write_what_the_tokenizer_decodes(text):
+    tokenizer = tiny_llava.TOKENIZER
+    vocabulary = jax.device_get(answer_scores.Vocabulary.from_tokenizer(tokenizer))
+    ids = tokenizer.encode(text + "</s>").ids
+    data = b"".join(written(i, vocabulary) for i in ids)
+    assert data == b" " + text.encode()
+    assert data.decode().removeprefix(" ") == tokenizer.decode(ids)
