@@ -344,7 +344,7 @@ def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, t
         tiny.GRAMMAR,
         template,
         optimizer,
-        dataclasses.replace(config, beta=0.0, accumulate=2),
+        dataclasses.replace(config, beta=0.0, gain=False),
     )
     state = TrainState.create(params=params, optimizer=optimizer, target=weights)
     state, metrics = jax.jit(step)(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
