@@ -253,16 +253,21 @@ def grpo_flops(
     written = reply(length, length, actions + bool(config.format_weight) * vocabulary, lora)
     prefix = images + prompt
     update = written.forward + written.backward + prefix.backward
+    trained = lora is None or images.backward > 0  # the tower
+    if shared_tower:
+        picture = image_flops(target).forward * trained
+    else:
+        picture = picture_flops(target, batch.canvas.shape[1:3])
     reference = 0.0
     if config.beta:
         alone = decoder_flops(cropper.text, read) * prompts + reply(length, length, actions, None)
         reference = alone.forward
-        if lora is None or images.backward:  # a frozen tower has seen the tiles for both
+        if trained and not shared_tower:  # else policy or target have seen the tiles for it
             reference += image_flops(cropper).forward * prompts * tiles
     return {
         "prefix": prefix.forward,
         "rollout": sampled.forward,
-        "reward": _reward_flops(target, config, template, batch, shared_tower),
+        "reward": _reward_flops(target, config, template, batch, picture),
         "reference": reference,
         "update": update + (config.updates - 1) * (prefix.forward + update),
     }
@@ -273,8 +278,9 @@ def _reward_flops(
     config: GRPOConfig,
     template: AnswerTemplate,
     batch: Batch,
-    shared_tower: bool,
+    picture: float,
 ) -> float:
+    """Operations of the reward, where the image tokens of a whole picture take `picture`."""
     (prompts, question), answer = batch.question.shape, batch.answer.shape[1]
     first, asked = len(template.first), len(template.crop) + question
     seen = picture_flops(target, batch.canvas.shape[1:3])
@@ -283,7 +289,7 @@ def _reward_flops(
         logits = logits_flops(target.text, target.text.vocab_size) * answers
         return (decoder_flops(target.text, tokens, first) + logits).forward
 
-    picture = (not shared_tower) * seen + decoder_flops(target.text, first).forward
+    picture += decoder_flops(target.text, first).forward
     rollout = seen
     if config.likelihood_weight:
         rollout += passes(asked + answer - 1, answer)

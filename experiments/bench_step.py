@@ -210,6 +210,7 @@ def measure(case: Case, model: str, steps: int, apart: bool) -> Iterator[dict[st
     config.cropper = config.target = model
     config.dtype, config.grpo.group = case.dtype, case.group
     config.batch_size, config.accumulate = case.prompts, 1
+    config.remat = case.checkpointing
     config.data.canvas = case.size
     config.data.question_tokens, config.data.answer_tokens = QUESTION, ANSWER
     if case.mode == "lora_text":

@@ -78,6 +78,14 @@ def causal(config, *tokens):
     return sum(4 * width * t * (t - 1) / 2 for t in tokens)
 
 
+def logits_again(text_tokens, prefix=0, tiles=0):
+    """Attention logits of a sequence and of tiles: backward passes do not find them kept."""
+    text, vision = tiny.CONFIG.text, tiny.CONFIG.vision
+    width = text.num_attention_heads * text.head_dim * text.num_hidden_layers
+    of_tile = 2 * vision.hidden_size * vision.num_hidden_layers * vision.grid**4
+    return 2 * width * text_tokens * (text_tokens + prefix) + tiles * of_tile
+
+
 def abstract(config, adapters):
     """The graph of a policy, its train state's weights, and the plain graph under adapters."""
     model = plain = nnx.eval_shape(lambda: SmolVLM(config, rngs=nnx.Rngs(0)))
@@ -114,6 +122,7 @@ GRPO = {
     "adapters": (dataclasses.replace(CONFIG, format_weight=0.1, updates=3), PAPER),
     "text-gain": (dataclasses.replace(CONFIG, gain=True, accuracy_weight=1.0), TEXT),
     "text-shared": (CONFIG, TEXT),
+    "adapters-shared": (CONFIG, PAPER),
     "connector-accuracy": (
         dataclasses.replace(
             CONFIG, beta=0.0, likelihood_weight=0.0, accuracy_weight=1.0, accumulate=2
@@ -125,7 +134,7 @@ GRPO = {
 
 @pytest.mark.parametrize("case", GRPO)
 def test_a_grpo_step_costs_its_matmuls(case):
-    (config, adapters), shared = GRPO[case], case == "text-shared"
+    (config, adapters), shared = GRPO[case], case.endswith("shared")
     policy, params, frozen, base = abstract(tiny.CONFIG, adapters)
     target_graph, target, *_ = abstract(tiny.CONFIG, None)
     gold = [scoring.encode_gold(example["answers"], config.accuracy, 1, 20) for example in EXAMPLES]
@@ -156,6 +165,9 @@ def test_a_grpo_step_costs_its_matmuls(case):
     if config.gain:
         reward += prompts * causal(text, batch.question.shape[1] + answered)
     crops = replies + prompts * (not shared)
+    tower_trained = adapters in (None, PAPER)
+    again = prompts * logits_again(prefix, tiles=batch.tiles.shape[1] * tower_trained)
+    again += replies * logits_again(tiny.GRAMMAR.max_length, prefix)
     want = {
         "prefix": counted["prefix"] - read,
         "rollout": counted["rollout"]
@@ -163,7 +175,7 @@ def test_a_grpo_step_costs_its_matmuls(case):
         "reward": counted["reward"] - reward - crops * 4 * flops.crop_flops(tiny.CANVAS, tiny.SIDE),
         "reference": counted["reference"] - bool(config.beta) * (read + written),
         "update": counted["update"]
-        - config.updates * (2 * read + 3 * written)
+        - config.updates * (2 * read + 3 * written + again)
         - (config.updates - 1) * read,
     }
     assert got == pytest.approx(want, rel=1e-12)
@@ -182,9 +194,12 @@ def test_a_supervised_step_costs_its_matmuls(adapters):
     state = jax.eval_shape(lambda p: TrainState.create(p, OPTIMIZER, frozen=frozen), params)
     batch = supervised()
     counted = matmuls(make_sft_step(policy, OPTIMIZER), state, batch, {})
-    masked = causal(tiny.CONFIG.text, batch.prompt.shape[1] + batch.completion.shape[1] - 1)
+    read = batch.prompt.shape[1] + batch.completion.shape[1] - 1
+    masked = causal(tiny.CONFIG.text, read)
+    tiles = batch.images.shape[1] * (adapters in (None, PAPER))
+    again = logits_again(read, tiles=tiles)
     got = flops.sft_flops(tiny.CONFIG, batch, adapters)
-    want = sum(counted.values()) - 3 * len(EXAMPLES) * masked
+    want = sum(counted.values()) - len(EXAMPLES) * (3 * masked + again)
     assert got == pytest.approx({"loss": want}, rel=1e-12)
 
 

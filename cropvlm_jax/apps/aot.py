@@ -18,6 +18,7 @@ import math
 import os
 import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -171,13 +172,20 @@ class Slice:
         row = self.stage.prepare(example, 0)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), row)
 
-    def compile(self, rows: int) -> Any:
-        """The step compiled for batches of `rows`, or what the compiler says if they do not fit."""
+    def compile(self, rows: int, dump: str | None = None) -> Any:
+        """The step compiled for batches of `rows`, or what the compiler says if they do not fit.
+
+        Args:
+            rows: of a batch.
+            dump: folder where the compiler writes the module as it understands it: jaxlib does not
+                read all that newer compilers make, three-part asynchronous operations for one.
+        """
         logging.info("compiling for a batch of %d: this may take minutes", rows)
         key = jax.eval_shape(lambda: jax.random.key(0))
         lowered = self._step.lower(self._state, self.batch(rows), key)
         try:
-            return lowered.compile()
+            options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if dump else None
+            return lowered.compile(options)
         except jax.errors.JaxRuntimeError as error:
             if not re.search("RESOURCE_EXHAUSTED.*HBM", str(error), re.IGNORECASE | re.DOTALL):
                 raise
@@ -233,7 +241,9 @@ def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, A
         "date": datetime.date.today().isoformat(),
     }
     began = time.monotonic()
-    compiled = tpu.compile(config.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = tpu.compile(config.batch_size, folder)
+        modules = [path.read_text() for path in pathlib.Path(folder).glob("*.after_codegen.txt")]
     if isinstance(compiled, str):
 
         def fits(rows: int) -> bool:
@@ -257,7 +267,7 @@ def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, A
         "peak_hbm_gib": found.peak_memory_in_bytes / GIB,
         "hbm_gib": {name: size / GIB for name, size in parts.items()},
         "compiler_flops": compiled.cost_analysis()["flops"],
-        "collectives": collectives(compiled.as_text()),
+        "collectives": collectives(modules[0]),
     }
 
 

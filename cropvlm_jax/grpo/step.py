@@ -216,8 +216,9 @@ def make_step(
         base: of the cropper without adapters, whose weights are `state.frozen`: the KL reference.
             None where all weights are trained: the reference is `policy` with `state.reference`.
         vocabulary: of the target's tokenizer, where `config.accuracy_weight` is not 0.
-        shared_tower: whether the cropper's vision tower and connector are not trained and equal the
-            target's, and its one tile is the picture as the target sees it: it is encoded once.
+        shared_tower: whether the vision tower and connector of the cropper before its training are
+            the target's, and its one tile is the picture as the target sees it: target, reference
+            and, where the tower is not trained, policy encode it once.
 
     Returns:
         `(state, batch, key) -> (state, metrics)`; metrics are fp32 scalars.
@@ -316,8 +317,13 @@ def make_step(
         # 3. and 4. The target reads the crops and says what they are worth.
         with jax.named_scope("reward"):
             reader = nnx.merge(target, state.target)
-            picture = image_tokens if shared_tower else None
-            reward, parts = judge(reader, template, vocabulary, config, batch, boxes, picture)
+            picture_tokens = None
+            if shared_tower:
+                trained = image_tokens is None
+                picture_tokens = reader.encode_images(batch.tiles) if trained else image_tokens
+            reward, parts = judge(
+                reader, template, vocabulary, config, batch, boxes, picture_tokens
+            )
             scored = jnp.isfinite(reward)
             advantages = objective.advantages(reward, config.scale)
 
@@ -328,7 +334,9 @@ def make_step(
                     model = nnx.merge(policy, state.reference)
                 else:
                     model = nnx.merge(base, *state.frozen)
-                _, reference, *_ = write(model, read(model, batch, image_tokens), batch, boxes)
+                # The tower that the target shares, or that the policy does not train.
+                seen_before = picture_tokens if shared_tower else image_tokens
+                _, reference, *_ = write(model, read(model, batch, seen_before), batch, boxes)
 
         # 5. The objective on teacher-forced log-probabilities, and its gradient.
         with jax.named_scope("update"):

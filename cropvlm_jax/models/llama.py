@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from cropvlm_jax.models import scanned
+from cropvlm_jax.models.scanned import kept
 
 NEGATIVE = -1e30  # finite, so that a padded query row stays NaN-free
 
@@ -259,15 +260,17 @@ class LlamaLayer(nnx.Module):
         rope = functools.partial(
             rotate, positions=positions, theta=config.rope_theta, sections=config.mrope_section
         )
-        query, keys = rope(self.q(normed).reshape(heads)), rope(self.k(normed).reshape(heads))
-        values = self.v(normed).reshape(heads)
+        query = rope(kept(self.q(normed)).reshape(heads))
+        keys = rope(kept(self.k(normed)).reshape(heads))
+        values = kept(self.v(normed)).reshape(heads)
         if cache is not None:
             keys = jax.lax.dynamic_update_slice_in_dim(cache[0], keys, slot, axis=2)
             values = jax.lax.dynamic_update_slice_in_dim(cache[1], values, slot, axis=2)
-        attended = attend(query, (keys, values, mask), prefix, self.precision)
-        x = x + self.o(attended.reshape(*x.shape[:3], -1))
+        attended = kept(attend(query, (keys, values, mask), prefix, self.precision))
+        x = kept(x + self.o(attended.reshape(*x.shape[:3], -1)))
         normed = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)), (keys, values)
+        gate, up = kept(self.gate(normed)), kept(self.up(normed))
+        return x + self.down(jax.nn.silu(gate) * up), (keys, values)
 
 
 class Llama(nnx.Module):

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cropvlm_jax.models.scanned import kept
+
 LoRAParam = nnx.LoRAParam
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -71,7 +73,7 @@ def low_rank(
 
 
 def _low_rank_forward(x, a, b, precision):
-    low = jnp.dot(x, a, precision=precision)
+    low = kept(jnp.dot(x, a, precision=precision))
     return jnp.dot(low, b, precision=precision), (x, low, a, b)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from cropvlm_jax import parallel
 
@@ -15,6 +16,14 @@ from cropvlm_jax import parallel
 def precision(dtype: Any) -> jax.lax.Precision | None:
     """Matmul precision that makes fp32 mean fp32: a TPU multiplies in bf16 unless told so."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """Marks a result of a layer that its backward pass reads, unless under `remat`.
+
+    What is not marked is computed again from what is: mark what takes matmuls.
+    """
+    return checkpoint_name(x, "kept")
 
 
 def stack(build: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -38,7 +47,7 @@ def scan(
         layers: what `stack` returned.
         x: activations `[B, ...]`, passed from layer to layer.
         xs: pytree of per-layer inputs, leading axis the layer (or None).
-        remat: recompute each layer in the backward pass instead of storing its activations.
+        remat: keep nothing of a layer but its input for the backward pass, not even what is `kept`.
         depth: apply only so many layers, without a copy of their weights; None applies all.
 
     Returns:
@@ -52,13 +61,15 @@ def scan(
         x = parallel.constrain(x, "batch")
         return call(nnx.merge(graphdef, weights), x, per_layer)
 
+    policy = None if remat else jax.checkpoint_policies.save_only_these_names("kept")
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+    if depth is None:
+        return jax.lax.scan(body, x, (weights, xs))
+
     def numbered(x, index):
         def one(stacked):
             return jax.lax.dynamic_index_in_dim(stacked, index, keepdims=False)
 
         return body(x, jax.tree.map(one, (weights, xs)))
 
-    step, inputs = (body, (weights, xs)) if depth is None else (numbered, jnp.arange(depth))
-    if remat:
-        step = jax.checkpoint(step, prevent_cse=False)
-    return jax.lax.scan(step, x, inputs)
+    return jax.lax.scan(numbered, x, jnp.arange(depth))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cropvlm_jax.models import attention, scanned
+from cropvlm_jax.models.scanned import kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +103,12 @@ class SiglipLayer(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[N, P, D]` to `[N, P, D]`."""
         normed, heads = self.attention_norm(x), self.num_heads
-        query, keys, values = self.q(normed), self.k(normed), self.v(normed)
+        query, keys, values = kept(self.q(normed)), kept(self.k(normed)), kept(self.v(normed))
         query *= (x.shape[-1] // heads) ** -0.5
-        x = x + self.o(attention.attend(query, keys, values, heads, self.precision))
-        return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x))))
+        attended = kept(attention.attend(query, keys, values, heads, self.precision))
+        x = kept(x + self.o(attended))
+        hidden = kept(self.fc1(self.mlp_norm(x)))
+        return x + self.fc2(self.activation(hidden))
 
     @staticmethod
     def activation(x: jax.Array) -> jax.Array:

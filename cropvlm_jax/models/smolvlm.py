@@ -184,6 +184,8 @@ class SmolVLM(nnx.Module):
         """
         if images.ndim == 4:
             return self._encode(images)
+        if images.shape[1] == 1:  # a loop would copy what its gradient needs
+            return self._encode(images[:, 0])[:, None]
         return jax.lax.map(self._encode, images.swapaxes(0, 1)).swapaxes(0, 1)
 
     def _encode(self, images: jax.Array) -> jax.Array:

@@ -148,7 +148,8 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
     shared_tower = (
         config.data.longest_edge == cropper.tile_size
         and isinstance(target.config, SmolVLMConfig)
-        and _shares_tower(plain, weights["params"], weights["target"])
+        and (not abstract or cropper.folder == target.folder)  # no weights tell that they are equal
+        and _same_tower(nnx.state(plain), weights["target"])
     )
     answer_prompts = target.prompts(official=official)
     gold, vocabulary = None, None
@@ -181,16 +182,12 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
     )
 
 
-def _shares_tower(cropper: SmolVLM, trained: nnx.State, target: nnx.State) -> bool:
-    """Whether cropper and target have the same vision tower and connector, and keep it so."""
-    if {"vision", "connector"} & set(trained):
-        return False
-    own = nnx.state(cropper)
+def _same_tower(cropper: nnx.State, target: nnx.State) -> bool:
+    """Whether two models have the same vision tower and connector."""
     for part in ("vision", "connector"):
-        one, other = jax.tree.leaves(own[part]), jax.tree.leaves(target[part])
+        one, other = jax.tree.leaves(cropper[part]), jax.tree.leaves(target[part])
         if [x.shape for x in one] != [x.shape for x in other]:
             return False
-        # Shapes alone, where the stage is abstract, stand for the weights of one model.
         if isinstance(one[0], jax.Array) and not all(map(jnp.array_equal, one, other)):
             return False
     return True

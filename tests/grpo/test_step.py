@@ -778,6 +778,25 @@ def test_a_tower_that_is_not_trained_is_used_once():
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
 
 
+def test_reference_and_target_share_a_tower_that_the_policy_trains():
+    graphdef, trained, frozen = Case(CONFIG, adapters=True).model
+    alike = {"vision", "connector"}
+    target = nnx.State({k: POLICY[k] if k in alike else v for k, v in TARGET.items()})
+
+    def run(shared_tower: bool):
+        models = graphdef, TARGET_GRAPHDEF, tiny.GRAMMAR, tiny.TEMPLATE, KEEP_GRADIENT
+        step = make_step(*models, CONFIG, GRAPHDEF, shared_tower=shared_tower)
+        params, held, own = jax.tree.map(jnp.copy, (trained, frozen, target))
+        state = TrainState.create(params, KEEP_GRADIENT, frozen=held, target=own)
+        return jitted(step)(state, BATCH, KEY)
+
+    got, want = run(True), run(False)
+    assert want[1]["kl"] > 0
+    # The tile was resized on the host, the picture on the device: a grey level may differ.
+    for mine, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
+
+
 def test_reward_chunks_change_nothing():
     boxes = np.array([[r.box for r in group] for group in naive_rollouts(1)])
 
