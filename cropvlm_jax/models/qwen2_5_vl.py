@@ -30,7 +30,9 @@ MODEL_TYPE = "qwen2_5_vl"
 TEMPORAL_PATCH = 2  # frames of a patch: a still picture is shown twice
 EPSILON = 1e-6  # of the tower's norms, which no config tells
 VISION_THETA = 10000.0
-QUERIES = 1024  # patches that look at all others at a time: bounds the logits of large pictures
+QUERIES = (
+    1024  # most patches that look at all others at a time: bounds the logits of large pictures
+)
 
 
 class Pictures(NamedTuple):
@@ -304,9 +306,6 @@ class QwenConfig:
         return cls(QwenVisionConfig(32, 1280, 3420, 16, width), text)
 
 
-# Where tiles stand --------------------------------------------------------------------------------
-
-
 def tile_places(count: int, grid: jax.Array, side: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Row, column and window of each tile, int `[N, I]`; a window has `side ** 2` tiles at most.
 
@@ -346,7 +345,7 @@ def attend(
 
 
 def _with_neighbours(x: jax.Array, fill: int = 0) -> jax.Array:
-    """Blocks `[N, P, T, ...]` after the block before and before the one after: `[N, P, 3T, ...]`"""
+    """Blocks `[N, P, T, ...]` between the one before and the one after: `[N, P, 3T, ...]`."""
     widths = [(0, 0), (1, 1)] + [(0, 0)] * (x.ndim - 2)
     x = jnp.pad(x, widths, constant_values=fill)
     return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
@@ -391,7 +390,8 @@ class QwenVisionLayer(nnx.Module):
         query, keys = turn(query, angles[:, :, None]), turn(keys, angles[:, :, None])
 
         def everywhere() -> jax.Array:
-            size = QUERIES if t % QUERIES == 0 else t
+            blocks, most = t // self.block, max(QUERIES // self.block, 1)
+            size = self.block * max(k for k in range(1, most + 1) if blocks % k == 0)
             parts = query.reshape(n, t // size, 1, size, *heads).swapaxes(0, 1)
             mask = jnp.broadcast_to(real[:, None, None], (n, 1, size, t))
             seen = keys[:, None], values[:, None], mask, self.precision
