@@ -28,6 +28,7 @@ from cropvlm_jax.data.pipeline import SupervisedBatch
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.generate import greedy
+from cropvlm_jax.models.qwen2_5_vl import QwenConfig
 from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.prompts import Prompt
@@ -270,7 +271,7 @@ class Target(_Model):
         pixel_values: np.ndarray,
         attention_mask: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Logits of what a Hugging Face processor returned.
+        """Logits of what a Hugging Face processor returned; not of Qwen2.5-VL, whose differs.
 
         Args:
             input_ids: int `[B, T]`.
@@ -283,7 +284,10 @@ class Target(_Model):
         """
         ids, pixels = np.asarray(input_ids, np.int32), np.asarray(pixel_values, np.float32)
         valid = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask)
-        config, side = self.source.config, self.source.tile_size
+        config = self.source.config
+        if isinstance(config, QwenConfig):
+            raise ValueError("pixel_values of Qwen2.5-VL's processor are not supported")
+        side = self.source.tile_size
         if ids.ndim != 2 or valid.shape != ids.shape:
             raise ValueError(f"input_ids {ids.shape} and attention_mask {valid.shape}: not [B, T]")
         if pixels.ndim != 5 or pixels.shape[::2] != (len(ids), 3, side) or pixels.shape[3] != side:
@@ -384,7 +388,8 @@ class CropVLM(_Model):
             raise ValueError(f"a target is a name, a folder or a Target, not {target!r:.80}")
         source = Pretrained.open(cropper)
         if not isinstance(source.config, SmolVLMConfig):
-            raise ValueError(f"{cropper}: a cropper is a SmolVLM, not a {source.config.model_type}")
+            kind = type(source.config).__name__.removesuffix("Config")
+            raise ValueError(f"{cropper}: a cropper is a SmolVLM, not a {kind}")
         longest_edge = source.longest_edge if longest_edge is None else longest_edge
         return cls(source, source.load(dtype=dtype), longest_edge, target)
 

@@ -21,6 +21,7 @@ END_OF_UTTERANCE = "<end_of_utterance>"
 QUINTILE_FACTORS = (45, 10, 4, 2, 1)
 PAPER_BOUNDS = (0.0016, 0.0038, 0.0091, 0.0351)  # quintiles of seed areas, CropVLM's table 2
 MAX_PIXELS = 12_845_056  # of Qwen2.5-VL's released processors
+MAX_ASPECT = 200  # of what they take
 _REPLY = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
 
 
@@ -153,6 +154,40 @@ def frame_size(
     raise ValueError(f"there is no frame {frame!r}: use one of {', '.join(FRAMES)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What pictures Qwen2-VL's and Qwen2.5-VL's processors make.
+
+    Attributes:
+        max_pixels: of a picture, a multiple of `factor` squared, and so is the next one.
+        min_pixels: likewise.
+        factor: pixels of a side of the square tiles that become one token each.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    min_pixels: int = 3136
+    factor: int = 28
+
+    def __post_init__(self):
+        token = self.factor**2
+        for name in ("max_pixels", "min_pixels"):
+            pixels = getattr(self, name)
+            if pixels < token or pixels % token:
+                raise ValueError(f"{name}={pixels} is no multiple of a token's {token} pixels")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is over max_pixels={self.max_pixels}")
+
+    @property
+    def most_tiles(self) -> int:
+        """Tiles of the largest picture: what `max_pixels` allows, or more where a thin picture has
+        one row of tiles and is less high than these."""
+        most, least = self.max_pixels // self.factor**2, self.min_pixels // self.factor**2
+        longest = math.ceil(math.sqrt(MAX_ASPECT * least))
+        # A side that grew to n tiles, rounded up, had over n - 1: the other one has so many.
+        grown = (n * math.ceil(least / (n - 1)) for n in range(2, longest + 1))
+        return max(most, math.isqrt(MAX_ASPECT * most), *grown)
+
+
 def smart_resize(
     height: int,
     width: int,
@@ -169,8 +204,8 @@ def smart_resize(
         ValueError: one side is more than 200 times the other.
     """
     sides = (height, width)
-    if max(sides) > 200 * min(sides):
-        raise ValueError(f"{height} x {width} px: one side is over 200 times the other")
+    if max(sides) > MAX_ASPECT * min(sides):
+        raise ValueError(f"{height} x {width} px: one side is over {MAX_ASPECT} times the other")
     high, wide = (round(side / factor) * factor for side in sides)
     if high * wide > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -239,6 +274,25 @@ def to_percent(boxes: Array, size: Array) -> Array:
     xp = boxes.__array_namespace__()
     scale = xp.stack([size[..., 1], size[..., 0]] * 2, axis=-1)
     return xp.clip(boxes * 100 / scale, 0, 100)
+
+
+def rescale(boxes: Array, size: Array, other: Array) -> Array:
+    """Pixel boxes of one frame in the nearest pixels of another, 1 px at least.
+
+    Args:
+        boxes: int or float `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
+        size: int `[..., 2]`, `frame_size` of the frame they are in.
+        other: int `[..., 2]`, that of the other one, at most 2**20: for the image's own pixels its
+            height and width.
+
+    Returns:
+        int `[..., 4]`, clipped to the image.
+    """
+    xp = boxes.__array_namespace__()
+    scale, target = (xp.stack([s[..., 1], s[..., 0]] * 2, axis=-1) for s in (size, other))
+    pixels = xp.clip(xp.round(boxes * target / scale), 0, target).astype(target.dtype)
+    low = xp.minimum(pixels[..., :2], target[..., :2] - 1)
+    return xp.concatenate([low, xp.maximum(pixels[..., 2:], low + 1)], axis=-1)
 
 
 # Grammar ------------------------------------------------------------------------------------------

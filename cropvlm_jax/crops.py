@@ -8,9 +8,13 @@ CLIP's resizes once, bicubically: the shortest edge to S, and takes the centre; 
 square first. PIL does each resize as a horizontal and a vertical pass and rounds to 8 bits after
 each. Here a pass is a matmul with a weight matrix whose support is clipped to the crop: boxes may
 be traced.
+
+Qwen's processor resizes once, bicubically, to a size that depends on the picture. The result is a
+list of square tiles, each resampled from the part of the crop that it needs.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,6 +49,7 @@ LANCZOS = Filter(3.0, lambda x: jnp.sinc(x) * jnp.sinc(x / 3.0))
 BICUBIC = Filter(2.0, _cubic)
 
 _PRECISION_BITS = 22  # of the weights of PIL's 8-bit resize
+_TILES_AT_ONCE = 16  # bounds the memory of what tiles are resampled from
 
 
 class Axis(NamedTuple):
@@ -282,3 +287,136 @@ def bicubic_square(
     for axis in (one, other):
         x = _resample(weights(axis, max(canvas.shape[:2]), side), x, fill)
     return jnp.where(rows_first[:, None, None, None], x, x.swapaxes(1, 2))
+
+
+@functools.cache
+def _float_errors(limit: int, factor: int, largest: int, grows: bool) -> np.ndarray:
+    """Sizes whose scaled side is a whole number of tiles that the processor's floats miss.
+
+    Args:
+        limit: pixels that the picture is scaled to.
+        factor: pixels of a tile's side.
+        largest: of the sides.
+        grows: whether sides are rounded up, where floats add a tile, or down, where one is lost.
+
+    Returns:
+        int `[M, 2]`: the side, and the other one.
+    """
+    found = []
+    side, tokens = np.arange(1, largest + 1), limit // factor**2
+    for tiles in range(1, math.isqrt(box_lib.MAX_ASPECT * tokens) + 1):
+        one = side[side * tokens % tiles**2 == 0]
+        other = one * tokens // tiles**2  # so that `tiles` is sqrt(tokens * one / other)
+        one, other = one[other <= largest], other[other <= largest]
+        if grows:
+            missed = np.ceil(one * np.sqrt(limit / (one * other)) / factor) > tiles
+        else:
+            missed = np.floor(one / np.sqrt(one * other / limit) / factor) < tiles
+        found.append(np.stack([one, other], -1)[missed])
+    return np.concatenate(found).astype(np.int32)
+
+
+def smart_grid(
+    height: jax.Array, width: jax.Array, limits: box_lib.Limits, largest: int
+) -> tuple[jax.Array, jax.Array]:
+    """Rows and columns of the tiles of `boxes.smart_resize`, for sizes that may be traced.
+
+    Where one side is over 200 times the other, which that refuses, the longer one counts as that.
+
+    Args:
+        height: int `[G]`, at most `largest`.
+        width: int `[G]`, likewise.
+        limits: of the processor.
+        largest: of the sides.
+    """
+    factor, aspect = limits.factor, box_lib.MAX_ASPECT
+    height, width = jnp.minimum(height, aspect * width), jnp.minimum(width, aspect * height)
+
+    def rounded(side: jax.Array) -> jax.Array:
+        whole, rest = side // factor, 2 * (side % factor)
+        return whole + ((rest > factor) | ((rest == factor) & (whole % 2 == 1)))
+
+    def scaled(side: jax.Array, other: jax.Array, tokens: int, grows: bool) -> jax.Array:
+        tiles = jnp.sqrt(side * tokens / other).astype(jnp.int32)  # may be off by one
+        tiles += (tiles + 1) ** 2 * other <= side * tokens
+        tiles -= tiles**2 * other > side * tokens
+        errors = jnp.asarray(_float_errors(tokens * factor**2, factor, largest, grows))
+        error = ((side[:, None] == errors[:, 0]) & (other[:, None] == errors[:, 1])).any(-1)
+        if grows:
+            return tiles + (tiles**2 * other < side * tokens) + error
+        return jnp.maximum(tiles - error, 1)
+
+    most, least = limits.max_pixels // factor**2, limits.min_pixels // factor**2
+    rows, columns = rounded(height), rounded(width)
+    too_many, too_few = rows * columns > most, rows * columns < least
+
+    def chosen(side: jax.Array, other: jax.Array, plain: jax.Array) -> jax.Array:
+        grown = jnp.where(too_few, scaled(side, other, least, True), plain)
+        return jnp.where(too_many, scaled(side, other, most, False), grown)
+
+    return chosen(height, width, rows), chosen(width, height, columns)
+
+
+def smart_reach(canvas: tuple[int, ...], limits: box_lib.Limits) -> int:
+    """Pixels of a canvas's side that any one tile is resampled from, at most."""
+    # Sides shrink by less than twice what the picture does, for one of nearly two tiles gets one.
+    scale = max(1.5, 2 * math.sqrt(math.prod(canvas) / limits.max_pixels))
+    return math.ceil((limits.factor + 2 * BICUBIC.radius) * scale) + 4
+
+
+def smart_tiles(
+    canvas: jax.Array, size: jax.Array, boxes: jax.Array, limits: box_lib.Limits
+) -> tuple[jax.Array, jax.Array]:
+    """Cuts percent boxes out of one picture as `data.images.smart_tiles` would each of them.
+
+    Args:
+        canvas: uint8 `[Hc, Wc, 3]`, the original pixels padded at the bottom and right.
+        size: int `[2]`, height and width of the picture inside the canvas.
+        boxes: int `[G, 4]` percent.
+        limits: of the processor: S pixels of a tile's side, I tiles of a picture at most.
+
+    Returns:
+        Tiles uint8 `[G, I, S, S, 3]`, row-major and then meaningless, and int `[G, 2]`, how many
+        rows and columns of them there are.
+    """
+    left, top, width, height = _cut(size, boxes)
+    side, most = limits.factor, limits.most_tiles
+    rows, columns = smart_grid(height, width, limits, max(canvas.shape[:2]))
+    rows_first = _vertical_first(width, height, side * columns, side * rows)
+
+    reach = smart_reach(canvas.shape[:2], limits)
+    canvas = jnp.pad(canvas, [(0, max(reach - n, 0)) for n in canvas.shape[:2]] + [(0, 0)])
+
+    def needed(
+        tile: jax.Array, start: jax.Array, length: jax.Array, count: jax.Array, whole: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Where the pixels start that a row or column of tiles needs, and their weights."""
+        out = side * count
+        support = -(-int(BICUBIC.radius) * jnp.maximum(length, out) // out)
+        first = start + side * tile * length // out - support - 1
+        first = jnp.clip(first, 0, whole - reach)
+        axis = Axis(start - first, length, out, side * tile)
+        return first, resize_weights(BICUBIC, axis, reach, side)
+
+    def cut(box: tuple[jax.Array, ...]) -> jax.Array:
+        left, top, width, height, rows, columns, rows_first = box
+
+        def tile(index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            row, column = jnp.minimum(index // columns, rows - 1), index % columns
+            y, down = needed(row, top, height, rows, canvas.shape[0])
+            x, across = needed(column, left, width, columns, canvas.shape[1])
+            return jax.lax.dynamic_slice(canvas, (y, x, 0), (reach, reach, 3)), across, down
+
+        def some(index: jax.Array) -> jax.Array:
+            x, across, down = jax.vmap(tile)(index)
+            x = jnp.where(rows_first, x, x.swapaxes(1, 2))
+            x = _resample(jnp.where(rows_first, down, across), x)
+            x = _resample(jnp.where(rows_first, across, down), x)
+            return jnp.where(rows_first, x, x.swapaxes(1, 2))
+
+        groups = -(-most // _TILES_AT_ONCE)
+        index = jnp.arange(groups * _TILES_AT_ONCE).reshape(groups, -1)
+        return jax.lax.map(some, index).reshape(-1, side, side, 3)[:most]
+
+    box = left, top, width, height, rows, columns, rows_first
+    return jax.lax.map(cut, box), jnp.stack([rows, columns], -1)

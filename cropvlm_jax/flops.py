@@ -16,13 +16,15 @@ import dataclasses
 import re
 from typing import Any, NamedTuple
 
-from cropvlm_jax.boxes import Grammar
+from cropvlm_jax.boxes import Grammar, Limits
+from cropvlm_jax.crops import smart_reach
 from cropvlm_jax.data.pipeline import Batch, SupervisedBatch
 from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOConfig
 from cropvlm_jax.models.llama import LlamaConfig
 from cropvlm_jax.models.llava import LlavaConfig
 from cropvlm_jax.models.lora import LoRAConfig
+from cropvlm_jax.models.qwen2_5_vl import QwenConfig
 from cropvlm_jax.models.smolvlm import SmolVLMConfig
 
 
@@ -172,6 +174,27 @@ def _llava_image_flops(config: LlavaConfig) -> float:
     return tower + (2.0 * d * width + 2.0 * width**2) * patches
 
 
+def _smart_flops(canvas: tuple[int, int], limits: Limits) -> float:
+    """As `crop_flops`, of the two passes of `crops.smart_tiles`."""
+    side, reach = limits.factor, smart_reach(canvas, limits)
+    return 2.0 * 3 * side * (reach**2 + reach * side) * limits.most_tiles
+
+
+def _qwen_image_flops(config: QwenConfig) -> float:
+    """The vision tower's and the merger's, a picture that fills its tiles; XLA multiplies by the
+    neighbours of a window, too."""
+    vision, tiles = config.vision, config.image_seq_len
+    d, merge = vision.hidden_size, vision.spatial_merge_size**2
+    patches, window = tiles * merge, (vision.window_size // vision.patch_size) ** 2
+    full = len(vision.fullatt_block_indexes)
+    linears = (4.0 * 2 * d**2 + 3.0 * 2 * d * vision.intermediate_size) * vision.depth
+    attention = 4.0 * d * (patches * full + window * (vision.depth - full))
+    embedding = 2.0 * 2 * 3 * vision.patch_size**2 * d
+    wide = d * merge
+    merger = 2.0 * wide**2 + 2.0 * wide * config.text.hidden_size
+    return (embedding + linears + attention) * patches + merger * tiles
+
+
 def picture_flops(target: Any, canvas: tuple[int, int]) -> float:
     """Those of cutting one crop out of a canvas and encoding it.
 
@@ -183,6 +206,8 @@ def picture_flops(target: Any, canvas: tuple[int, int]) -> float:
         return crop_flops(canvas, target.vision.image_size) + image_flops(target).forward
     if isinstance(target, LlavaConfig):
         return bicubic_flops(canvas, target.vision.image_size) + _llava_image_flops(target)
+    if isinstance(target, QwenConfig):
+        return _smart_flops(canvas, target.limits) + _qwen_image_flops(target)
     raise TypeError(f"no formula for {type(target).__name__}")
 
 

@@ -40,7 +40,7 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers/[qkv]/bias", (None, "heads")),
     (r"layers/o/kernel", (None, "heads", "embed")),
     (r"layers/(gate|up|fc1)/kernel", (None, "embed", "mlp")),
-    (r"layers/fc1/bias", (None, "mlp")),
+    (r"layers/(gate|up|fc1)/bias", (None, "mlp")),
     (r"layers/(down|fc2)/kernel", (None, "mlp", "embed")),
     (r"layers/(q|k|v|gate|up|fc1)/lora_a", (None, "embed", None)),
     (r"layers/o/lora_a", (None, "heads", "rank")),

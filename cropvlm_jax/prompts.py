@@ -21,6 +21,11 @@ FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
 LLAVA_INSTRUCTION = "Answer the question using a single word or phrase."
 LLAVA_END = "</s>"
 
+QWEN_END, QWEN_IMAGE = "<|im_end|>", "<|image_pad|>"
+QWEN_VISION = "<|vision_start|>", "<|vision_end|>"
+QWEN_SYSTEM = "You are a helpful assistant."
+QWEN_INSTRUCTION = LLAVA_INSTRUCTION  # of lmms-eval, for both
+
 # What `transformers` needs beside an exported model to render the conversations below.
 CHAT_TEMPLATE = """<|im_start|>
 {%- for message in messages -%}
@@ -245,6 +250,46 @@ class LlavaPrompts(Conversations):
         if answer is not None:
             text += f" {self._clean(answer, 'answer')}{LLAVA_END}"
         return self._prompt(text, pictures, (asked, len(text)), begin=True)
+
+    def _capitalized(self, text: str, what: str) -> str:
+        return self._clean(text.strip().capitalize() if self._official else text, what)
+
+
+class QwenPrompts(Conversations):
+    """Qwen2.5-VL's answer conversation, in the words of its chat template.
+
+    Every picture has room for as many tokens as the largest one: those that it does not fill are
+    left out by the model, which knows its grid. Questions and answers stay as they are written;
+    with `official` questions go through `str.capitalize()`.
+    """
+
+    special = (START, QWEN_END, QWEN_IMAGE, *QWEN_VISION)
+
+    def answer(
+        self,
+        question: str,
+        num_images: int = 2,
+        answer: str | None = None,
+        grids: Sequence[tuple[int, int]] | None = None,
+    ) -> Prompt:
+        """The conversation that asks for the answer; arguments as of `Prompts.answer`.
+
+        The text is the same for all grids.
+        """
+        start, end = QWEN_VISION
+        text = f"{START}system\n{QWEN_SYSTEM}{QWEN_END}\n{START}user\n"
+        pictures = []
+        for _ in range(num_images):
+            pictures.append(len(text))
+            text += start + QWEN_IMAGE * self._image_seq_len + end
+            pictures.append(len(text))
+        text += f"{self._question(question)}\n{QWEN_INSTRUCTION}{QWEN_END}\n{START}assistant\n"
+        asked = len(text)
+        if answer is not None:
+            text += f"{self._clean(answer, 'answer')}{QWEN_END}"
+        replied = len(text)
+        text += "" if answer is None else "\n"
+        return self._prompt(text, pictures, (asked, replied))
 
     def _capitalized(self, text: str, what: str) -> str:
         return self._clean(text.strip().capitalize() if self._official else text, what)

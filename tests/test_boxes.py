@@ -328,6 +328,54 @@ def test_frames_there_and_back(frame, box, sides):
         np.testing.assert_array_equal(back, box)
 
 
+@settings(deadline=None)
+@given(
+    sides=st.tuples(st.integers(28, 12_000), st.integers(28, 12_000)),
+    max_pixels=st.sampled_from([200_704, 1_003_520, boxes.MAX_PIXELS]),
+    data=st.data(),
+)
+def test_smart_resized_boxes_come_back_within_half_a_pixel(sides, max_pixels, data):
+    assume(max(sides) <= 200 * min(sides))
+    size, seen = np.array(sides), np.array(boxes.smart_resize(*sides, max_pixels=max_pixels))
+    low = np.array([data.draw(st.integers(0, side - 1)) for side in seen[::-1]])
+    high = [data.draw(st.integers(a + 1, b)) for a, b in zip(low, seen[::-1], strict=True)]
+    box = [int(v) for v in (*low, *high)]
+    got = boxes.rescale(np.array(box), seen, size).tolist()
+    scale = [fractions.Fraction(int(a), int(b)) for a, b in zip(size, seen, strict=True)][::-1] * 2
+    exact = [edge * factor for edge, factor in zip(box, scale, strict=True)]
+    half = fractions.Fraction(1, 2)
+    for axis, whole in enumerate(size[::-1]):
+        assert 0 <= got[axis] < got[axis + 2] <= whole
+        assert abs(got[axis] - exact[axis]) <= half or exact[axis] > whole - 1
+        # What is less than a pixel becomes one.
+        thin = exact[axis + 2] - exact[axis] < 1
+        assert abs(got[axis + 2] - exact[axis + 2]) <= (1 if thin else half)
+    # And what we point at in original pixels, as the model would write it with fractions.
+    original = np.array([*np.minimum(low * size[::-1] // seen[::-1], size[::-1] - 1), *size[::-1]])
+    there = original * np.array([*seen[::-1]] * 2) / np.array([*size[::-1]] * 2)
+    np.testing.assert_array_equal(boxes.rescale(there, seen, size), original)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    sides=st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)),
+    tokens=st.tuples(st.integers(1, 40), st.integers(1, 3000)).map(sorted),
+)
+def test_no_picture_has_more_tiles_than_the_limits_say(sides, tokens):
+    assume(max(sides) <= 200 * min(sides))
+    limits = boxes.Limits(tokens[1] * 28**2, tokens[0] * 28**2)
+    high, wide = boxes.smart_resize(*sides, 28, limits.min_pixels, limits.max_pixels)
+    assert high * wide // 28**2 <= limits.most_tiles
+    if tokens[1] >= 200 and tokens[0] <= 4:
+        assert limits.most_tiles == tokens[1]
+
+
+@pytest.mark.parametrize("limits", [dict(max_pixels=1000), dict(min_pixels=10**9), dict(factor=5)])
+def test_limits_that_make_no_sense_are_refused(limits):
+    with pytest.raises(ValueError, match="_pixels=1"):
+        boxes.Limits(**limits)
+
+
 @pytest.mark.parametrize(
     ("frame", "seen"),
     [

@@ -166,6 +166,85 @@ def test_bicubic_squares_equal_those_of_the_host(side, canvas_shape, shapes, fil
             assert difference.max() <= 3 and (difference > 0).mean() <= 2e-2, where
 
 
+@pytest.mark.parametrize(
+    ("tokens", "canvas_shape", "shapes", "n"),
+    [
+        (
+            (4, 16),
+            (330, 300),
+            [(330, 300), (200, 300), (297, 99), (93, 279), (17, 9), (1, 1), (300, 2), (112, 112)],
+            12,
+        ),
+        ((4, 256), (700, 900), [(700, 900), (640, 480)], 12),
+        ((8, 24), (900, 40), [(900, 5), (606, 33), (40, 40)], 16),
+    ],
+)
+def test_smart_tiles_equal_pil_and_the_transformers_processor(tokens, canvas_shape, shapes, n):
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    limits = box_lib.Limits(tokens[1] * 28**2, tokens[0] * 28**2)
+    processor = module.Qwen2VLImageProcessorPil(
+        size={"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels},
+        do_rescale=False,
+        do_normalize=False,
+    )
+    cut = jax.jit(functools.partial(crops.smart_tiles, limits=limits))
+    rng = np.random.default_rng(sum(canvas_shape))
+    for i, shape in enumerate(shapes):
+        kind = ("noise", "smooth", "extremes", "gradient")[i % 4]
+        picture, boxes = _picture(rng, kind, *shape), _boxes(rng, n)
+        tiles, grids = cut(_canvas(rng, picture, *canvas_shape), np.array(shape), boxes)
+        assert tiles.shape == (n, limits.most_tiles, 28, 28, 3) and tiles.dtype == np.uint8
+        pixel_boxes = box_lib.to_pixels(boxes, np.array([shape] * n))
+        rows = zip(boxes, pixel_boxes, np.asarray(tiles, int), np.asarray(grids), strict=True)
+        for box, (left, top, right, bottom), ours, (high, wide) in rows:
+            crop = picture[top:bottom, left:right]
+            where = f"{kind} {shape} {box}: {high} x {wide}"
+            assert 1 <= high * wide <= limits.most_tiles, where
+            if max(crop.shape[:2]) > 200 * min(crop.shape[:2]):  # which the processor refuses
+                continue
+            expected = images.smart_tiles(crop, limits)
+            assert expected.shape[:2] == (high, wide), where
+            inputs = processor(Image.fromarray(crop), return_tensors="np")
+            assert inputs["image_grid_thw"].tolist() == [[1, 2 * high, 2 * wide]]
+            theirs = inputs["pixel_values"].reshape(-1, 2, 2, 3, 2, 14, 14)
+            np.testing.assert_array_equal(theirs[:, :, :, :, 0], theirs[:, :, :, :, 1])
+            theirs = theirs[:, :, :, :, 0].transpose(0, 1, 4, 2, 5, 3).reshape(-1, 28, 28, 3)
+            np.testing.assert_array_equal(expected.reshape(theirs.shape), theirs)
+            difference = np.abs(ours[: high * wide] - theirs)
+            assert (difference > 1).mean() <= 1e-3, where
+            assert difference.max() <= 2, where
+            # Of the ties of smooth pictures, fp32 weights decide some otherwise than PIL's.
+            assert (difference > 0).mean() <= 1e-2 or kind in ("smooth", "gradient"), where
+
+
+@pytest.mark.parametrize("tokens", [(4, 16), (1, 1), (4, 256), (9, 24), (4, 16384)])
+def test_grids_equal_smart_resize_of_every_size(tokens):
+    limits = box_lib.Limits(tokens[1] * 28**2, tokens[0] * 28**2)
+    rng = np.random.default_rng(0)
+    largest = 4096
+    small = np.stack(np.meshgrid(np.arange(1, 150), np.arange(1, 150)), -1).reshape(-1, 2)
+    # Whole numbers of tiles, which floats may miss, among others.
+    ties = np.concatenate([tokens[i] * np.arange(1, 4096) // 16 for i in range(2)])
+    some = rng.choice(
+        np.r_[np.arange(1, largest + 1), ties[(ties > 0) & (ties <= largest)]], 40_000
+    )
+    equal = np.repeat(np.arange(1, largest + 1), 2)
+    sizes = np.concatenate([small, some.reshape(-1, 2), equal.reshape(-1, 2)])
+    sizes = sizes[sizes.max(-1) <= 200 * sizes.min(-1)].astype(np.int32)
+    grid = jax.jit(functools.partial(crops.smart_grid, limits=limits, largest=largest))
+    got = np.stack(
+        [
+            np.concatenate(part)
+            for part in zip(*(grid(*block.T) for block in np.array_split(sizes, 40)), strict=True)
+        ],
+        -1,
+    )
+    settings = 28, limits.min_pixels, limits.max_pixels
+    expected = np.array([box_lib.smart_resize(h, w, *settings) for h, w in sizes.tolist()]) // 28
+    wrong = (got != expected).any(-1)
+    assert not wrong.any(), (sizes[wrong][:5], got[wrong][:5], expected[wrong][:5])
+
+
 @pytest.mark.parametrize("kind", ["gradient", "checks"])
 @pytest.mark.parametrize("shape", [(128, 128), (128, 96), (192, 128), (256, 100)])
 def test_ties_round_as_in_pil(kind, shape):

@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures on the host: any file to RGB, SmolVLM's tiling, CLIP's squares, fixed canvases."""
+"""Pictures on the host: any file to RGB, and what models make of them, fixed canvases."""
 
 import io
 import math
@@ -8,6 +8,8 @@ import os
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+
+from cropvlm_jax import boxes as box_lib
 
 MAX_EDGE = 4096  # the longest edge that SmolVLM's first resize ever produces
 MAX_PIXELS = 2**28 // 3  # 256 MiB as RGB; 8K photos (33 million) and A3 scans at 600 dpi fit
@@ -177,6 +179,28 @@ def bicubic_square(
     picture = Image.fromarray(image)
     resized = np.asarray(picture.resize((wide, high), Image.Resampling.BICUBIC))
     return resized[top : top + side, left : left + side]
+
+
+def smart_tiles(image: np.ndarray, limits: box_lib.Limits) -> np.ndarray:
+    """Resizes a picture as Qwen2-VL's and Qwen2.5-VL's processors do, and cuts it into tiles.
+
+    Equal to transformers' PIL image processor, before rescaling and normalising, to the last bit.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        limits: of the processor; S is its factor.
+
+    Returns:
+        uint8 `[rows, columns, S, S, 3]`.
+
+    Raises:
+        ValueError: one side is more than 200 times the other.
+    """
+    (height, width), side = image.shape[:2], limits.factor
+    high, wide = box_lib.smart_resize(height, width, side, limits.min_pixels, limits.max_pixels)
+    picture = Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC)
+    tiles = np.asarray(picture).reshape(high // side, side, wide // side, side, 3)
+    return tiles.swapaxes(1, 2)
 
 
 def shrink_to_fit(image: np.ndarray, height: int, width: int) -> np.ndarray:

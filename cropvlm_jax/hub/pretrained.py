@@ -19,11 +19,21 @@ from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tokenizers import Tokenizer
 
+from cropvlm_jax import boxes as box_lib
 from cropvlm_jax import prompts
 from cropvlm_jax.data import images as image_lib
-from cropvlm_jax.hub.weights import INDEX, LLAVA, SMOLVLM, Table, load_weights, save_weights
-from cropvlm_jax.models import clip, llava
+from cropvlm_jax.hub.weights import (
+    INDEX,
+    LLAVA,
+    QWEN2_5_VL,
+    SMOLVLM,
+    Table,
+    load_weights,
+    save_weights,
+)
+from cropvlm_jax.models import clip, llava, qwen2_5_vl
 from cropvlm_jax.models.llava import Llava, LlavaConfig
+from cropvlm_jax.models.qwen2_5_vl import Qwen2_5_VL, QwenConfig
 from cropvlm_jax.models.smolvlm import MODEL_TYPES, SmolVLM, SmolVLMConfig
 
 BUNDLED = Path(__file__).parent.parent / "assets"
@@ -75,8 +85,9 @@ class Architecture(NamedTuple):
         image: the token that stands for a piece of a picture.
         end: the token that ends a reply.
         settings: those of the image processor that `Pretrained.open` may be told.
-        processing: from the shape and Hugging Face's settings of the image processor to the shape
-            that minds them, and the pixels that pictures' longest edges are resized to.
+        processing: from the shape, Hugging Face's settings of the image processor in the folder,
+            and what is told instead, to the shape that minds them, and the pixels that pictures'
+            longest edges are resized to.
         see: from the shape, a picture uint8 `[H, W, 3]` and those pixels to what `encode_images`
             takes, leaves `[N, ...]`, and to what the prompt must know of it, its grid.
     """
@@ -88,12 +99,12 @@ class Architecture(NamedTuple):
     image: str
     end: str
     settings: tuple[str, ...]
-    processing: Callable[[Any, dict[str, Any]], tuple[Any, int]]
+    processing: Callable[[Any, dict[str, Any], dict[str, Any]], tuple[Any, int]]
     see: Callable[[Any, np.ndarray, int], tuple[Any, Any]]
 
 
 def _smolvlm_processing(
-    config: SmolVLMConfig, settings: dict[str, Any]
+    config: SmolVLMConfig, settings: dict[str, Any], told: dict[str, Any]
 ) -> tuple[SmolVLMConfig, int]:
     side = config.vision.image_size
     tile = settings.get("max_image_size", {}).get("longest_edge", side)
@@ -117,7 +128,10 @@ _SMOLVLM = Architecture(
 )
 
 
-def _llava_processing(config: LlavaConfig, settings: dict[str, Any]) -> tuple[LlavaConfig, int]:
+def _llava_processing(
+    config: LlavaConfig, settings: dict[str, Any], told: dict[str, Any]
+) -> tuple[LlavaConfig, int]:
+    settings |= told
     side = config.vision.image_size
     square = {"height": side, "width": side}
     supported = {
@@ -151,10 +165,53 @@ _LLAVA = Architecture(
         None,
     ),
 )
+
+
+def _qwen_processing(
+    config: QwenConfig, settings: dict[str, Any], told: dict[str, Any]
+) -> tuple[QwenConfig, int]:
+    supported = {
+        "patch_size": config.vision.patch_size,
+        "merge_size": config.vision.spatial_merge_size,
+        "temporal_patch_size": qwen2_5_vl.TEMPORAL_PATCH,
+        "resample": 3,  # bicubic
+        "image_mean": list(clip.MEAN),
+        "image_std": list(clip.STD),
+        **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True),
+    }
+    for key, expected in supported.items():
+        if settings.get(key, expected) != expected:
+            raise ValueError(
+                f"the processor's {key}={settings[key]!r} is not supported, only {expected!r}"
+            )
+    # As transformers 5 writes them, as the Hub has them.
+    size = settings.get("size") or {}
+    least = settings.get("min_pixels", size.get("shortest_edge", config.limits.min_pixels))
+    most = settings.get("max_pixels", size.get("longest_edge", config.limits.max_pixels))
+    limits = box_lib.Limits(
+        max_pixels=told.get("max_pixels", min(most, config.limits.max_pixels)),
+        min_pixels=least,
+        factor=config.vision.tile_size,
+    )
+    return dataclasses.replace(config, limits=limits), limits.factor * limits.most_tiles
+
+
+_QWEN = Architecture(
+    config=QwenConfig,
+    model=Qwen2_5_VL,
+    table=QWEN2_5_VL,
+    prompts=prompts.QwenPrompts,
+    image=prompts.QWEN_IMAGE,
+    end=prompts.QWEN_END,
+    settings=("max_pixels",),
+    processing=_qwen_processing,
+    see=lambda config, image, _: qwen2_5_vl.see(image, config.limits),
+)
 # By `model_type` of config.json.
 ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(MODEL_TYPES, _SMOLVLM),
     llava.MODEL_TYPE: _LLAVA,
+    qwen2_5_vl.MODEL_TYPE: _QWEN,
 }
 
 
@@ -222,8 +279,7 @@ class Pretrained:
         try:
             if unknown := changes.keys() - set(architecture.settings):
                 raise ValueError(f"{stored['model_type']} has no processor setting {unknown}")
-            settings |= changes
-            config, longest = architecture.processing(config, settings)
+            config, longest = architecture.processing(config, settings, changes)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
         image_id = tokenizer.token_to_id(architecture.image)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in and out of safetensors by one declarative table per model, read in both directions."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -39,9 +40,21 @@ def _linear_to_conv(x: Any) -> Any:
     return x.reshape(side, side, 3, x.shape[1]).transpose(3, 2, 0, 1)
 
 
+def _video_conv_to_linear(x: Any) -> Any:
+    """`[D, 3, 2, p, p]` to `[2 * p * p * 3, D]`: frames, rows of pixels, columns, channels."""
+    return x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0])
+
+
+def _linear_to_video_conv(x: Any) -> Any:
+    """`[2 * p * p * 3, D]` to `[D, 3, 2, p, p]`."""
+    side = math.isqrt(x.shape[0] // 6)
+    return x.reshape(2, side, side, 3, x.shape[1]).transpose(4, 3, 0, 1, 2)
+
+
 SAME = Layout(lambda x: x, lambda x: x)
 TRANSPOSE = Layout(lambda x: x.T, lambda x: x.T)
 CONV = Layout(_conv_to_linear, _linear_to_conv)
+VIDEO_CONV = Layout(_video_conv_to_linear, _linear_to_video_conv)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +67,8 @@ class Weight:
         layout: how the arrays differ.
         tied_to: path of the parameter that stands in where a model has no `ours` of its own.
         also: another name that is read where `hf` is absent, never written.
+        part: which one `ours` is of how many equal parts of Hugging Face's array, along its first
+            axis: rows of a fused array stand together, in order.
     """
 
     hf: str
@@ -61,6 +76,7 @@ class Weight:
     layout: Layout = SAME
     tied_to: str | None = None
     also: str | None = None
+    part: tuple[int, int] = (0, 1)
 
     def names(self, leaf: Any) -> list[str]:
         """Hugging Face's names of the arrays that make up `leaf`."""
@@ -76,7 +92,7 @@ class Weight:
         return [name.format(i) for i in range(leaf.shape[0])] if "{}" in name else [name]
 
     def parts(self, leaf: Any) -> list[Any]:
-        """The arrays of `names`, in Hugging Face's layout."""
+        """The arrays of `names`, or this row's part of them, in Hugging Face's layout."""
         return [self.layout.save(part) for part in (leaf if "{}" in self.hf else [leaf])]
 
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -99,8 +115,11 @@ def _layer_norm(hf: str, ours: str) -> Table:
     return Weight(f"{hf}.weight", f"{ours}.scale"), Weight(f"{hf}.bias", f"{ours}.bias")
 
 
-def _decoder(hf: str, ours: str, head: str = "lm_head") -> Table:
-    """A Llama decoder under the prefixes `hf` and `ours`, its output head apart."""
+def _decoder(hf: str, ours: str, head: str = "lm_head", biased: str = "") -> Table:
+    """A Llama decoder under the prefixes `hf` and `ours`, its output head apart.
+
+    Of its linear layers, those that are named in `biased` have biases.
+    """
     layer, stacked = hf + "layers.{}.", ours + "layers."
     kernels = {
         "self_attn.q_proj": "q",
@@ -119,6 +138,11 @@ def _decoder(hf: str, ours: str, head: str = "lm_head") -> Table:
         *(
             Weight(f"{layer}{theirs}.weight", f"{stacked}{mine}.kernel", TRANSPOSE)
             for theirs, mine in kernels.items()
+        ),
+        *(
+            Weight(f"{layer}{theirs}.bias", f"{stacked}{mine}.bias")
+            for theirs, mine in kernels.items()
+            if mine in biased
         ),
         Weight(f"{hf}norm.weight", f"{ours}norm.scale"),
         Weight(f"{head}.weight", f"{ours}head", tied_to=embedding),
@@ -180,6 +204,45 @@ LLAVA: Table = (
 )
 
 
+def _qwen(tower: str, decoder: str) -> Table:
+    """A Qwen2.5-VL whose two parts are stored under these prefixes."""
+    layer, stacked = tower + "blocks.{}.", "vision.layers."
+    linears = {
+        "attn.proj": "o",
+        "mlp.gate_proj": "gate",
+        "mlp.up_proj": "up",
+        "mlp.down_proj": "down",
+    }
+    return (
+        Weight(f"{tower}patch_embed.proj.weight", "vision.patch_embedding.kernel", VIDEO_CONV),
+        Weight(f"{layer}norm1.weight", f"{stacked}attention_norm.scale"),
+        Weight(f"{layer}norm2.weight", f"{stacked}mlp_norm.scale"),
+        *(
+            dataclasses.replace(row, part=(i, 3))
+            for i, mine in enumerate("qkv")
+            for row in _linear(f"{layer}attn.qkv", f"{stacked}{mine}")
+        ),
+        *(
+            row
+            for theirs, mine in linears.items()
+            for row in _linear(f"{layer}{theirs}", f"{stacked}{mine}")
+        ),
+        Weight(f"{tower}merger.ln_q.weight", "projector.norm.scale"),
+        *_linear(f"{tower}merger.mlp.0", "projector.fc1"),
+        *_linear(f"{tower}merger.mlp.2", "projector.fc2"),
+        *_decoder(decoder, "text.", biased="qkv"),
+    )
+
+
+# The Hub's names, which transformers 5 writes too, and what its modules are called.
+QWEN2_5_VL: Table = tuple(
+    dataclasses.replace(row, also=other.hf)
+    for row, other in zip(
+        _qwen("visual.", "model."), _qwen("model.visual.", "model.language_model."), strict=True
+    )
+)
+
+
 def _path(keys: Sequence[Any]) -> str:
     """Dotted path of a leaf, the same for an `nnx.State` and for its pure dict."""
     return ".".join(str(k.key) for k in keys if isinstance(k, jax.tree_util.DictKey))
@@ -206,8 +269,13 @@ class _Stored(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.file.get_slice(self.name).get_shape())
 
-    def read(self) -> np.ndarray:
-        return self.file.get_tensor(self.name)
+    def read(self, part: tuple[int, int] = (0, 1)) -> np.ndarray:
+        """The array, or of `Weight.part` that one."""
+        index, count = part
+        if count == 1:
+            return self.file.get_tensor(self.name)
+        rows = self.shape[0] // count
+        return self.file.get_slice(self.name)[index * rows : (index + 1) * rows]
 
 
 def _open(folder: Path, aliases: dict[str, str], stack: contextlib.ExitStack) -> dict[str, _Stored]:
@@ -266,7 +334,9 @@ def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
         for row, leaf in matched.values():
             one = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             shapes = jax.eval_shape(row.parts, one)
-            expected |= zip(row.names(leaf), (s.shape for s in shapes), strict=True)
+            fused = row.part[1]
+            whole = [(fused * first, *rest) for first, *rest in (s.shape for s in shapes)]
+            expected |= zip(row.names(leaf), whole, strict=True)
         for row in table:
             if row.ours not in matched and row.tied_to and row.hf in stored:
                 tied[row.hf] = matched[row.tied_to][0].hf
@@ -285,7 +355,7 @@ def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
 
         def read(keys: Sequence[Any], leaf: Any) -> jax.Array:
             row, _ = matched[_path(keys)]
-            array = row.join([stored[name].read() for name in row.names(leaf)])
+            array = row.join([stored[name].read(row.part) for name in row.names(leaf)])
             return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
 
         return jax.tree_util.tree_map_with_path(read, abstract_params)
@@ -304,9 +374,15 @@ def save_weights(
     """
     shards: list[dict[str, np.ndarray]] = [{}]
     size = total = 0
+    fused: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     for row, leaf in _match(table, params).values():
         leaf = np.asarray(leaf)
         for name, part in zip(row.names(leaf), row.parts(leaf), strict=True):
+            fused[name].append(part)
+            if len(fused[name]) < row.part[1]:
+                continue
+            parts = fused.pop(name)
+            part = np.concatenate(parts) if len(parts) > 1 else part
             if shards[-1] and size + part.nbytes > max_shard_bytes:
                 shards.append({})
                 size = 0

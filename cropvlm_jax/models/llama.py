@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Llama decoder (SmolLM2) whose every forward pass shares one prefix among a group of replies.
+"""Llama decoder (SmolLM2, Qwen2): every forward pass shares one prefix among a group of replies.
 
 Shape letters: B prompts, G continuations of each prompt, T query tokens, S own key slots, P prefix
 key slots, L layers, D width, H query heads, K key/value heads, R = H / K, C channels of a head.
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from cropvlm_jax.models import scanned
@@ -26,7 +27,13 @@ NEGATIVE = -1e30  # finite, so that a padded query row stays NaN-free
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Shape of a Llama decoder, named as in Hugging Face's `config.json`."""
+    """Shape of a Llama decoder, named as in Hugging Face's `config.json`.
+
+    Attributes that only Qwen's decoders set:
+        qkv_bias: the projections to queries, keys and values have biases.
+        mrope_section: rotated pairs of channels that take a token's time, row and column for their
+            position, in turn; empty where a position is one number.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -39,6 +46,8 @@ class LlamaConfig:
     rms_norm_eps: float = 1e-5
     max_position_embeddings: int = 8192
     tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    mrope_section: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.num_attention_heads % self.num_key_value_heads:
@@ -48,6 +57,11 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
+        if self.mrope_section and sum(self.mrope_section) != self.head_dim // 2:
+            raise ValueError(
+                f"mrope_section={self.mrope_section} does not add up to the {self.head_dim // 2} "
+                "pairs of a head's channels"
+            )
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], *, tie_word_embeddings: bool) -> "LlamaConfig":
@@ -88,8 +102,9 @@ class LlamaConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The llama `config.json` of this shape."""
+        """The llama `config.json` of this shape, without what only Qwen's decoders set."""
         config = dataclasses.asdict(self)
+        del config["qkv_bias"], config["mrope_section"]
         # transformers 5 reads rope_parameters, version 4 reads rope_theta.
         rope = {"rope_type": "default", "rope_theta": self.rope_theta}
         return {"model_type": "llama", "hidden_act": "silu", **config, "rope_parameters": rope}
@@ -102,11 +117,13 @@ class KVCache(NamedTuple):
         keys: `[L, B, G, S, K, C]`, rotated.
         values: `[L, B, G, S, K, C]`.
         valid: bool `[B, G, S]`, False in padding and in slots not written yet.
+        skipped: int32 `[B, G]`, how many positions fewer than tokens there are; None for none.
     """
 
     keys: jax.Array
     values: jax.Array
     valid: jax.Array
+    skipped: jax.Array | None = None
 
     @classmethod
     def empty(cls, config: LlamaConfig, shape: tuple[int, int, int], dtype: Any) -> "KVCache":
@@ -117,24 +134,53 @@ class KVCache(NamedTuple):
 
     @property
     def length(self) -> jax.Array:
-        """Tokens stored, int32 `[B, G]`: the position of the next one."""
-        return self.valid.sum(-1, dtype=jnp.int32)
+        """Positions taken, int32 `[B, G]`: the position of the next token."""
+        tokens = self.valid.sum(-1, dtype=jnp.int32)
+        return tokens if self.skipped is None else tokens - self.skipped
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+class Places(NamedTuple):
+    """Where tokens stand that do not simply follow each other, as those of a picture.
+
+    Attributes:
+        advance: int32 `[B, G, T]`, by how many positions a token moves the ones after it.
+        offset: int32 `[3, B, G, T]`, what a token adds for itself in time, row and column.
+    """
+
+    advance: jax.Array
+    offset: jax.Array
+
+    def positions(self, start: jax.Array | int) -> jax.Array:
+        """Time, row and column of each token, int32 `[3, B, G, T]`; `start` precedes the first."""
+        return jnp.cumsum(self.advance, -1) - self.advance + start + self.offset
+
+
+def rotate(
+    x: jax.Array, positions: jax.Array, theta: float, sections: tuple[int, ...] = ()
+) -> jax.Array:
     """Rotary position embedding in Llama's rotate-half layout (arXiv 2104.09864).
 
     Args:
         x: `[B, G, T, H, C]`.
-        positions: int `[B, G, T]`.
+        positions: int `[B, G, T]`, or `[3, B, G, T]` (M-RoPE, arXiv 2409.12191).
         theta: base of the geometric frequency series.
+        sections: pairs of channels that take each of the three positions in turn.
 
     Returns:
         `[B, G, T, H, C]` in the dtype of `x`; angles are fp32.
     """
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    if positions.ndim == x.ndim - 1:
+        which = np.repeat(np.arange(len(sections)) % 3, sections)
+        positions = jnp.moveaxis(positions[which], 0, -1)[..., None, :]
+    else:
+        positions = positions[..., None, None]
+    return turn(x, positions.astype(jnp.float32) * frequencies)
+
+
+def turn(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Rotates channels i and i + C / 2 of `x` `[..., C]` by fp32 angles `[..., C / 2]`."""
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x.dtype)
@@ -201,7 +247,8 @@ class LlamaLayer(nnx.Module):
         queries = config.num_attention_heads * config.head_dim
         shared = config.num_key_value_heads * config.head_dim
         self.attention_norm, self.mlp_norm = norm(d), norm(d)
-        self.q, self.k, self.v = linear(d, queries), linear(d, shared), linear(d, shared)
+        biased = functools.partial(linear, use_bias=config.qkv_bias)
+        self.q, self.k, self.v = biased(d, queries), biased(d, shared), biased(d, shared)
         self.o = linear(queries, d)
         self.gate, self.up, self.down = linear(d, ff), linear(d, ff), linear(ff, d)
 
@@ -210,8 +257,11 @@ class LlamaLayer(nnx.Module):
         config = self.config
         normed = self.attention_norm(x)
         heads = (*x.shape[:3], -1, config.head_dim)
-        query = rotate(kept(self.q(normed)).reshape(heads), positions, config.rope_theta)
-        keys = rotate(kept(self.k(normed)).reshape(heads), positions, config.rope_theta)
+        rope = functools.partial(
+            rotate, positions=positions, theta=config.rope_theta, sections=config.mrope_section
+        )
+        query = rope(kept(self.q(normed)).reshape(heads))
+        keys = rope(kept(self.k(normed)).reshape(heads))
         values = kept(self.v(normed)).reshape(heads)
         if cache is not None:
             keys = jax.lax.dynamic_update_slice_in_dim(cache[0], keys, slot, axis=2)
@@ -270,10 +320,12 @@ class Llama(nnx.Module):
         prefix: KVCache | None = None,
         cache: KVCache | None = None,
         slot: jax.Array | int = 0,
+        places: Places | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Runs the layers on T new tokens of each continuation.
 
-        Padding may stand anywhere: a token's position is the number of valid tokens before it.
+        Padding may stand anywhere: without `places` a token's position is the number of valid
+        tokens before it, less the positions that earlier ones skipped.
 
         Args:
             x: input embeddings `[B, G, T, D]`.
@@ -281,18 +333,26 @@ class Llama(nnx.Module):
             prefix: what all G continuations of a prompt have read already (its G is 1).
             cache: own slots written so far `[.., S, ..]`; None when the T tokens are all there is.
             slot: first slot that the T tokens occupy in `cache`.
+            places: of the T tokens, where they include a picture's in a model with M-RoPE.
 
         Returns:
             Final normed hidden states `[B, G, T, D]`, and the own slots: T of them without `cache`,
             else `cache` with the new tokens written.
         """
         start = 0 if prefix is None else prefix.length
+        skipped = None
         if cache is not None:
-            start = start + cache.length
+            start, skipped = start + cache.length, cache.skipped
             own_valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, slot, axis=2)
         else:
             own_valid = valid
-        positions = jnp.cumsum(valid, -1) - 1 + jnp.asarray(start)[..., None]
+        start = jnp.asarray(start)[..., None]
+        if places is None:
+            positions = jnp.cumsum(valid, -1) - 1 + start
+        else:
+            positions = places.positions(start)
+            fewer = (valid - places.advance).sum(-1)
+            skipped = fewer if skipped is None else skipped + fewer
         slots = jnp.arange(own_valid.shape[-1])
         causal = slots <= slot + jnp.arange(x.shape[2])[:, None]
         mask = causal & own_valid[:, :, None]
@@ -308,7 +368,7 @@ class Llama(nnx.Module):
             None if cache is None else (cache.keys, cache.values),
         )
         x, (keys, values) = scanned.scan(layer, self.layers, x, xs, remat=self.remat)
-        return self.norm(x), KVCache(keys, values, own_valid)
+        return self.norm(x), KVCache(keys, values, own_valid, skipped)
 
     def logits(self, hidden: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
         """Output logits in fp32.

@@ -1,0 +1,51 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen2.5-VL-7B without its weights: the published shape as a folder, enough for `apps.aot`.
+
+    python experiments/qwen_shape.py runs/qwen_shape
+
+Nothing comes from the Hub: the tokenizer is a small one with Qwen's special tokens, so the ids of
+these are not Qwen's, and questions are some tokens longer.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from absl import app
+from tokenizers import AddedToken, Tokenizer
+
+from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.models.qwen2_5_vl import QwenConfig
+from cropvlm_jax.prompts import QWEN_IMAGE, QWEN_INSTRUCTION, QWEN_SYSTEM, QWEN_VISION
+
+VIDEO = "<|video_pad|>"
+
+
+def qwen_tokenizer(texts: tuple[str, ...] = ()) -> Tokenizer:
+    """A small tokenizer with Qwen's special tokens that has learned from `texts`."""
+    tokenizer = train_tokenizer((QWEN_SYSTEM, QWEN_INSTRUCTION, *texts), 400)
+    special = (*QWEN_VISION, QWEN_IMAGE, VIDEO)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    return tokenizer
+
+
+def write_shape(folder: pathlib.Path, config: QwenConfig, tokenizer: Tokenizer) -> QwenConfig:
+    """Writes a shape and a tokenizer to a folder; returns the shape, which has its token ids."""
+    ids = map(tokenizer.token_to_id, (*QWEN_VISION, QWEN_IMAGE, VIDEO))
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    config = dataclasses.replace(config, **dict(zip(names, ids, strict=True)))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return config
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise app.UsageError("what folder is to be written?")
+    write_shape(pathlib.Path(argv[1]), QwenConfig.qwen2_5_vl_7b(), qwen_tokenizer())
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,502 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen2.5-VL computes what `transformers` computes, from the same weights, with no download."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from flax import nnx
+from PIL import Image
+from qwen_shape import qwen_tokenizer, write_shape
+from safetensors.numpy import load_file, save_file
+
+from cropvlm_jax import boxes as box_lib
+from cropvlm_jax import parallel
+from cropvlm_jax.api import Target
+from cropvlm_jax.data import pipeline
+from cropvlm_jax.grpo import rewards, rollout
+from cropvlm_jax.grpo import step as step_lib
+from cropvlm_jax.grpo.step import GRPOConfig
+from cropvlm_jax.hub.pretrained import Pretrained, export
+from cropvlm_jax.hub.weights import FILE, QWEN2_5_VL, load_weights
+from cropvlm_jax.models import vlm
+from cropvlm_jax.models.generate import greedy
+from cropvlm_jax.models.llama import LlamaConfig
+from cropvlm_jax.models.qwen2_5_vl import Pictures, Qwen2_5_VL, QwenConfig, QwenVisionConfig
+from cropvlm_jax.prompts import QWEN_INSTRUCTION
+from cropvlm_jax.training import config as config_lib
+from cropvlm_jax.training import stage
+from cropvlm_jax.training.state import TrainState
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+START, IMAGE, VIDEO, END = 5, 6, 7, 8  # ids of the tiny models
+# (patch, merge, window in tiles, full layers), (heads, kv heads, head dim), sections, tied,
+# (rows, columns) of the pictures of two rows.
+TINY = {
+    "gqa2": ((4, 2, 4, (1,)), (4, 2, 8), (1, 1, 2), False, [[(4, 8)], [(3, 9)]]),
+    "mha-tied-thin": ((4, 2, 2, (0, 2)), (2, 2, 16), (2, 3, 3), True, [[(1, 11)], [(11, 1)]]),
+    "gqa3-two-pictures": (
+        (6, 2, 3, ()),
+        (6, 2, 8),
+        (2, 1, 1),
+        False,
+        [[(7, 5), (2, 2)], [(1, 1), (5, 7)]],
+    ),
+    "gqa4-all-full-tied": (
+        (4, 3, 2, (0, 1, 2)),
+        (4, 1, 12),
+        (2, 2, 2),
+        True,
+        [[(3, 3), (5, 2)], [(4, 4), (1, 6)]],
+    ),
+    "single-tile-windows": ((14, 2, 1, (2,)), (4, 4, 8), (0, 2, 2), False, [[(5, 6)], [(6, 6)]]),
+}
+
+
+def tiny_config(name: str) -> QwenConfig:
+    (patch, merge, window, full), (heads, kv_heads, channels), sections, tied, _ = TINY[name]
+    width = heads * channels
+    text = LlamaConfig(
+        101,
+        width,
+        72,
+        3,
+        heads,
+        kv_heads,
+        channels,
+        rope_theta=1e4,
+        tie_word_embeddings=tied,
+        qkv_bias=True,
+        mrope_section=sections,
+    )
+    vision = QwenVisionConfig(3, 24, 40, 2, width, patch, merge, window * patch * merge, full)
+    return QwenConfig(vision, text, IMAGE, VIDEO, START, END)
+
+
+def hf_model(config: QwenConfig):
+    """A random torch model whose every weight matters, biases and norms included."""
+    hf_config = transformers.AutoConfig.for_model(**config.to_hf())
+    hf_config.text_config.bos_token_id = hf_config.text_config.eos_token_id = None
+    model = transformers.AutoModelForImageTextToText.from_config(hf_config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                scale = "norm" in name or "ln_q" in name
+                p.normal_(0, 0.1, generator=generator).add_(float(scale))
+            elif "embed_tokens" in name:
+                p.normal_(0, 1, generator=generator)
+            else:
+                p.normal_(0, (p.numel() / p.shape[0]) ** -0.5, generator=generator)
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def load(folder: pathlib.Path) -> Qwen2_5_VL:
+    config = QwenConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, load_weights(folder, abstract, QWEN2_5_VL))
+
+
+def patches(tiles: np.ndarray, config: QwenConfig) -> np.ndarray:
+    """Tiles `[I, S, S, 3]` in the layout of transformers' `pixel_values`."""
+    merge, patch = config.vision.spatial_merge_size, config.vision.patch_size
+    x = tiles.reshape(-1, merge, patch, merge, patch, 3).transpose(0, 1, 3, 5, 2, 4)
+    x = np.repeat(x[:, :, :, :, None], 2, axis=4)
+    return x.reshape(len(tiles) * merge**2, -1)
+
+
+def make_batch(config: QwenConfig, grids: list[list[tuple[int, int]]], spare: int = 3):
+    """Rows with pictures of `grids`, for us and for transformers, and which of our tokens count."""
+    rng = np.random.default_rng(1)
+    room = max(rows * columns for row in grids for rows, columns in row) + spare
+    side = config.vision.tile_size
+    tiles = rng.normal(0, 1, (len(grids), len(grids[0]), room, side, side, 3)).astype(np.float32)
+    rows, pixels = [], []
+    for i, row in enumerate(grids):
+        ids = [*rng.integers(9, config.text.vocab_size, 4 + 3 * i)]
+        real = [True] * len(ids)
+        for j, (high, wide) in enumerate(row):
+            ids += [START, *[IMAGE] * room, END, *rng.integers(9, config.text.vocab_size, 3)]
+            real += [True, *(np.arange(room) < high * wide), *[True] * 4]
+            pixels.append(patches(tiles[i, j, : high * wide], config))
+        rows.append((np.array(ids), np.array(real)))
+
+    def padded(sequences, dtype):
+        length = max(map(len, sequences))
+        return np.stack([np.pad(s.astype(dtype), (length - len(s), 0)) for s in sequences])
+
+    ours = (
+        padded([ids for ids, _ in rows], np.int32),
+        padded([np.ones(len(ids)) for ids, _ in rows], bool),
+        Pictures(tiles, np.array(grids, np.int32)),
+    )
+    compact = padded([ids[real] for ids, real in rows], np.int64)
+    merge = config.vision.spatial_merge_size
+    thw = [(1, high * merge, wide * merge) for row in grids for high, wide in row]
+    theirs = {
+        "input_ids": torch.tensor(compact),
+        "attention_mask": torch.tensor(padded([np.ones(r.sum()) for _, r in rows], np.int64)),
+        "mm_token_type_ids": torch.tensor((compact == IMAGE).astype(np.int32)),
+        "pixel_values": torch.tensor(np.concatenate(pixels)),
+        "image_grid_thw": torch.tensor(thw),
+    }
+    return ours, theirs, padded([real for _, real in rows], bool)
+
+
+def our_logits(model: Qwen2_5_VL, batch) -> np.ndarray:
+    graphdef, params = nnx.split(model)
+    return np.asarray(jax.jit(lambda p, *batch: nnx.merge(graphdef, p)(*batch))(params, *batch))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_models_agree(name, tmp_path):
+    config = tiny_config(name)
+    theirs = hf_model(config)
+    theirs.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert model.config == config
+    ours, inputs, real = make_batch(config, TINY[name][-1])
+
+    with torch.no_grad():
+        expected = theirs(**inputs).logits.numpy()[inputs["attention_mask"].bool().numpy()]
+    actual = our_logits(model, ours)[real]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * expected.std())
+
+    graphdef, params = nnx.split(model)
+    encode = jax.jit(lambda p, images: nnx.merge(graphdef, p).encode_images(images))
+    pictures = vlm.one_row(encode(params, ours[2]))
+    valid, places = model.places(ours[0][:, None], ours[1][:, None], pictures)
+    np.testing.assert_array_equal(valid[:, 0], real)
+    positions, deltas = theirs.model.get_rope_index(
+        inputs["input_ids"],
+        inputs["mm_token_type_ids"],
+        inputs["image_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )
+    expected = positions.numpy()[:, inputs["attention_mask"].bool().numpy()]
+    np.testing.assert_array_equal(np.asarray(places.positions(0))[:, valid], expected)
+    taken = places.advance.sum(-1)[:, 0] - real.sum(-1)
+    np.testing.assert_array_equal(taken, deltas[:, 0].numpy())
+
+    generated = theirs.generate(**inputs, do_sample=False, max_new_tokens=32, pad_token_id=0)
+    expected = generated[:, inputs["input_ids"].shape[1] :].numpy()
+
+    @jax.jit
+    def reply(params, ids, valid, images):
+        model = nnx.merge(graphdef, params)
+        prefix = rollout.read_prompt(model, model.encode_images(images), ids, valid)
+        return greedy(model, prefix, ids[:, -1], end_token=-1, max_tokens=32)
+
+    np.testing.assert_array_equal(reply(params, *ours), expected)
+
+
+# The released chat template, without videos and numbered pictures.
+CHAT_TEMPLATE = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}\
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}<|im_start|>{{ message['role'] }}
+{% for part in message['content'] %}{% if part['type'] == 'image' %}\
+<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}\
+<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+PIXELS = 24 * 64  # of a picture, whose tokens are 8 x 8 px
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model as transformers saves it, and with it what the Hub has beside the weights."""
+    folder = tmp_path_factory.mktemp("qwen")
+    tokenizer = qwen_tokenizer((*tiny.QUESTIONS, *tiny.ANSWERS))
+    text = dataclasses.replace(
+        tiny_config("gqa2").text,
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=512,
+    )
+    vision = dataclasses.replace(tiny_config("gqa2").vision, fullatt_block_indexes=(0, 2))
+    hf_model(write_shape(folder, QwenConfig(vision, text), tokenizer)).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    settings = {"patch_size": 4, "merge_size": 2, "min_pixels": 256, "max_pixels": 1_003_520}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    return transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+
+def hf_inputs(folder, pictures, question: str, answer: str | None = None):
+    """The inputs that transformers' image processor, tokenizer and the chat template make."""
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    size = {"shortest_edge": 256, "longest_edge": PIXELS}
+    processor = module.Qwen2VLImageProcessorPil(size=size, patch_size=4, merge_size=2)
+    seen = processor([Image.fromarray(p) for p in pictures], return_tensors="pt")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), chat_template=CHAT_TEMPLATE
+    )
+    asked = [{"type": "text", "text": f"{question}\n{QWEN_INSTRUCTION}"}]
+    messages = [{"role": "user", "content": [{"type": "image"}] * len(pictures) + asked}]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=answer is None
+    )
+    before, *after = text.split("<|image_pad|>")
+    tokens = (seen["image_grid_thw"].prod(-1) // 4).tolist()
+    text = before + "".join(
+        "<|image_pad|>" * n + rest for n, rest in zip(tokens, after, strict=True)
+    )
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    types = (ids["input_ids"] == image).int()
+    return {**seen, "input_ids": ids["input_ids"], "mm_token_type_ids": types}
+
+
+def hf_log_likelihood(theirs, folder, pictures, question: str, answer: str) -> float:
+    """Of the answer and the token that ends it."""
+    inputs = hf_inputs(folder, pictures, question, answer)
+    asked = hf_inputs(folder, pictures, question)["input_ids"].shape[1]
+    with torch.no_grad():
+        logits = theirs(**inputs).logits[0]
+    chosen = inputs["input_ids"][0, asked:-1]  # a newline follows
+    log_probs = logits[asked - 1 : -2].log_softmax(-1)
+    return log_probs.gather(-1, chosen[:, None]).sum().item()
+
+
+def test_a_target_asks_and_answers_as_transformers(folder, theirs):
+    target = Target.from_pretrained(folder, processor={"max_pixels": PIXELS})
+    examples = tiny.make_examples(3)
+    images = [[e["image"]] for e in examples] + [
+        [e["image"], e["image"][5:60, 10:50]] for e in examples
+    ]
+    questions, answers = [e["question"] for e in examples] * 2, [e["answers"][0] for e in examples]
+    real = []
+    for pictures, question in zip(images, questions, strict=True):
+        prompt = target.prompts.answer(question, len(pictures))
+        grids = [target.source.see(p, 0)[1] for p in pictures]
+        room = target.source.config.image_seq_len
+        kept = np.concatenate([np.arange(room) < rows * columns for rows, columns in grids])
+        mask = np.ones(len(prompt.ids), bool)
+        mask[prompt.ids == target.source.config.image_token_id] = kept
+        real.append(prompt.ids[mask])
+    theirs.generation_config.eos_token_id = target.source.end_token_id
+    expected, likely = [], []
+    decode = target.source.tokenizer.decode
+    for ids, pictures, question, answer in zip(real, images, questions, answers * 2, strict=True):
+        inputs = hf_inputs(folder, pictures, question)
+        np.testing.assert_array_equal(ids, inputs["input_ids"][0])
+        reply = theirs.generate(**inputs, do_sample=False, max_new_tokens=12, pad_token_id=0)
+        reply = reply[0, inputs["input_ids"].shape[1] :].tolist()
+        expected.append(decode([t for t in reply if t != target.source.end_token_id]).strip())
+        likely.append(hf_log_likelihood(theirs, folder, pictures, question, answer))
+    assert target.answer(images, questions, max_tokens=12) == expected
+    got = target.log_likelihood(images, questions, answers * 2)
+    np.testing.assert_allclose(got, likely, rtol=1e-5)
+
+
+def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, theirs):
+    source = Pretrained.open(folder, processor={"max_pixels": PIXELS})
+    reader, weights = nnx.split(source.load())
+    prompts = source.prompts()
+    template = rewards.AnswerTemplate.from_prompts(prompts)
+    examples = tiny.make_examples(2)
+    prepare = dataclasses.replace(tiny.PREPARE, answer_prompts=prompts)
+    batch = pipeline.stack([prepare(example, i) for i, example in enumerate(examples)])
+    config = GRPOConfig(group=2, likelihood_weight=1.0, gain=True, accuracy_weight=0.0)
+    boxes = np.array([[[0, 0, 100, 100], [20, 30, 55, 90]], [[5, 60, 95, 70], [1, 1, 40, 40]]])
+
+    def judge(weights, batch, boxes):
+        model = nnx.merge(reader, weights)
+        return step_lib.judge(model, template, None, config, batch, boxes)[1]["likelihood"]
+
+    got = jax.jit(judge)(weights, jax.tree.map(jnp.asarray, batch), boxes)
+    for example, row, values in zip(examples, boxes, np.asarray(got), strict=True):
+        picture = example["image"]
+        asked = example["question"], example["answers"][0]
+        alone = hf_log_likelihood(theirs, folder, [picture], *asked)
+        for box, value in zip(row, values, strict=True):
+            left, top, right, bottom = box_lib.to_pixels(box, np.array(picture.shape[:2]))
+            pictures = [picture, picture[top:bottom, left:right]]
+            expected = hf_log_likelihood(theirs, folder, pictures, *asked) - alone
+            assert abs(value - expected) < 0.02, (
+                box,
+                value,
+                expected,
+            )  # a grey level here or there
+
+    policy, params = tiny.make_model(0)
+    optimizer = optax.sgd(1e-2)
+    step = step_lib.make_step(
+        policy,
+        reader,
+        tiny.GRAMMAR,
+        template,
+        optimizer,
+        dataclasses.replace(config, beta=0.0, gain=False),
+    )
+    state = TrainState.create(params=params, optimizer=optimizer, target=weights)
+    state, metrics = jax.jit(step)(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+    assert metrics["unscored"] == 0 and np.isfinite(metrics["reward/likelihood"])
+    assert metrics["grad_norm"] > 0
+
+
+def test_transformers_loads_an_export(folder, tmp_path, caplog):
+    source = Pretrained.open(folder)
+    assert source.config.limits.max_pixels == 448**2  # not the folder's
+    model = source.load()
+    export(tmp_path / "export", model, source)
+    transformers.logging.enable_propagation()
+    theirs, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "export", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert not [record for record in caplog.records if "weights" in record.getMessage()]
+    assert theirs.generation_config.eos_token_id == source.end_token_id
+    original = load_file(folder / "model.safetensors")
+    exported = load_file(tmp_path / "export" / "model.safetensors")
+    assert exported.keys() == original.keys()
+    for name, weight in original.items():
+        np.testing.assert_array_equal(exported[name], weight, err_msg=name)
+
+
+def test_names_of_the_modules_and_broken_fused_weights(folder, tmp_path):
+    source = Pretrained.open(folder)
+    weights = load_file(folder / "model.safetensors")
+
+    def moved(name: str) -> str:
+        name = name.replace("visual.", "model.visual.")
+        return name if "visual" in name else name.replace("model.", "model.language_model.")
+
+    other = dataclasses.replace(source, folder=tmp_path)
+    save_file({moved(name): weight for name, weight in weights.items()}, tmp_path / FILE)
+    for one, two in zip(
+        *(jax.tree.leaves(nnx.state(s.load())) for s in (source, other)), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+    fused = "visual.blocks.1.attn.qkv.weight"
+    save_file(weights | {fused: weights[fused][:-24]}, tmp_path / FILE)
+    with pytest.raises(ValueError, match=rf"{fused} has shape \(48, 24\), not \(72, 24\)"):
+        other.load()
+
+
+# The keys that matter of the Hub's config.json of the 7B.
+HUB = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 28,
+    "model_type": "qwen2_5_vl",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32,
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "in_chans": 3,
+        "out_hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vocab_size": 152064,
+}
+
+
+def test_released_configs():
+    config = QwenConfig.qwen2_5_vl_7b()
+    assert QwenConfig.from_hf(HUB) == config
+    small = HUB | dict(hidden_size=2048, intermediate_size=11008, num_attention_heads=16)
+    small |= dict(num_hidden_layers=36, num_key_value_heads=2, vocab_size=151936)
+    small |= dict(tie_word_embeddings=True)
+    small["vision_config"] = HUB["vision_config"] | {"out_hidden_size": 2048}
+    assert QwenConfig.from_hf(small) == QwenConfig.qwen2_5_vl_3b()
+    for shape, parameters in ((config, 8_292_166_656), (QwenConfig.from_hf(small), 3_754_622_976)):
+        assert QwenConfig.from_hf(shape.to_hf()) == shape
+        model = nnx.eval_shape(lambda shape=shape: Qwen2_5_VL(shape, rngs=nnx.Rngs(0)))
+        assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_type='yarn'"),
+        ({"vision_config": HUB["vision_config"] | {"hidden_act": "gelu"}}, "hidden_act='gelu'"),
+        ({"vision_config": HUB["vision_config"] | {"window_size": 100}}, "window_size=100"),
+        ({"vision_config": HUB["vision_config"] | {"out_hidden_size": 9}}, "out_hidden_size=9"),
+        ({"model_type": "qwen2_vl"}, "qwen2_vl"),
+    ],
+)
+def test_what_is_not_supported_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        QwenConfig.from_hf(HUB | change)
+
+
+def test_7b_weights_are_split_over_fsdp_and_tensor():
+    config = QwenConfig.qwen2_5_vl_7b()
+    model = nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16))
+    params = nnx.state(model, nnx.Param)
+    mesh = jax.sharding.AbstractMesh((1, 2, 4), parallel.AXES)
+    shardings = parallel.state_shardings(mesh, params, config.heads)
+    local = [
+        math.prod(s.shard_shape(x.shape))
+        for s, x in zip(jax.tree.leaves(shardings), jax.tree.leaves(params), strict=True)
+    ]
+    # All but norms and biases: eight devices hold little more than an eighth each.
+    assert sum(local) < 1.01 * sum(x.size for x in jax.tree.leaves(params)) / 8
+
+
+def test_the_step_with_a_7b_target_is_built_without_weights(tmp_path):
+    write_shape(tmp_path, QwenConfig.qwen2_5_vl_7b(), qwen_tokenizer())
+    config = config_lib.default_config()
+    config.cropper, config.target = "zoom_digits/cropper", str(tmp_path)
+    config.dtype, config.data.longest_edge = "bfloat16", 64
+    config.data.canvas, config.grpo.group = (512, 512), 2
+    built = stage.build(config, abstract=True)
+    assert built.target.config.image_seq_len == 256
+    assert {x.dtype for x in jax.tree.leaves(built.weights["target"])} == {jnp.dtype("bfloat16")}
+    row = built.prepare(tiny.make_examples(1)[0], 0)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), row)
+    state = jax.eval_shape(lambda weights: built.create(weights, 1), built.weights)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    after, _ = jax.eval_shape(built.make_step(1), state, batch, key)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    # Two operations a weight and token of the decoder at least: the picture, then two crops.
+    decoder = sum(x.size for x in jax.tree.leaves(built.weights["target"]["text"]["layers"]))
+    assert 1 < built.flops(batch)["reward"] / (2 * 3 * 256 * 2 * decoder) < 2
+
+    config.target_processor.max_pixels = 1024 * 28**2
+    assert stage.build(config, abstract=True).target.config.image_seq_len == 1024
