@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from cropvlm_jax import api
+from cropvlm_jax.data import images as image_lib
 
 Pictures = Sequence[np.ndarray]
 
@@ -71,10 +72,17 @@ class VLM:
         """Log-likelihoods of answers, fp32 `[n]`, in nats, summed over tokens and the end token."""
         return self.model.log_likelihood(images, questions, answers)
 
+    def answer_tokens(self, answers: Sequence[str]) -> np.ndarray:
+        """Tokens that `log_likelihood` sums over, the end token included, int `[n]`."""
+        spans = [self.model.prompts.answer("?", 1, answer).completion for answer in answers]
+        return np.array([span.stop - span.start for span in spans])
+
     def image_tokens(self, images: Sequence[Pictures]) -> int:
         """Tokens that all these pictures take together."""
-        tiles = sum(len(self.model._tiles(pictures)[0]) for pictures in images)
-        return tiles * self.model.source.config.image_seq_len
+        source, edge = self.model.source, self.model.longest_edge
+        sizes = (picture.shape[:2] for pictures in images for picture in pictures)
+        grids = (image_lib.grid(h, w, source.tile_size, edge) for h, w in sizes)
+        return sum(rows * columns + 1 for rows, columns in grids) * source.config.image_seq_len
 
 
 def open_target(spec: str) -> Target:
