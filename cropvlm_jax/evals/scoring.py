@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 VQAVariant = Literal["evalai", "vicrop", "official"]
-Metric = Literal["evalai", "vicrop", "official", "anls"]
+Metric = Literal["evalai", "vicrop", "official", "anls"]  # which the graph computes too
+HostMetric = Literal["evalai", "vicrop", "official", "anls", "contains", "nearly_contains"]
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 MAX_PERIODS = 32  # the original passes the flag re.UNICODE, 32, where re.sub takes a count
@@ -123,13 +124,47 @@ def official_accuracy(reply: str, answers: Sequence[str]) -> float:
     return similarity if similarity > 0.5 else 0.0
 
 
-def score(prediction: str, answers: Sequence[str], metric: Metric) -> float:
-    """A reply's score, 0..1: `anls`, `official_accuracy` or a variant of `vqa_accuracy`."""
+def score(prediction: str, answers: Sequence[str], metric: HostMetric) -> float:
+    """A reply's score, 0..1, by the function of that name, or a variant of `vqa_accuracy`."""
+    if metric == "contains":
+        return contains(prediction, answers)
+    if metric == "nearly_contains":
+        return nearly_contains(prediction, answers)
     if metric == "anls":
         return anls(prediction, answers)
     if metric == "official":
         return official_accuracy(prediction, answers)
     return vqa_accuracy(prediction, answers, metric)
+
+
+def contains(prediction: str, answers: Sequence[str]) -> float:
+    """1 where a reply has one of the answers in it, up to case and spaces; else 0.
+
+    The answer must not be a part of a longer number or word: "19.00" and "9.005" do not contain
+    "9.00", "RM9.00" does.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    _require(answers)
+    text = collapse(prediction)
+    return float(any(_stands_in(collapse(answer), text) for answer in answers))
+
+
+def nearly_contains(prediction: str, answers: Sequence[str]) -> float:
+    """How near a reply comes to having one of the answers in it, 0..1.
+
+    The mean of `contains` and of the likeness, 1 - distance / length, of the answer to the part of
+    the reply that is nearest to it: with a half-read answer there is something to climb.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    _require(answers)
+    text = collapse(prediction)
+    golds = [gold for gold in map(collapse, answers) if gold]
+    likeness = max((1 - _distance_to_part(gold, text) / len(gold) for gold in golds), default=0.0)
+    return (contains(prediction, answers) + likeness) / 2
 
 
 def encode_gold(
@@ -204,6 +239,30 @@ def _credit(matches: int, answers: int, variant: VQAVariant) -> float:
     enough = min(3, answers - 1)
     matched = min(1.0, (matches - 1) / enough) * matches  # one of these is left out
     return (matched + min(1.0, matches / enough) * (answers - matches)) / answers
+
+
+def _stands_in(answer: str, text: str) -> bool:
+    """Whether `answer` is in `text`, and there not a part of a longer number or word."""
+    before, after = r"(?<!\d)(?<!\d[.,])", r"(?!\d)(?![.,]\d)"
+    left, right = answer[:1], answer[-1:]
+    before = before if left.isdigit() else r"(?<![^\W\d_])" if left.isalpha() else ""
+    after = after if right.isdigit() else r"(?![^\W\d_])" if right.isalpha() else ""
+    return bool(answer) and bool(re.search(before + re.escape(answer) + after, text))
+
+
+def _distance_to_part(wanted: str, text: str) -> int:
+    """The least edit distance of `wanted` to any part of `text`.
+
+    Sellers' algorithm ("The theory and computation of evolutionary distances", 1980), a row at a
+    time: a part may begin anywhere, so the first row is zeros.
+    """
+    codes, place = np.array([*map(ord, text)], np.int64), np.arange(len(text) + 1)
+    row = np.zeros(len(text) + 1, np.int64)
+    for i, character in enumerate(map(ord, wanted), 1):
+        changed = np.minimum(row[1:] + 1, row[:-1] + (codes != character))
+        above = np.concatenate([[i], changed])
+        row = np.minimum.accumulate(above - place) + place  # what is inserted, all at once
+    return int(row.min())
 
 
 def _similarity(a: str, b: str, length: int) -> float:
