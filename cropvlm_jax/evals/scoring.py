@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 VQAVariant = Literal["evalai", "vicrop", "official"]
-Metric = Literal["evalai", "vicrop", "official", "anls"]
+Metric = Literal["evalai", "vicrop", "official", "anls"]  # which the graph computes too
+HostMetric = Literal["evalai", "vicrop", "official", "anls", "contains", "nearly_contains"]
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _VSTAR_RULES = tuple(
@@ -141,8 +142,12 @@ def official_accuracy(reply: str, answers: Sequence[str]) -> float:
     return similarity if similarity > 0.5 else 0.0
 
 
-def score(prediction: str, answers: Sequence[str], metric: Metric) -> float:
-    """A reply's score, 0..1: `anls`, `official_accuracy` or a variant of `vqa_accuracy`."""
+def score(prediction: str, answers: Sequence[str], metric: HostMetric) -> float:
+    """A reply's score, 0..1, by the function of that name, or a variant of `vqa_accuracy`."""
+    if metric == "contains":
+        return contains(prediction, answers)
+    if metric == "nearly_contains":
+        return nearly_contains(prediction, answers)
     if metric == "anls":
         return anls(prediction, answers)
     if metric == "official":
@@ -208,6 +213,22 @@ def hrbench_letter(prediction: str, options: Sequence[str]) -> str:
         named = [letter for letter, option in pairs if option.lower() in text]
         return named[0] if len(named) == 1 else ""
     return named[0] if named else "Z"
+
+
+def nearly_contains(prediction: str, answers: Sequence[str]) -> float:
+    """How near a reply comes to having one of the answers in it, 0..1.
+
+    The mean of `contains` and of the likeness, 1 - distance / length, of the answer to the part of
+    the reply that is nearest to it: with a half-read answer there is something to climb.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    _require(answers)
+    text = collapse(prediction)
+    golds = [gold for gold in map(collapse, answers) if gold]
+    likeness = max((1 - _distance_to_part(gold, text) / len(gold) for gold in golds), default=0.0)
+    return (contains(prediction, answers) + likeness) / 2
 
 
 def encode_gold(
@@ -291,6 +312,21 @@ def _stands_in(answer: str, text: str) -> bool:
     before = before if left.isdigit() else r"(?<![^\W\d_])" if left.isalpha() else ""
     after = after if right.isdigit() else r"(?![^\W\d_])" if right.isalpha() else ""
     return bool(answer) and bool(re.search(before + re.escape(answer) + after, text))
+
+
+def _distance_to_part(wanted: str, text: str) -> int:
+    """The least edit distance of `wanted` to any part of `text`.
+
+    Sellers' algorithm ("The theory and computation of evolutionary distances", 1980), a row at a
+    time: a part may begin anywhere, so the first row is zeros.
+    """
+    codes, place = np.array([*map(ord, text)], np.int64), np.arange(len(text) + 1)
+    row = np.zeros(len(text) + 1, np.int64)
+    for i, character in enumerate(map(ord, wanted), 1):
+        changed = np.minimum(row[1:] + 1, row[:-1] + (codes != character))
+        above = np.concatenate([[i], changed])
+        row = np.minimum.accumulate(above - place) + place  # what is inserted, all at once
+    return int(row.min())
 
 
 def _similarity(a: str, b: str, length: int) -> float:
