@@ -34,7 +34,7 @@ from cropvlm_jax.data import sources
 from cropvlm_jax.data.source import Example
 from cropvlm_jax.data.zoom_digits import ZoomDigits
 from cropvlm_jax.evals import scoring
-from cropvlm_jax.evals.targets import Reply, Target
+from cropvlm_jax.evals.targets import VLM, Reply, Target
 from cropvlm_jax.training.metrics import Progress
 
 NO_CROP, CENTRE, RANDOM, UPSCALED, ORACLE = "no_crop", "centre", "random", "upscaled", "oracle"
@@ -158,7 +158,7 @@ _VSTAR_PROMPT = (
     "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
 )
 BENCHMARKS = {
-    "zoom_digits": Benchmark("zoom_digits", "test", ("exact",)),
+    "zoom_digits": Benchmark("zoom_digits", "test", ("exact", "contains")),
     "textvqa": Benchmark("textvqa", "val", _VQA),
     "docvqa": Benchmark("docvqa", "val", ("anls",)),
     "infographicvqa": Benchmark("infographicvqa", "val", ("anls",)),
@@ -258,7 +258,10 @@ def _protocol(
         "metrics": {metric: METRICS[metric].description for metric in benchmark.metrics},
         "prompt": benchmark.prompt,
         "conditions": CONTROLS,
-        "targets": {target.name: _describe(getattr(target, "model", target)) for target in targets},
+        "targets": {
+            target.name: _describe(target.model if isinstance(target, VLM) else target)
+            for target in targets
+        },
         "croppers": {cropper: _describe(model) for cropper, model in croppers.items()},
         "expansions": sorted({float(factor) for factor in expansions} - {1.0}),
         "seed": seed,
@@ -525,6 +528,12 @@ def _cropper_tokens(cropper: Any, image: np.ndarray) -> int | None:
     return (grid_rows * columns + 1) * source.config.image_seq_len
 
 
+def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of an evaluation that is complete, or of what there is of it."""
+    lines = Path(path).read_bytes().splitlines(keepends=True)
+    return [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]
+
+
 # Results ------------------------------------------------------------------------------------------
 
 
@@ -580,7 +589,7 @@ def summarise(protocol: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
             )
             scores[metric] = _scores(values, conditions, conditions.index(last), groups)
         kinds = collections.Counter(
-            told["failure"].split(":")[0].strip()
+            told["failure"].partition(":")[0]
             for reply in replies
             for told in reply.values()
             if "failure" in told

@@ -53,13 +53,7 @@ def run(out, source, name="zoom_digits", readers=None, croppers=None, **options)
     readers = readers or [Reader()]
     croppers = croppers or {"first": Guesser(), "last": Guesser()}
     results = benchmarks.evaluate(name, source, readers, croppers, out, **options)
-    return results, read(out / results["records"])
-
-
-def read(path):
-    header, *records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert list(header) == ["protocol"]
-    return records
+    return results, benchmarks.read_records(out / results["records"])
 
 
 def without_seconds(told):
