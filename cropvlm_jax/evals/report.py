@@ -33,13 +33,14 @@ NAMES = {
     NO_CROP: "no crop",
     CENTRE: "centre crop",
     RANDOM: "random crop",
-    UPSCALED: "whole picture again, enlarged",
+    UPSCALED: "picture again, enlarged",
     ORACLE: "true box",
 }
 STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
+    "text.parse_math": False,  # names may hold "$"
     "text.color": INK,
     "axes.edgecolor": "#b9c3cd",
     "axes.labelcolor": MUTED,
@@ -56,6 +57,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cropvlm_jax",  # the same page every time
 }
+_METADATA = ("Creator", "Date", "Format", "Type")  # of an SVG; it is left out
 EXAMPLES = 6  # of each kind
 SIDE = 360  # px of an example's longest side on the page
 
@@ -84,11 +86,11 @@ def write(
     def keep(name: str, figure: Figure) -> None:
         figure.savefig(out / f"{name}.png", dpi=160, facecolor="white")
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
         svg = text.getvalue()
         figures[name] = svg[svg.index("<svg") :]  # without its reference to a DTD
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         keep("scores", _scores_figure(results))
         if results["protocol"]["expansions"]:
             keep("expansion", _expansion_figure(results))
@@ -145,7 +147,7 @@ def _axes(count: int, width: float, height: float, columns: int, **options: Any)
     """A figure with `count` axes, `columns` a row."""
     columns = min(count, columns)
     rows = -(-count // columns)
-    figure = Figure(figsize=(max(width * columns, 7.2), height * rows), layout="constrained")
+    figure = Figure(figsize=(max(width * columns, 8.6), height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
     for axis in axes[count:]:
         axis.remove()
@@ -163,7 +165,8 @@ def _scores_figure(results: Mapping[str, Any]) -> Figure:
             axis.plot([low, high], [i, i], color=color, lw=7, alpha=0.25, solid_capstyle="round")
             axis.plot(rows[name]["score"], i, "o", color=color, ms=8, mec="white", mew=1.2)
             label = f"  {_percent(rows[name]['score'])}"
-            axis.text(max(high, rows[name]["score"]) + 0.015, i, label, va="center", color=color)
+            shade = MUTED if color == CONTROL else color
+            axis.text(max(high, rows[name]["score"]) + 0.01, i, label, va="center", color=shade)
         axis.axvline(rows[NO_CROP]["score"], color=INK, lw=1, ls=(0, (2, 3)), zorder=0)
         axis.set_title(target)
         axis.set_xlim(0, 1.12)
@@ -174,7 +177,8 @@ def _scores_figure(results: Mapping[str, Any]) -> Figure:
         axis.spines["left"].set_visible(False)
     axes[0].set_yticks(range(len(names)), [NAMES.get(name, name) for name in names])
     for label, name in zip(axes[0].get_yticklabels(), names, strict=True):
-        label.set_color(_color(results, name))
+        color = _color(results, name)
+        label.set_color(MUTED if color == CONTROL else color)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     return figure
 
@@ -233,11 +237,11 @@ def _transfer_figure(results: Mapping[str, Any]) -> Figure:
     cells = [[_headline(results, target)[name] for target in targets] for name in croppers]
     gains = np.array([[cell["gain"] for cell in row] for row in cells])
     figure = Figure(
-        figsize=(3.4 + 2.3 * len(targets), 1.1 + 0.78 * len(croppers)), layout="constrained"
+        figsize=(2.8 + 2.2 * len(targets), 0.8 + 0.66 * len(croppers)), layout="constrained"
     )
     axis = figure.subplots()
     most = max(float(np.abs(gains).max()), 0.05)
-    axis.imshow(gains, cmap="PuOr_r", vmin=-1.6 * most, vmax=1.6 * most, aspect="auto")
+    axis.imshow(gains, cmap="PuOr_r", vmin=-2.4 * most, vmax=2.4 * most, aspect="auto")
     for i, row in enumerate(cells):
         for j, cell in enumerate(row):
             low, high = cell["gain_interval"]
@@ -406,8 +410,7 @@ h2 { font-size: 21px; letter-spacing: -.01em; margin: 0 0 4px; }
 h3 { font-size: 15px; margin: 24px 0 10px; } h3 small { color: var(--muted); font-weight: 400; }
 section { background: var(--paper); border: 1px solid var(--line); border-radius: 14px;
   padding: 28px 30px 30px; margin-top: 24px; }
-section svg { display: block; width: 100%; height: auto; max-width: 1000px; margin: 12px auto 0; }
-section svg.narrow { max-width: 760px; }
+section svg { display: block; max-width: 100%; height: auto; margin: 14px auto 0; }
 .key { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px;
   margin-top: 28px; }
 .key div { background: var(--paper); border: 1px solid var(--line); border-radius: 14px;
@@ -419,15 +422,15 @@ section svg.narrow { max-width: 760px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; margin-top: 8px;
   font-variant-numeric: tabular-nums; }
-th { font-weight: 600; color: var(--muted); text-align: right; padding: 7px 10px;
+th { font-weight: 600; color: var(--muted); text-align: right; padding: 7px 9px;
   border-bottom: 1.5px solid #b9c3cd; white-space: nowrap; vertical-align: bottom; }
-td { text-align: right; padding: 7px 10px; border-bottom: 1px solid var(--line);
+td { text-align: right; padding: 6px 9px; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td small { color: var(--muted); font-size: 12px; }
+td small { color: var(--muted); font-size: 11.5px; display: block; line-height: 1.3; }
 tr.last td { background: #fdf3ec; } tr.last td:first-child { box-shadow: -8px 0 0 #fdf3ec; }
 .dot { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 8px; }
-.split { display: inline-flex; width: 120px; height: 9px; border-radius: 5px; overflow: hidden;
+.split { display: inline-flex; width: 96px; height: 9px; border-radius: 5px; overflow: hidden;
   background: var(--line); vertical-align: middle; margin-left: 10px; }
 .split i:first-child { background: #0072b2; } .split i + i { background: #e69f00; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 16px; }
@@ -499,7 +502,7 @@ def _page(
         _section(
             "Transfer",
             "Points won over no crop: each cropper, unchanged, in front of each target.",
-            figures["transfer"].replace("<svg ", '<svg class="narrow" ', 1),
+            figures["transfer"],
         )
     )
     if "training" in figures:
