@@ -76,7 +76,9 @@ def page(tmp_path_factory):
     results["trained_with"] = {"right": "first"}
     records = benchmarks.read_records(folder / results["records"])
     steps = np.arange(1, 50)
-    curves = {"right": [{"step": int(i), "reward": float(-1 / i), "area": 0.3} for i in steps]}
+    rows = [{"step": int(i), "reward": float(-1 / i), "area": 0.3} for i in steps]
+    rows[9] |= {"eval/reward": -0.2, "area": float("nan")}
+    curves = {"right": rows}
     report.write(folder, results, records, source, curves)
     return (folder / "report.html").read_text(encoding="utf-8"), folder, results
 
