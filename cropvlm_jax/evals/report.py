@@ -157,28 +157,29 @@ def _axes(count: int, width: float, height: float, columns: int, **options: Any)
 def _scores_figure(results: Mapping[str, Any]) -> Figure:
     """Each condition's score with its interval."""
     names, targets = list(results["accuracy"]), list(results["targets"])
-    figure, axes = _axes(len(targets), 4.6, 0.42 * len(names) + 1.1, 2, sharey=True, sharex=True)
+    figure, axes = _axes(len(targets), 3.5, 0.38 * len(names) + 1.0, 3, sharey=True, sharex=True)
     for axis, target in zip(axes, targets, strict=True):
         rows = _headline(results, target)
         for i, name in enumerate(names):
             color, (low, high) = _color(results, name), rows[name]["score_interval"]
             axis.plot([low, high], [i, i], color=color, lw=7, alpha=0.25, solid_capstyle="round")
             axis.plot(rows[name]["score"], i, "o", color=color, ms=8, mec="white", mew=1.2)
-            label = f"  {_percent(rows[name]['score'])}"
+            label = _percent(rows[name]["score"])
             shade = MUTED if color == CONTROL else color
-            axis.text(max(high, rows[name]["score"]) + 0.01, i, label, va="center", color=shade)
+            axis.text(max(high, rows[name]["score"]) + 0.035, i, label, va="center", color=shade)
         axis.axvline(rows[NO_CROP]["score"], color=INK, lw=1, ls=(0, (2, 3)), zorder=0)
         axis.set_title(target)
-        axis.set_xlim(0, 1.12)
-        axis.set_xticks(np.arange(0, 1.01, 0.2))
+        axis.set_xlim(-0.02, 1.2)
+        axis.set_xticks(np.arange(0, 1.01, 0.25))
         axis.xaxis.set_major_formatter(PercentFormatter(1.0))
         axis.grid(axis="y", visible=False)
-        axis.tick_params(length=0)
+        axis.tick_params(length=0, labelbottom=True)
         axis.spines["left"].set_visible(False)
     axes[0].set_yticks(range(len(names)), [NAMES.get(name, name) for name in names])
-    for label, name in zip(axes[0].get_yticklabels(), names, strict=True):
-        color = _color(results, name)
-        label.set_color(MUTED if color == CONTROL else color)
+    for axis in axes[::3]:  # the first of each row
+        for label, name in zip(axis.get_yticklabels(), names, strict=True):
+            color = _color(results, name)
+            label.set_color(MUTED if color == CONTROL else color)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     return figure
 
@@ -216,6 +217,7 @@ def _expansion_figure(results: Mapping[str, Any]) -> Figure:
                 annotation_clip=False,
             )
         axis.set_xscale("log", base=2)
+        axis.set_xlim(factors[0] / 1.2, factors[-1] * 1.08)
         axis.set_xticks(factors, [_factor(factor) for factor in factors])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -272,7 +274,7 @@ def _training_figure(
     """What the runs' metrics tell; dots are of held-out examples."""
     titles = {
         "reward": "reward",
-        "reward/likelihood": "log-likelihood of the answer, nats",
+        "reward/likelihood": "answer's log-likelihood",
         "reward/accuracy": "accuracy",
         "area": "area of the boxes",
         "entropy": "entropy, nats",
@@ -281,7 +283,7 @@ def _training_figure(
     shown = [name for name in titles if name in names]
     if not shown:  # a supervised run
         shown = [name for name in ("loss", "eval/loss") if name in names] or sorted(names)[:1]
-    figure, axes = _axes(len(shown), 3.4, 2.5, 3)
+    figure, axes = _axes(len(shown), 2.6, 2.4, 4)
     for axis, name in zip(axes, shown, strict=True):
         for cropper, rows in curves.items():
             color = _color(results, cropper)
