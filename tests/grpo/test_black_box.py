@@ -142,15 +142,13 @@ def test_the_target_sees_the_original_pixels_of_each_different_box_once():
     for i, (shape, crop, question) in enumerate(ruler.asked):
         image = EXAMPLES[i // 2]["image"]
         assert shape == image.shape and question == EXAMPLES[i // 2]["question"]
-        box = box_lib.to_pixels(
-            np.array([[0, 0, 50, 100], [10, 20, 60, 70]])[i % 2], image.shape[:2]
-        )
+        box = box_lib.to_pixels(boxes[0, i % 2], np.array(image.shape[:2]))
         np.testing.assert_array_equal(crop, image[box[1] : box[3], box[0] : box[2]])
 
 
 def test_what_kept_the_target_from_answering_teaches_nothing():
     _, batch = make_batches()
-    boxes = np.array([[[0, 0, 50, 100], [10, 20, 60, 70], [0, 0, 100, 100]]] * 4)
+    boxes = np.array([[[0, 0, 25, 100], [10, 20, 50, 70], [0, 0, 100, 100]]] * 4)
     full = {example["image"].shape[1] for example in EXAMPLES}
     ruler = Ruler(lambda width: "timeout: no answer" if width in full else "refusal: no")
     config = dataclasses.replace(CONFIG, accuracy="contains")
