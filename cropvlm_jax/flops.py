@@ -156,10 +156,10 @@ def crop_flops(canvas: tuple[int, int], side: int) -> float:
 
 def grpo_flops(
     cropper: SmolVLMConfig,
-    target: SmolVLMConfig,
+    target: SmolVLMConfig | None,
     config: GRPOConfig,
     grammar: Grammar,
-    template: AnswerTemplate,
+    template: AnswerTemplate | None,
     batch: Batch,
     lora: LoRAConfig | None = None,
     shared_tower: bool = False,
@@ -168,10 +168,10 @@ def grpo_flops(
 
     Args:
         cropper: shape of the model being trained.
-        target: shape of the frozen model.
+        target: shape of the frozen model; None where the reward comes from outside of the graph.
         config: settings of the step. `accumulate` and `reward_chunk` change nothing.
         grammar: of the cropper's tokenizer.
-        template: of the target's tokenizer.
+        template: of the target's tokenizer, or None as well.
         batch: arrays, or their shapes, of all prompts of the step.
         lora: the cropper's adapters; None where all its weights are trained.
         shared_tower: as for `make_step`.
@@ -202,10 +202,13 @@ def grpo_flops(
         reference = alone.forward
         if lora is None or images.backward:  # a frozen tower has seen the tiles for both
             reference += image_flops(cropper).forward * prompts * tiles
+    reward = 0.0
+    if target and template:
+        reward = _reward_flops(target, config, template, batch, shared_tower)
     return {
         "prefix": prefix.forward,
         "rollout": sampled.forward,
-        "reward": _reward_flops(target, config, template, batch, shared_tower),
+        "reward": reward,
         "reference": reference,
         "update": update + (config.updates - 1) * (prefix.forward + update),
     }
@@ -240,10 +243,10 @@ def _reward_flops(
 
 def decode_bytes(
     cropper: SmolVLMConfig,
-    target: SmolVLMConfig,
+    target: SmolVLMConfig | None,
     config: GRPOConfig,
     grammar: Grammar,
-    template: AnswerTemplate,
+    template: AnswerTemplate | None,
     batch: Batch,
     lora: LoRAConfig | None = None,
     itemsize: int = 2,
@@ -272,17 +275,17 @@ def decode_bytes(
         widths = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         return itemsize * (passes * weights + widths * keys)
 
-    (prompts, prefix), question = batch.crop_prompt.shape, batch.question.shape[1]
+    prompts, prefix = batch.crop_prompt.shape
     replies, iterations = prompts * config.group, grammar.iterations
     keys = prompts * (prefix - 1) + replies * iterations * grammar.chunk
     actions, passes = len(grammar.actions), iterations * config.accumulate
     found = {"rollout": read(cropper.text, actions, passes, iterations * keys, lora), "reward": 0.0}
-    if config.accuracy_weight:
+    if config.accuracy_weight and target and template:
         iterations = config.answer_tokens
         passes = (
             iterations * config.accumulate * (config.group // (config.reward_chunk or config.group))
         )
-        asked = len(template.crop) + question - 1
+        asked = len(template.crop) + batch.question.shape[1] - 1
         keys = prompts * len(template.first) + replies * (asked + iterations)
         vocabulary = target.text.vocab_size
         found["reward"] = read(target.text, vocabulary, passes, iterations * keys, None)

@@ -504,8 +504,8 @@ def open_target(spec: str, base_url: str | None = None) -> Target:
         ImportError: a package is not installed.
         ValueError: there is no such target.
     """
-    found = re.fullmatch(r"(?:(\w+):)?(.+?)(?:@(\d+))?", spec)
-    if not found:
+    found = re.fullmatch(r"(?:(\w+):)?([^:@].*?)(?:@(\d+))?", spec)
+    if not found or spec.endswith(":"):
         raise ValueError(f"{spec!r} names no target")
     kind, name, edge = found[1], found[2], int(found[3]) if found[3] else None
     if kind is None and name == "tesseract":

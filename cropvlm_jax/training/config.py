@@ -18,7 +18,7 @@ def default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.stage = "grpo"  # or "sft": imitate the boxes of the sources
     config.cropper = ""  # folder, bundled model or hub id
-    config.target = ""  # the same; of "grpo" only
+    config.target = ""  # the same, or a black box: "rapidocr:v4@256", "openai:gpt-4.1-nano"; "grpo"
     config.dtype = "float32"  # of the computation and frozen weights; trained ones are fp32
     config.remat = False  # recompute layers in the backward pass: slower, much less memory
     config.seed = 0  # of data order, rollouts, adapters and dropout
