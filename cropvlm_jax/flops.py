@@ -216,7 +216,7 @@ def grpo_flops(
     target: Any,
     config: GRPOConfig,
     grammar: Grammar,
-    template: AnswerTemplate,
+    template: AnswerTemplate | None,
     batch: Batch,
     lora: LoRAConfig | None = None,
     shared_tower: bool = False,
@@ -225,10 +225,10 @@ def grpo_flops(
 
     Args:
         cropper: shape of the model being trained.
-        target: shape of the frozen model.
+        target: shape of the frozen model; None where the reward comes from outside of the graph.
         config: settings of the step. `accumulate` and `reward_chunk` change nothing.
         grammar: of the cropper's tokenizer.
-        template: of the target's tokenizer.
+        template: of the target's tokenizer, or None as well.
         batch: arrays, or their shapes, of all prompts of the step.
         lora: the cropper's adapters; None where all its weights are trained.
         shared_tower: as for `make_step`.
@@ -264,10 +264,13 @@ def grpo_flops(
         reference = alone.forward
         if trained and not shared_tower:  # else policy or target have seen the tiles for it
             reference += image_flops(cropper).forward * prompts * tiles
+    reward = 0.0
+    if target and template:
+        reward = _reward_flops(target, config, template, batch, picture)
     return {
         "prefix": prefix.forward,
         "rollout": sampled.forward,
-        "reward": _reward_flops(target, config, template, batch, picture),
+        "reward": reward,
         "reference": reference,
         "update": update + (config.updates - 1) * (prefix.forward + update),
     }
@@ -305,7 +308,7 @@ def decode_bytes(
     target: Any,
     config: GRPOConfig,
     grammar: Grammar,
-    template: AnswerTemplate,
+    template: AnswerTemplate | None,
     batch: Batch,
     lora: LoRAConfig | None = None,
     itemsize: int = 2,
@@ -334,17 +337,17 @@ def decode_bytes(
         widths = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         return itemsize * (passes * weights + widths * keys)
 
-    (prompts, prefix), question = batch.crop_prompt.shape, batch.question.shape[1]
+    prompts, prefix = batch.crop_prompt.shape
     replies, iterations = prompts * config.group, grammar.iterations
     keys = prompts * (prefix - 1) + replies * iterations * grammar.chunk
     actions, passes = len(grammar.actions), iterations * config.accumulate
     found = {"rollout": read(cropper.text, actions, passes, iterations * keys, lora), "reward": 0.0}
-    if config.accuracy_weight:
+    if config.accuracy_weight and target and template:
         iterations = config.answer_tokens
         passes = (
             iterations * config.accumulate * (config.group // (config.reward_chunk or config.group))
         )
-        asked = len(template.crop) + question - 1
+        asked = len(template.crop) + batch.question.shape[1] - 1
         keys = prompts * len(template.first) + replies * (asked + iterations)
         vocabulary = target.text.vocab_size
         found["reward"] = read(target.text, vocabulary, passes, iterations * keys, None)

@@ -1,58 +1,101 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates croppers on held-out zoom_digits scenes, with controls.
+"""Evaluates croppers in front of frozen targets on a benchmark, with controls.
 
-python -m cropvlm_jax.apps.evaluate --target=zoom_digits/target \
-    --croppers=sft=zoom_digits/cropper,grpo=runs/zoom_digits/cropper --out=runs/zoom_digits
+python -m cropvlm_jax.apps.evaluate --targets=zoom_digits/target \
+    --croppers=sft=zoom_digits/cropper,grpo=runs/zoom_digits/cropper \
+    --expansions=0.25,0.5,2,4,8 --out=runs/zoom_digits --report
+
+Given again after a kill, the same command goes on where it stopped.
 """
 
 import json
 import pathlib
+from typing import Any
 
 from absl import app, flags, logging
 from PIL import Image
 
 from cropvlm_jax import apps
-from cropvlm_jax.api import CropVLM, Target
-from cropvlm_jax.data.zoom_digits import ZoomDigits
-from cropvlm_jax.evals import controls, sheet
-from cropvlm_jax.training.metrics import Progress
+from cropvlm_jax.api import CropVLM
+from cropvlm_jax.data import images
+from cropvlm_jax.evals import benchmarks, sheet, targets
 
-TARGET = flags.DEFINE_string("target", "zoom_digits/target", "Folder, bundled model or hub id.")
+BENCHMARK = flags.DEFINE_enum(
+    "benchmark", "zoom_digits", list(benchmarks.BENCHMARKS), "What to answer."
+)
+FOLDER = flags.DEFINE_string("folder", None, "Of the benchmark's data; zoom_digits needs none.")
+TARGETS = flags.DEFINE_list(
+    "targets",
+    ["zoom_digits/target"],
+    "What answers: folders, bundled models or hub ids of VLMs, openai:MODEL, rapidocr:v4, "
+    "tesseract; the one to report first. @PIXELS after a name limits the pictures it sees.",
+)
 CROPPERS = flags.DEFINE_list(
     "croppers", None, "name=model pairs, the one to report last.", required=True
 )
-OUT = flags.DEFINE_string(
-    "out", None, "Folder for results.json and before_after.png.", required=True
+EXPANSIONS = flags.DEFINE_list(
+    "expansions", [], "Factors of the boxes' areas to try besides 1, such as 0.5,2,4."
 )
-SCENES = flags.DEFINE_integer("scenes", 1000, "Held-out scenes.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the scenes and the random crops.")
-PANELS = 6  # scenes of the picture sheet
+OUT = flags.DEFINE_string(
+    "out", None, "Folder for results.json, records and pictures.", required=True
+)
+LIMIT = flags.DEFINE_integer(
+    "limit", None, "Only the first items; of zoom_digits, which never ends, 1,000.", lower_bound=1
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of zoom_digits' scenes and the random crops.")
+REPORT = flags.DEFINE_bool("report", False, "Write report.html, which works offline, and PNGs.")
+SCENES = 1000
+PANELS = 6  # items of the picture sheet
 
 
-def table(results: dict) -> str:
+def table(results: dict[str, Any]) -> str:
     """The results as a text table."""
-    rows = [f"{name:>10}  {score:6.1%}" for name, score in results["accuracy"].items()]
-    figures = (f"{name} {results[name]:.3f}" for name in ("coverage", "area", "valid"))
-    title = f"target accuracy on {results['n']} held-out scenes"
-    return "\n".join([title, *rows, "boxes of the last cropper: " + ", ".join(figures)])
+    metric = next(iter(results["protocol"]["metrics"]))
+    lines = []
+    for target, found in results["targets"].items():
+        lines.append(f"{target}: {metric} of {results['n']} items, 95% interval, gain over no crop")
+        for name in results["accuracy"]:
+            row = found["scores"][metric][name]
+            low, high = row["score_interval"]
+            score = f"{row['score']:6.1%}  [{low:6.1%}, {high:6.1%}]"
+            counts = f"{row['rescued']} rescued, {row['harmed']} harmed"
+            lines.append(f"{name:>10}  {score}  {row['gain']:+7.1%}  {counts}")
+        if found["failures"]:
+            lines.append(f"failures: {found['failures']}")
+    figures = [
+        f"{name} {results[name]:.3f}"
+        for name in ("coverage", "area", "valid")
+        if results[name] is not None
+    ]
+    return "\n".join([*lines, "boxes of the last cropper: " + ", ".join(figures)])
 
 
-def picture_sheet(source: ZoomDigits, target: Target, boxes: dict) -> Image.Image:
-    """The first scenes, a column for each cropper."""
+def picture_sheet(source: Any, results: dict, records: list[dict]) -> Image.Image:
+    """The first items, a column for each cropper."""
     panels = []
-    for i in range(min(PANELS, len(source))):
-        example = source[i]
-        image = example["image"]
-        for name, proposed in boxes.items():
-            pictures = [image, controls.cut(image, proposed[i])]
-            (reply,) = target.answer([pictures], [example["question"]])
-            captions = [
-                example["question"],
-                f"{name}: {proposed[i].tolist()} -> {reply!r} (truth {example['answers'][0]})",
-            ]
-            panels.append(sheet.panel(Image.fromarray(image), proposed[i], captions))
-    return sheet.grid(panels, columns=len(boxes))
+    target, croppers = next(iter(results["targets"])), list(results["protocol"]["croppers"])
+    readable = [record for record in records if "unreadable" not in record]
+    for record in readable[:PANELS]:
+        image = images.to_rgb(source[record["index"]]["image"])
+        for name in croppers:
+            box, reply = record["boxes"][name], record["replies"][target][name]["text"]
+            told = f"{name}: {box} -> {reply!r} (truth {record['answers'][0]})"
+            panels.append(sheet.panel(Image.fromarray(image), box, [record["question"], told]))
+    return sheet.grid(panels, columns=len(croppers))
+
+
+def runs(models: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Of croppers that are in the folder of a run of ours: its `target` and `metrics`."""
+    found = {}
+    for name, model in models.items():
+        folder = pathlib.Path(model).parent
+        if (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file():
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            metrics = [json.loads(line) for line in lines]
+            found[name] = {"target": config.get("target") or "", "metrics": metrics}
+    return found
 
 
 def main(argv: list[str]) -> None:
@@ -61,21 +104,41 @@ def main(argv: list[str]) -> None:
     pairs = [pair.split("=", 1) for pair in CROPPERS.value]
     if any(len(pair) != 2 for pair in pairs):
         raise app.UsageError(f"--croppers takes name=model pairs, got {CROPPERS.value}")
+    models = {name: model for name, model in pairs}
+    try:
+        expansions = [float(factor) for factor in EXPANSIONS.value]
+    except ValueError:
+        expansions = [0.0]
+    if any(not factor > 0 for factor in expansions):
+        raise app.UsageError(f"--expansions takes positive numbers, got {EXPANSIONS.value}")
+    if REPORT.value:
+        from cropvlm_jax.evals import report  # needs matplotlib: say so before the work, not after
+    source = benchmarks.BENCHMARKS[BENCHMARK.value].open(FOLDER.value, SEED.value)
     out = pathlib.Path(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    target = Target.from_pretrained(TARGET.value)
-    croppers = {name: CropVLM.from_pretrained(model, target) for name, model in pairs}
-    source = ZoomDigits("test", SCENES.value, SEED.value)
-    progress = Progress(2 * len(source), what="scene (boxes, then answers)")
-    results = controls.evaluate(source, target, croppers, SEED.value, progress.update)
-    boxes = results.pop("boxes")
+    results = benchmarks.evaluate(
+        BENCHMARK.value,
+        source,
+        [targets.open_target(spec) for spec in TARGETS.value],
+        {name: CropVLM.from_pretrained(model) for name, model in models.items()},
+        out,
+        expansions=expansions,
+        limit=LIMIT.value or (SCENES if BENCHMARK.value == "zoom_digits" else None),
+        seed=SEED.value,
+    )
+    items = results["n"] + len(results["unreadable"])
+    records = benchmarks.read_records(out / results["records"])[:items]
+    trained = runs(models)
+    results["trained_with"] = {name: run["target"] for name, run in trained.items()}
     summary = out / "summary.json"
     if summary.is_file():
         results |= json.loads(summary.read_text(encoding="utf-8"))
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    picture_sheet(source, target, boxes).save(out / "before_after.png")
+    picture_sheet(source, results, records).save(out / "before_after.png")
+    if REPORT.value:
+        curves = {name: run["metrics"] for name, run in trained.items()}
+        report.write(out, results, records, source, curves)
     print(table(results))
-    logging.info("results.json and before_after.png are in %s", out)
+    logging.info("results are in %s", out)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ answer, completion.
 import collections
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ import numpy as np
 from cropvlm_jax import boxes as box_lib
 from cropvlm_jax.data import images
 from cropvlm_jax.prompts import Prompts
+
+SPOKEN_BYTES = 4096  # most of a question and its answers, for a target outside of the graph
 
 
 class Batch(NamedTuple):
@@ -34,6 +37,8 @@ class Batch(NamedTuple):
         answer_valid: bool `[B, A]`.
         example_id: int32 `[B]`, index in the source.
         gold: what the accuracy reward compares answers with, or None where it is not used.
+        spoken: uint8 `[B, SPOKEN_BYTES]`, question and gold answers as `read_spoken` reads them;
+            for targets outside of the graph, and then `question` and `answer` are None.
     """
 
     canvas: Any
@@ -47,6 +52,7 @@ class Batch(NamedTuple):
     answer_valid: Any
     example_id: Any
     gold: Any = None
+    spoken: Any = None
 
 
 class SupervisedBatch(NamedTuple):
@@ -108,6 +114,26 @@ def gold_answer(answers: Sequence[str]) -> str:
     return next(answer for answer in answers if answer.strip().lower() == most)
 
 
+def write_spoken(question: str, answers: Sequence[str]) -> np.ndarray:
+    """A question and its answers as uint8 `[SPOKEN_BYTES]`: batches hold arrays of fixed shapes.
+
+    Raises:
+        ValueError: they are too long, or there is no answer.
+    """
+    if not answers:
+        raise ValueError("there is no answer to compare with")
+    data = json.dumps([question, *answers]).encode()
+    if len(data) > SPOKEN_BYTES:
+        raise ValueError(f"question and answers take {len(data)} bytes, over {SPOKEN_BYTES}")
+    return np.frombuffer(data.ljust(SPOKEN_BYTES), np.uint8)
+
+
+def read_spoken(data: np.ndarray) -> tuple[str, list[str]]:
+    """The question and the answers that `write_spoken` wrote."""
+    question, *answers = json.loads(data.tobytes())
+    return question, answers
+
+
 @functools.cache
 def _crop_prompt_length(prompts: Prompts, grid: tuple[int, int]) -> int:
     """Tokens of the crop conversation about a picture of `grid`, but for the question's."""
@@ -154,14 +180,14 @@ class Preparer:
 
     Attributes:
         cropper: how the cropper sees it.
-        answer_prompts: of the target's tokenizer.
+        answer_prompts: of the target's tokenizer; None where the target is outside of the graph.
         canvas: Hc, Wc; a larger picture is shrunk to fit.
         answer_tokens: most tokens of a gold answer.
         gold: makes of the gold answers what the accuracy reward compares with; None without it.
     """
 
     cropper: CropperInput
-    answer_prompts: Prompts
+    answer_prompts: Prompts | None
     canvas: tuple[int, int]
     answer_tokens: int
     gold: Callable[[Sequence[str]], Any] | None = None
@@ -176,24 +202,31 @@ class Preparer:
         image = images.to_rgb(example["image"])
         tiles, grid = self.cropper.tiles(image)
         image = images.shrink_to_fit(image, *self.canvas)
-        prompt = self.cropper.prompts.crop(example["question"], grid)
-        answer = gold_answer(example["answers"])
-        conversation = self.answer_prompts.answer(example["question"], 2, answer)
-        return Batch(
+        question, answers = example["question"], example["answers"]
+        prompt = self.cropper.prompts.crop(question, grid)
+        seen = (
             images.pad_to_canvas(image, *self.canvas),
             np.array(image.shape[:2], np.int32),
             tiles,
             *self.cropper.pad(prompt.ids, grid),
+        )
+        if self.answer_prompts is None:
+            nothing = (None,) * 4
+            return Batch(*seen, *nothing, np.int32(index), spoken=write_spoken(question, answers))
+        conversation = self.answer_prompts.answer(question, 2, gold_answer(answers))
+        return Batch(
+            *seen,
             *pad(conversation.ids[conversation.question], self.question_length, "left"),
             # The period and the end of the utterance follow the answer.
             *pad(conversation.ids[conversation.completion], self.answer_tokens + 2, "right"),
             np.int32(index),
-            None if self.gold is None else self.gold(example["answers"]),
+            None if self.gold is None else self.gold(answers),
         )
 
     @property
     def question_length(self) -> int:
         """Q: tokens from after the crop to "Assistant:"."""
+        assert self.answer_prompts is not None
         shortest = self.answer_prompts.answer("A")
         return len(shortest.ids[shortest.question]) + self.cropper.question_tokens
 

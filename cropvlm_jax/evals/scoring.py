@@ -1,21 +1,40 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a reply against gold answers: VQA accuracy as three codes compute it, and ANLS.
+"""Scores of a reply against gold answers: VQA accuracy as three codes compute it, ANLS, letters.
 
 `grpo/answer_scores.py` computes the same scores in the graph. No jax in here: data workers encode
 gold answers with `encode_gold`.
 """
 
 import re
+import string
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 VQAVariant = Literal["evalai", "vicrop", "official"]
-Metric = Literal["evalai", "vicrop", "official", "anls"]
+Metric = Literal["evalai", "vicrop", "official", "anls"]  # which the graph computes too
+HostMetric = Literal["evalai", "vicrop", "official", "anls", "contains", "nearly_contains"]
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_VSTAR_RULES = tuple(
+    re.compile(rule)
+    for rule in (
+        r"^([A-D])",
+        r"(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
+        r"\(([A-D])\)",
+        r"([A-D])\s*[.)\]]",
+        r"(?:^|\s)([A-D])(?:\s|$)",
+    )
+)
+_REFUSALS = (  # of closed models, as VLMEvalKit lists them
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 MAX_PERIODS = 32  # the original passes the flag re.UNICODE, 32, where re.sub takes a count
 _NUMBERS = "zero one two three four five six seven eight nine ten"
 _CONTRACTED = """
@@ -123,13 +142,93 @@ def official_accuracy(reply: str, answers: Sequence[str]) -> float:
     return similarity if similarity > 0.5 else 0.0
 
 
-def score(prediction: str, answers: Sequence[str], metric: Metric) -> float:
-    """A reply's score, 0..1: `anls`, `official_accuracy` or a variant of `vqa_accuracy`."""
+def score(prediction: str, answers: Sequence[str], metric: HostMetric) -> float:
+    """A reply's score, 0..1, by the function of that name, or a variant of `vqa_accuracy`."""
+    if metric == "contains":
+        return contains(prediction, answers)
+    if metric == "nearly_contains":
+        return nearly_contains(prediction, answers)
     if metric == "anls":
         return anls(prediction, answers)
     if metric == "official":
         return official_accuracy(prediction, answers)
     return vqa_accuracy(prediction, answers, metric)
+
+
+def exact(prediction: str, answers: Sequence[str]) -> float:
+    """1 where a reply is one of the answers, up to case, spaces and one final period; else 0.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    _require(answers)
+    plain = {collapse(answer).removesuffix(".") for answer in answers}
+    return float(collapse(prediction).removesuffix(".") in plain)
+
+
+def contains(prediction: str, answers: Sequence[str]) -> float:
+    """1 where a reply has one of the answers in it, up to case and spaces; else 0.
+
+    The answer must not be a part of a longer number or word: "19.00" and "9.005" do not contain
+    "9.00", "RM9.00" does.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    _require(answers)
+    text = collapse(prediction)
+    return float(any(_stands_in(collapse(answer), text) for answer in answers))
+
+
+def vstar_letter(prediction: str) -> str:
+    """The option A..D that a reply names, as lmms-eval reads V* Bench; "" where it names none.
+
+    The first of these that is found, in capitals: a reply's first letter (even that of a word, such
+    as "Blue"), a letter after "answer", "choice" or "option", in parentheses, before a period or a
+    closing bracket (even that of a word, such as "rod."), by itself; else the only A..D there is.
+    """
+    text = prediction.strip().upper()
+    for rule in _VSTAR_RULES:
+        if found := rule.search(text):
+            return found[1]
+    letters = re.findall("[A-D]", text)
+    return letters[0] if len(letters) == 1 else ""
+
+
+def hrbench_letter(prediction: str, options: Sequence[str]) -> str:
+    """The option that a reply names, as lmms-eval reads HR-Bench; "" where it names none.
+
+    The one letter of an option that stands by itself; else the one option whose text is in the
+    reply. Where a judge model would be asked, nobody is: the reply is wrong. "Z" is a refusal.
+    """
+    reply = prediction.strip()
+    if any(phrase in reply for phrase in _REFUSALS):
+        return "Z"
+    letters = string.ascii_uppercase[: len(options)]
+    words = set(reply.translate(_SEPARATORS).split())
+    named = [letter for letter in letters if letter in words]
+    if len(named) != 1 and not (not named and "Z" in words):
+        text = reply.lower()
+        pairs = zip(letters, options, strict=True)
+        named = [letter for letter, option in pairs if option.lower() in text]
+        return named[0] if len(named) == 1 else ""
+    return named[0] if named else "Z"
+
+
+def nearly_contains(prediction: str, answers: Sequence[str]) -> float:
+    """How near a reply comes to having one of the answers in it, 0..1.
+
+    The mean of `contains` and of the likeness, 1 - distance / length, of the answer to the part of
+    the reply that is nearest to it: with a half-read answer there is something to climb.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    _require(answers)
+    text = collapse(prediction)
+    golds = [gold for gold in map(collapse, answers) if gold]
+    likeness = max((1 - _distance_to_part(gold, text) / len(gold) for gold in golds), default=0.0)
+    return (contains(prediction, answers) + likeness) / 2
 
 
 def encode_gold(
@@ -204,6 +303,30 @@ def _credit(matches: int, answers: int, variant: VQAVariant) -> float:
     enough = min(3, answers - 1)
     matched = min(1.0, (matches - 1) / enough) * matches  # one of these is left out
     return (matched + min(1.0, matches / enough) * (answers - matches)) / answers
+
+
+def _stands_in(answer: str, text: str) -> bool:
+    """Whether `answer` is in `text`, and there not a part of a longer number or word."""
+    before, after = r"(?<!\d)(?<!\d[.,])", r"(?!\d)(?![.,]\d)"
+    left, right = answer[:1], answer[-1:]
+    before = before if left.isdigit() else r"(?<![^\W\d_])" if left.isalpha() else ""
+    after = after if right.isdigit() else r"(?![^\W\d_])" if right.isalpha() else ""
+    return bool(answer) and bool(re.search(before + re.escape(answer) + after, text))
+
+
+def _distance_to_part(wanted: str, text: str) -> int:
+    """The least edit distance of `wanted` to any part of `text`.
+
+    Sellers' algorithm ("The theory and computation of evolutionary distances", 1980), a row at a
+    time: a part may begin anywhere, so the first row is zeros.
+    """
+    codes, place = np.array([*map(ord, text)], np.int64), np.arange(len(text) + 1)
+    row = np.zeros(len(text) + 1, np.int64)
+    for i, character in enumerate(map(ord, wanted), 1):
+        changed = np.minimum(row[1:] + 1, row[:-1] + (codes != character))
+        above = np.concatenate([[i], changed])
+        row = np.minimum.accumulate(above - place) + place  # what is inserted, all at once
+    return int(row.min())
 
 
 def _similarity(a: str, b: str, length: int) -> float:

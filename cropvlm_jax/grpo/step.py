@@ -1,10 +1,13 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One GRPO step as one jitted function: rollouts, crops, rewards and the update, top to bottom."""
+"""One GRPO step as one jitted function: rollouts, crops, rewards and the update, top to bottom.
+
+Or as two halves, for a reward that comes from outside of the graph (`black_box.py`).
+"""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ from flax import nnx
 from cropvlm_jax import boxes as box_lib
 from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data.pipeline import Batch
-from cropvlm_jax.evals.scoring import Metric
+from cropvlm_jax.evals.scoring import HostMetric, Metric
 from cropvlm_jax.grpo import answer_scores, objective, rewards, rollout
 from cropvlm_jax.models.llama import KVCache
 from cropvlm_jax.models.smolvlm import SmolVLM
@@ -56,7 +59,8 @@ class GRPOConfig:
         official_span: reproduces the official code, which counts only the tokens after the last ":"
             of an answer that has one.
         accuracy_weight: of the score, 0..1, of the target's own answer against `Batch.gold`.
-        accuracy: its metric, that which `Batch.gold` was encoded for.
+        accuracy: its metric, that which `Batch.gold` was encoded for; "contains" and
+            "nearly_contains" are for targets outside of the graph.
         answer_tokens: where that answer is cut.
         validity_weight: of a valid box, 1; under the grammar every box is.
         area_weight: cost of the whole picture; a box costs its share.
@@ -80,7 +84,7 @@ class GRPOConfig:
     gain: bool = False
     official_span: bool = False
     accuracy_weight: float = 0.0
-    accuracy: Metric = "evalai"
+    accuracy: HostMetric = "evalai"
     answer_tokens: int = 16
     validity_weight: float = 1.0
     area_weight: float = 0.0
@@ -148,12 +152,6 @@ def judge(
     The target reads the whole picture once, as `picture` `[B, 1, I, ...]` where another model's
     tower has seen the same already, then each crop. Components without a weight are left out.
     """
-    weights = {
-        "likelihood": config.likelihood_weight,
-        "accuracy": config.accuracy_weight,
-        "validity": config.validity_weight,
-        "area": -config.area_weight,
-    }
     if picture is None:
         picture = rewards.encode_pictures(reader, batch.canvas, batch.size)
     asked = reader, template, rewards.read_picture(reader, template, picture), batch
@@ -182,47 +180,87 @@ def judge(
                 "`gold` answers"
             )
         parts["accuracy"] = answer_scores.score(
-            vocabulary, batch.gold, found["own"], config.accuracy
+            vocabulary, batch.gold, found["own"], cast(Metric, config.accuracy)
         )
+    return rate(config, boxes, parts)
+
+
+def rate(
+    config: GRPOConfig, boxes: jax.Array, parts: dict[str, jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The reward of boxes, fp32 `[B, G]`, and its components, of which `parts` are the target's."""
+    weights = {
+        "likelihood": config.likelihood_weight,
+        "accuracy": config.accuracy_weight,
+        "validity": config.validity_weight,
+        "area": -config.area_weight,
+    }
     if config.validity_weight:
-        parts["validity"] = box_lib.is_valid(boxes).astype(jnp.float32)
+        parts = parts | {"validity": box_lib.is_valid(boxes).astype(jnp.float32)}
     if config.area_weight:
-        parts["area"] = box_lib.area(boxes)
+        parts = parts | {"area": box_lib.area(boxes)}
     weighted = [weights[name] * part for name, part in parts.items()]
     return jnp.stack(weighted).sum(0), parts
 
 
-def make_step(
+class Attempt(NamedTuple):
+    """What the policy did with a microbatch before anyone said what it was worth.
+
+    Attributes:
+        image_tokens: `[B, N, I, D]` of the tiles as the reference sees them, where another has seen
+            them so: the policy, if its tower is not trained, or a target that shares it; else None.
+        prefix: of the prompts, as the policy read them.
+        pull_back: from gradients of the prefix's keys and values to the weights'.
+        rollouts: the boxes.
+    """
+
+    image_tokens: jax.Array | None
+    prefix: KVCache
+    pull_back: Any
+    rollouts: rollout.Rollouts
+
+
+class Halves(NamedTuple):
+    """A step but for the reward between its halves.
+
+    Attributes:
+        roll_out: `(state, batch, key) -> Attempt`, of a microbatch.
+        learn: `(state, batch, attempt, reward, parts) -> ((grads, sums), Experience)`: unreduced
+            gradients of a microbatch, and sums and counts of metrics.
+        update: `(state, grads, sums, batch, seen) -> (state, metrics)`, from those of all
+            microbatches; of `accumulate` above 1, `batch` and `seen` are stacked.
+    """
+
+    roll_out: Callable[..., Attempt]
+    learn: Callable[..., tuple[tuple[Any, Any], Experience]]
+    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+def summed(
+    compute: Callable[..., tuple[Any, Any]], accumulate: int, state: TrainState, *inputs: Any
+):
+    """What `compute` returns for microbatches, first the sum of all, second stacked."""
+    if accumulate == 1:
+        return compute(state, *inputs)
+
+    def add(total: Any, inputs: Any):
+        part, rest = compute(state, *inputs)
+        return jax.tree.map(jnp.add, total, part), rest
+
+    one = jax.tree.map(lambda x: x[0], inputs)
+    shapes, _ = jax.eval_shape(compute, state, *one)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, inputs)
+
+
+def make_halves(
     policy: nnx.GraphDef,
-    target: nnx.GraphDef,
     grammar: Grammar,
-    template: rewards.AnswerTemplate,
     optimizer: optax.GradientTransformation,
     config: GRPOConfig,
     base: nnx.GraphDef | None = None,
-    vocabulary: answer_scores.Vocabulary | None = None,
-    shared_tower: bool = False,
-):
-    """Builds the step; the caller jits it with its shardings and donates the state.
-
-    Args:
-        policy: of the cropper whose weights are `state.params` and, under adapters, those in the
-            tuple `state.frozen`.
-        target: of the frozen model whose weights are `state.target`.
-        grammar: of the cropper's tokenizer.
-        template: of the target's tokenizer.
-        optimizer: of the cropper; it is applied `config.updates` times a step.
-        config: settings.
-        base: of the cropper without adapters, whose weights are `state.frozen`: the KL reference.
-            None where all weights are trained: the reference is `policy` with `state.reference`.
-        vocabulary: of the target's tokenizer, where `config.accuracy_weight` is not 0.
-        shared_tower: whether the vision tower and connector of the cropper before its training are
-            the target's, and its one tile is the picture as the target sees it: target, reference
-            and, where the tower is not trained, policy encode it once.
-
-    Returns:
-        `(state, batch, key) -> (state, metrics)`; metrics are fp32 scalars.
-    """
+) -> Halves:
+    """Builds what comes before and after the reward; arguments as of `make_step`."""
     temperature = config.temperature if config.temperature_in_log_probs else 1.0
 
     def read(model: SmolVLM, batch: Batch, image_tokens: jax.Array | None) -> KVCache:
@@ -293,8 +331,7 @@ def make_step(
         grads = jax.tree.map(jnp.add, direct, pull_back(tuple(of_prefix))[0])
         return grads, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums), log_probs
 
-    def first(state: TrainState, batch: Batch, key: jax.Array):
-        """From a microbatch's prompts to the first gradient, and what later updates need."""
+    def roll_out(state: TrainState, batch: Batch, key: jax.Array) -> Attempt:
         # 1. The policy reads each prompt once.
         with jax.named_scope("prefix"):
             image_tokens = frozen_image_tokens(state, batch)
@@ -312,18 +349,18 @@ def make_step(
                 config.temperature,
                 temperature,
             )
-        boxes = rollouts.boxes
+        return Attempt(image_tokens, prefix, pull_back, rollouts)
 
-        # 3. and 4. The target reads the crops and says what they are worth.
+    def learn(
+        state: TrainState,
+        batch: Batch,
+        attempt: Attempt,
+        reward: jax.Array,
+        parts: dict[str, jax.Array],
+    ):
+        image_tokens, prefix, pull_back, rollouts = attempt
+        boxes = rollouts.boxes
         with jax.named_scope("reward"):
-            reader = nnx.merge(target, state.target)
-            picture_tokens = None
-            if shared_tower:
-                trained = image_tokens is None
-                picture_tokens = reader.encode_images(batch.tiles) if trained else image_tokens
-            reward, parts = judge(
-                reader, template, vocabulary, config, batch, boxes, picture_tokens
-            )
             scored = jnp.isfinite(reward)
             advantages = objective.advantages(reward, config.scale)
 
@@ -334,9 +371,7 @@ def make_step(
                     model = nnx.merge(policy, state.reference)
                 else:
                     model = nnx.merge(base, *state.frozen)
-                # The tower that the target shares, or that the policy does not train.
-                seen_before = picture_tokens if shared_tower else image_tokens
-                _, reference, *_ = write(model, read(model, batch, seen_before), batch, boxes)
+                _, reference, *_ = write(model, read(model, batch, image_tokens), batch, boxes)
 
         # 5. The objective on teacher-forced log-probabilities, and its gradient.
         with jax.named_scope("update"):
@@ -367,25 +402,84 @@ def make_step(
             grads, sums, _ = gradient(state, batch, prefix, pull_back, seen)
         return (grads, sums), None
 
-    def summed(compute: Callable[..., tuple[Any, Any]], state: TrainState, *inputs: Any):
-        """What `compute` returns for microbatches, first the sum of all, second stacked."""
-        if config.accumulate == 1:
-            return compute(state, *inputs)
-
-        def add(total: Any, inputs: Any):
-            part, rest = compute(state, *inputs)
-            return jax.tree.map(jnp.add, total, part), rest
-
-        one = jax.tree.map(lambda x: x[0], inputs)
-        shapes, _ = jax.eval_shape(compute, state, *one)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, inputs)
-
     def apply(state: TrainState, grads: Any, sums: Any):
         """One update of the weights from unreduced gradients."""
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums["loss"][1], 1), grads)
         sums["grad_norm"] = optax.tree.norm(grads), jnp.float32(1)
         return state.apply_gradients(grads, optimizer), sums
+
+    def update(state: TrainState, grads: Any, sums: Any, batch: Batch, seen: Experience):
+        after, sums = apply(state, grads, sums)
+
+        def once_more(carry: Any, _: None):
+            params, opt_state, sums = carry
+            now = state._replace(params=params, opt_state=opt_state)
+            (grads, more), _ = summed(again, config.accumulate, now, batch, seen)
+            now, more = apply(now, grads, more)
+            added = {name: jax.tree.map(jnp.add, sums[name], more[name]) for name in more}
+            return (now.params, now.opt_state, sums | added), None
+
+        if config.updates > 1:
+            carry = after.params, after.opt_state, sums
+            (params, opt_state, sums), _ = jax.lax.scan(once_more, carry, length=config.updates - 1)
+            after = after._replace(params=params, opt_state=opt_state)
+        metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
+        return after._replace(step=state.step + 1), metrics
+
+    return Halves(roll_out, learn, update)
+
+
+def make_step(
+    policy: nnx.GraphDef,
+    target: nnx.GraphDef,
+    grammar: Grammar,
+    template: rewards.AnswerTemplate,
+    optimizer: optax.GradientTransformation,
+    config: GRPOConfig,
+    base: nnx.GraphDef | None = None,
+    vocabulary: answer_scores.Vocabulary | None = None,
+    shared_tower: bool = False,
+):
+    """Builds the step; the caller jits it with its shardings and donates the state.
+
+    Args:
+        policy: of the cropper whose weights are `state.params` and, under adapters, those in the
+            tuple `state.frozen`.
+        target: of the frozen model whose weights are `state.target`.
+        grammar: of the cropper's tokenizer.
+        template: of the target's tokenizer.
+        optimizer: of the cropper; it is applied `config.updates` times a step.
+        config: settings.
+        base: of the cropper without adapters, whose weights are `state.frozen`: the KL reference.
+            None where all weights are trained: the reference is `policy` with `state.reference`.
+        vocabulary: of the target's tokenizer, where `config.accuracy_weight` is not 0.
+        shared_tower: whether the vision tower and connector of the cropper before its training are
+            the target's, and its one tile is the picture as the target sees it: target, reference
+            and, where the tower is not trained, policy encode it once.
+
+    Returns:
+        `(state, batch, key) -> (state, metrics)`; metrics are fp32 scalars.
+    """
+    halves = make_halves(policy, grammar, optimizer, config, base)
+
+    def first(state: TrainState, batch: Batch, key: jax.Array):
+        """From a microbatch's prompts to the first gradient, and what later updates need."""
+        # 1. and 2. The policy reads each prompt, and proposes a group of boxes.
+        attempt = halves.roll_out(state, batch, key)
+
+        # 3. and 4. The target reads the crops and says what they are worth.
+        with jax.named_scope("reward"):
+            reader = nnx.merge(target, state.target)
+            picture = None
+            if shared_tower:
+                if attempt.image_tokens is None:
+                    attempt = attempt._replace(image_tokens=reader.encode_images(batch.tiles))
+                picture = attempt.image_tokens
+            boxes = attempt.rollouts.boxes
+            reward, parts = judge(reader, template, vocabulary, config, batch, boxes, picture)
+
+        # 5. The objective and its gradient.
+        return halves.learn(state, batch, attempt, reward, parts)
 
     def step(state: TrainState, batch: Batch, key: jax.Array):
         n = config.accumulate
@@ -395,25 +489,36 @@ def make_step(
             # Microbatch i takes every n-th prompt, so that each device keeps its own prompts.
             batch = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
             key = jax.random.split(key, n)
-        (grads, sums), seen = summed(first, state, batch, key)
-        after, sums = apply(state, grads, sums)
-
-        def update(carry: Any, _: None):
-            params, opt_state, sums = carry
-            now = state._replace(params=params, opt_state=opt_state)
-            (grads, more), _ = summed(again, now, batch, seen)
-            now, more = apply(now, grads, more)
-            added = {name: jax.tree.map(jnp.add, sums[name], more[name]) for name in more}
-            return (now.params, now.opt_state, sums | added), None
-
-        if config.updates > 1:
-            carry = after.params, after.opt_state, sums
-            (params, opt_state, sums), _ = jax.lax.scan(update, carry, length=config.updates - 1)
-            after = after._replace(params=params, opt_state=opt_state)
-        metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
-        return after._replace(step=state.step + 1), metrics
+        (grads, sums), seen = summed(first, n, state, batch, key)
+        return halves.update(state, grads, sums, batch, seen)
 
     return step
+
+
+def make_greedy(policy: nnx.GraphDef, grammar: Grammar):
+    """Builds `(state, batch) -> boxes`, int32 `[B, 1, 4]`, the policy's likeliest."""
+
+    def greedy(state: TrainState, batch: Batch) -> jax.Array:
+        model = nnx.merge(policy, state.params, *state.frozen)
+        prompt = batch.crop_prompt, batch.crop_prompt_valid
+        prefix = rollout.read_prompt(model, model.encode_images(batch.tiles), *prompt)
+        unused = jax.random.key(0)
+        last_token = batch.crop_prompt[:, -1]
+        return rollout.sample(model, grammar, prefix, last_token, unused, 1, 0.0).boxes
+
+    return greedy
+
+
+def evaluation_sums(
+    boxes: jax.Array, reward: jax.Array, parts: dict[str, jax.Array]
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Sums and counts of the reward, its components and the boxes' area, where they are numbers."""
+    components = {f"reward/{name}": part for name, part in parts.items()}
+    values = {"reward": reward, **components, "area": box_lib.area(boxes)}
+    return {
+        name: (jnp.where(jnp.isfinite(x), x, 0).sum(), jnp.isfinite(x).sum())
+        for name, x in values.items()
+    }
 
 
 def make_evaluation(
@@ -429,22 +534,12 @@ def make_evaluation(
     Returns:
         `(state, batch) -> {name: (sum, count)}` of the reward, its components and the boxes' area.
     """
-    alone = dataclasses.replace(config, reward_chunk=None)
+    alone, greedy = dataclasses.replace(config, reward_chunk=None), make_greedy(policy, grammar)
 
     def evaluate(state: TrainState, batch: Batch):
-        model = nnx.merge(policy, state.params, *state.frozen)
-        prompt = batch.crop_prompt, batch.crop_prompt_valid
-        prefix = rollout.read_prompt(model, model.encode_images(batch.tiles), *prompt)
-        unused = jax.random.key(0)
-        last_token = batch.crop_prompt[:, -1]
-        boxes = rollout.sample(model, grammar, prefix, last_token, unused, 1, 0.0).boxes
+        boxes = greedy(state, batch)
         reader = nnx.merge(target, state.target)
         reward, parts = judge(reader, template, vocabulary, alone, batch, boxes)
-        parts = {f"reward/{name}": part for name, part in parts.items()}
-        values = {"reward": reward, **parts, "area": box_lib.area(boxes)}
-        return {
-            name: (jnp.where(jnp.isfinite(x), x, 0).sum(), jnp.isfinite(x).sum())
-            for name, x in values.items()
-        }
+        return evaluation_sums(boxes, reward, parts)
 
     return evaluate

@@ -18,7 +18,7 @@ def default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.stage = "grpo"  # or "sft": imitate the boxes of the sources
     config.cropper = ""  # folder, bundled model or hub id
-    config.target = ""  # the same; of "grpo" only
+    config.target = ""  # the same, or a black box: "rapidocr:v4@256", "openai:gpt-4.1-nano"; "grpo"
     # Settings of the target's image processor that replace its own.
     config.target_processor = ml_collections.ConfigDict()
     config.target_processor.do_pad = placeholder(bool)  # LLaVA: to a square, not its centre

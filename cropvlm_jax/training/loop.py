@@ -21,7 +21,7 @@ from cropvlm_jax.hub.pretrained import export
 from cropvlm_jax.models import lora
 from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, check_claim, claim
 from cropvlm_jax.training.metrics import MetricWriter, Progress, Throughput
-from cropvlm_jax.training.stage import build, jit_step
+from cropvlm_jax.training.stage import build, jit_black_box, jit_evaluation, jit_step
 from cropvlm_jax.training.state import TrainState
 
 SHOWN = ("loss", "reward", "area")  # on the progress line
@@ -99,7 +99,12 @@ def run(
         held_out_planned = order.PlannedBatches(held_out, stage.prepare, held_out_plan, rows)
 
     # --- State and step ---------------------------------------------------------------------------
-    step, shardings = jit_step(stage, mesh, steps)
+    if stage.black_box:
+        step, evaluation, shardings = jit_black_box(stage, mesh, config, steps)
+        logging.info("the reward is that of %s, outside of the graph", stage.black_box.name)
+    else:
+        step, shardings = jit_step(stage, mesh, steps)
+        evaluation = jit_evaluation(stage, mesh, shardings)
     create = jax.jit(stage.create, static_argnums=1, out_shardings=shardings)
     state = create(stage.weights, steps)
     stage.weights.clear()  # or they stay on the device beside the state's
@@ -114,15 +119,16 @@ def run(
         done = {"flops": sum(stage.flops(batch).values()), "prompts": config.batch_size}
         if config.stage == "sft":
             return done | {"images": config.batch_size * batch.images.shape[1]}
-        rollouts = config.batch_size * config.grpo.group
-        pictures = config.batch_size * (batch.tiles.shape[1] + 1)
-        return done | {"rollouts": rollouts, "images": pictures + rollouts}
+        rollouts, pictures = config.batch_size * config.grpo.group, config.batch_size
+        tiles = config.batch_size * batch.tiles.shape[1]
+        seen = 0 if stage.black_box else pictures + rollouts  # by the target, in the graph
+        return done | {"rollouts": rollouts, "images": tiles + seen}
 
-    evaluation = jax.jit(
-        parallel.on_mesh(mesh, stage.evaluation),
-        in_shardings=(shardings, batched),
-        out_shardings=replicated,
-    )
+    def on_devices_of(batch: Any) -> Any:
+        """A batch as step and evaluation take it: a black box needs it on the host."""
+        if stage.black_box:
+            return batch
+        return parallel.to_devices(batch, batched, config.batch_size)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         totals: Any = None
@@ -131,9 +137,7 @@ def run(
             logging.log_every_n_seconds(
                 logging.INFO, "held-out batch %d of %d", 10, i + 1, len(held_out_planned)
             )
-            sums = jax.device_get(
-                evaluation(state, parallel.to_devices(batch, batched, config.batch_size))
-            )
+            sums = jax.device_get(evaluation(state, on_devices_of(batch)))
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         return {
             f"eval/{name}": float(total / n) if n else math.nan
@@ -175,7 +179,7 @@ def run(
     progress = Progress(steps, start)
     chip = flops.CHIPS.get(jax.devices()[0].device_kind)
     throughput = Throughput(jax.device_count(), chip and chip.flops)
-    compiled: dict[Any, jax.stages.Compiled] = {}
+    compiled: dict[Any, Any] = {}
     pending: list[tuple[int, Any, dict[str, float]]] = []
 
     def report(behind: int = 0) -> None:
@@ -206,11 +210,15 @@ def run(
             with throughput.waiting():
                 batch = next(batches)
             step_key = fold_in(key, number)
-            on_devices = parallel.to_devices(batch, batched, config.batch_size)
+            on_devices = on_devices_of(batch)
             shapes = tuple(x.shape for x in jax.tree.leaves(on_devices))
             if shapes not in compiled:
                 report()
-                compiled[shapes] = compile_step(step, state, on_devices, step_key)
+                if stage.black_box:
+                    logging.info("the first step of these shapes compiles its halves on its way")
+                    compiled[shapes] = step
+                else:
+                    compiled[shapes] = compile_step(step, state, on_devices, step_key)
                 progress = Progress(steps, number - 1)
                 throughput.restart()
             tracing = number - start == profile and jax.process_index() == 0

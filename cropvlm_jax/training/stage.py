@@ -8,7 +8,7 @@ compiled for machines that are not there.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,19 @@ from jax.sharding import Mesh
 from cropvlm_jax import parallel
 from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data import pipeline
-from cropvlm_jax.evals.scoring import encode_gold
+from cropvlm_jax.evals.scoring import Metric, encode_gold
+from cropvlm_jax.evals.targets import Target, is_black_box, open_target
 from cropvlm_jax.flops import decode_bytes, grpo_flops, sft_flops
 from cropvlm_jax.grpo.answer_scores import Vocabulary
+from cropvlm_jax.grpo.black_box import make_black_box_evaluation, make_black_box_step
 from cropvlm_jax.grpo.rewards import AnswerTemplate
-from cropvlm_jax.grpo.step import GRPOConfig, make_evaluation, make_step
+from cropvlm_jax.grpo.step import (
+    GRPOConfig,
+    make_evaluation,
+    make_greedy,
+    make_halves,
+    make_step,
+)
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
@@ -50,6 +58,8 @@ class Stage(NamedTuple):
         flops: operations of a step by phase, a function of the batch or its shapes.
         decode_bytes: what its decoding reads, a function of the batch of one chip.
         target: the folder of the frozen model that gives the reward, or None.
+        black_box: what gives it from outside of the graph, or None; then `make_step` and
+            `evaluation` are for `jit_black_box`.
     """
 
     cropper: Pretrained
@@ -63,6 +73,7 @@ class Stage(NamedTuple):
     flops: Callable[[Any], dict[str, float]]
     decode_bytes: Callable[[Any], dict[str, float]]
     target: Pretrained | None = None
+    black_box: Target | None = None
 
 
 def make_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
@@ -142,6 +153,41 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
             decode_bytes=lambda batch: {},
         )
 
+    canvas, answer_tokens = tuple(config.data.canvas), config.data.answer_tokens
+    if is_black_box(config.target):
+        if abstract:
+            raise ValueError(f"target={config.target!r} is outside of the graph: it has no step")
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"target={config.target!r} gives its reward to one process, and there are "
+                f"{jax.process_count()}: train in one, on all devices of its host"
+            )
+        if settings.likelihood_weight or not settings.accuracy_weight:
+            raise ValueError(
+                f"target={config.target!r} says no likelihoods: set grpo.likelihood_weight=0 and "
+                "grpo.accuracy_weight"
+            )
+        outside = cropper.config, None, settings, grammar, None
+        black_box = open_target(config.target)
+        return Stage(
+            cropper,
+            policy,
+            weights,
+            create,
+            seen,
+            prepare=pipeline.Preparer(seen, None, canvas, answer_tokens),
+            make_step=lambda steps: make_halves(policy, grammar, optimizer(steps), settings, base),
+            evaluation=make_greedy(policy, grammar),
+            flops=lambda batch: grpo_flops(*outside, batch, adaptation),
+            decode_bytes=lambda batch: decode_bytes(*outside, batch, adaptation, dtype.itemsize),
+            black_box=black_box,
+        )
+
+    if settings.accuracy not in get_args(Metric):
+        raise ValueError(
+            f"grpo.accuracy={settings.accuracy!r} is for targets outside of the graph, such as OCR "
+            f"readers; target={config.target!r} takes one of {get_args(Metric)}"
+        )
     target = Pretrained.open(config.target, not abstract, config.target_processor)
     reader, weights["target"] = nnx.split(load(target, dtype=dtype))
     # A tile of fewer pixels is not what the target sees of the picture.
@@ -156,7 +202,7 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
     if settings.accuracy_weight:
         gold = functools.partial(
             encode_gold,
-            metric=settings.accuracy,
+            metric=cast(Metric, settings.accuracy),
             max_answers=GOLD_ANSWERS,
             max_length=GOLD_CHARACTERS,
         )
@@ -164,7 +210,6 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
     template = AnswerTemplate.from_prompts(answer_prompts)
     models = policy, reader, grammar, template
     shapes = cropper.config, target.config, settings, grammar, template
-    canvas, answer_tokens = tuple(config.data.canvas), config.data.answer_tokens
     return Stage(
         cropper,
         policy,
@@ -193,13 +238,19 @@ def _same_tower(cropper: nnx.State, target: nnx.State) -> bool:
     return True
 
 
-def jit_step(stage: Stage, mesh: Mesh, steps: int) -> tuple[Any, Any]:
-    """The jitted step of a run of `steps` batches on a mesh, and the shardings of its state."""
+def state_shardings(stage: Stage, mesh: Mesh, steps: int) -> Any:
+    """How the train state of a run of `steps` batches is spread over a mesh."""
     shapes = jax.eval_shape(lambda weights: stage.create(weights, steps), stage.weights)
     shardings = parallel.state_shardings(mesh, shapes, stage.cropper.config.heads)
     if stage.target:
         of_target = parallel.state_shardings(mesh, shapes.target, stage.target.config.heads)
         shardings = shardings._replace(target=of_target)
+    return shardings
+
+
+def jit_step(stage: Stage, mesh: Mesh, steps: int) -> tuple[Any, Any]:
+    """The jitted step of a run of `steps` batches on a mesh, and the shardings of its state."""
+    shardings = state_shardings(stage, mesh, steps)
     batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     step = jax.jit(
         parallel.on_mesh(mesh, stage.make_step(steps)),
@@ -208,3 +259,33 @@ def jit_step(stage: Stage, mesh: Mesh, steps: int) -> tuple[Any, Any]:
         donate_argnums=0,
     )
     return step, shardings
+
+
+def jit_evaluation(stage: Stage, mesh: Mesh, shardings: Any) -> Any:
+    """The jitted evaluation on a mesh, where the state has `shardings`."""
+    return jax.jit(
+        parallel.on_mesh(mesh, stage.evaluation),
+        in_shardings=(shardings, parallel.batch_sharding(mesh)),
+        out_shardings=parallel.replicated(mesh),
+    )
+
+
+def jit_black_box(
+    stage: Stage, mesh: Mesh, config: ml_collections.ConfigDict, steps: int
+) -> tuple[Any, Any, Any]:
+    """Step and evaluation of a run whose target is outside of the graph, and the shardings of its
+    state; both take batches of NumPy arrays."""
+    assert stage.black_box is not None
+    shardings, batched = state_shardings(stage, mesh, steps), parallel.batch_sharding(mesh)
+    settings = GRPOConfig(**config.grpo, accumulate=config.accumulate)
+
+    def put(tree: Any) -> Any:
+        return parallel.to_devices(tree, batched, len(jax.tree.leaves(tree)[0]))
+
+    def jit(function: Callable[..., Any], **options: Any) -> Any:
+        return jax.jit(parallel.on_mesh(mesh, function), **options)
+
+    halves = stage.make_step(steps)
+    step = make_black_box_step(halves, stage.black_box, settings, put, jit, shardings)
+    greedy = jit_evaluation(stage, mesh, shardings)
+    return step, make_black_box_evaluation(greedy, stage.black_box, settings, put), shardings

@@ -64,14 +64,18 @@ def test_train_leaves_metrics_a_summary_and_a_cropper(trained):
 
 def test_evaluate_prints_the_table_and_writes_it(trained):
     croppers = f"--croppers=sft=zoom_digits/cropper,grpo={trained / 'cropper'}"
-    done = run("evaluate", croppers, f"--out={trained}", "--scenes=12")
+    done = run("evaluate", croppers, f"--out={trained}", "--limit=12", "--expansions=4", "--report")
     assert done.returncode == 0, done.stderr
     results = json.loads((trained / "results.json").read_text())
-    names = ["no_crop", "centre", "random", "sft", "grpo", "oracle"]
+    names = ["no_crop", "centre", "random", "upscaled", "sft", "grpo", "oracle"]
     assert list(results["accuracy"]) == names and all(name in done.stdout for name in names)
     assert results["n"] == 12 and results["train_seconds"] > 0
     assert all(0 <= results[name] <= 1 for name in ("coverage", "area", "valid"))
-    Image.open(trained / "before_after.png").verify()
+    assert results["trained_with"] == {"grpo": "zoom_digits/target"}
+    for name in ("before_after", "scores", "expansion", "transfer", "training", "examples"):
+        Image.open(trained / f"{name}.png").verify()
+    page = (trained / "report.html").read_text()
+    assert page.count("<svg") == 4 and "trained with zoom_digits/target" in page
 
 
 def test_zoom_says_what_the_api_says(tmp_path):
@@ -113,6 +117,8 @@ def test_export_in_bfloat16(tmp_path):
             "stpes",
         ),
         ("evaluate", ["--croppers=zoom_digits/cropper", "--out=x"], "name=model"),
+        ("evaluate", ["--croppers=a=b", "--expansions=1,x", "--out=x"], "positive numbers"),
+        ("evaluate", ["--croppers=a=b", "--benchmark=docvqa", "--out=x"], "local folder"),
         ("zoom", ["--cropper=a", "--image=missing.png", "--question=q"], "no such file"),
         ("export", ["--model=no/such-model-here", "--out=x"], "neither"),
     ],

@@ -1,0 +1,197 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The step in two halves against the fused one: one target, inside and outside of the graph."""
+
+import dataclasses
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from flax import nnx
+
+from cropvlm_jax import api
+from cropvlm_jax import boxes as box_lib
+from cropvlm_jax.data import pipeline
+from cropvlm_jax.evals import scoring
+from cropvlm_jax.evals.targets import VLM, Reply
+from cropvlm_jax.grpo import answer_scores
+from cropvlm_jax.grpo.black_box import (
+    ask,
+    make_black_box_evaluation,
+    make_black_box_step,
+    seen_by_cropper,
+)
+from cropvlm_jax.grpo.step import GRPOConfig, make_evaluation, make_greedy, make_halves, make_step
+from cropvlm_jax.hub import pretrained
+from cropvlm_jax.training.state import TrainState
+
+GRAPHDEF, POLICY = tiny.make_model(0)
+TARGET = tiny.make_model(2)[1]
+GOLD = (["th th"], ["iefWhich", "Which"], ["this this"], ["ief help", "11 this"])  # or nearly
+EXAMPLES = [
+    example | {"answers": gold} for example, gold in zip(tiny.make_examples(4), GOLD, strict=True)
+]
+KEY = jax.random.key(7)
+CONFIG = GRPOConfig(
+    group=4,
+    temperature=0.8,
+    beta=0.1,
+    likelihood_weight=0.0,
+    accuracy_weight=2.0,
+    accuracy="anls",
+    answer_tokens=4,
+    area_weight=0.3,
+)
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
+
+
+def make_state() -> TrainState:
+    policy, reference, target = jax.tree.map(jnp.copy, (POLICY, POLICY, TARGET))
+    return TrainState.create(policy, OPTIMIZER, reference=reference, target=target)
+
+
+def make_batches() -> tuple[pipeline.Batch, pipeline.Batch]:
+    """The same examples for a target in the graph and for one outside."""
+    inside = tiny.make_batch(EXAMPLES)
+    gold = [scoring.encode_gold(answers, "anls", 3, 40) for answers in GOLD]
+    inside = inside._replace(gold=jax.tree.map(lambda *x: np.stack(x), *gold))
+    prepare = dataclasses.replace(tiny.PREPARE, answer_prompts=None)
+    outside = pipeline.stack([prepare(example, i) for i, example in enumerate(EXAMPLES)])
+    return inside, outside
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory) -> VLM:
+    """The target of the graph as users open it."""
+    folder = tmp_path_factory.mktemp("target")
+    pretrained.write_processor_files(folder, tiny.CONFIG, tiny.TOKENIZER, longest_edge=tiny.SIDE)
+    pretrained.export(folder, nnx.merge(GRAPHDEF, TARGET), pretrained.Pretrained.open(folder))
+    model = api.Target.from_pretrained(folder)
+    answer = model.answer
+    model.answer = lambda images, questions: answer(images, questions, CONFIG.answer_tokens)
+    return VLM(model, "tiny")
+
+
+@pytest.mark.parametrize("accumulate, updates", [(1, 1), (2, 2)])
+def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates):
+    config = dataclasses.replace(CONFIG, accumulate=accumulate, updates=updates)
+    inside, outside = make_batches()
+    vocabulary = answer_scores.Vocabulary.from_tokenizer(tiny.TOKENIZER)
+    models = GRAPHDEF, GRAPHDEF, tiny.GRAMMAR, tiny.TEMPLATE
+    fused = jax.jit(make_step(*models, OPTIMIZER, config, None, vocabulary))
+    want, want_metrics = fused(make_state(), inside, KEY)
+    halves = make_halves(GRAPHDEF, tiny.GRAMMAR, OPTIMIZER, config)
+    step = make_black_box_step(halves, vlm, config)
+    state = make_state()
+    got, metrics = step(state, outside, KEY)
+
+    assert metrics.keys() == want_metrics.keys()
+    assert metrics["reward_std"] > 0.1 and metrics["unscored"] == 0
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], want_metrics[name], 1e-5, 1e-6, err_msg=name)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6),
+        (got.params, got.opt_state),
+        (want.params, want.opt_state),
+    )
+    assert got.step == want.step == 1
+    assert all(x.is_deleted() for x in jax.tree.leaves(state.params))  # donated
+
+    # Again, with other weights and nothing compiled anew.
+    got, metrics = step(got, outside, jax.random.key(8))
+    want, want_metrics = fused(want, inside, jax.random.key(8))
+    np.testing.assert_allclose(metrics["loss"], want_metrics["loss"], 0, 1e-4)
+
+    greedy = jax.jit(make_greedy(GRAPHDEF, tiny.GRAMMAR))
+    sums = make_black_box_evaluation(greedy, vlm, config)(got, outside)
+    want_sums = jax.jit(make_evaluation(*models, config, vocabulary))(got, inside)
+    assert sums.keys() == want_sums.keys()
+    for name in sums:
+        np.testing.assert_allclose(sums[name], want_sums[name], 1e-5, 1e-6, err_msg=name)
+
+
+class Ruler:
+    """Answers with the width of the crop, and can fail."""
+
+    name = "ruler"
+
+    def __init__(self, fails=lambda width: ""):
+        self.fails, self.asked, self.lock = fails, [], threading.Lock()
+
+    def answer(self, images, questions):
+        replies = []
+        for (picture, crop), question in zip(images, questions, strict=True):
+            assert picture.dtype == crop.dtype == np.uint8
+            with self.lock:
+                self.asked.append((picture.shape, crop, question))
+            failure = self.fails(crop.shape[1])
+            replies.append(Reply("" if failure else str(crop.shape[1]), failure))
+        return replies
+
+
+def test_the_target_sees_the_original_pixels_of_each_different_box_once():
+    _, batch = make_batches()
+    boxes = np.array([[[0, 0, 50, 100], [10, 20, 60, 70], [0, 0, 50, 100]]] * 4)
+    ruler = Ruler()
+    scores = ask(ruler, dataclasses.replace(CONFIG, accuracy="contains"), batch, boxes)
+    assert scores.shape == (4, 3) and len(ruler.asked) == 8
+    for i, (shape, crop, question) in enumerate(ruler.asked):
+        image = EXAMPLES[i // 2]["image"]
+        assert shape == image.shape and question == EXAMPLES[i // 2]["question"]
+        box = box_lib.to_pixels(boxes[0, i % 2], np.array(image.shape[:2]))
+        np.testing.assert_array_equal(crop, image[box[1] : box[3], box[0] : box[2]])
+
+
+def test_what_kept_the_target_from_answering_teaches_nothing():
+    _, batch = make_batches()
+    boxes = np.array([[[0, 0, 25, 100], [10, 20, 50, 70], [0, 0, 100, 100]]] * 4)
+    full = {example["image"].shape[1] for example in EXAMPLES}
+    ruler = Ruler(lambda width: "timeout: no answer" if width in full else "refusal: no")
+    config = dataclasses.replace(CONFIG, accuracy="contains")
+    scores = ask(ruler, config, batch, boxes)
+    np.testing.assert_array_equal(np.isnan(scores), [[False, False, True]] * 4)
+    np.testing.assert_array_equal(scores[:, :2], 0)  # a refusal is an answer, and a bad one
+
+    halves = make_halves(GRAPHDEF, tiny.GRAMMAR, OPTIMIZER, config)
+    rollouts = jax.jit(halves.roll_out)(make_state(), seen_by_cropper(batch), KEY).rollouts.boxes
+    widths = box_lib.to_pixels(np.asarray(rollouts[0]), batch.size[0])[:, 2]
+    widths -= box_lib.to_pixels(np.asarray(rollouts[0]), batch.size[0])[:, 0]
+    failing = Ruler(lambda width: "HTTP 500: no" if width == widths[0] else "")
+    _, metrics = make_black_box_step(halves, failing, config)(make_state(), batch, KEY)
+    assert 0 < metrics["unscored"] < 1 and np.isfinite(metrics["grad_norm"])
+    with pytest.raises(RuntimeError, match="ruler answered none of .* questions.*HTTP 503"):
+        ask(Ruler(lambda width: "HTTP 503: no"), config, batch, boxes)
+
+
+def test_the_next_rollouts_are_made_while_the_host_scores():
+    config = dataclasses.replace(CONFIG, accuracy="contains", accumulate=4)
+    halves, order = make_halves(GRAPHDEF, tiny.GRAMMAR, OPTIMIZER, config), []
+    rolled_2 = threading.Event()
+
+    class Slow(Ruler):
+        def answer(self, images, questions):
+            order.append("score")
+            if order.count("score") == 1:
+                # Were the two sides to take turns, the second rollouts would never come.
+                assert rolled_2.wait(60), order
+            return super().answer(images, questions)
+
+    def jit(function, **options):
+        jitted = jax.jit(function, **options)
+
+        def call(*inputs):
+            order.append(getattr(function, "__name__", ""))
+            if order.count("roll_out") == 2:
+                rolled_2.set()
+            return jitted(*inputs)
+
+        return call
+
+    _, batch = make_batches()
+    make_black_box_step(halves, Slow(), config, jit=jit)(make_state(), batch, KEY)
+    calls = " ".join(name for name in order if name != "score")
+    assert calls == "roll_out roll_out learn roll_out learn roll_out learn learn update"
