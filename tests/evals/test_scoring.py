@@ -136,3 +136,42 @@ def test_what_cannot_be_scored_is_refused(metric):
         scoring.encode_gold(["x", "y"], metric, 1, 8)
     with pytest.raises(ValueError, match="at most 9 char.* of 8"):
         scoring.encode_gold(["x" * 9], metric, 1, 8)
+
+
+@pytest.mark.parametrize(
+    "reply, answer, found",
+    [
+        ("TOTAL RM9.00\nCASH 10.00", "9.00", True),
+        ("TOTAL 19.00", "9.00", False),
+        ("TOTAL 1,239.00", "239.00", False),
+        ("9.005", "9.00", False),
+        ("Date:  25/12/2018 8:13", "25/12/2018", True),
+        ("date: 125/12/2018", "25/12/2018", False),
+        ("Book  Ta K\nSDN BHD", "BOOK TA K SDN BHD", True),
+        ("category", "cat", False),
+        ("", "9.00", False),
+    ],
+)
+def test_contains(reply, answer, found):
+    assert scoring.contains(reply, ["other", answer]) == found
+    assert scoring.score(reply, [answer], "contains") == found
+
+
+@hypothesis.given(FEW_LETTERS, st.text("abc X.", min_size=1, max_size=6))
+def test_nearly_contains_is_the_mean_of_both_kinds(reply, answer):
+    hypothesis.assume(answer.strip())
+    text, gold = scoring.collapse(reply), scoring.collapse(answer)
+    spans = itertools.combinations_with_replacement(range(len(text) + 1), 2)
+    distance = min(Levenshtein.distance(gold, text[i:j]) for i, j in spans)
+    want = (scoring.contains(reply, [answer]) + 1 - distance / len(gold)) / 2
+    assert scoring.score(reply, [answer], "nearly_contains") == pytest.approx(want)
+    assert scoring.nearly_contains(reply, ["xxxxxxxxxxx", answer]) >= want
+
+
+def test_a_better_reading_scores_higher():
+    answers = ["25/12/2018"]
+    replies = ("", "total 9.00", "2512 2018", "25/12/2O18", "date 25/12/2018 ok")
+    scores = [scoring.nearly_contains(reply, answers) for reply in replies]
+    assert scores == sorted(scores) and scores[0] == 0 and scores[-1] == 1 and scores[-2] < 0.5
+    with pytest.raises(ValueError, match="without answers"):
+        scoring.nearly_contains("x", [])
