@@ -355,6 +355,7 @@ def test_hrbench_letter_is_the_references():
 )
 def test_contains_by_hand(reply, answer, expected):
     assert scoring.contains(reply, ["no such thing", answer]) == expected
+    assert scoring.score(reply, [answer], "contains") == expected
 
 
 @pytest.mark.parametrize(
@@ -377,3 +378,23 @@ def test_contains_implies_a_substring(reply, answer):
         assert scoring.collapse(answer) in scoring.collapse(reply)
     if scoring.exact(reply, [answer]) and scoring.collapse(answer).strip("."):
         assert scoring.contains(reply, [scoring.collapse(answer).removesuffix(".")])
+
+
+@hypothesis.given(FEW_LETTERS, st.text("abc X.", min_size=1, max_size=6))
+def test_nearly_contains_is_the_mean_of_both_kinds(reply, answer):
+    hypothesis.assume(answer.strip())
+    text, gold = scoring.collapse(reply), scoring.collapse(answer)
+    spans = itertools.combinations_with_replacement(range(len(text) + 1), 2)
+    distance = min(Levenshtein.distance(gold, text[i:j]) for i, j in spans)
+    want = (scoring.contains(reply, [answer]) + 1 - distance / len(gold)) / 2
+    assert scoring.score(reply, [answer], "nearly_contains") == pytest.approx(want)
+    assert scoring.nearly_contains(reply, ["xxxxxxxxxxx", answer]) >= want
+
+
+def test_a_better_reading_scores_higher():
+    answers = ["25/12/2018"]
+    replies = ("", "total 9.00", "2512 2018", "25/12/2O18", "date 25/12/2018 ok")
+    scores = [scoring.nearly_contains(reply, answers) for reply in replies]
+    assert scores == sorted(scores) and scores[0] == 0 and scores[-1] == 1 and scores[-2] < 0.5
+    with pytest.raises(ValueError, match="without answers"):
+        scoring.nearly_contains("x", [])

@@ -24,6 +24,7 @@ from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora
 from cropvlm_jax.training import loop
 from cropvlm_jax.training.config import default_config, paper_grpo, paper_sft, source
+from cropvlm_jax.training.stage import build
 
 
 def quickstart(**changes):
@@ -194,6 +195,53 @@ def test_the_papers_runs_have_the_released_settings():
     assert parts == [(0.0, 0.5), (0.5, 1.0)]  # half of the data each
     with pytest.raises(ValueError, match="neither"):
         paper_grpo(512, "bleu")
+
+
+# The reward of a black box --------------------------------------------------------------------
+
+
+def black_box(**changes):
+    """The quickstart's target, outside of the graph."""
+    config = quickstart(target="vlm:zoom_digits/target", steps=4, accumulate=2)
+    config.grpo.update(likelihood_weight=0.0, accuracy_weight=1.0, accuracy="nearly_contains")
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_a_black_box_gives_the_reward_and_a_stopped_run_resumes_to_the_same_bits(tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert loop.run(black_box(), whole)
+    training = [row for row in rows(whole) if "loss" in row]
+    assert [row["step"] for row in training] == [1, 2, 3, 4]
+    assert {"reward/accuracy", "unscored", "area", "grad_norm"} <= training[0].keys()
+    assert training[0]["unscored"] == 0 < training[0]["reward/accuracy"]
+    assert [row["step"] for row in rows(whole) if "eval/reward/accuracy" in row] == [3, 4]
+
+    def stop_after_step_2():
+        file = stopped / "metrics.jsonl"
+        while not file.is_file() or '"step": 2' not in file.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_after_step_2, daemon=True).start()
+    if not loop.run(black_box(), stopped):
+        assert loop.run(black_box(), stopped)
+    assert rows(stopped) == rows(whole)
+    assert last_state(stopped) == last_state(whole)
+
+
+def test_what_a_black_box_cannot_do_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="likelihood_weight=0"):
+        loop.run(black_box(**{"grpo.likelihood_weight": 1.0}), tmp_path)
+    with pytest.raises(ValueError, match="'contains' is for targets outside"):
+        inside = {"target": "zoom_digits/target", "grpo.accuracy": "contains"}
+        loop.run(black_box(**inside), tmp_path)
+    with pytest.raises(ValueError, match="outside of the graph"):
+        build(black_box(), abstract=True)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="one process"):
+        build(black_box())
 
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
