@@ -8,7 +8,7 @@
 
 Both take one prompt a step, of equal lengths, about random pictures, with random weights of
 SmolVLM-256M's shape as cropper and as target. Ours is the very step of a run with the settings of
-`experiments/paper`. Every measurement is a process of its own, `official_step.py` and ours in turn,
+`experiments/paper`, from a cropper that begins with the target's vision tower. Every measurement is a process of its own, `official_step.py` and ours in turn,
 so the peaks of memory are their own, libraries and compilation included. The floor is what the
 FLOPs of our step would take at the best rate at which PyTorch or JAX multiplies matrices here.
 
@@ -118,8 +118,8 @@ class Case:
 
     @property
     def checkpointing(self) -> bool:
-        """Whether the official step recomputes layers in its backward pass, without which it does
-        not fit a small machine above 512 px. Ours does at every size, as its settings say."""
+        """Whether both steps recompute layers in their backward passes, without which the official
+        one does not fit a small machine above 512 px."""
         return self.longest_edge > 512
 
 
