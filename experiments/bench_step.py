@@ -8,9 +8,10 @@
 
 Both take one prompt a step, of equal lengths, about random pictures, with random weights of
 SmolVLM-256M's shape as cropper and as target. Ours is the very step of a run with the settings of
-`experiments/paper`, from a cropper that begins with the target's vision tower. Every measurement is a process of its own, `official_step.py` and ours in turn,
-so the peaks of memory are their own, libraries and compilation included. The floor is what the
-FLOPs of our step would take at the best rate at which PyTorch or JAX multiplies matrices here.
+`experiments/paper`, from a cropper that begins with the target's vision tower. Every measurement is
+a process of its own, `official_step.py` and ours in turn, so the peaks of memory are their own,
+libraries and compilation included. The floor is what the FLOPs of our step would take at the best
+rate at which PyTorch or JAX multiplies matrices here.
 
 Seconds are medians over steps, compilation and the first step left out. Our phases are timed
 *apart*: the step is cut where its named scopes begin and each piece is compiled and run by itself,

@@ -15,6 +15,12 @@ graph: how nearly what it reads in the crop contains the answer.
         --workdir=runs/receipts/sft   # minutes on two cores
     python -m cropvlm_jax.apps.train --config=experiments/receipts.py:grpo \
         --workdir=runs/receipts/grpo
+    python -m cropvlm_jax.apps.evaluate --benchmark=sroie --folder=data/sroie \
+        --targets=rapidocr:v4@256,rapidocr:v6@256,tesseract@256 \
+        --croppers=sft=runs/receipts/sft/cropper,grpo=runs/receipts/grpo/cropper \
+        --out=runs/receipts/evaluation --report
+    python experiments/receipts_results.py --evaluation=runs/receipts/evaluation \
+        --save=experiments/receipts/results.json
 
 The readers take `pip install 'cropvlm-jax[targets]'`. SFT imitates the boxes of the lines that hold
 the answers, enlarged as the paper enlarges seed boxes; GRPO knows no box. Training, validation and

@@ -103,6 +103,7 @@ def _example(split: str, row: rows.Row) -> rows.Row:
         "image": row["image"],
         "question": QUESTIONS[field],
         "answers": [answer],
+        "category": field,
     }
     lines = _evidence(answer, row["lines"], last=field == "total")
     if lines:
