@@ -326,7 +326,13 @@ class Pretrained:
         return nnx.merge(graphdef, load_weights(self.folder, shapes, self.architecture.table))
 
 
-def export(folder: str | Path, model: Any, source: Pretrained, dtype: Any = None) -> None:
+def export(
+    folder: str | Path,
+    model: Any,
+    source: Pretrained,
+    dtype: Any = None,
+    longest_edge: int | None = None,
+) -> None:
     """Writes a folder that `transformers` loads by itself; it appears complete or not at all.
 
     Args:
@@ -334,6 +340,8 @@ def export(folder: str | Path, model: Any, source: Pretrained, dtype: Any = None
         model: the weights.
         source: where the tokenizer, the processor and the rest of the config come from.
         dtype: of the stored weights; None keeps the model's.
+        longest_edge: pixels that a SmolVLM's processor is to resize an image's longest side to, as
+            in the training of `model`; None keeps what that of `source` says.
 
     Raises:
         FileExistsError: `folder` holds something that is not a model.
@@ -360,6 +368,15 @@ def export(folder: str | Path, model: Any, source: Pretrained, dtype: Any = None
             for file in source.folder.glob(pattern):
                 if file.name != INDEX:
                     shutil.copyfile(file, temporary / file.name)
+        if longest_edge is not None:
+            for path in (temporary / f"{name}_config.json" for name in _PROCESSORS):
+                settings = _read_json(path)
+                images = (
+                    settings if path.name.startswith("pre") else settings.get("image_processor")
+                )
+                if images:
+                    images["size"] = {"longest_edge": longest_edge}
+                    _write_json(path, settings)
         config = _read_json(source.folder / "config.json")
         for part in (config, config.get("vision_config", {}), config.get("text_config", {})):
             part.pop("torch_dtype", None)  # the old name of `dtype`

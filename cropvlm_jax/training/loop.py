@@ -172,7 +172,8 @@ def run(
         if jax.process_index() == 0:
             if lora.adapters(model):
                 export_adapter(workdir / name.replace("cropper", "adapter"), model, config.cropper)
-            export(workdir / name, lora.merge(model), stage.cropper)
+            edge = config.data.longest_edge
+            export(workdir / name, lora.merge(model), stage.cropper, longest_edge=edge)
 
     # --- Loop -------------------------------------------------------------------------------------
     writer = MetricWriter(workdir, start) if jax.process_index() == 0 else None

@@ -175,7 +175,9 @@ def test_supervised_adapters_on_two_buckets_of_a_mixture(tmp_path, monkeypatch):
     assert all("eval/loss" in row for row in rows(run) if "loss" not in row)
 
     base = Pretrained.open("zoom_digits/cropper").load()
-    merged = Pretrained.open(run / "cropper").load()
+    exported = Pretrained.open(run / "cropper")
+    assert exported.longest_edge == 128  # as trained, not as the model it was trained from
+    merged = exported.load()
     adapted = lora.merge(load_adapter(run / "adapter", base))
     kernels = [model.text.layers.q.kernel[...] for model in (base, merged, adapted)]
     assert abs(kernels[1] - kernels[0]).max() > 1e-3
