@@ -291,6 +291,12 @@ def test_export(source, tmp_path):
     assert again.load(dtype=jnp.bfloat16).text.head.dtype == jnp.bfloat16
     export(target, again.load(), again)  # onto itself
     assert_same(nnx.state(Pretrained.open(target).load()), nnx.state(model))
+    nested = {"image_processor": json.loads((target / "preprocessor_config.json").read_text())}
+    (target / "processor_config.json").write_text(json.dumps(nested | {"image_seq_len": 4}))
+    export(target, again.load(), Pretrained.open(target), longest_edge=96)
+    assert Pretrained.open(target).longest_edge == 96
+    (target / "processor_config.json").unlink()
+    assert Pretrained.open(target).longest_edge == 96
     assert sorted(f.name for f in tmp_path.iterdir()) == ["source", "target"]
 
 
