@@ -5,5 +5,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" report
 out=runs/zoom_digits
 python -m cropvlm_jax.apps.train --config=experiments/zoom_digits.py --workdir="$out" "$@"
 python -m cropvlm_jax.apps.evaluate --targets=zoom_digits/target \
-  --croppers="sft=zoom_digits/cropper,grpo=$out/cropper" --expansions=0.25,0.5,2,4,8,16 \
-  --out="$out" --report
+  --croppers="sft=zoom_digits/cropper,grpo=$out/cropper" --out="$out" --report
