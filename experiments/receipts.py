@@ -36,7 +36,6 @@ def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
     """Settings of a stage, "sft" or "grpo"."""
     config = default_config()
     config.stage = stage
-    config.target = "rapidocr:v4@256"
     config.batch_size = 8
     config.adam_b2 = 0.98
     config.warmup = 0.05
@@ -56,6 +55,7 @@ def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
         config.eval.sources.sroie.boxes = "runs/receipts/seed_boxes_val.jsonl"
     else:
         config.cropper = "runs/receipts/sft/cropper"
+        config.target = "rapidocr:v4@256"
         config.steps = 150
         config.learning_rate = 2e-4
         config.accumulate = 4  # a microbatch is rolled out while the reader reads the one before

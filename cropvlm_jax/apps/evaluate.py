@@ -92,9 +92,10 @@ def runs(models: dict[str, str]) -> dict[str, dict[str, Any]]:
         folder = pathlib.Path(model).parent
         if (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file():
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            metrics = [json.loads(line) for line in lines]
-            found[name] = {"target": config.get("target") or "", "metrics": metrics}
+            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            metrics = [json.loads(line) for line in lines if line.endswith("\n")]
+            target = config["target"] if config["stage"] == "grpo" else ""
+            found[name] = {"target": target, "metrics": metrics}
     return found
 
 

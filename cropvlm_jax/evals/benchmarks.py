@@ -34,7 +34,7 @@ from cropvlm_jax.data import sources
 from cropvlm_jax.data.source import Example
 from cropvlm_jax.data.zoom_digits import ZoomDigits
 from cropvlm_jax.evals import scoring
-from cropvlm_jax.evals.targets import VLM, Reply, Target
+from cropvlm_jax.evals.targets import REFUSAL, VLM, Reply, Target
 from cropvlm_jax.training.metrics import Progress
 
 NO_CROP, CENTRE, RANDOM, UPSCALED, ORACLE = "no_crop", "centre", "random", "upscaled", "oracle"
@@ -227,18 +227,50 @@ def evaluate(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     total = len(source) if limit is None else min(limit, len(source))
+    _check_answers(source, total)
     with _open_records(out / f"{name}.{digest}.jsonl", protocol) as (file, records):
+
+        def append(new: Sequence[dict[str, Any]]) -> None:
+            file.write(b"".join(json.dumps(record).encode() + b"\n" for record in new))
+            file.flush()
+
         done = len(records)
+        for index, record in enumerate(records[:total]):
+            if _unanswered(record):  # by a server that may be back
+                item = [_read(source, index)]
+                (records[index],) = _answer_items(
+                    item, benchmark, targets, croppers, expansions, seed
+                )
+                append([records[index]])
         progress = Progress(total, done, what=f"{name} item")
         for start in range(done - done % CHUNK, total, CHUNK):  # a chunk is done as a whole
             for part in _parts(source, range(start, min(start + CHUNK, total))):
+                if part[-1].number < done:
+                    continue
                 answered = _answer_items(part, benchmark, targets, croppers, expansions, seed)
                 new = [record for record in answered if record["index"] >= done]
-                file.write(b"".join(json.dumps(record).encode() + b"\n" for record in new))
-                file.flush()
+                append(new)
                 records += new
                 progress.update(len(records))
     return summarise(protocol, records[:total]) | {"records": f"{name}.{digest}.jsonl"}
+
+
+def _check_answers(source: Any, total: int) -> None:
+    rows = getattr(source, "rows", None)
+    if not isinstance(rows, list):
+        return
+    for row in rows[:total]:
+        if not row["answers"]:
+            raise ValueError(
+                f"{row['example_id']} has no answers to score replies against: this split hides "
+                "them, or the file lacks them"
+            )
+
+
+def _unanswered(record: Mapping[str, Any]) -> bool:
+    """Whether something kept a target from answering the item."""
+    replies = (told for by_name in record.get("replies", {}).values() for told in by_name.values())
+    return any(Reply("", told.get("failure", "")).unanswered for told in replies)
 
 
 def _protocol(
@@ -287,7 +319,10 @@ def _open_records(
 ) -> Iterator[tuple[BinaryIO, list[dict[str, Any]]]]:
     """A file of records, locked, to append to; and those that it holds already."""
     with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another evaluation is at work on {path}") from error
         file.seek(0)
         lines = file.read().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):  # cut short by a kill
@@ -296,7 +331,7 @@ def _open_records(
         if not lines:
             file.write(json.dumps({"protocol": protocol}).encode() + b"\n")
             file.flush()
-        records = [json.loads(line) for line in lines[1:]]
+        records = _last_of_each(lines[1:])
         if [record["index"] for record in records] != list(range(len(records))):
             raise ValueError(f"{path} has been changed: remove it to begin anew")
         yield file, records
@@ -391,11 +426,14 @@ def _answer_items(
                     for metric in benchmark.metrics
                 }
                 record = kept[i]
-                told = {"text": reply.text, "scores": scores}
-                told |= {"failure": reply.failure} if reply.failure else {}
+                told: dict[str, Any] = {"text": reply.text, "scores": scores}
+                if reply.failure:
+                    told["failure"] = reply.failure
+                if reply.unanswered:
+                    told["scores"] = dict.fromkeys(scores)  # says nothing of the pictures
                 record["replies"].setdefault(target.name, {})[condition] = told
                 record["seconds"][stage] = seconds
-                if hasattr(target, "image_tokens"):
+                if hasattr(target, "image_tokens") and not reply.unanswered:
                     record["image_tokens"][stage] = target.image_tokens([shown])
     return records
 
@@ -493,7 +531,7 @@ def _replies(
         return [Reply(some[i]) for some, i in zip(options, best, strict=True)]
 
     def failed(reason: str) -> Reply:
-        return Reply("", f"refused: {reason}")
+        return Reply("", f"{REFUSAL}: {reason}")
 
     if benchmark.likelihood:
         options = [example["options"] for example in examples]
@@ -531,7 +569,13 @@ def _cropper_tokens(cropper: Any, image: np.ndarray) -> int | None:
 def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of an evaluation that is complete, or of what there is of it."""
     lines = Path(path).read_bytes().splitlines(keepends=True)
-    return [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]
+    return _last_of_each([line for line in lines[1:] if line.endswith(b"\n")])
+
+
+def _last_of_each(lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Records of lines; of an item that was asked about again, the last one."""
+    records = [json.loads(line) for line in lines]
+    return list({record["index"]: record for record in records}.values())
 
 
 # Results ------------------------------------------------------------------------------------------
@@ -542,8 +586,8 @@ def summarise(protocol: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
 
     Intervals are 95% percentile bootstrap intervals over pictures, as items about one picture are
     not independent; those of differences are paired. Where options come in cyclic orders, a score
-    is the mean over the orders. An item that a target failed on is wrong; one whose picture could
-    not be read is in no score.
+    is the mean over the orders. An item that a target refused or said nothing to is wrong; one that
+    something kept it from answering, or whose picture could not be read, is in no score.
 
     Returns:
         `protocol`; `n`; `unreadable`, reasons by item; of the first target and metric `accuracy` by
@@ -579,13 +623,7 @@ def summarise(protocol: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
         scores = {}
         for metric in protocol["metrics"]:
             values = np.array(
-                [
-                    [
-                        reply[name]["scores"][metric] if name in reply else np.nan
-                        for name in conditions
-                    ]
-                    for reply in replies
-                ]
+                [[score_of(reply, name, metric) for name in conditions] for reply in replies]
             )
             scores[metric] = _scores(values, conditions, conditions.index(last), groups)
         kinds = collections.Counter(
@@ -611,6 +649,12 @@ def summarise(protocol: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
             if (told := [r[key][stage] for r in usable if r[key].get(stage) is not None])
         }
     return results | {"targets": targets}
+
+
+def score_of(replies: Mapping[str, Any], condition: str, metric: str) -> float:
+    """Of the reply under a condition; NaN where there is no such box or nobody answered."""
+    score = replies[condition]["scores"][metric] if condition in replies else None
+    return np.nan if score is None else score
 
 
 class _Groups(NamedTuple):
@@ -691,7 +735,7 @@ def _categories(
     for category, members in sorted(rows.items()):
         groups = _Groups.of(members)
         values = [
-            [told[name]["scores"][metric] if name in told else np.nan for name in conditions]
+            [score_of(told, name, metric) for name in conditions]
             for told in (record["replies"][target] for record in members)
         ]
         means = dict(zip(conditions, bootstrap(np.array(values), *groups)[0].tolist(), strict=True))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cropvlm_jax.data import images
 from cropvlm_jax.evals import benchmarks, sheet
-from cropvlm_jax.evals.benchmarks import CENTRE, NO_CROP, ORACLE, RANDOM, UPSCALED
+from cropvlm_jax.evals.benchmarks import CENTRE, NO_CROP, ORACLE, RANDOM, UPSCALED, score_of
 
 try:
     import matplotlib
@@ -331,8 +331,7 @@ def _examples(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
     def change(record: Mapping[str, Any]) -> tuple[float, float]:
         told = record["replies"][next(iter(results["targets"]))]
         metric = next(iter(results["protocol"]["metrics"]))
-        pair = told[NO_CROP]["scores"][metric], told[_last(results)]["scores"][metric]
-        return pair[0], pair[1]
+        return score_of(told, NO_CROP, metric), score_of(told, _last(results), metric)
 
     kinds: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
         ("Rescued", "wrong on the picture alone, better with the crop", lambda a, b: b > a),

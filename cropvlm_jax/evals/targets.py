@@ -28,7 +28,10 @@ from absl import logging
 from PIL import Image
 
 from cropvlm_jax import api
+from cropvlm_jax import boxes as box_lib
 from cropvlm_jax.data import images as image_lib
+from cropvlm_jax.models.qwen2_5_vl import QwenConfig
+from cropvlm_jax.models.smolvlm import SmolVLMConfig
 
 Pictures = Sequence[np.ndarray]
 
@@ -90,11 +93,14 @@ class VLM:
 
     Attributes:
         name: of the model.
+        settings: what replies depend on, for reports and records.
     """
 
     def __init__(self, model: api.Target, name: str):
         """Wraps a loaded model."""
         self.model, self.name = model, name
+        shape = hashlib.sha256(repr(model.source.config).encode()).hexdigest()[:16]
+        self.settings = {"config": shape}
 
     def answer(self, images: Sequence[Pictures], questions: Sequence[str]) -> list[Reply]:
         """Greedy answers, as `Target.answer`."""
@@ -114,13 +120,21 @@ class VLM:
 
     def image_tokens(self, images: Sequence[Pictures]) -> int:
         """Tokens that all these pictures take together."""
-        source, edge = self.model.source, self.model.longest_edge
-        grids = (
-            image_lib.grid(picture.shape[0], picture.shape[1], source.tile_size, edge)
-            for pictures in images
-            for picture in pictures
-        )
-        return sum(rows * columns + 1 for rows, columns in grids) * source.config.image_seq_len
+        pictures = [picture for some in images for picture in some]
+        return sum(self._tokens_of(*picture.shape[:2]) for picture in pictures)
+
+    def _tokens_of(self, height: int, width: int) -> int:
+        source = self.model.source
+        if isinstance(source.config, QwenConfig):
+            limits = source.config.limits
+            size = box_lib.smart_resize(
+                height, width, limits.factor, limits.min_pixels, limits.max_pixels
+            )
+            return size[0] * size[1] // limits.factor**2
+        if isinstance(source.config, SmolVLMConfig):
+            rows, columns = image_lib.grid(height, width, source.tile_size, self.model.longest_edge)
+            return (rows * columns + 1) * source.config.image_seq_len
+        return source.config.image_seq_len
 
 
 # Chat endpoints -----------------------------------------------------------------------------------
@@ -135,6 +149,7 @@ class ChatEndpoint:
 
     Attributes:
         name: the model, and the pictures' size where it is limited.
+        settings: as of `VLM`.
     """
 
     def __init__(
@@ -194,6 +209,8 @@ class ChatEndpoint:
         self.name = model + (f"@{longest_edge}" if longest_edge else "")
         self.concurrency, self.attempts, self.backoff = concurrency, attempts, backoff
         self.cache = Path(cache).expanduser()
+        address = self._client.base_url.copy_with(userinfo=b"", query=None)
+        self.settings = {"base_url": str(address), "max_tokens": max_tokens, "says": ANSWER_BRIEFLY}
 
     def answer(self, images: Sequence[Pictures], questions: Sequence[str]) -> list[Reply]:
         """Answers, as `Target.answer`.
@@ -270,7 +287,9 @@ class ChatEndpoint:
                 failure = f"timeout: no answer within {self._client.timeout} s"
             except self._openai.APIConnectionError as error:
                 failure = self._hidden(f"connection: {error.__cause__ or error}")
-            except (ValueError, TypeError, AttributeError, self._openai.APIError) as error:
+            except (
+                ValueError, TypeError, AttributeError, LookupError, self._openai.APIError
+            ) as error:  # fmt: skip
                 failure = self._hidden(f"broken body: {error}")
             logging.log_every_n_seconds(
                 logging.INFO, "%s: attempt %d of %d: %s", 10,
@@ -423,12 +442,17 @@ def rapidocr(version: str) -> Callable[[np.ndarray], str]:
             import rapidocr_onnxruntime
 
             # One thread a picture: several are read at once, and sums keep their order.
-            v4 = rapidocr_onnxruntime.RapidOCR(
-                det_limit_type="max", intra_op_num_threads=1, inter_op_num_threads=1
-            )
-            return lambda picture: "\n".join(
-                line[1] for line in v4(_bgr(picture), use_cls=False)[0] or ()
-            )
+            own = threading.local()  # an engine a thread: it keeps the limits of its last picture
+
+            def read_v4(picture: np.ndarray) -> str:
+                if not hasattr(own, "engine"):
+                    own.engine = rapidocr_onnxruntime.RapidOCR(
+                        det_limit_type="max", intra_op_num_threads=1, inter_op_num_threads=1
+                    )
+                lines = own.engine(_bgr(picture), use_cls=False)[0] or ()
+                return "\n".join(line[1] for line in lines)
+
+            return read_v4
         import rapidocr as rapidocr_3
 
         v6 = rapidocr_3.RapidOCR(
@@ -516,4 +540,5 @@ def open_target(spec: str, base_url: str | None = None) -> Target:
         return ChatEndpoint(name, base_url=base_url, longest_edge=edge)
     if kind not in (None, "vlm"):
         raise ValueError(f"{spec!r}: {kind!r} is none of {', '.join(KINDS)}")
-    return VLM(api.Target.from_pretrained(name, longest_edge=edge), name)
+    suffix = f"@{edge}" if edge else ""
+    return VLM(api.Target.from_pretrained(name, longest_edge=edge), name + suffix)

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from cropvlm_jax import boxes as box_lib
 from cropvlm_jax.data import pipeline
@@ -40,9 +41,6 @@ def ask(target: Target, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> 
 
     Returns:
         fp32 `[B, G]`, 0..1; NaN where something kept the target from answering.
-
-    Raises:
-        RuntimeError: the target answered nothing at all.
     """
     images, questions, golds, places = [], [], [], []
     for row, (canvas, size, spoken) in enumerate(
@@ -63,9 +61,9 @@ def ask(target: Target, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> 
         if not reply.unanswered:
             scores[row, columns] = scoring.score(reply.text, answers, config.accuracy)
     if np.isnan(scores).all():
-        raise RuntimeError(
-            f"{target.name} answered none of {len(replies)} questions, the last: "
-            f"{replies[-1].failure}"
+        logging.warning(
+            "%s answered none of %d questions, the last: %s",
+            *(target.name, len(replies), replies[-1].failure),
         )
     return scores
 
@@ -114,7 +112,7 @@ def make_black_box_step(
             raise ValueError(f"accumulate={n} does not divide {batch.size.shape[0]} prompts")
         keys = jax.random.split(key, n) if n > 1 else key[None]
         total: Any = None
-        learned = []
+        answered, learned = False, []
         waiting: collections.deque[Any] = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(1) as host:
             for i in range(n + 1):
@@ -127,9 +125,14 @@ def make_black_box_step(
                 # The device has the next rollouts to do while this waits for the host.
                 if i == n or len(waiting) > 1:
                     on_devices, attempt, scores = waiting.popleft()
-                    known = put(scores.result())
-                    total, seen = second_half(state, on_devices, attempt, known, total)
-                    learned.append((on_devices, seen))
+                    known = scores.result()
+                    answered |= bool(np.isfinite(known).any())
+                    total, seen = second_half(state, on_devices, attempt, put(known), total)
+                    if config.updates > 1:
+                        learned.append((on_devices, seen))
+                    del attempt, scores  # or a third prefix stays on the device
+        if not answered:
+            raise RuntimeError(f"{target.name} answered no question of this batch: see the log")
         once_more = None, None
         if config.updates > 1:
             once_more = jax.tree.map(lambda *x: jnp.stack(x), *learned) if n > 1 else learned[0]

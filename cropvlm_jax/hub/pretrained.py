@@ -17,10 +17,11 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from cropvlm_jax import boxes as box_lib
-from cropvlm_jax import prompts
+from cropvlm_jax import parallel, prompts
 from cropvlm_jax.data import images as image_lib
 from cropvlm_jax.hub.weights import (
     INDEX,
@@ -314,15 +315,23 @@ class Pretrained:
         model = self.architecture.model
         return nnx.eval_shape(lambda: model(self.config, rngs=nnx.Rngs(0), **options))
 
-    def load(self, **options: Any) -> Any:
+    def load(self, mesh: Mesh | None = None, **options: Any) -> Any:
         """The model with its weights, without ever making random ones.
 
         Args:
+            mesh: whose devices share the weights, none of which ever holds the whole model; None
+                puts it on the first device.
             **options: dtype, of the computation; param_dtype, of the weights, by default the same;
                 remat, whether to recompute each layer in the backward pass instead of storing its
                 activations.
         """
         graphdef, shapes = nnx.split(self.abstract(**options))
+        if mesh is not None:
+            shardings = parallel.state_shardings(mesh, shapes, self.config.heads)
+            shapes = jax.tree.map(
+                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                *(shapes, shardings),
+            )
         return nnx.merge(graphdef, load_weights(self.folder, shapes, self.architecture.table))
 
 

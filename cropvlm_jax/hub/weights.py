@@ -356,7 +356,10 @@ def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
         def read(keys: Sequence[Any], leaf: Any) -> jax.Array:
             row, _ = matched[_path(keys)]
             array = row.join([stored[name].read(row.part) for name in row.names(leaf)])
-            return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
+            array = array.astype(leaf.dtype)
+            if leaf.sharding is None:
+                return jax.device_put(array)
+            return jax.make_array_from_callback(array.shape, leaf.sharding, array.__getitem__)
 
         return jax.tree_util.tree_map_with_path(read, abstract_params)
 

@@ -77,7 +77,7 @@ def run(
     rows = parallel.local_rows(batched, config.batch_size)
     # A microbatch has to divide over the devices as well.
     parallel.local_rows(batched, config.batch_size // config.accumulate)
-    stage = build(config)
+    stage = build(config, mesh=mesh)
 
     # --- Data -------------------------------------------------------------------------------------
     source = order.open_mixture(config.data.sources, config.seed)

@@ -86,12 +86,15 @@ def make_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.Gra
     )
 
 
-def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
+def build(
+    config: ml_collections.ConfigDict, abstract: bool = False, mesh: Mesh | None = None
+) -> Stage:
     """Puts together what `config` names.
 
     Args:
         config: as `training.config.default_config` documents.
         abstract: read and download no weights; `Stage.weights` are shapes.
+        mesh: whose devices share the weights of a large target from the beginning.
 
     Raises:
         FileNotFoundError: a model is not there.
@@ -189,7 +192,9 @@ def build(config: ml_collections.ConfigDict, abstract: bool = False) -> Stage:
             f"readers; target={config.target!r} takes one of {get_args(Metric)}"
         )
     target = Pretrained.open(config.target, not abstract, config.target_processor)
-    reader, weights["target"] = nnx.split(load(target, dtype=dtype))
+    # SmolVLMs fit any chip, and are compared with the cropper.
+    spread = {} if abstract or isinstance(target.config, SmolVLMConfig) else {"mesh": mesh}
+    reader, weights["target"] = nnx.split(load(target, dtype=dtype, **spread))
     # A tile of fewer pixels is not what the target sees of the picture.
     shared_tower = (
         config.data.longest_edge == cropper.tile_size

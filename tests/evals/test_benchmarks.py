@@ -272,24 +272,34 @@ def test_the_likeliest_option_is_by_token(tmp_path):
         run(tmp_path, source, "vstar_likelihood", [Reader()])
 
 
-def test_failures_are_wrong_and_told(tmp_path):
+def test_refusals_are_wrong_failures_are_asked_again_and_both_are_told(tmp_path):
     rows = [choice(0), choice(1, question="Which 1?" + 200 * "x"), choice(2), choice(3)]
     rows[2]["image"] = str(tmp_path / "missing.png")
-    says = Says(Reply("red"), Reply("blue"), Reply("green"), Reply("none", "timeout after 3 s"))
-    results, records = run(tmp_path, folder_source(tmp_path, rows), "jsonl", [says])
+    said = Reply("red"), Reply("blue"), Reply("green")
+    says, source = Says(*said, Reply("", "timeout: 3 s")), folder_source(tmp_path, rows)
+    results, records = run(tmp_path, source, "jsonl", [says])
     assert results["n"] == 3 and list(results["unreadable"]) == ["item2"]
     assert "missing.png" in results["unreadable"]["item2"]
-    assert results["accuracy"]["last"] == pytest.approx(1 / 3)
+    assert results["accuracy"]["last"] == pytest.approx(1 / 2)
     told = [record["replies"]["says"]["last"] for record in records if "replies" in record]
     assert [row.get("failure", "") for row in told] == [
         "",
-        "refused: the question is too long",
-        "timeout after 3 s",
+        "refusal: the question is too long",
+        "timeout: 3 s",
     ]
     conditions = len(results["accuracy"])
-    kinds = {"refused": conditions, "timeout after 3 s": conditions}
+    kinds = {"refusal": conditions, "timeout": conditions}
     assert results["targets"]["says"]["failures"] == kinds
     assert set(results["targets"]["says"]["scores"]) == {"exact", "contains", "anls"}
+    assert results["targets"]["says"]["scores"]["exact"]["last"]["n"] == 2
+
+    # The server is back.
+    results, again = run(tmp_path, source, "jsonl", [Says(*said, Reply("none"))])
+    assert results["targets"]["says"]["failures"] == {"refusal": conditions}
+    assert results["accuracy"]["last"] == pytest.approx(2 / 3)
+    assert again[:3] == records[:3] and [r["index"] for r in again] == [0, 1, 2, 3]
+    results, after = run(tmp_path, source, "jsonl", [Says()])  # asks for nothing
+    assert after == again
 
 
 def test_what_makes_no_sense_is_refused(tmp_path):
@@ -300,8 +310,10 @@ def test_what_makes_no_sense_is_refused(tmp_path):
         run(tmp_path, source, "jsonl", croppers={"centre": Guesser()})
     with pytest.raises(ValueError, match="at least one cropper"):
         benchmarks.evaluate("jsonl", source, [Reader()], {}, tmp_path)
-    with pytest.raises(ValueError, match="without answers"):
-        run(tmp_path, folder_source(tmp_path, [choice(1, answers=[])]), "docvqa")
+    reader = Reader()
+    with pytest.raises(ValueError, match="item1 has no answers"):
+        run(tmp_path, folder_source(tmp_path, [choice(1, answers=[])]), "docvqa", [reader])
+    assert not reader.asked
     with pytest.raises(ValueError, match="local folder"):
         benchmarks.BENCHMARKS["docvqa"].open(None)
 
@@ -331,6 +343,15 @@ def test_a_longer_evaluation_goes_on_from_a_shorter_one(tmp_path):
     fresh, all_at_once = run(tmp_path / "fresh", source, limit=80)
     assert [without_seconds(r) for r in records] == [without_seconds(r) for r in all_at_once]
     assert without_seconds(results) == without_seconds(fresh)
+
+
+def test_parts_that_are_recorded_are_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks, "PIXELS", 1)  # an item a part
+    reader = Reader()
+    run(tmp_path, ZoomDigits("test", 8), limit=5, readers=[reader])
+    before = reader.asked
+    results, _ = run(tmp_path, ZoomDigits("test", 8), readers=[reader])
+    assert reader.asked - before == 3 * len(results["accuracy"])
 
 
 def test_another_protocol_begins_anew(tmp_path):

@@ -96,6 +96,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             data, headers["Content-Type"] = b"<html>busy</html>", "text/html"
         elif word == "shapeless":
             data = json.dumps(reply | {"choices": None}).encode()
+        elif word == "choiceless":
+            data = json.dumps(reply | {"choices": []}).encode()
         elif word == "wrong":
             message["content"] = [1, 2]
             data = json.dumps(reply | {"choices": choices}).encode()
@@ -135,7 +137,8 @@ RECOVERED = [
 ]  # fmt: skip
 FAILED = {
     "500": "HTTP 500: ", "429": "HTTP 429: ", "half": "connection: ", "invalid": "broken body: ",
-    "shapeless": "broken body: ", "slow": "timeout: ", "400": "HTTP 400: ",
+    "shapeless": "broken body: ", "choiceless": "broken body: ", "slow": "timeout: ",
+    "400": "HTTP 400: ",
     "refusal": "refusal: I can't help", "filtered": "refusal: content filter", "empty": "empty",
     "nothing": "empty",
 }  # fmt: skip
@@ -167,7 +170,7 @@ def test_no_item_is_lost_and_every_failure_is_said(server, tmp_path, caplog):
     again = dict(zip(questions, rerun, strict=True))
     asked = (body["messages"][0]["content"][-1]["text"] for *_, body in server.requests)
     sent = {text.split("\n")[0] for text in asked}
-    assert sent == {"500", "429", "half", "invalid", "shapeless", "slow", "400"}
+    assert sent == {"500", "429", "half", "invalid", "shapeless", "choiceless", "slow", "400"}
     assert all(again[q] == replies[q] for q in questions if q not in sent)
 
     # The key was sent, and is nowhere else, though the server repeats it.

@@ -4,6 +4,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,7 @@ from cropvlm_jax import parallel
 from cropvlm_jax.api import CropVLM, Target
 from cropvlm_jax.data import images, pipeline
 from cropvlm_jax.evals import scoring
+from cropvlm_jax.evals.targets import VLM
 from cropvlm_jax.flops import picture_flops
 from cropvlm_jax.grpo import answer_scores, rewards, rollout
 from cropvlm_jax.grpo.step import GRPOConfig, make_step
@@ -142,6 +146,8 @@ def hf_log_likelihood(model, processor, pictures, question: str, answer: str) ->
 def test_target_answers_as_transformers(pair):
     folder, model, processor = pair
     target = Target.from_pretrained(folder)
+    tokens = VLM(target, "llava").image_tokens([[np.zeros((9, 50, 3), np.uint8)]] * 2)
+    assert tokens == 2 * target.source.config.image_seq_len
     examples = tiny.make_examples(3)
     pictures = [[e["image"], e["image"][10:50, 20:34]] for e in examples]
     pictures[1] = pictures[1][:1]
@@ -328,6 +334,27 @@ def test_a_picture_costs_its_matmuls():
     others = (model.vision.patch_embedding.kernel.size + weights(model.projector)) * 576
     passes = 336 * 700 * 700 * 3 + 336 * 336 * 700 * 3  # over a canvas whose longer side is 700 px
     assert picture_flops(config, (400, 700)) == 2 * (layers + others + passes)
+
+
+LOAD = """
+import sys, jax, numpy as np
+from flax import nnx
+from cropvlm_jax import parallel
+from cropvlm_jax.hub.pretrained import Pretrained
+source, mesh = Pretrained.open(sys.argv[1]), parallel.make_mesh(data=1, fsdp=4, tensor=2)
+whole, split = (nnx.state(source.load(**options)) for options in ({}, {"mesh": mesh}))
+wanted = parallel.state_shardings(mesh, split, source.config.heads)
+jax.tree.map(np.testing.assert_array_equal, whole, split)
+assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, split, wanted)))
+kernel = split["text"]["layers"]["gate"]["kernel"][...]
+assert 8 * kernel.addressable_shards[0].data.size == kernel.size, kernel.sharding
+"""
+
+
+def test_weights_are_loaded_where_they_belong(pair):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags}
+    subprocess.run([sys.executable, "-c", LOAD, str(pair[0])], check=True, env=environment)
 
 
 def test_7b_is_split_over_eight_chips(tmp_path):

@@ -22,6 +22,7 @@ from cropvlm_jax import boxes as box_lib
 from cropvlm_jax import parallel
 from cropvlm_jax.api import Target
 from cropvlm_jax.data import pipeline
+from cropvlm_jax.evals.targets import VLM
 from cropvlm_jax.grpo import rewards, rollout
 from cropvlm_jax.grpo import step as step_lib
 from cropvlm_jax.grpo.step import GRPOConfig
@@ -291,6 +292,7 @@ def test_a_target_asks_and_answers_as_transformers(folder, theirs):
         mask = np.ones(len(prompt.ids), bool)
         mask[prompt.ids == target.source.config.image_token_id] = kept
         real.append(prompt.ids[mask])
+        assert VLM(target, "qwen").image_tokens([pictures]) == kept.sum()
     theirs.generation_config.eos_token_id = target.source.end_token_id
     expected, likely = [], []
     decode = target.source.tokenizer.decode
