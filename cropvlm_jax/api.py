@@ -37,6 +37,7 @@ from cropvlm_jax.sft import completion_logits
 Picture = Image.Image | np.ndarray | str | os.PathLike
 
 TILES = 64  # of a batch; bounds the memory of the vision tower
+TILE_BYTES = 3 * 512**2  # of the largest tile
 PROMPT_MULTIPLE = 32  # tokens
 REPLY_MULTIPLE = 8  # tokens; fewer, because each has logits over the whole vocabulary
 
@@ -113,9 +114,11 @@ def _batches(rows: Iterable[_Row]) -> Iterator[tuple[list[int], SupervisedBatch]
     """
     groups: dict[Any, list[tuple[int, _Row]]] = collections.defaultdict(list)
     for index, row in enumerate(rows):
-        shapes = tuple(x.shape for x in jax.tree.leaves(row.tiles))
+        leaves = jax.tree.leaves(row.tiles)
+        shapes = tuple(x.shape for x in leaves)
         groups[shapes].append((index, row))
-        tiles = shapes[0][0]
+        # A picture of another architecture may be as large as many tiles.
+        tiles = max(shapes[0][0], -(-leaves[0].nbytes // TILE_BYTES))
         most = _power_of_two(max(TILES // tiles, 1) + 1) // 2  # the power of two that still fits
         if len(groups[shapes]) == most:
             yield _batch(groups.pop(shapes))

@@ -220,6 +220,16 @@ def test_proposals_of_a_batch_are_those_of_each(cropper):
     assert cropper.propose([], []).shape == (0, 4)
 
 
+def test_batches_of_large_pictures_are_small(monkeypatch):
+    monkeypatch.setattr(api, "TILE_BYTES", 3 * 2 * 2)
+
+    def row(patches):  # as Qwen's pictures: many tiles under a leading axis of pictures
+        return api._Row(np.zeros((1, patches, 2, 2, 3), np.uint8), np.arange(7), np.arange(3))
+
+    batches = api._batches([row(16)] * 8 + [row(200)] * 2)
+    assert [len(indices) for indices, _ in batches] == [4, 4, 1, 1]
+
+
 def test_batches_are_few_and_full():
     def row(tiles, prompt):
         return api._Row(np.zeros((tiles, 2, 2, 3), np.uint8), np.arange(prompt), np.arange(3))
