@@ -254,10 +254,6 @@ def grpo_flops(
     prefix = images + prompt
     update = written.forward + written.backward + prefix.backward
     trained = lora is None or images.backward > 0  # the tower
-    if shared_tower:
-        picture = image_flops(target).forward * trained
-    else:
-        picture = picture_flops(target, batch.canvas.shape[1:3])
     reference = 0.0
     if config.beta:
         alone = decoder_flops(cropper.text, read) * prompts + reply(length, length, actions, None)
@@ -266,6 +262,10 @@ def grpo_flops(
             reference += image_flops(cropper).forward * prompts * tiles
     reward = 0.0
     if target and template:
+        if shared_tower:
+            picture = image_flops(target).forward * trained
+        else:
+            picture = picture_flops(target, batch.canvas.shape[1:3])
         reward = _reward_flops(target, config, template, batch, picture)
     return {
         "prefix": prefix.forward,
