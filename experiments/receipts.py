@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Total, date and company of scanned receipts, read by a frozen OCR reader: PP-OCRv4 at 256 px.
+"""Total, date and company of scanned receipts, read by a frozen OCR reader: PP-OCRv4 at 160 px.
 
 At that size the reader makes nothing of a whole receipt. Its reward comes from outside of the
 graph: how nearly what it reads in the crop contains the answer.
@@ -16,7 +16,7 @@ graph: how nearly what it reads in the crop contains the answer.
     python -m cropvlm_jax.apps.train --config=experiments/receipts.py:grpo \
         --workdir=runs/receipts/grpo
     python -m cropvlm_jax.apps.evaluate --benchmark=sroie --folder=data/sroie \
-        --targets=rapidocr:v4@256,rapidocr:v6@256,tesseract@256 \
+        --targets=rapidocr:v4@160,rapidocr:v6@160,tesseract@160 \
         --croppers=sft=runs/receipts/sft/cropper,grpo=runs/receipts/grpo/cropper \
         --out=runs/receipts/evaluation --report
     python experiments/receipts_results.py --evaluation=runs/receipts/evaluation \
@@ -55,8 +55,8 @@ def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
         config.eval.sources.sroie.boxes = "runs/receipts/seed_boxes_val.jsonl"
     else:
         config.cropper = "runs/receipts/sft/cropper"
-        config.target = "rapidocr:v4@256"
-        config.steps = 150
+        config.target = "rapidocr:v4@160"
+        config.steps = 70
         config.learning_rate = 2e-4
         config.accumulate = 4  # a microbatch is rolled out while the reader reads the one before
         config.grpo.group = 8
