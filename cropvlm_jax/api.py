@@ -417,8 +417,7 @@ class CropVLM(_Model):
         """Looks closer at one picture, and answers with and without having done so."""
         box = self.propose([image], [question])[0]
         picture = image_lib.to_rgb(image)
-        left, top, right, bottom = box_lib.to_pixels(box, np.array(picture.shape[:2])).tolist()
-        crop = Image.fromarray(picture[top:bottom, left:right])
+        crop = Image.fromarray(image_lib.cut(picture, box))
         zoom = Zoom(tuple(box.tolist()), crop, None, None)
         if self.target is None:
             return zoom

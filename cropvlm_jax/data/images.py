@@ -5,6 +5,7 @@
 import io
 import math
 import os
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
@@ -201,6 +202,12 @@ def smart_tiles(image: np.ndarray, limits: box_lib.Limits) -> np.ndarray:
     picture = Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC)
     tiles = np.asarray(picture).reshape(high // side, side, wide // side, side, 3)
     return tiles.swapaxes(1, 2)
+
+
+def cut(image: np.ndarray, box: Any) -> np.ndarray:
+    """The original pixels `[h, w, 3]` of a percent box of a picture `[H, W, 3]`, a view."""
+    left, top, right, bottom = box_lib.to_pixels(np.array(box), np.array(image.shape[:2]))
+    return image[top:bottom, left:right]
 
 
 def shrink_to_fit(image: np.ndarray, height: int, width: int) -> np.ndarray:

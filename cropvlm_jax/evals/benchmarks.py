@@ -292,6 +292,7 @@ def _protocol(
         "conditions": CONTROLS,
         "targets": {
             target.name: _describe(target.model if isinstance(target, VLM) else target)
+            | getattr(target, "settings", {})
             for target in targets
         },
         "croppers": {cropper: _describe(model) for cropper, model in croppers.items()},
@@ -487,12 +488,6 @@ def expanded(name: str, factor: float) -> str:
     return name if factor == 1 else f"{name} x{factor:g}"
 
 
-def cut(image: np.ndarray, box: Any) -> np.ndarray:
-    """The original pixels `[h, w, 3]` of a percent box of a picture `[H, W, 3]`."""
-    left, top, right, bottom = box_lib.to_pixels(np.array(box), np.array(image.shape[:2]))
-    return image[top:bottom, left:right]
-
-
 def upscale(image: np.ndarray) -> np.ndarray:
     """A picture `[H, W, 3]` twice as large, or so that its longest side is `MAX_UPSCALED` px."""
     height, width = image.shape[:2]
@@ -508,7 +503,9 @@ def _pictures(
 ) -> list[np.ndarray]:
     if condition == NO_CROP:
         return [image]
-    return [image, upscale(image) if condition == UPSCALED else cut(image, boxes[condition])]
+    if condition == UPSCALED:
+        return [image, upscale(image)]
+    return [image, image_lib.cut(image, boxes[condition])]
 
 
 def _replies(

@@ -391,7 +391,7 @@ def _card(results: Mapping[str, Any], record: Mapping[str, Any], image: np.ndarr
     truth = html.escape(record["answers"][0])
     return f"""<figure class="card"><div class="pair">
 <div class="whole"><img alt="" src="{_data_uri(image)}"><i style="{place}"></i></div>
-<div class="crop"><img alt="" src="{_data_uri(benchmarks.cut(image, box))}"></div></div>
+<div class="crop"><img alt="" src="{_data_uri(images.cut(image, box))}"></div></div>
 <figcaption><p>{html.escape(record["question"])}</p><dl>{"".join(answers)}
 <dt>truth</dt><dd>{truth}</dd></dl></figcaption></figure>"""
 

@@ -20,6 +20,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -39,6 +40,10 @@ Pictures = Sequence[np.ndarray]
 EMPTY, REFUSAL = "empty", "refusal"
 CACHE = "~/.cache/cropvlm_jax/replies"
 ANSWER_BRIEFLY = "Answer the question using a single word or phrase."
+PACKAGES = {  # of OCR engines
+    "rapidocr:v4": ("rapidocr-onnxruntime", "onnxruntime"),
+    "rapidocr:v6": ("rapidocr", "onnxruntime"),
+}
 KINDS = ("vlm", "openai", "rapidocr", "tesseract")  # of targets, before the ":" of their names
 
 
@@ -358,6 +363,7 @@ class OCRReader:
 
     Attributes:
         name: the engine and its input size.
+        settings: as of `VLM`: the versions of the engine's packages.
     """
 
     REMEMBERED = 100_000  # pictures whose text is kept
@@ -379,6 +385,7 @@ class OCRReader:
             workers: pictures read at once; None takes the processor's cores.
         """
         self.name = name + (f"@{longest_edge}" if longest_edge else "")
+        self.settings = {package: version(package) for package in PACKAGES.get(name, ())}
         self.longest_edge, self._read = longest_edge, read
         self._pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())
         self._texts: dict[bytes, Reply] = {}
@@ -423,22 +430,22 @@ def _digest(picture: np.ndarray) -> bytes:
     return hashlib.sha256(shape + np.ascontiguousarray(picture).tobytes()).digest()
 
 
-def rapidocr(version: str) -> Callable[[np.ndarray], str]:
+def rapidocr(models: str) -> Callable[[np.ndarray], str]:
     """RapidOCR's reader of PP-OCR models, which come with the package.
 
     Its detector works at the size of the picture: by default it would enlarge small ones.
 
     Args:
-        version: "v4" (mobile) or "v6" (small).
+        models: "v4" (mobile) or "v6" (small).
 
     Raises:
         ImportError: the package is not installed.
-        ValueError: another version.
+        ValueError: others.
     """
-    if version not in ("v4", "v6"):
-        raise ValueError(f"rapidocr:{version} is neither rapidocr:v4 nor rapidocr:v6")
+    if models not in ("v4", "v6"):
+        raise ValueError(f"rapidocr:{models} is neither rapidocr:v4 nor rapidocr:v6")
     try:
-        if version == "v4":
+        if models == "v4":
             import rapidocr_onnxruntime
 
             # One thread a picture: several are read at once, and sums keep their order.
@@ -467,7 +474,7 @@ def rapidocr(version: str) -> Callable[[np.ndarray], str]:
         )
     except ImportError as error:
         raise ImportError(
-            f"rapidocr:{version} takes RapidOCR: pip install 'cropvlm-jax[targets]' ({error})"
+            f"rapidocr:{models} takes RapidOCR: pip install 'cropvlm-jax[targets]' ({error})"
         ) from error
 
     def read(picture: np.ndarray) -> str:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from cropvlm_jax import boxes as box_lib
+from cropvlm_jax.data import images as image_lib
 from cropvlm_jax.data import pipeline
 from cropvlm_jax.data.pipeline import Batch
 from cropvlm_jax.evals import scoring
@@ -50,8 +50,7 @@ def ask(target: Target, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> 
         picture = canvas[: size[0], : size[1]]
         different, which = np.unique(boxes[row], axis=0, return_inverse=True)
         for number, box in enumerate(different):
-            left, top, right, bottom = box_lib.to_pixels(box, size)
-            images.append([picture, picture[top:bottom, left:right]])
+            images.append([picture, image_lib.cut(picture, box)])
             questions.append(question)
             golds.append(answers)
             places.append((row, np.flatnonzero(which.reshape(-1) == number)))

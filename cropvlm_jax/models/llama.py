@@ -292,7 +292,7 @@ class Llama(nnx.Module):
             rngs: source of the initial weights.
             dtype: of the computation; norms' statistics, softmax and logits stay fp32.
             param_dtype: of the weights.
-            remat: recompute each layer in the backward pass instead of storing its activations.
+            remat: as of `scanned.scan`.
         """
         self.config, self.dtype, self.remat = config, dtype, remat
         self.embedding = nnx.Embed(

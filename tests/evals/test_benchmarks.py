@@ -17,11 +17,12 @@ from PIL import Image
 from cropvlm_jax import boxes as box_lib
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.api import Target as Model
+from cropvlm_jax.data import images
 from cropvlm_jax.data.source import Source
 from cropvlm_jax.data.zoom_digits import ZoomDigits
 from cropvlm_jax.evals import benchmarks
 from cropvlm_jax.evals.benchmarks import CENTRE, NO_CROP, ORACLE, RANDOM, UPSCALED
-from cropvlm_jax.evals.targets import VLM, Reply
+from cropvlm_jax.evals.targets import VLM, ChatEndpoint, Reply
 
 
 class Reader:
@@ -87,7 +88,7 @@ def test_evaluation_of_the_bundled_models(tmp_path):
     record = records[69]
     image = ZoomDigits("test", 70)[69]["image"]
     for name, crop in {"sft": "sft", "oracle x4": "oracle x4"}.items():
-        pictures = [image, benchmarks.cut(image, record["boxes"][crop])]
+        pictures = [image, images.cut(image, record["boxes"][crop])]
         (reply,) = target.answer([pictures], [record["question"]])
         assert record["replies"]["tiny"][name]["text"] == reply.text
 
@@ -97,7 +98,7 @@ def test_evaluation_of_the_bundled_models(tmp_path):
 
 def test_cut_takes_the_boxes_original_pixels():
     image = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
-    np.testing.assert_array_equal(benchmarks.cut(image, [50, 0, 100, 50]), image[:5, 10:])
+    np.testing.assert_array_equal(images.cut(image, [50, 0, 100, 50]), image[:5, 10:])
 
 
 def test_upscaling_doubles_up_to_a_limit():
@@ -359,6 +360,17 @@ def test_another_protocol_begins_anew(tmp_path):
     files = {run(tmp_path, source, seed=seed)[0]["records"] for seed in (0, 0, 1)}
     files.add(run(tmp_path, source, expansions=(2,))[0]["records"])
     assert len(files) == 3 and {path.name for path in tmp_path.iterdir()} == files
+
+
+def test_what_a_target_depends_on_is_in_the_protocol(tmp_path):
+    source, files = ZoomDigits("test", 2), set()
+    for address in ("http://a/v1", "http://b/v1", "http://user:secret@b/v1"):
+        reader = Reader()
+        reader.settings = ChatEndpoint("m", base_url=address, api_key="k").settings
+        results, _ = run(tmp_path, source, readers=[reader])
+        files.add(results["records"])
+        assert "secret" not in json.dumps(results)
+    assert len(files) == 2
 
 
 def test_records_that_were_changed_are_refused(tmp_path):
