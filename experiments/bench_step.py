@@ -13,9 +13,10 @@ a process of its own, `official_step.py` and ours in turn, so the peaks of memor
 libraries and compilation included. The floor is what the FLOPs of our step would take at the best
 rate at which PyTorch or JAX multiplies matrices here.
 
-Seconds are medians over steps, compilation and the first step left out. Our phases are timed
-*apart*: the step is cut where its named scopes begin and each piece is compiled and run by itself,
-so they do not quite add up to the step, whose own time is what the ratio compares.
+Seconds are medians over the steps of a minute or more, compilation and the first step left out. Our
+phases are timed *apart*: the step is cut where its named scopes begin and each piece is compiled
+and run by itself, so they do not quite add up to the step, whose own time is what the ratio
+compares.
 """
 
 import collections
@@ -63,7 +64,9 @@ JSON = flags.DEFINE_string("json", None, "File to write.")
 MODEL = flags.DEFINE_string("model", None, "Folder or Hub id of another shape than SmolVLM-256M's.")
 CASES = flags.DEFINE_list("cases", EVERY_CASE, "Longest edge, dtype and what is trained, each.")
 SWEPT = flags.DEFINE_list("sweeps", ["prompts", "group", "size"], "What of ours to vary.")
-STEPS = flags.DEFINE_integer("steps", 2, "Steps timed, after one that is not.", lower_bound=1)
+SECONDS = flags.DEFINE_float(
+    "seconds", 60, "Steps are timed, after one that is not, until they took so long."
+)
 PEER_LONGEST_EDGE = flags.DEFINE_integer(
     "peer_longest_edge", 2048, "With larger pictures ours runs alone."
 )
@@ -174,15 +177,20 @@ def cut(step: core.Jaxpr) -> dict[str, core.Jaxpr]:
     return dict(reversed(pieces.items()))
 
 
-def time_apart(step: Callable[..., Any], inputs: Any, repeats: int) -> dict[str, float]:
-    """Seconds of the pieces of a step, each compiled and run by itself; medians of `repeats`."""
+def enough(seconds: list[float], at_least: float) -> bool:
+    """Whether steps but the first took so long."""
+    return len(seconds) > 1 and sum(seconds[1:]) >= at_least
+
+
+def time_apart(step: Callable[..., Any], inputs: Any, at_least: float) -> dict[str, float]:
+    """Seconds of the pieces of a step, each compiled and run by itself; medians as in `measure`."""
     whole = jax.make_jaxpr(step)(
         *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     )
     pieces = cut(whole.jaxpr)
     runs = {p: jax.jit(core.jaxpr_as_fun(core.ClosedJaxpr(pieces[p], ()))) for p in pieces}
-    seconds = collections.defaultdict(list)
-    for _ in range(1 + repeats):
+    seconds, rounds = collections.defaultdict(list), []
+    while not enough(rounds, at_least):
         values = dict(zip(whole.jaxpr.constvars, whole.consts, strict=True))
         values |= zip(whole.jaxpr.invars, jax.tree.leaves(inputs), strict=True)
         left = list(pieces.values())
@@ -194,16 +202,17 @@ def time_apart(step: Callable[..., Any], inputs: Any, repeats: int) -> dict[str,
             left.remove(piece)
             values |= zip(piece.outvars, results, strict=True)
             values = {x: values[x] for other in left for x in other.invars if x in values}
+        rounds.append(sum(taken[-1] for taken in seconds.values()))
     return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
 
 
-def measure(case: Case, model: str, steps: int, apart: bool) -> Iterator[dict[str, Any]]:
+def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[dict[str, Any]]:
     """Runs our step.
 
     Args:
         case: what is measured.
         model: folder or Hub id of the shape.
-        steps: how many are timed.
+        at_least: seconds that timed steps take in all.
         apart: time its phases as well.
 
     Yields:
@@ -239,9 +248,9 @@ def measure(case: Case, model: str, steps: int, apart: bool) -> Iterator[dict[st
     began = time.perf_counter()
     compiled = step.lower(state, batch, key).compile()
     compile_seconds = time.perf_counter() - began
-    seconds = []
-    for i in range(1 + steps):
-        of_step = jax.random.fold_in(key, i)
+    seconds: list[float] = []
+    while not enough(seconds, at_least):
+        of_step = jax.random.fold_in(key, len(seconds))
         began = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(state, batch, of_step))
         seconds.append(time.perf_counter() - began)
@@ -255,7 +264,7 @@ def measure(case: Case, model: str, steps: int, apart: bool) -> Iterator[dict[st
         "flops": stage.flops(batch),
     }
     if apart:
-        yield {"phases": time_apart(stage.make_step(UPDATES), (state, batch, key), steps)}
+        yield {"phases": time_apart(stage.make_step(UPDATES), (state, batch, key), at_least)}
 
 
 def matmul_rates() -> dict[str, dict[str, float]]:
@@ -469,7 +478,7 @@ def main(argv: list[str]) -> None:
 
         @functools.cache
         def ours(case: Case) -> dict[str, Any]:
-            options = {"model": model, "steps": STEPS.value, "apart": case in cases}
+            options = {"model": model, "at_least": SECONDS.value, "apart": case in cases}
             task = {"case": dataclasses.asdict(case), **options}
             return run("bench_step.py", f"--worker={json.dumps(task)}")
 
@@ -484,7 +493,7 @@ def main(argv: list[str]) -> None:
                 f"--dtype={case.dtype}",
                 f"--mode={case.mode}",
                 f"--checkpointing={case.checkpointing}",
-                f"--steps={1 + STEPS.value}",
+                f"--seconds={SECONDS.value}",
             )
 
         report: dict[str, Any] = {"cases": [], "machine": describe_machine(), "sweeps": {}}

@@ -8,7 +8,7 @@ As the official trainer does, it takes one prompt at a time and repeats it G tim
 samples the boxes, the frozen target scores picture and crop, the reference and then the policy read
 prompt and reply anew, and AdamW updates. Weights, pictures and text are random, which takes as
 long; of the model only the config is read. Prints one line of JSON: seconds by phase and in all,
-medians over the steps without the first one, and the peak memory.
+medians over the steps of a minute or more without the first one, and the peak memory.
 """
 
 import copy
@@ -39,7 +39,9 @@ MODE = flags.DEFINE_enum(
 CHECKPOINTING = flags.DEFINE_bool(
     "checkpointing", False, "Recompute layers in the backward pass, which the official run doesn't."
 )
-STEPS = flags.DEFINE_integer("steps", 3, "Steps; one is not timed.", lower_bound=2)
+SECONDS = flags.DEFINE_float(
+    "seconds", 60, "Steps are timed, after one that is not, until they took so long."
+)
 THREADS = flags.DEFINE_integer("threads", len(os.sched_getaffinity(0)), "On the CPU.")
 
 DECODER_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -147,7 +149,10 @@ def main(argv: list[str]) -> None:
         ends("update")
         return seconds
 
-    steps = [step() for _ in range(STEPS.value)][1:]
+    step()
+    steps: list[dict[str, float]] = []
+    while not steps or sum(sum(s.values()) for s in steps) < SECONDS.value:
+        steps.append(step())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
