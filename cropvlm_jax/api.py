@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from PIL import Image
 
 from cropvlm_jax import boxes as box_lib
+from cropvlm_jax import parallel
 from cropvlm_jax.data import images as image_lib
 from cropvlm_jax.data import pipeline
 from cropvlm_jax.data.pipeline import SupervisedBatch
@@ -81,10 +83,10 @@ def _propose(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(
-    graphdef: nnx.GraphDef, params: Any, ids: jax.Array, valid: jax.Array, images: jax.Array
+    graphdef: nnx.GraphDef, params: Any, inputs: tuple[jax.Array, jax.Array, jax.Array]
 ) -> jax.Array:
-    """Logits of whole sequences, fp32 `[B, T, V]`."""
-    return nnx.merge(graphdef, params)(ids, valid, images)
+    """Logits of whole sequences, fp32 `[B, T, V]`, from token ids, which are real, and pictures."""
+    return nnx.merge(graphdef, params)(*inputs)
 
 
 # Batches of few shapes ----------------------------------------------------------------------------
@@ -160,12 +162,14 @@ class _Model:
         source: where the model comes from.
         model: its weights.
         longest_edge: pixels that pictures' longest sides are resized to before they are split.
+        mesh: whose devices hold the weights; None where one does.
     """
 
-    def __init__(self, source: Pretrained, model: VLM, longest_edge: int):
+    def __init__(self, source: Pretrained, model: VLM, longest_edge: int, mesh: Mesh | None = None):
         if longest_edge < 1:
             raise ValueError(f"longest_edge={longest_edge} must be at least 1 px")
         self.source, self.longest_edge, self.prompts = source, longest_edge, source.prompts()
+        self.mesh = mesh
         self.graphdef, self.params = nnx.split(model)
 
     def _tiles(self, pictures: Sequence[Picture]) -> tuple[Any, list[Any]]:
@@ -194,9 +198,17 @@ class _Model:
         """What jitted `function` returns for each row, in their order."""
         results: dict[int, np.ndarray] = {}
         for indices, batch in _batches(rows):
-            outputs = np.asarray(function(self.graphdef, self.params, batch, *options))
+            outputs = self._call(function, batch, *options)
             results |= zip(indices, outputs[: len(indices)], strict=True)
         return [results[index] for index in range(len(results))]
+
+    def _call(self, function: Callable[..., jax.Array], batch: Any, *options: Any) -> np.ndarray:
+        """What jitted `function` returns for a batch, on the devices that hold the weights."""
+        if self.mesh is None:
+            return np.asarray(function(self.graphdef, self.params, batch, *options))
+        with jax.set_mesh(self.mesh):
+            batch = parallel.put_batch(self.mesh, batch)
+            return np.asarray(function(self.graphdef, self.params, batch, *options))
 
 
 # The doors ----------------------------------------------------------------------------------------
@@ -213,6 +225,7 @@ class Target(_Model):
         dtype: Any = jnp.float32,
         longest_edge: int | None = None,
         processor: Mapping[str, Any] | None = None,
+        mesh: Mesh | None = None,
     ) -> "Target":
         """Loads a model.
 
@@ -222,6 +235,8 @@ class Target(_Model):
             longest_edge: of SmolVLM alone: pixels that pictures' longest sides are resized to; None
                 takes one tile, the model's input size, and larger values split pictures into tiles.
             processor: as of `Pretrained.open`.
+            mesh: whose devices share the weights and the rows of batches, from
+                `parallel.make_mesh`; None takes the first device.
         """
         source = Pretrained.open(name, processor=processor)
         if not isinstance(source.config, SmolVLMConfig):
@@ -229,7 +244,7 @@ class Target(_Model):
                 raise ValueError(f"longest_edge={longest_edge}: only SmolVLM splits pictures")
             longest_edge = source.longest_edge
         longest_edge = source.tile_size if longest_edge is None else longest_edge
-        return cls(source, source.load(dtype=dtype), longest_edge)
+        return cls(source, source.load(mesh, dtype=dtype), longest_edge, mesh)
 
     def answer(
         self, images: Sequence[Sequence[Picture]], questions: Sequence[str], max_tokens: int = 32
@@ -312,7 +327,7 @@ class Target(_Model):
             np.pad(valid.astype(bool), (rows, columns)),
             np.pad(pixels, (rows, *[(0, 0)] * 4)),
         )
-        return np.asarray(_logits(self.graphdef, self.params, *padded))[: len(ids), :length]
+        return self._call(_logits, padded)[: len(ids), :length]
 
     def _conversations(
         self,
@@ -359,12 +374,18 @@ class CropVLM(_Model):
         model: its weights.
         longest_edge: pixels that pictures' longest sides are resized to for the cropper.
         target: answers; may be None where only boxes are wanted.
+        mesh: whose devices hold the weights; None where one does.
     """
 
     def __init__(
-        self, source: Pretrained, model: SmolVLM, longest_edge: int, target: Target | None = None
+        self,
+        source: Pretrained,
+        model: SmolVLM,
+        longest_edge: int,
+        target: Target | None = None,
+        mesh: Mesh | None = None,
     ):
-        super().__init__(source, model, longest_edge)
+        super().__init__(source, model, longest_edge, mesh)
         self.grammar, self.target = box_lib.Grammar.from_tokenizer(source.tokenizer), target
 
     @classmethod
@@ -375,6 +396,7 @@ class CropVLM(_Model):
         *,
         dtype: Any = jnp.float32,
         longest_edge: int | None = None,
+        mesh: Mesh | None = None,
     ) -> "CropVLM":
         """Loads a cropper, and a target where one is named.
 
@@ -384,9 +406,10 @@ class CropVLM(_Model):
             dtype: of the computation and the weights.
             longest_edge: pixels that pictures' longest sides are resized to for the cropper; None
                 takes what its own processor says.
+            mesh: as of `Target.from_pretrained`, for both.
         """
         if isinstance(target, (str, Path)):
-            target = Target.from_pretrained(target, dtype=dtype)
+            target = Target.from_pretrained(target, dtype=dtype, mesh=mesh)
         elif target is not None and not isinstance(target, Target):
             raise ValueError(f"a target is a name, a folder or a Target, not {target!r:.80}")
         source = Pretrained.open(cropper)
@@ -394,7 +417,7 @@ class CropVLM(_Model):
             kind = type(source.config).__name__.removesuffix("Config")
             raise ValueError(f"{cropper}: a cropper is a SmolVLM, not a {kind}")
         longest_edge = source.longest_edge if longest_edge is None else longest_edge
-        return cls(source, source.load(dtype=dtype), longest_edge, target)
+        return cls(source, source.load(mesh, dtype=dtype), longest_edge, target, mesh)
 
     def propose(self, images: Sequence[Picture], questions: Sequence[str]) -> np.ndarray:
         """Where to look in each picture for the answer to its question.

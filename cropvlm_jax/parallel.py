@@ -236,6 +236,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """A batch on the devices, split by its rows where they divide over the mesh, else whole."""
+    rows = len(jax.tree.leaves(batch)[0])
+    return jax.device_put(batch, NamedSharding(mesh, _spec(mesh, ("batch",), (rows,), {})))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -4,6 +4,7 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import pathlib
 import subprocess
 import sys
@@ -364,3 +365,30 @@ def test_package(monkeypatch):
 def test_data_workers_do_without_jax(code):
     root = pathlib.Path(cropvlm_jax.__file__).parents[1]
     subprocess.run([sys.executable, "-c", f"import sys; {code}"], cwd=root, check=True)
+
+
+ON_A_MESH = """
+import jax, numpy as np
+from cropvlm_jax import api, parallel
+rng, n = np.random.default_rng(0), 9  # batches of eight rows and of one
+pictures = [rng.integers(0, 256, (128, 128, 3), np.uint8) for _ in range(n)]
+asked = [[picture, picture[:64]] for picture in pictures], ["Which digit is it?"] * n
+mesh = parallel.make_mesh(data=4, fsdp=2)
+found = []
+for options in ({}, {"mesh": mesh}):
+    target = api.Target.from_pretrained("zoom_digits/target", **options)
+    cropper = api.CropVLM.from_pretrained("zoom_digits/cropper", target, **options)
+    boxes = cropper.propose(pictures, asked[1]).tolist()
+    found.append((target.answer(*asked, 4), boxes, target.log_likelihood(*asked, ["7"] * n)))
+(one, one_boxes, likely), (split, split_boxes, as_likely) = found
+kernel = target.params["text"]["layers"]["gate"]["kernel"][...]
+assert kernel.sharding.mesh.size == 8 and not kernel.is_fully_replicated
+assert one == split and one_boxes == split_boxes, found
+np.testing.assert_allclose(as_likely, likely, rtol=1e-5)
+"""
+
+
+def test_a_mesh_answers_as_one_device_does():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags}
+    subprocess.run([sys.executable, "-c", ON_A_MESH], check=True, env=environment)

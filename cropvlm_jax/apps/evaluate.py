@@ -13,10 +13,12 @@ import json
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from absl import app, flags, logging
 from PIL import Image
 
-from cropvlm_jax import apps
+from cropvlm_jax import apps, parallel
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data import images
 from cropvlm_jax.evals import benchmarks, sheet, targets
@@ -44,6 +46,16 @@ LIMIT = flags.DEFINE_integer(
     "limit", None, "Only the first items; of zoom_digits, which never ends, 1,000.", lower_bound=1
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of zoom_digits' scenes and the random crops.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Of our models' weights and computation."
+)
+FSDP = flags.DEFINE_integer(
+    "fsdp",
+    1,
+    "Devices that share the weights of our models, which a 7B target needs; all devices there are "
+    "share the batches.",
+    lower_bound=1,
+)
 REPORT = flags.DEFINE_bool("report", False, "Write report.html, which works offline, and PNGs.")
 SCENES = 1000
 PANELS = 6  # items of the picture sheet
@@ -114,13 +126,20 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--expansions takes positive numbers, got {EXPANSIONS.value}")
     if REPORT.value:
         from cropvlm_jax.evals import report  # needs matplotlib: say so before the work, not after
+    devices = jax.local_devices()
+    mesh = (
+        parallel.make_mesh(fsdp=FSDP.value, devices=devices)
+        if max(len(devices), FSDP.value) > 1
+        else None
+    )
+    options: dict[str, Any] = {"dtype": jnp.dtype(DTYPE.value), "mesh": mesh}
     source = benchmarks.BENCHMARKS[BENCHMARK.value].open(FOLDER.value, SEED.value)
     out = pathlib.Path(OUT.value)
     results = benchmarks.evaluate(
         BENCHMARK.value,
         source,
-        [targets.open_target(spec) for spec in TARGETS.value],
-        {name: CropVLM.from_pretrained(model) for name, model in models.items()},
+        [targets.open_target(spec, **options) for spec in TARGETS.value],
+        {name: CropVLM.from_pretrained(model, **options) for name, model in models.items()},
         out,
         expansions=expansions,
         limit=LIMIT.value or (SCENES if BENCHMARK.value == "zoom_digits" else None),

@@ -521,7 +521,7 @@ def is_black_box(spec: str) -> bool:
     return bool(re.match(rf"({'|'.join(KINDS)})([:@]|$)", spec))
 
 
-def open_target(spec: str, base_url: str | None = None) -> Target:
+def open_target(spec: str, base_url: str | None = None, **options: Any) -> Target:
     """Opens a target by its name on the command line.
 
     Args:
@@ -529,6 +529,7 @@ def open_target(spec: str, base_url: str | None = None) -> Target:
             "vlm:zoom_digits/target"); "openai:MODEL", at `base_url`; "rapidocr:v4", "rapidocr:v6",
             "tesseract". Then, optionally, "@" and the pixels of pictures' longest sides.
         base_url: of a chat endpoint, where the environment's OPENAI_BASE_URL does not say it.
+        **options: of a VLM, `api.Target.from_pretrained`: dtype, mesh.
 
     Raises:
         FileNotFoundError: the model or program is not there.
@@ -548,4 +549,4 @@ def open_target(spec: str, base_url: str | None = None) -> Target:
     if kind not in (None, "vlm"):
         raise ValueError(f"{spec!r}: {kind!r} is none of {', '.join(KINDS)}")
     suffix = f"@{edge}" if edge else ""
-    return VLM(api.Target.from_pretrained(name, longest_edge=edge), name + suffix)
+    return VLM(api.Target.from_pretrained(name, longest_edge=edge, **options), name + suffix)
