@@ -112,7 +112,7 @@ def sample(
         tokens = tokens.at[:, :, 1].set(jnp.where(trial, zero, tokens[:, :, 1]))
         valid = valid.at[:, :, 1].set(trial | valid[:, :, 1])
         slot = i * grammar.chunk
-        hidden, cache = model.text(model.embed(tokens), valid, prefix, cache, slot)
+        hidden, cache = model.read(tokens, valid, None, prefix, cache, slot)
         last = jnp.take_along_axis(hidden, newest[..., None, None], 2)[:, :, 0]
         action, log_prob, after = choose(state, last)
         is_ten = trial & (action == 0)
@@ -160,7 +160,7 @@ def action_log_probs(
     first = jnp.broadcast_to(last_token[:, None, None], (*boxes.shape[:2], 1))
     tokens = jnp.concatenate([first, reply.tokens[..., :-1]], -1)
     valid = jnp.concatenate([jnp.ones_like(first, bool), reply.valid[..., :-1]], -1)
-    hidden, _ = model.text(model.embed(tokens), valid, prefix)
+    hidden, _ = model.read(tokens, valid, None, prefix)
     logits = model.text.logits(hidden, jnp.asarray(grammar.actions))
     # Unused, these vocabulary-sized logits are never computed.
     everything = model.text.logits(hidden)

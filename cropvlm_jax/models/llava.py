@@ -18,7 +18,7 @@ from flax import nnx
 from cropvlm_jax import crops
 from cropvlm_jax.models import clip, scanned, vlm
 from cropvlm_jax.models.clip import Clip, ClipConfig
-from cropvlm_jax.models.llama import KVCache, Llama, LlamaConfig
+from cropvlm_jax.models.llama import Llama, LlamaConfig
 
 MODEL_TYPE = "llava"
 FILL = (122, 116, 104)  # 255 times CLIP's means: what pictures are padded with to squares
@@ -152,7 +152,7 @@ class Projector(nnx.Module):
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
-class Llava(nnx.Module):
+class Llava(vlm.PicturesInText):
     """The model, a `models.vlm.VLM`."""
 
     def __init__(
@@ -201,37 +201,3 @@ class Llava(nnx.Module):
         with jax.named_scope("crop"):
             pictures = jax.vmap(cut)(canvas, size, boxes)
         return self.encode_images(pictures)
-
-    def embed(self, ids: jax.Array, image_tokens: jax.Array | None = None) -> jax.Array:
-        """Input embeddings `[..., T, D]`, image tokens `[..., M, D]` in place of `<image>`."""
-        x = self.text.embedding(ids)
-        if image_tokens is None:
-            return x
-        return vlm.put_in_place(x, ids == self.config.image_token_id, image_tokens)
-
-    def read(
-        self,
-        ids: jax.Array,
-        valid: jax.Array,
-        pictures: jax.Array | None = None,
-        prefix: KVCache | None = None,
-        cache: KVCache | None = None,
-        slot: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KVCache]:
-        """Embeds and decodes T new tokens `[B, G, T]`; see `models.vlm.VLM`."""
-        return self.text(self.embed(ids, pictures), valid, prefix, cache, slot)
-
-    def __call__(self, ids: jax.Array, valid: jax.Array, images: jax.Array) -> jax.Array:
-        """Logits of whole sequences.
-
-        Args:
-            ids: int `[B, T]`.
-            valid: bool `[B, T]`.
-            images: `[B, N, S, S, 3]` as in `encode_images`.
-
-        Returns:
-            fp32 `[B, T, V]`.
-        """
-        pictures = vlm.one_row(self.encode_images(images))
-        hidden, _ = self.read(ids[:, None], valid[:, None], pictures)
-        return self.text.logits(hidden[:, 0])

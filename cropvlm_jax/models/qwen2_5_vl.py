@@ -511,7 +511,7 @@ class Merger(nnx.Module):
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
-class Qwen2_5_VL(nnx.Module):
+class Qwen2_5_VL(vlm.PicturesInText):
     """The model; `text` is used directly for cached decoding."""
 
     def __init__(
@@ -607,18 +607,3 @@ class Qwen2_5_VL(nnx.Module):
             advance=jnp.where(is_image, at(pictures.advance), 1) * valid,
             offset=jnp.stack([jnp.zeros_like(row), row, column]),
         )
-
-    def __call__(self, ids: jax.Array, valid: jax.Array, images: Pictures) -> jax.Array:
-        """Logits of whole sequences.
-
-        Args:
-            ids: int `[B, T]`.
-            valid: bool `[B, T]`.
-            images: `[B, N, ...]`.
-
-        Returns:
-            fp32 `[B, T, V]`.
-        """
-        pictures = vlm.one_row(self.encode_images(images))
-        hidden, _ = self.read(ids[:, None], valid[:, None], pictures)
-        return self.text.logits(hidden[:, 0])

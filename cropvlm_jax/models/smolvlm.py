@@ -15,7 +15,7 @@ from flax import nnx
 
 from cropvlm_jax import crops
 from cropvlm_jax.models import scanned, vlm
-from cropvlm_jax.models.llama import KVCache, Llama, LlamaConfig
+from cropvlm_jax.models.llama import Llama, LlamaConfig
 from cropvlm_jax.models.siglip import Siglip, SiglipConfig
 
 MODEL_TYPES = ("idefics3", "smolvlm")
@@ -142,7 +142,7 @@ class SmolVLMConfig:
         )
 
 
-class SmolVLM(nnx.Module):
+class SmolVLM(vlm.PicturesInText):
     """The model; `text` is used directly for cached decoding."""
 
     def __init__(
@@ -205,45 +205,3 @@ class SmolVLM(nnx.Module):
         with jax.named_scope("crop"):
             pictures = cut(canvas, size, boxes, self.config.vision.image_size)
         return self.encode_images(pictures)
-
-    def embed(self, ids: jax.Array, image_tokens: jax.Array | None = None) -> jax.Array:
-        """Input embeddings, image tokens put in place of `<image>` in their order.
-
-        Args:
-            ids: int `[..., T]`.
-            image_tokens: `[..., M, D]`, at least as many as there are `<image>` in each row of ids.
-
-        Returns:
-            `[..., T, D]`.
-        """
-        x = self.text.embedding(ids)
-        if image_tokens is None:
-            return x
-        return vlm.put_in_place(x, ids == self.config.image_token_id, image_tokens)
-
-    def read(
-        self,
-        ids: jax.Array,
-        valid: jax.Array,
-        pictures: jax.Array | None = None,
-        prefix: KVCache | None = None,
-        cache: KVCache | None = None,
-        slot: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KVCache]:
-        """Embeds and decodes T new tokens `[B, G, T]`; see `models.vlm.VLM`."""
-        return self.text(self.embed(ids, pictures), valid, prefix, cache, slot)
-
-    def __call__(self, ids: jax.Array, valid: jax.Array, images: jax.Array) -> jax.Array:
-        """Logits of whole sequences.
-
-        Args:
-            ids: int `[B, T]`.
-            valid: bool `[B, T]`.
-            images: `[B, N, S, S, 3]` as in `encode_images`.
-
-        Returns:
-            fp32 `[B, T, V]`.
-        """
-        pictures = vlm.one_row(self.encode_images(images))
-        hidden, _ = self.read(ids[:, None], valid[:, None], pictures)
-        return self.text.logits(hidden[:, 0])

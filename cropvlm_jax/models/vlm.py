@@ -9,10 +9,12 @@ Shape letters: B prompts, G continuations of each, N pictures of a prompt, I tok
 T text tokens, S key slots, D text width.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from cropvlm_jax.models.llama import KVCache
 
@@ -84,6 +86,47 @@ class VLM(Protocol):
         Returns:
             Final hidden states `[B, G, T, D]` and the own slots, as `Llama.__call__`.
         """
+
+
+class PicturesInText(nnx.Module):
+    """How models read whose pictures' tokens take the places of image tokens in the text.
+
+    They have `config`, `text` and `encode_images`, as `VLM` says.
+    """
+
+    config: Any
+    text: Any
+    encode_images: Callable[..., Pictures]
+
+    def read(
+        self,
+        ids: jax.Array,
+        valid: jax.Array,
+        pictures: Pictures | None = None,
+        prefix: KVCache | None = None,
+        cache: KVCache | None = None,
+        slot: jax.Array | int = 0,
+    ) -> tuple[jax.Array, KVCache]:
+        """Embeds and decodes T new tokens `[B, G, T]`; see `VLM`."""
+        x = self.text.embedding(ids)
+        if pictures is not None:
+            x = put_in_place(x, ids == self.config.image_token_id, pictures)
+        return self.text(x, valid, prefix, cache, slot)
+
+    def __call__(self, ids: jax.Array, valid: jax.Array, images: Any) -> jax.Array:
+        """Logits of whole sequences.
+
+        Args:
+            ids: int `[B, T]`.
+            valid: bool `[B, T]`.
+            images: leaves `[B, N, ...]` as in `encode_images`.
+
+        Returns:
+            fp32 `[B, T, V]`.
+        """
+        pictures = one_row(self.encode_images(images))
+        hidden, _ = self.read(ids[:, None], valid[:, None], pictures)
+        return self.text.logits(hidden[:, 0])
 
 
 def one_row(pictures: Pictures) -> Pictures:

@@ -114,7 +114,7 @@ def greedy(model: SmolVLM, ids, valid, images, steps: int) -> np.ndarray:
     def prefill(params):
         model = nnx.merge(graphdef, params)
         features = model.encode_images(images).reshape(len(ids), -1, model.config.text.hidden_size)
-        hidden, prefix = model.text(model.embed(ids, features)[:, None], valid[:, None])
+        hidden, prefix = model.read(ids[:, None], valid[:, None], features[:, None])
         return model.text.logits(hidden[:, :, -1]).argmax(-1), prefix
 
     @jax.jit
