@@ -26,9 +26,14 @@ for pixels in 512 1024 2048; do
     report v5e-256 "$pixels" 1024 1
 done
 
-# The paper's adapters, a frozen Qwen2.5-VL-7B as the target.
+# The paper's adapters before a frozen 7B target, whose weights the eight chips share.
 python experiments/qwen_shape.py runs/qwen_shape
 python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/grpo_likelihood_512.py \
     --config.cropper="$shape" --config.target=runs/qwen_shape --config.accumulate=1 \
     --config.mesh.data=1 --config.mesh.fsdp=8 --config.grpo.reward_chunk=1 \
     --save=experiments/aot/v5e-8_qwen7b.json
+python experiments/llava_shape.py runs/llava_shape
+python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/grpo_likelihood_512.py \
+    --config.cropper="$shape" --config.target=runs/llava_shape --config.accumulate=1 \
+    --config.mesh.data=1 --config.mesh.fsdp=2 --config.mesh.tensor=4 \
+    --config.grpo.reward_chunk=2 --save=experiments/aot/v5e-8_llava7b.json
