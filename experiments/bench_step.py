@@ -10,8 +10,10 @@ Both take one prompt a step, of equal lengths, about random pictures, with rando
 SmolVLM-256M's shape as cropper and as target. Ours is the very step of a run with the settings of
 `experiments/paper`, from a cropper that begins with the target's vision tower. Every measurement is
 a process of its own, `official_step.py` and ours in turn, so the peaks of memory are their own,
-libraries and compilation included. The floor is what the FLOPs of our step would take at the best
-rate at which PyTorch or JAX multiplies matrices here.
+libraries and compilation included. Each runs as its users run it: ours with the settings of malloc
+of `launch/setup.sh`, the official one without (on a CPU they make it a tenth faster). The floor is
+what the FLOPs of our step would take at the best rate at which PyTorch or JAX multiplies matrices
+here.
 
 Seconds are medians over the steps of a minute or more, compilation and the first step left out. Our
 phases are timed *apart*: the step is cut where its named scopes begin and each piece is compiled
@@ -34,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -78,7 +80,7 @@ UPDATES = 1000  # of the run whose step it is: the learning rate follows it, the
 QUESTION, ANSWER = 15, 6  # tokens, that make conversations as long as official_step.py's
 DECODER = r"text\.layers\.(q|k|v|o|gate|up|down)"
 MATMULS = ((1024, 1024, 1024), (4096, 4096, 4096), (1024, 768, 3072), (6144, 768, 3072))
-# As in launch/setup.sh; for both sides, whom it spares page faults.
+# As in launch/setup.sh, which spares page faults.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
@@ -314,18 +316,19 @@ def work(what: str) -> Iterator[dict[str, Any]]:
 # What this process does ---------------------------------------------------------------------------
 
 
-def run(script: str, *options: str) -> dict[str, Any]:
+def run(script: str, *options: str, variables: Mapping[str, str]) -> dict[str, Any]:
     """Measures in another process.
 
     Args:
         script: beside this one; it prints JSON, line by line as it finds it.
         *options: of it.
+        variables: of its environment, beside those of this process.
 
     Returns:
         What it found, and "error" where it failed or would have used more memory than is free.
     """
     command = [sys.executable, str(HERE / script), *options]
-    environment = os.environ | KEEP_MEMORY
+    environment = os.environ | variables
     with open("/proc/meminfo") as file:
         available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -355,7 +358,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": names[0] if names else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "versions": versions | {"python": platform.python_version()},
-        **run("bench_step.py", "--worker=machine"),
+        **run("bench_step.py", "--worker=machine", variables=KEEP_MEMORY),
     }
 
 
@@ -480,7 +483,7 @@ def main(argv: list[str]) -> None:
         def ours(case: Case) -> dict[str, Any]:
             options = {"model": model, "at_least": SECONDS.value, "apart": case in cases}
             task = {"case": dataclasses.asdict(case), **options}
-            return run("bench_step.py", f"--worker={json.dumps(task)}")
+            return run("bench_step.py", f"--worker={json.dumps(task)}", variables=KEEP_MEMORY)
 
         def official(case: Case, tiles: int) -> dict[str, Any]:
             if case.longest_edge > PEER_LONGEST_EDGE.value:
@@ -494,6 +497,7 @@ def main(argv: list[str]) -> None:
                 f"--mode={case.mode}",
                 f"--checkpointing={case.checkpointing}",
                 f"--seconds={SECONDS.value}",
+                variables={},
             )
 
         report: dict[str, Any] = {"cases": [], "machine": describe_machine(), "sweeps": {}}
