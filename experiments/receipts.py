@@ -14,10 +14,14 @@ graph: how nearly what it reads in the crop contains the answer.
     python -m cropvlm_jax.apps.train --config=experiments/receipts.py:sft \
         --workdir=runs/receipts/sft   # minutes on two cores
     python -m cropvlm_jax.apps.train --config=experiments/receipts.py:grpo \
-        --workdir=runs/receipts/grpo
+        --workdir=runs/receipts/grpo   # half an hour
+    python -m cropvlm_jax.apps.train --config=experiments/receipts.py:grpo \
+        --config.target=tesseract@160 --config.steps=60 --config.eval.every=60 \
+        --workdir=runs/receipts/grpo_tesseract   # another reader's, for the transfer matrix
+    OTHER=grpo_tesseract=runs/receipts/grpo_tesseract/cropper
     python -m cropvlm_jax.apps.evaluate --benchmark=sroie --folder=data/sroie \
         --targets=rapidocr:v4@160,rapidocr:v6@160,tesseract@160 \
-        --croppers=sft=runs/receipts/sft/cropper,grpo=runs/receipts/grpo/cropper \
+        --croppers=sft=runs/receipts/sft/cropper,$OTHER,grpo=runs/receipts/grpo/cropper \
         --out=runs/receipts/evaluation --report
     python experiments/receipts_results.py --evaluation=runs/receipts/evaluation \
         --save=experiments/receipts/results.json
@@ -56,7 +60,7 @@ def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
     else:
         config.cropper = "runs/receipts/sft/cropper"
         config.target = "rapidocr:v4@160"
-        config.steps = 70
+        config.steps = 160
         config.learning_rate = 2e-4
         config.accumulate = 4  # a microbatch is rolled out while the reader reads the one before
         config.grpo.group = 8

@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     results = benchmarks.summarise(whole["protocol"], asked)
     saved = {
         "trained_with": whole["trained_with"]["grpo"],
+        "croppers_trained_with": whole["trained_with"],
         "n": results["n"],
         "metric": "contains",
         "readers": {

@@ -18,12 +18,12 @@ def precision(dtype: Any) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def kept(x: jax.Array) -> jax.Array:
-    """Marks a result of a layer that its backward pass reads, unless under `remat`.
+def kept(x: jax.Array, under_remat: bool = False) -> jax.Array:
+    """Marks a result of a layer that its backward pass reads; under `remat` only if it says so.
 
     What is not marked is computed again from what is: mark what takes matmuls.
     """
-    return checkpoint_name(x, "kept")
+    return checkpoint_name(x, "kept under remat" if under_remat else "kept")
 
 
 def stack(build: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -47,7 +47,7 @@ def scan(
         layers: what `stack` returned.
         x: activations `[B, ...]`, passed from layer to layer.
         xs: pytree of per-layer inputs, leading axis the layer (or None).
-        remat: keep nothing of a layer but its input for the backward pass, not even what is `kept`.
+        remat: keep of a layer, beside its input, only what is `kept` under remat too.
         depth: apply only so many layers, without a copy of their weights; None applies all.
 
     Returns:
@@ -61,7 +61,8 @@ def scan(
         x = parallel.constrain(x, "batch")
         return call(nnx.merge(graphdef, weights), x, per_layer)
 
-    policy = None if remat else jax.checkpoint_policies.save_only_these_names("kept")
+    names = ("kept under remat",) if remat else ("kept", "kept under remat")
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     if depth is None:
         return jax.lax.scan(body, x, (weights, xs))
