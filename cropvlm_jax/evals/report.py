@@ -279,7 +279,7 @@ def _training_figure(
         "area": "area of the boxes",
         "entropy": "entropy, nats",
     }
-    names = {name for rows in curves.values() for row in rows[-1:] for name in row}
+    names = {name for rows in curves.values() for row in rows for name in row}
     shown = [name for name in titles if name in names]
     if not shown:  # a supervised run
         shown = [name for name in ("loss", "eval/loss") if name in names] or sorted(names)[:1]

@@ -140,3 +140,10 @@ def test_running_means():
     values = np.random.default_rng(0).random(90)
     np.testing.assert_allclose(report._smooth(values)[45], values[42:49].mean())
     assert report._smooth(np.array([1.0])) == [1.0]
+
+
+def test_curves_of_a_run_that_ends_with_held_out_examples(page):
+    rows = [{"step": step, "reward": 1.0, "area": 0.2} for step in (1, 2)]
+    rows.append({"step": 3, "eval/reward": 1.1})
+    figure = report._training_figure(page[2], {"right": rows})
+    assert {axis.get_title() for axis in figure.axes} >= {"reward", "area of the boxes"}
