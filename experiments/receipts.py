@@ -14,7 +14,7 @@ graph: how nearly what it reads in the crop contains the answer.
     python -m cropvlm_jax.apps.train --config=experiments/receipts.py:sft \
         --workdir=runs/receipts/sft   # minutes on two cores
     python -m cropvlm_jax.apps.train --config=experiments/receipts.py:grpo \
-        --workdir=runs/receipts/grpo   # half an hour
+        --workdir=runs/receipts/grpo   # 20 to 40 minutes
     python -m cropvlm_jax.apps.train --config=experiments/receipts.py:grpo \
         --config.target=tesseract@160 --config.steps=60 --config.eval.every=60 \
         --workdir=runs/receipts/grpo_tesseract   # another reader's, for the transfer matrix
