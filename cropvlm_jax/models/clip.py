@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cropvlm_jax.models import scanned
+from cropvlm_jax.models import linear, scanned
 from cropvlm_jax.models.siglip import SiglipLayer
 
 # Of the pixels, in 0..1, that every CLIP was trained with.
@@ -103,14 +103,8 @@ class Clip(nnx.Module):
         d = config.hidden_size
         initializer = nnx.initializers.normal(0.02)
         self.class_embedding = nnx.Param(initializer(rngs.params(), (d,), param_dtype))
-        self.patch_embedding = nnx.Linear(
-            3 * config.patch_size**2,
-            d,
-            use_bias=False,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=scanned.precision(dtype),
-            rngs=rngs,
+        self.patch_embedding = linear.layer(dtype, param_dtype, rngs)(
+            3 * config.patch_size**2, d, use_bias=False
         )
         self.position_embedding = nnx.Embed(
             config.grid**2 + 1, d, dtype=dtype, param_dtype=param_dtype, rngs=rngs

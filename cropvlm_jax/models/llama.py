@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cropvlm_jax.models import scanned
+from cropvlm_jax.models import linear, scanned
 from cropvlm_jax.models.scanned import kept
 
 NEGATIVE = -1e30  # finite, so that a padded query row stays NaN-free
@@ -227,7 +227,7 @@ class LlamaLayer(nnx.Module):
     """Pre-norm self-attention and SwiGLU."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
-        self.config, self.precision = config, scanned.precision(dtype)
+        self.config, self.precision = config, linear.precision(dtype)
         norm = functools.partial(
             nnx.RMSNorm,
             epsilon=config.rms_norm_eps,
@@ -235,22 +235,16 @@ class LlamaLayer(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        linear = functools.partial(
-            nnx.Linear,
-            use_bias=False,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=self.precision,
-            rngs=rngs,
-        )
+        biased = linear.layer(dtype, param_dtype, rngs)
+        plain = functools.partial(biased, use_bias=False)
         d, ff = config.hidden_size, config.intermediate_size
         queries = config.num_attention_heads * config.head_dim
         shared = config.num_key_value_heads * config.head_dim
         self.attention_norm, self.mlp_norm = norm(d), norm(d)
-        biased = functools.partial(linear, use_bias=config.qkv_bias)
-        self.q, self.k, self.v = biased(d, queries), biased(d, shared), biased(d, shared)
-        self.o = linear(queries, d)
-        self.gate, self.up, self.down = linear(d, ff), linear(d, ff), linear(ff, d)
+        qkv = biased if config.qkv_bias else plain
+        self.q, self.k, self.v = qkv(d, queries), qkv(d, shared), qkv(d, shared)
+        self.o = plain(queries, d)
+        self.gate, self.up, self.down = plain(d, ff), plain(d, ff), plain(ff, d)
 
     def __call__(self, x, positions, mask, prefix, cache, slot):
         """One layer; see `Llama.__call__`. Returns `x` and its own (keys, values)."""
@@ -387,6 +381,6 @@ class Llama(nnx.Module):
             "...d,vd->...v",
             hidden,
             table.astype(self.dtype),
-            precision=scanned.precision(self.dtype),
+            precision=linear.precision(self.dtype),
             preferred_element_type=jnp.float32,
         )

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from cropvlm_jax import crops
-from cropvlm_jax.models import clip, scanned, vlm
+from cropvlm_jax.models import clip, linear, vlm
 from cropvlm_jax.models.clip import Clip, ClipConfig
 from cropvlm_jax.models.llama import Llama, LlamaConfig
 
@@ -138,14 +138,8 @@ class Projector(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
         """Builds randomly initialised weights."""
-        linear = functools.partial(
-            nnx.Linear,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=scanned.precision(dtype),
-            rngs=rngs,
-        )
-        self.fc1, self.fc2 = linear(inputs, outputs), linear(outputs, outputs)
+        layer = linear.layer(dtype, param_dtype, rngs)
+        self.fc1, self.fc2 = layer(inputs, outputs), layer(outputs, outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., inputs]` to `[..., outputs]`."""

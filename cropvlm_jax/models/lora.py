@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cropvlm_jax.models.linear import multiply
 from cropvlm_jax.models.scanned import kept
 
 LoRAParam = nnx.LoRAParam
@@ -73,18 +74,19 @@ def low_rank(
 
 
 def _low_rank_forward(x, a, b, precision):
-    low = kept(jnp.dot(x, a, precision=precision))
-    return jnp.dot(low, b, precision=precision), (x, low, a, b)
+    last = (x.ndim - 1,)
+    low = kept(multiply(x, a, (last, (0,)), precision))
+    return multiply(low, b, (last, (0,)), precision), (x, low, a, b)
 
 
 def _low_rank_backward(precision, residuals, grad):
     x, low, a, b = residuals
-    dot = functools.partial(jnp.einsum, precision=precision)
-    grad_low = dot("...o,ro->...r", grad, b)
+    last, others = (x.ndim - 1,), tuple(range(x.ndim - 1))
+    grad_low = multiply(grad, b, (last, (1,)), precision)
     return (
-        dot("...r,ir->...i", grad_low, a),
-        dot("...r,...i->ri", grad_low, x).T,
-        dot("...r,...o->ro", low, grad),
+        multiply(grad_low, a, (last, (1,)), precision),
+        multiply(grad_low, x, (others, others), precision).T,
+        multiply(low, grad, (others, others), precision),
     )
 
 
@@ -140,6 +142,7 @@ def _arguments(linear: nnx.Linear) -> dict[str, Any]:
         dtype=linear.dtype,
         param_dtype=linear.param_dtype,
         precision=linear.precision,
+        dot_general=linear.dot_general,
         kernel_init=nnx.initializers.zeros_init(),
         rngs=nnx.Rngs(0),
     )

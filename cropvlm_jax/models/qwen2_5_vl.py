@@ -23,7 +23,7 @@ from flax import nnx
 from cropvlm_jax import boxes as box_lib
 from cropvlm_jax import crops
 from cropvlm_jax.data import images as image_lib
-from cropvlm_jax.models import clip, scanned, vlm
+from cropvlm_jax.models import clip, linear, scanned, vlm
 from cropvlm_jax.models.llama import NEGATIVE, KVCache, Llama, LlamaConfig, Places, turn
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -355,18 +355,16 @@ class QwenVisionLayer(nnx.Module):
     """Pre-norm self-attention, in windows or over the picture, and SwiGLU."""
 
     def __init__(self, config: QwenVisionConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
-        self.num_heads, self.precision = config.num_heads, scanned.precision(dtype)
+        self.num_heads, self.precision = config.num_heads, linear.precision(dtype)
         self.block = (config.window_size // config.patch_size) ** 2
         norm = functools.partial(
             nnx.RMSNorm, epsilon=EPSILON, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        linear = functools.partial(
-            nnx.Linear, dtype=dtype, param_dtype=param_dtype, precision=self.precision, rngs=rngs
-        )
+        layer = linear.layer(dtype, param_dtype, rngs)
         d, ff = config.hidden_size, config.intermediate_size
         self.attention_norm, self.mlp_norm = norm(d), norm(d)
-        self.q, self.k, self.v, self.o = linear(d, d), linear(d, d), linear(d, d), linear(d, d)
-        self.gate, self.up, self.down = linear(d, ff), linear(d, ff), linear(ff, d)
+        self.q, self.k, self.v, self.o = layer(d, d), layer(d, d), layer(d, d), layer(d, d)
+        self.gate, self.up, self.down = layer(d, ff), layer(d, ff), layer(ff, d)
 
     def __call__(
         self, x: jax.Array, angles: jax.Array, window: jax.Array, real: jax.Array, full: jax.Array
@@ -426,14 +424,8 @@ class QwenVision(nnx.Module):
     ):
         """Builds randomly initialised weights; arguments as in `Llama`."""
         self.config, self.remat = config, remat
-        self.patch_embedding = nnx.Linear(
-            TEMPORAL_PATCH * 3 * config.patch_size**2,
-            config.hidden_size,
-            use_bias=False,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=scanned.precision(dtype),
-            rngs=rngs,
+        self.patch_embedding = linear.layer(dtype, param_dtype, rngs)(
+            TEMPORAL_PATCH * 3 * config.patch_size**2, config.hidden_size, use_bias=False
         )
         self.layers = scanned.stack(
             lambda r: QwenVisionLayer(config, r, dtype, param_dtype), config.depth, rngs
@@ -495,15 +487,9 @@ class Merger(nnx.Module):
     def __init__(self, config: QwenVisionConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
         d = config.hidden_size
         merged = d * config.spatial_merge_size**2
-        linear = functools.partial(
-            nnx.Linear,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=scanned.precision(dtype),
-            rngs=rngs,
-        )
+        layer = linear.layer(dtype, param_dtype, rngs)
         self.norm = nnx.RMSNorm(d, epsilon=EPSILON, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.fc1, self.fc2 = linear(merged, merged), linear(merged, config.out_hidden_size)
+        self.fc1, self.fc2 = layer(merged, merged), layer(merged, config.out_hidden_size)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[N, I, M * M, D]` to `[N, I, D]` of the decoder."""

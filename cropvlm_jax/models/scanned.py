@@ -13,11 +13,6 @@ from jax.ad_checkpoint import checkpoint_name
 from cropvlm_jax import parallel
 
 
-def precision(dtype: Any) -> jax.lax.Precision | None:
-    """Matmul precision that makes fp32 mean fp32: a TPU multiplies in bf16 unless told so."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
-
-
 def kept(x: jax.Array, under_remat: bool = False) -> jax.Array:
     """Marks a result of a layer that its backward pass reads; under `remat` only if it says so.
 

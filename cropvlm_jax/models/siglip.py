@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cropvlm_jax.models import attention, scanned
+from cropvlm_jax.models import attention, linear, scanned
 from cropvlm_jax.models.scanned import kept
 
 
@@ -84,7 +84,7 @@ class SiglipLayer(nnx.Module):
     """Pre-norm bidirectional self-attention and MLP."""
 
     def __init__(self, config: Any, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
-        self.num_heads, self.precision = config.num_attention_heads, scanned.precision(dtype)
+        self.num_heads, self.precision = config.num_attention_heads, linear.precision(dtype)
         norm = functools.partial(
             nnx.LayerNorm,
             epsilon=config.layer_norm_eps,
@@ -92,13 +92,11 @@ class SiglipLayer(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        linear = functools.partial(
-            nnx.Linear, dtype=dtype, param_dtype=param_dtype, precision=self.precision, rngs=rngs
-        )
+        layer = linear.layer(dtype, param_dtype, rngs)
         d, ff = config.hidden_size, config.intermediate_size
         self.attention_norm, self.mlp_norm = norm(d), norm(d)
-        self.q, self.k, self.v, self.o = linear(d, d), linear(d, d), linear(d, d), linear(d, d)
-        self.fc1, self.fc2 = linear(d, ff), linear(ff, d)
+        self.q, self.k, self.v, self.o = layer(d, d), layer(d, d), layer(d, d), layer(d, d)
+        self.fc1, self.fc2 = layer(d, ff), layer(ff, d)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[N, P, D]` to `[N, P, D]`."""
@@ -133,14 +131,7 @@ class Siglip(nnx.Module):
         """Builds randomly initialised weights; arguments as in `Llama`."""
         self.config, self.remat = config, remat
         d = config.hidden_size
-        self.patch_embedding = nnx.Linear(
-            3 * config.patch_size**2,
-            d,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=scanned.precision(dtype),
-            rngs=rngs,
-        )
+        self.patch_embedding = linear.layer(dtype, param_dtype, rngs)(3 * config.patch_size**2, d)
         self.position_embedding = nnx.Embed(
             config.grid**2, d, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )

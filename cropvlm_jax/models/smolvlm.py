@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cropvlm_jax import crops
-from cropvlm_jax.models import scanned, vlm
+from cropvlm_jax.models import linear, vlm
 from cropvlm_jax.models.llama import Llama, LlamaConfig
 from cropvlm_jax.models.siglip import Siglip, SiglipConfig
 
@@ -158,14 +158,10 @@ class SmolVLM(vlm.PicturesInText):
         self.config, self.dtype = config, dtype
         options = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
         self.vision = Siglip(config.vision, **options)
-        self.connector = nnx.Linear(
+        self.connector = linear.layer(dtype, param_dtype, rngs)(
             config.vision.hidden_size * config.scale_factor**2,
             config.text.hidden_size,
             use_bias=False,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=scanned.precision(dtype),
-            rngs=rngs,
         )
         self.text = Llama(config.text, **options)
 
