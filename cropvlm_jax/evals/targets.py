@@ -6,6 +6,7 @@ target = open_target("rapidocr:v4@256")
 (reply,) = target.answer([[picture, crop]], ["What is the total amount on the receipt?"])
 """
 
+import asyncio
 import base64
 import concurrent.futures
 import email.utils
@@ -182,7 +183,7 @@ class ChatEndpoint:
                 as they are.
             max_tokens: longest reply.
             concurrency: requests under way at once.
-            timeout: seconds that the server may stay silent.
+            timeout: seconds from sending a request to the last byte of its reply.
             attempts: requests sent for an item before it is given up.
             backoff: seconds before the second one, twice as long before the third, and so on, up
                 to 60, unless the server says when. Half of it is random, so that items that failed
@@ -207,9 +208,12 @@ class ChatEndpoint:
                 "server, which needs none"
             )
         self._openai, self._key = openai, key or "none"
-        self._client = openai.OpenAI(
-            api_key=self._key, base_url=base_url, timeout=timeout, max_retries=0
+        # The client's own timeout bounds each silence: of a server that trickles, there is no end.
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key, base_url=base_url, timeout=None, max_retries=0
         )
+        self._loop, self.timeout = asyncio.new_event_loop(), timeout
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self.model, self.longest_edge, self.max_tokens = model, longest_edge, max_tokens
         self.name = model + (f"@{longest_edge}" if longest_edge else "")
         self.concurrency, self.attempts, self.backoff = concurrency, attempts, backoff
@@ -275,7 +279,7 @@ class ChatEndpoint:
             time.sleep(pause)
             pause = min(self.backoff * 2**attempt, 60.0) * random.uniform(0.5, 1.0)
             try:
-                return _read(self._client.chat.completions.create(**request))
+                return _read(self._send(request))
             except (
                 self._openai.AuthenticationError,
                 self._openai.PermissionDeniedError,
@@ -288,8 +292,8 @@ class ChatEndpoint:
                 if error.status_code < 500 and error.status_code not in (408, 409, 429):
                     break  # the same request would fail again
                 pause = max(pause, _retry_after(error.response.headers.get("retry-after")))
-            except self._openai.APITimeoutError:
-                failure = f"timeout: no answer within {self._client.timeout} s"
+            except TimeoutError:
+                failure = f"timeout: no answer within {self.timeout} s"
             except self._openai.APIConnectionError as error:
                 failure = self._hidden(f"connection: {error.__cause__ or error}")
             except (
@@ -301,6 +305,13 @@ class ChatEndpoint:
                 *(self.name, attempt + 1, self.attempts, failure),
             )  # fmt: skip
         return Reply("", failure)
+
+    def _send(self, request: dict[str, Any]) -> Any:
+        """The completion, or a TimeoutError; called from several threads."""
+        reply = self._client.chat.completions.create(**request)
+        return asyncio.run_coroutine_threadsafe(
+            asyncio.wait_for(reply, self.timeout), self._loop
+        ).result()
 
     def _said_by(self, error: Any) -> str:
         return self._hidden(f"HTTP {error.status_code}: {error.message}")

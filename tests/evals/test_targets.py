@@ -106,6 +106,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        if word == "trickle":  # never silent for long, and never done
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+            return
         self.wfile.write(data[: len(data) // 2] if word == "half" else data)
         if word == "half":
             self.close_connection = True
@@ -133,12 +138,12 @@ def picture(seed: int = 0, height: int = 6, width: int = 9) -> np.ndarray:
 
 RECOVERED = [
     "500 ok", "429 ok", "429after ok", "429date ok", "503 502 ok", "half ok", "invalid ok",
-    "html ok", "shapeless ok", "wrong ok", "slow ok", "408 ok", "half invalid 500 ok",
+    "html ok", "shapeless ok", "wrong ok", "slow ok", "trickle ok", "408 ok", "half invalid 500 ok",
 ]  # fmt: skip
 FAILED = {
     "500": "HTTP 500: ", "429": "HTTP 429: ", "half": "connection: ", "invalid": "broken body: ",
     "shapeless": "broken body: ", "choiceless": "broken body: ", "slow": "timeout: ",
-    "400": "HTTP 400: ",
+    "trickle": "timeout: ", "400": "HTTP 400: ",
     "refusal": "refusal: I can't help", "filtered": "refusal: content filter", "empty": "empty",
     "nothing": "empty",
 }  # fmt: skip
@@ -170,7 +175,8 @@ def test_no_item_is_lost_and_every_failure_is_said(server, tmp_path, caplog):
     again = dict(zip(questions, rerun, strict=True))
     asked = (body["messages"][0]["content"][-1]["text"] for *_, body in server.requests)
     sent = {text.split("\n")[0] for text in asked}
-    assert sent == {"500", "429", "half", "invalid", "shapeless", "choiceless", "slow", "400"}
+    assert sent == {q for q in FAILED if replies[q].unanswered}
+    assert {"500", "429", "half", "invalid", "slow", "trickle", "400"} < sent
     assert all(again[q] == replies[q] for q in questions if q not in sent)
 
     # The key was sent, and is nowhere else, though the server repeats it.
