@@ -374,7 +374,7 @@ class OCRReader:
 
     Attributes:
         name: the engine and its input size.
-        settings: as of `VLM`: the versions of the engine's packages.
+        settings: as of `VLM`: the versions of the engine.
     """
 
     REMEMBERED = 100_000  # pictures whose text is kept
@@ -397,6 +397,8 @@ class OCRReader:
         """
         self.name = name + (f"@{longest_edge}" if longest_edge else "")
         self.settings = {package: version(package) for package in PACKAGES.get(name, ())}
+        if name == "tesseract":
+            self.settings = {"tesseract": tesseract_version()}
         self.longest_edge, self._read = longest_edge, read
         self._pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())
         self._texts: dict[bytes, Reply] = {}
@@ -496,6 +498,12 @@ def rapidocr(models: str) -> Callable[[np.ndarray], str]:
 
 def _bgr(picture: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picture[..., ::-1])
+
+
+def tesseract_version() -> str:
+    """What the installed `tesseract` says of itself: its version, or "" where it says nothing."""
+    said = subprocess.run(["tesseract", "--version"], capture_output=True, text=True, timeout=60)
+    return (said.stdout or said.stderr).partition("\n")[0].strip()
 
 
 def tesseract() -> Callable[[np.ndarray], str]:

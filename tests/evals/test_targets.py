@@ -317,9 +317,14 @@ def test_tesseract_is_asked_over_pipes_and_may_fail(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="apt-get install tesseract-ocr"):
         open_target("tesseract@384")
     program = tmp_path / "tesseract"
-    program.write_text('#!/bin/sh\n[ "$5" = -l ] || exit 3\necho "no data" >&2\nexit 1\n')
+    program.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && { echo "tesseract 5.9"; exit; }\n'
+        '[ "$5" = -l ] || exit 3\necho "no data" >&2\nexit 1\n'
+    )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    (reply,) = open_target("tesseract").answer([[picture()]], ["?"])
+    target = open_target("tesseract")
+    assert target.settings == {"tesseract": "tesseract 5.9"}  # another one's records are not taken
+    (reply,) = target.answer([[picture()]], ["?"])
     assert reply.failure == "engine: tesseract: no data"
 
 
