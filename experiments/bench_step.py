@@ -49,6 +49,7 @@ from cropvlm_jax import parallel
 from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data import images, pipeline
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models import linear
 from cropvlm_jax.training.config import paper_grpo
 from cropvlm_jax.training.stage import build, jit_step
 
@@ -270,7 +271,7 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
 
 
 def matmul_rates() -> dict[str, dict[str, float]]:
-    """The most FLOP/s of a few matmuls, by dtype and library."""
+    """The most FLOP/s of a few matmuls, by dtype and library; JAX's are those of our layers."""
     import torch  # not where our step is measured
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -291,7 +292,8 @@ def matmul_rates() -> dict[str, dict[str, float]]:
 
     def with_jax(dtype: str, n: int, k: int, m: int) -> Callable[[], Any]:
         a, b = (jax.random.normal(jax.random.key(0), shape, dtype) for shape in ((n, k), (k, m)))
-        multiply = jax.jit(functools.partial(jnp.matmul, precision="highest"))
+        precision = linear.precision(dtype)
+        multiply = jax.jit(lambda a, b: linear.multiply(a, b, ((1,), (0,)), precision))
         return lambda: multiply(a, b).block_until_ready()
 
     return {
