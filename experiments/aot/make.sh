@@ -30,8 +30,8 @@ done
 python experiments/qwen_shape.py runs/qwen_shape
 python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/grpo_likelihood_512.py \
     --config.cropper="$shape" --config.target=runs/qwen_shape --config.accumulate=1 \
-    --config.mesh.data=1 --config.mesh.fsdp=8 --config.grpo.reward_chunk=1 \
-    --save=experiments/aot/v5e-8_qwen7b.json
+    --config.mesh.data=1 --config.mesh.fsdp=2 --config.mesh.tensor=4 \
+    --config.grpo.reward_chunk=2 --save=experiments/aot/v5e-8_qwen7b.json
 python experiments/llava_shape.py runs/llava_shape
 python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/grpo_likelihood_512.py \
     --config.cropper="$shape" --config.target=runs/llava_shape --config.accumulate=1 \
