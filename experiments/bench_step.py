@@ -52,6 +52,7 @@ from cropvlm_jax.data import images, pipeline
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import linear
 from cropvlm_jax.training.config import paper_grpo
+from cropvlm_jax.training.loop import compile_step
 from cropvlm_jax.training.stage import build, jit_step
 
 EVERY_CASE = [
@@ -253,7 +254,7 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
     state = create(random_weights(stage.weights, rng))
 
     began = time.perf_counter()
-    compiled = step.lower(state, batch, key).compile()
+    compiled = compile_step(step, state, batch, key)
     compile_seconds = time.perf_counter() - began
     seconds: list[float] = []
     while not enough(seconds, at_least):
