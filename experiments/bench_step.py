@@ -508,7 +508,7 @@ def main(argv: list[str]) -> None:
                     f"--seconds={SECONDS.value}",
                     variables=variables,
                 )
-                if "error" not in found:
+                if not found.get("error", "").startswith("exit status"):
                     break
             return found | {"malloc": variables}
 
