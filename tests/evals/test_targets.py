@@ -67,7 +67,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def behave(self, word: str):
         if word == "slow":
-            time.sleep(1.5)
+            time.sleep(3)
         elif word == "pause":
             time.sleep(0.05)
         message, finish = {"role": "assistant", "content": f" said {word}. "}, "stop"
@@ -127,7 +127,7 @@ def server():
 
 
 def endpoint(server: Server, cache, **options) -> ChatEndpoint:
-    defaults = dict(backoff=0.01, timeout=0.5, attempts=4, api_key=KEY)
+    defaults = dict(backoff=0.01, timeout=2, attempts=4, api_key=KEY)
     url = f"http://127.0.0.1:{server.server_port}/v1"
     return ChatEndpoint("m", base_url=url, cache=cache, **(defaults | options))
 
