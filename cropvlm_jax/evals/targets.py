@@ -396,9 +396,7 @@ class OCRReader:
             workers: pictures read at once; None takes the processor's cores.
         """
         self.name = name + (f"@{longest_edge}" if longest_edge else "")
-        self.settings = {package: version(package) for package in PACKAGES.get(name, ())}
-        if name == "tesseract":
-            self.settings = {"tesseract": tesseract_version()}
+        self.settings = _versions(name)
         self.longest_edge, self._read = longest_edge, read
         self._pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())
         self._texts: dict[bytes, Reply] = {}
@@ -436,6 +434,14 @@ class OCRReader:
         except Exception as error:  # an engine's, whatever it is, must not end a run
             logging.warning("%s: %s", self.name, error)
             return Reply("", f"engine: {error}")
+
+
+def _versions(engine: str) -> dict[str, str]:
+    """What an engine's reading depends on, by package or program."""
+    if engine == "tesseract" and (program := shutil.which(engine)):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
+        return {engine: (said.stdout or said.stderr).partition("\n")[0].strip()}
+    return {package: version(package) for package in PACKAGES.get(engine, ())}
 
 
 def _digest(picture: np.ndarray) -> bytes:
@@ -498,12 +504,6 @@ def rapidocr(models: str) -> Callable[[np.ndarray], str]:
 
 def _bgr(picture: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picture[..., ::-1])
-
-
-def tesseract_version() -> str:
-    """What the installed `tesseract` says of itself: its version, or "" where it says nothing."""
-    said = subprocess.run(["tesseract", "--version"], capture_output=True, text=True, timeout=60)
-    return (said.stdout or said.stderr).partition("\n")[0].strip()
 
 
 def tesseract() -> Callable[[np.ndarray], str]:
