@@ -32,7 +32,7 @@ class Chip(NamedTuple):
     """The best that one chip does.
 
     Attributes:
-        name: as in the names of Cloud TPU slices.
+        name: of a TPU as in the names of Cloud TPU slices.
         flops: bf16 operations a second of its matrix units.
         hbm_gib: memory.
         hbm: bytes a second from and to that memory.
@@ -47,11 +47,13 @@ class Chip(NamedTuple):
 
 
 # By `jax.Device.device_kind`. Source: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; the links' 1600,
-# 4800 and 3200 Gbit/s are what a chip sends, and it receives as much at the same time.
+# 4800 and 3200 Gbit/s are what a chip sends, and it receives as much at the same time. NVIDIA's
+# data sheet of the H100 SXM: without sparsity, and half of NVLink's 900 GB/s.
 CHIPS = {
     "TPU v5 lite": Chip("v5e", 197e12, 16, 819e9, 200e9),
     "TPU v5": Chip("v5p", 459e12, 95, 2765e9, 600e9),
     "TPU v6 lite": Chip("v6e", 918e12, 32, 1640e9, 400e9),
+    "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80, 3350e9, 450e9),
 }
 
 

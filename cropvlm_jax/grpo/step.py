@@ -20,7 +20,7 @@ from cropvlm_jax.data.pipeline import Batch
 from cropvlm_jax.evals.scoring import HostMetric, Metric
 from cropvlm_jax.grpo import answer_scores, objective, rewards, rollout
 from cropvlm_jax.models.llama import KVCache
-from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.models.smolvlm import TOWER, SmolVLM
 from cropvlm_jax.models.vlm import VLM, Pictures
 from cropvlm_jax.training.state import TrainState
 
@@ -136,6 +136,14 @@ class Experience(NamedTuple):
     advantages: jax.Array
     reference: jax.Array | None
     old: jax.Array | None
+
+
+def merge_target(target: nnx.GraphDef, state: TrainState) -> VLM:
+    """The frozen target, its tower that of the KL reference where it has none of its own."""
+    if set(TOWER) & set(state.target):
+        return nnx.merge(target, state.target)
+    reference = state.frozen[0] if state.frozen else state.reference
+    return nnx.merge(target, state.target, nnx.State({part: reference[part] for part in TOWER}))
 
 
 def judge(
@@ -270,7 +278,7 @@ def make_halves(
 
     def frozen_image_tokens(state: TrainState, batch: Batch) -> jax.Array | None:
         """The tiles as policy and reference see them alike, if the tower is not trained."""
-        if {"vision", "connector"} & set(state.params):
+        if set(TOWER) & set(state.params):
             return None
         return nnx.merge(policy, state.params, *state.frozen).encode_images(batch.tiles)
 
@@ -445,7 +453,7 @@ def make_step(
     Args:
         policy: of the cropper whose weights are `state.params` and, under adapters, those in the
             tuple `state.frozen`.
-        target: of the frozen model whose weights are `state.target`.
+        target: of the frozen model whose weights are `state.target`, see `merge_target`.
         grammar: of the cropper's tokenizer.
         template: of the target's tokenizer.
         optimizer: of the cropper; it is applied `config.updates` times a step.
@@ -469,7 +477,7 @@ def make_step(
 
         # 3. and 4. The target reads the crops and says what they are worth.
         with jax.named_scope("reward"):
-            reader = nnx.merge(target, state.target)
+            reader = merge_target(target, state)
             picture = None
             if shared_tower:
                 if attempt.image_tokens is None:
@@ -538,7 +546,7 @@ def make_evaluation(
 
     def evaluate(state: TrainState, batch: Batch):
         boxes = greedy(state, batch)
-        reader = nnx.merge(target, state.target)
+        reader = merge_target(target, state)
         reward, parts = judge(reader, template, vocabulary, alone, batch, boxes)
         return evaluation_sums(boxes, reward, parts)
 

@@ -6,6 +6,7 @@ XLA writes the fp32 logits to HBM and reads them again, which takes a TPU longer
 on TPU a Pallas kernel keeps them on the chip. It reads queries, keys and values as the projections
 leave them. A register has 128 lanes, so heads of 64 channels lie there side by side, and masking
 the queries picks one: to contract 128 channels takes the matrix unit no longer than 64.
+On an NVIDIA GPU cuDNN's kernel does the same.
 On a CPU long sequences go head by head: the logits of one stay in the cache.
 
 Shape letters: N images, P patches, D width, H heads, C channels of a head.
@@ -54,8 +55,10 @@ def attend(
     lanes_fit = d % LANES == 0 and LANES % (d // heads) == 0
     if query.dtype == jnp.bfloat16 and lanes_fit and p % LANES == 0 and p <= MAX_PATCHES:
         ways["tpu"] = functools.partial(flash, channels=d // heads)
+    if query.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":  # else JAX misses cuDNN
+        ways["cuda"] = functools.partial(_cudnn, heads=heads)
     choose: Callable[..., jax.Array] = functools.partial(jax.lax.platform_dependent, **ways)
-    if "tpu" in ways:
+    if {"tpu", "cuda"} & set(ways):
         # Or a layer stores what the gradient of any way needs. Layers are scanned: no CSE to fear.
         choose = jax.checkpoint(choose, prevent_cse=False)
     return choose(query, keys, values)
@@ -85,6 +88,13 @@ def _xla(query, keys, values, heads, precision):
     logits = einsum("nphc,nshc->nhps", query, keys)
     weights = jax.nn.softmax(logits).astype(query.dtype)
     return einsum("nhps,nshc->nphc", weights, values).astype(query.dtype).reshape(n, p, d)
+
+
+def _cudnn(query, keys, values, heads):
+    n, p, d = query.shape
+    split = (x.reshape(n, p, heads, -1) for x in (query, keys, values))
+    attended = jax.nn.dot_product_attention(*split, scale=1.0, implementation="cudnn")
+    return attended.reshape(n, p, d)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

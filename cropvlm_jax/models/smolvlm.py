@@ -19,6 +19,7 @@ from cropvlm_jax.models.llama import Llama, LlamaConfig
 from cropvlm_jax.models.siglip import Siglip, SiglipConfig
 
 MODEL_TYPES = ("idefics3", "smolvlm")
+TOWER = ("vision", "connector")  # the parts that make image tokens
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,10 @@ def compile_step(step: Any, state: TrainState, batch: Any, key: jax.Array) -> ja
     shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in arrays.items() if x.dtype != bool)
     logging.info("compiling the step for %s", shapes)
     began = time.monotonic()
-    compiled = step.lower(state, batch, key).compile()
+    options = {}
+    if jax.default_backend() == "cpu":  # by default an order that keeps more alive, and no faster
+        options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+    compiled = step.lower(state, batch, key).compile(options)
     logging.info("compiled in %.1f s", time.monotonic() - began)
     if sys.platform == "linux":  # glibc keeps what compiling took, most of a GB
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)

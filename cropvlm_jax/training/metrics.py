@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
-import tensorboardX
 from absl import logging
 
 PEAK = "peak_bytes_in_use"  # of `Device.memory_stats`
@@ -26,6 +25,8 @@ class MetricWriter:
             workdir: of the run.
             start: steps done before; what a killed run wrote of later ones is dropped.
         """
+        import tensorboardX  # not for who writes nothing: it imports torch where there is one
+
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         file = workdir / "metrics.jsonl"

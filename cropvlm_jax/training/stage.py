@@ -35,7 +35,7 @@ from cropvlm_jax.grpo.step import (
 )
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.models.smolvlm import TOWER, SmolVLM, SmolVLMConfig
 from cropvlm_jax.sft import make_sft_evaluation, make_sft_step
 from cropvlm_jax.training.config import STAGES
 from cropvlm_jax.training.state import TrainState
@@ -195,13 +195,16 @@ def build(
     # SmolVLMs fit any chip, and are compared with the cropper.
     spread = {} if abstract or isinstance(target.config, SmolVLMConfig) else {"mesh": mesh}
     reader, weights["target"] = nnx.split(load(target, dtype=dtype, **spread))
-    # A tile of fewer pixels is not what the target sees of the picture.
-    shared_tower = (
-        config.data.longest_edge == cropper.tile_size
-        and isinstance(target.config, SmolVLMConfig)
+    same_tower = (
+        isinstance(target.config, SmolVLMConfig)
         and (not abstract or cropper.folder == target.folder)  # no weights tell that they are equal
         and _same_tower(nnx.state(plain), weights["target"])
     )
+    if same_tower and (adaptation or settings.beta):
+        own = {part: x for part, x in weights["target"].items() if part not in TOWER}
+        weights["target"] = nnx.State(own)
+    # A tile of fewer pixels is not what the target sees of the picture.
+    shared_tower = same_tower and config.data.longest_edge == cropper.tile_size
     answer_prompts = target.prompts(official=official)
     gold, vocabulary = None, None
     if settings.accuracy_weight:
@@ -234,7 +237,7 @@ def build(
 
 def _same_tower(cropper: nnx.State, target: nnx.State) -> bool:
     """Whether two models have the same vision tower and connector."""
-    for part in ("vision", "connector"):
+    for part in TOWER:
         one, other = jax.tree.leaves(cropper[part]), jax.tree.leaves(target[part])
         if [x.shape for x in one] != [x.shape for x in other]:
             return False

@@ -19,7 +19,8 @@ class TrainState(NamedTuple):
         frozen: weights of the trained model that stay as they are, under its adapters; empty where
             all are trained.
         reference: frozen weights of the KL reference, or None where there is none.
-        target: frozen weights of the model that gives the reward, or None.
+        target: frozen weights of the model that gives the reward, or None; without its vision tower
+            and connector where they are those of the KL reference.
     """
 
     step: jax.Array

@@ -797,6 +797,21 @@ def test_reference_and_target_share_a_tower_that_the_policy_trains():
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("adapters", [True, False])
+def test_a_target_without_a_tower_has_that_of_the_reference(adapters):
+    case = Case(CONFIG, adapters=adapters)
+    state = make_state(case)
+    reference = state.frozen[0] if adapters else state.reference
+    text = nnx.State({"text": state.target["text"]})
+    tower = nnx.State({part: reference[part] for part in ("vision", "connector")})
+    whole = jax.tree.map(jnp.copy, state._replace(target=nnx.merge_state(text, tower)))
+    step = jitted(build(case))
+    got, got_metrics = step(state._replace(target=text), BATCH, KEY)
+    want, want_metrics = step(whole, BATCH, KEY)
+    own = got.params, got.opt_state, got_metrics
+    jax.tree.map(np.testing.assert_array_equal, own, (want.params, want.opt_state, want_metrics))
+
+
 def test_reward_chunks_change_nothing():
     boxes = np.array([[r.box for r in group] for group in naive_rollouts(1)])
 

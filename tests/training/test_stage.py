@@ -12,6 +12,15 @@ from cropvlm_jax.training.stage import build
 MODEL = "zoom_digits/target"
 
 
+def shared_config():
+    config = default_config()
+    config.cropper = config.target = MODEL
+    config.lora.rank = 2
+    config.lora.targets = r"text\.layers\..*"
+    config.data.longest_edge, config.data.canvas = 64, (128, 128)
+    return config
+
+
 @pytest.mark.parametrize(
     ("changes", "shared"),
     [
@@ -25,11 +34,7 @@ MODEL = "zoom_digits/target"
     ],
 )
 def test_where_cropper_and_target_share_a_tower(changes, shared):
-    config = default_config()
-    config.cropper = config.target = MODEL
-    config.lora.rank = 2
-    config.lora.targets = r"text\.layers\..*"
-    config.data.longest_edge, config.data.canvas = 64, (128, 128)
+    config = shared_config()
     config.update_from_flattened_dict(changes)
     picture = np.zeros((128, 128, 3), np.uint8)
     stage = build(config)
@@ -39,3 +44,21 @@ def test_where_cropper_and_target_share_a_tower(changes, shared):
     config.cropper = "zoom_digits/cropper"
     apart = build(config).flops(batch)["reward"]
     assert (stage.flops(batch)["reward"] < apart) == shared
+
+
+@pytest.mark.parametrize(
+    ("changes", "own"),
+    [
+        ({}, False),
+        ({"data.longest_edge": 128}, False),  # other tiles, the same weights
+        ({"lora.rank": 0}, False),  # the reference is a copy that stays
+        ({"lora.rank": 0, "grpo.beta": 0.0}, True),
+        ({"cropper": "zoom_digits/cropper"}, True),
+    ],
+)
+def test_when_the_target_holds_a_tower_of_its_own(changes, own):
+    config = shared_config()
+    config.update_from_flattened_dict(changes)
+    parts = {"text", "vision", "connector"} if own else {"text"}
+    for abstract in (False, True):
+        assert set(build(config, abstract).weights["target"]) == parts
