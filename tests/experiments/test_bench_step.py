@@ -17,6 +17,7 @@ OURS = {
     "peak_mib": 1000,
     "decode_iterations": 8,
     "flops": {"prefix": 2e9, "update": 4e9},
+    "mfu": 0.25,
     "phases": {"prefix": 1.5, "update": 2.0},
 }
 OFFICIAL = {"seconds": 20.0, "phases": {"generate": 15.0, "update": 5.0}, "peak_mib": 4000}
@@ -30,6 +31,8 @@ def test_a_case_compares_both_sides_with_the_floor():
     assert row["floor_phases"] == {"prefix": 0.5, "update": 1.0}
     assert row["floor_seconds"] == 1.5
     assert (row["peak_mib"], row["official_peak_mib"]) == (1000, 4000)
+    many = bench_step.Case.parse("1024-bfloat16-lora_text", prompts=3)  # in the same four seconds
+    assert bench_step.compare(many, 5, OURS, OFFICIAL, RATES)["ratio"] == 15.0
 
 
 @pytest.mark.parametrize("text", ["512", "512-float16-lora", "512-float32-all"])
@@ -54,9 +57,9 @@ def test_a_report_has_dashes_where_nothing_could_be_measured():
     assert [point["prompts_per_second"] for point in report["sweeps"]["size"]] == [0.25, None]
     lines = bench_step.to_text(report).splitlines()
     both, ours, neither = (line.split() for line in lines if line.split()[1:2] in (["1"], ["17"]))
-    assert both[1:] == ["1", "20.0", "4.0", "5.0", "3.0", "4,000", "1,000", "8"]
-    assert ours[1:] == ["17", "-", "4.0", "-", "3.0", "-", "1,000", "8"]
-    assert neither[1:] == ["17", *"-------"]
+    assert both[1:] == ["1", "20.0", "4.0", "5.0", "3.0", "4,000", "1,000", "8", "25.0"]
+    assert ours[1:] == ["17", "-", "4.0", "-", "3.0", "-", "1,000", "8", "25.0"]
+    assert neither[1:] == ["17", *"--------"]
 
 
 def test_pieces_of_a_step_compute_what_it_computes():
