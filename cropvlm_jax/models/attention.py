@@ -55,7 +55,7 @@ def attend(
     lanes_fit = d % LANES == 0 and LANES % (d // heads) == 0
     if query.dtype == jnp.bfloat16 and lanes_fit and p % LANES == 0 and p <= MAX_PATCHES:
         ways["tpu"] = functools.partial(flash, channels=d // heads)
-    if query.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":  # else JAX misses cuDNN
+    if query.dtype == jnp.bfloat16 and _has_cudnn(jax.devices()[0]):
         ways["cuda"] = functools.partial(_cudnn, heads=heads)
     choose: Callable[..., jax.Array] = functools.partial(jax.lax.platform_dependent, **ways)
     if {"tpu", "cuda"} & set(ways):
@@ -88,6 +88,11 @@ def _xla(query, keys, values, heads, precision):
     logits = einsum("nphc,nshc->nhps", query, keys)
     weights = jax.nn.softmax(logits).astype(query.dtype)
     return einsum("nhps,nshc->nphc", weights, values).astype(query.dtype).reshape(n, p, d)
+
+
+def _has_cudnn(device: Any) -> bool:
+    """Whether JAX finds cuDNN's kernel here, without which it cannot even be traced."""
+    return "NVIDIA" in device.device_kind and float(device.compute_capability) >= 8
 
 
 def _cudnn(query, keys, values, heads):

@@ -4,6 +4,7 @@
 
 import functools
 import importlib.util
+import types
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,15 @@ def test_where_the_kernel_runs(platform, settings, runs):
     pixels = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     lowered = jax.jit(gradient).trace(weights, pixels).lower(lowering_platforms=(platform,))
     assert ("@tpu_custom_call" in lowered.as_text()) == runs
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "has"),
+    [("NVIDIA H100 80GB HBM3", "9.0", True), ("Tesla T4", "7.5", False), ("cpu", None, False)],
+)
+def test_which_devices_have_cudnn(kind, capability, has):
+    device = types.SimpleNamespace(device_kind=kind, compute_capability=capability)
+    assert attention._has_cudnn(device) == has
 
 
 def test_compiled_for_four_chips(monkeypatch):
