@@ -22,19 +22,18 @@ from flax import nnx
 from jax.sharding import Mesh
 from PIL import Image
 
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax import parallel
-from cropvlm_jax.data import images as image_lib
-from cropvlm_jax.data import pipeline
-from cropvlm_jax.data.pipeline import SupervisedBatch
+from cropvlm_jax import geometry, parallel
+from cropvlm_jax.data import batching
+from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.models.generate import greedy
+from cropvlm_jax.models.conversations import Prompt
+from cropvlm_jax.models.decode import greedy
 from cropvlm_jax.models.qwen2_5_vl import QwenConfig
 from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
 from cropvlm_jax.models.vlm import VLM
-from cropvlm_jax.prompts import Prompt
-from cropvlm_jax.sft import completion_logits
+from cropvlm_jax.pixels import host
+from cropvlm_jax.training.sft import completion_logits
 
 Picture = Image.Image | np.ndarray | str | os.PathLike
 
@@ -69,7 +68,7 @@ def _log_likelihood(graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch)
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _propose(
-    graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, grammar: box_lib.Grammar
+    graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, grammar: geometry.Grammar
 ) -> jax.Array:
     """Greedy boxes, int32 `[B, 4]`."""
     model = nnx.merge(graphdef, params)
@@ -134,12 +133,12 @@ def _batch(group: list[tuple[int, _Row]]) -> tuple[list[int], SupervisedBatch]:
     rows = [*rows, *[rows[-1]] * (_power_of_two(len(rows)) - len(rows))]
     prompt = _round_up(max(len(row.prompt) for row in rows), PROMPT_MULTIPLE)
     completion = _round_up(max(len(row.completion) for row in rows), REPLY_MULTIPLE)
-    batch = pipeline.stack(
+    batch = batching.stack(
         [
             SupervisedBatch(
                 row.tiles,
-                *pipeline.pad(row.prompt, prompt, "left"),
-                *pipeline.pad(row.completion, completion, "right"),
+                *batching.pad(row.prompt, prompt, "left"),
+                *batching.pad(row.completion, completion, "right"),
             )
             for row in rows
         ]
@@ -179,7 +178,7 @@ class _Model:
             if not isinstance(picture, Picture):
                 kind = type(picture).__name__
                 raise ValueError(f"a picture is a PIL image, an array or a path, not {kind}")
-            cut, grid = self.source.see(image_lib.to_rgb(picture), self.longest_edge)
+            cut, grid = self.source.see(host.to_rgb(picture), self.longest_edge)
             tiles.append(cut)
             grids.append(grid)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *tiles), grids
@@ -386,7 +385,7 @@ class CropVLM(_Model):
         mesh: Mesh | None = None,
     ):
         super().__init__(source, model, longest_edge, mesh)
-        self.grammar, self.target = box_lib.Grammar.from_tokenizer(source.tokenizer), target
+        self.grammar, self.target = geometry.Grammar.from_tokenizer(source.tokenizer), target
 
     @classmethod
     def from_pretrained(
@@ -439,8 +438,8 @@ class CropVLM(_Model):
     def __call__(self, image: Picture, question: str) -> Zoom:
         """Looks closer at one picture, and answers with and without having done so."""
         box = self.propose([image], [question])[0]
-        picture = image_lib.to_rgb(image)
-        crop = Image.fromarray(image_lib.cut(picture, box))
+        picture = host.to_rgb(image)
+        crop = Image.fromarray(host.cut(picture, box))
         zoom = Zoom(tuple(box.tolist()), crop, None, None)
         if self.target is None:
             return zoom

@@ -49,12 +49,13 @@ from absl import app, flags, logging
 from jax.extend import core
 
 from cropvlm_jax import parallel
-from cropvlm_jax.boxes import Grammar
-from cropvlm_jax.data import images, pipeline
-from cropvlm_jax.flops import CHIPS
+from cropvlm_jax.data import batching
+from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import linear
+from cropvlm_jax.pixels import host
 from cropvlm_jax.training.config import paper_grpo
+from cropvlm_jax.training.costs import CHIPS
 from cropvlm_jax.training.loop import compile_step
 from cropvlm_jax.training.stage import build, jit_step
 
@@ -253,7 +254,7 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
     for i in range(case.prompts):
         picture = rng.integers(0, 256, (*case.size, 3), np.uint8)
         rows.append(stage.prepare({"image": picture, "question": "Why?", "answers": ["A"]}, i))
-    batch = jax.device_put(pipeline.stack(rows), parallel.batch_sharding(mesh))
+    batch = jax.device_put(batching.stack(rows), parallel.batch_sharding(mesh))
     key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))
     state = create(random_weights(stage.weights, rng))
 
@@ -529,7 +530,7 @@ def main(argv: list[str]) -> None:
                 pathlib.Path(JSON.value).write_text(json.dumps(report, indent=2) + "\n")
 
         for case in cases:
-            rows, cols = images.grid(*case.size, tile_size, case.longest_edge)
+            rows, cols = host.grid(*case.size, tile_size, case.longest_edge)
             tiles = rows * cols + 1
             rates = report["machine"]["matmul_flops"]
             report["cases"].append(compare(case, tiles, ours(case), official(case, tiles), rates))

@@ -15,8 +15,8 @@ from absl import app
 from tokenizers import AddedToken
 
 from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.models.conversations import IMAGE, LLAVA_END, LLAVA_INSTRUCTION
 from cropvlm_jax.models.llava import LlavaConfig
-from cropvlm_jax.prompts import IMAGE, LLAVA_END, LLAVA_INSTRUCTION
 
 
 def main(argv: list[str]) -> None:

@@ -24,16 +24,23 @@ import optax
 from absl import app, flags, logging
 from flax import nnx
 
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax import sft
-from cropvlm_jax.data import images as image_lib
-from cropvlm_jax.data import pipeline, zoom_digits
+from cropvlm_jax import geometry
+from cropvlm_jax.data import batching
+from cropvlm_jax.data.sources import zoom_digits
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub import pretrained
 from cropvlm_jax.hub import tokenizer as tokenizer_lib
+from cropvlm_jax.models.conversations import (
+    ANSWER_INSTRUCTION,
+    CROP_INSTRUCTION,
+    IMAGE,
+    Prompt,
+    Prompts,
+)
 from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
-from cropvlm_jax.prompts import ANSWER_INSTRUCTION, CROP_INSTRUCTION, IMAGE, Prompt, Prompts
-from cropvlm_jax.training.state import TrainState
+from cropvlm_jax.pixels import host
+from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training import sft
 
 OUT = flags.DEFINE_string("out", None, "folder for `target` and `cropper`", required=True)
 MODELS = flags.DEFINE_multi_enum(
@@ -102,7 +109,7 @@ def noisy_box(rng: np.random.Generator, box: np.ndarray, stage: Stage) -> np.nda
         low = rng.integers(0, 101 - side)
         box = np.concatenate([low, low + side])
     factor = np.exp(rng.uniform(*np.log(stage.expansion)))
-    box = box_lib.expand(box, factor)
+    box = geometry.expand(box, factor)
     side = box[2:] - box[:2]
     shift = np.rint(rng.uniform(-stage.jitter, stage.jitter, 2) * side).astype(int)
     shift = np.clip(shift, -box[:2], 100 - box[2:])
@@ -111,32 +118,32 @@ def noisy_box(rng: np.random.Generator, box: np.ndarray, stage: Stage) -> np.nda
 
 def supervised_batch(
     pictures: list[np.ndarray], conversations: list[Prompt], prompt_length: int, reply_length: int
-) -> pipeline.SupervisedBatch:
+) -> batching.SupervisedBatch:
     """B conversations and their pictures `[N, S, S, 3]` as one batch."""
     rows = [
         (
-            *pipeline.pad(p.ids[: p.completion.start], prompt_length, "left"),
-            *pipeline.pad(p.ids[p.completion], reply_length, "right"),
+            *batching.pad(p.ids[: p.completion.start], prompt_length, "left"),
+            *batching.pad(p.ids[p.completion], reply_length, "right"),
         )
         for p in conversations
     ]
     columns = (np.stack(column) for column in zip(*rows, strict=True))
-    return pipeline.SupervisedBatch(np.stack(pictures), *columns)
+    return batching.SupervisedBatch(np.stack(pictures), *columns)
 
 
 def reading_batch(
     scenes: list[Scene], stage: Stage, prompts: Prompts, side: int, rng: np.random.Generator
-) -> pipeline.SupervisedBatch:
+) -> batching.SupervisedBatch:
     """What the target reads: the whole picture, a noisy crop, the question."""
     pictures, conversations = [], []
     for image, questions in scenes:
-        whole = image_lib.tile(image, side, side)[0]
+        whole = host.tile(image, side, side)[0]
         for question, answer, box in questions:
             box = noisy_box(rng, np.array(box), stage)
             if rng.random() < stage.whole:
-                box = np.array(box_lib.FULL)
-            x1, y1, x2, y2 = box_lib.to_pixels(box, np.array(image.shape[:2]))
-            crop = image_lib.tile(image[y1:y2, x1:x2], side, side)[0]
+                box = np.array(geometry.FULL)
+            x1, y1, x2, y2 = geometry.to_pixels(box, np.array(image.shape[:2]))
+            crop = host.tile(image[y1:y2, x1:x2], side, side)[0]
             if rng.random() < stage.alone:
                 pictures.append(np.concatenate([crop, crop]))  # no token asks for the second
                 conversations.append(prompts.answer(question, 1, answer))
@@ -148,11 +155,11 @@ def reading_batch(
 
 def locating_batch(
     scenes: list[Scene], stage: Stage, prompts: Prompts, side: int, rng: np.random.Generator
-) -> pipeline.SupervisedBatch:
+) -> batching.SupervisedBatch:
     """What the cropper imitates: the whole picture, the question, a noisy box."""
     pictures, conversations = [], []
     for image, questions in scenes:
-        picture = image_lib.tile(image, side, side)[0]
+        picture = host.tile(image, side, side)[0]
         if stage.point:
             pictures.append(picture)
             conversations.append(prompts.crop(POINT, (0, 0), pointing(questions)))
@@ -160,7 +167,7 @@ def locating_batch(
         for question, _, box in questions:
             box = noisy_box(rng, np.array(box), stage)
             pictures.append(picture)
-            conversations.append(prompts.crop(question, (0, 0), box_lib.to_text(box)))
+            conversations.append(prompts.crop(question, (0, 0), geometry.to_text(box)))
     return supervised_batch(pictures, conversations, CROP_PROMPT, BOX_REPLY)
 
 
@@ -179,12 +186,12 @@ def pointing(questions: list[tuple[str, str, zoom_digits.Box]]) -> str:
 
 def batches(
     stages: tuple[Stage, ...],
-    make: Callable[..., pipeline.SupervisedBatch],
+    make: Callable[..., batching.SupervisedBatch],
     seed: int,
-) -> Iterator[pipeline.SupervisedBatch]:
+) -> Iterator[batching.SupervisedBatch]:
     """The batches of a course in order, prepared one ahead in a thread."""
 
-    def prepare(number: int, stage: Stage, step: int) -> pipeline.SupervisedBatch:
+    def prepare(number: int, stage: Stage, step: int) -> batching.SupervisedBatch:
         rng = np.random.default_rng([seed, number, step])
         source = zoom_digits.ZoomDigits(
             "train", 1 << 30, seed + 1000 * (1 + number), (stage.digits,) * 2, enlarge=stage.enlarge
@@ -205,7 +212,7 @@ def batches(
 def train(
     model: SmolVLM,
     course: Course,
-    make: Callable[..., pipeline.SupervisedBatch],
+    make: Callable[..., batching.SupervisedBatch],
     evaluate: Callable[[SmolVLM], str],
     seed: int,
 ) -> SmolVLM:
@@ -236,7 +243,7 @@ def reading_accuracy(model: SmolVLM, scenes: list[Scene], prompts: Prompts) -> s
     """Accuracy on unseen digits against the crop's area factor (x0: the whole picture)."""
 
     @jax.jit
-    def correct(batch: pipeline.SupervisedBatch) -> jax.Array:
+    def correct(batch: batching.SupervisedBatch) -> jax.Array:
         logits = sft.completion_logits(model, batch)[:, 1]  # after the space
         return (jnp.argmax(logits, -1) == batch.completion[:, 1]).mean()
 
@@ -250,7 +257,7 @@ def reading_accuracy(model: SmolVLM, scenes: list[Scene], prompts: Prompts) -> s
 
 
 def locating_scores(
-    model: SmolVLM, scenes: list[Scene], prompts: Prompts, grammar: box_lib.Grammar
+    model: SmolVLM, scenes: list[Scene], prompts: Prompts, grammar: geometry.Grammar
 ) -> str:
     """Greedy boxes on unseen scenes: coverage of the true box, hit rate of its centre, area."""
     side = model.config.vision.image_size
@@ -259,7 +266,7 @@ def locating_scores(
     truth = np.array([box for _, questions in scenes for _, _, box in questions])
 
     @jax.jit
-    def propose(batch: pipeline.SupervisedBatch) -> jax.Array:
+    def propose(batch: batching.SupervisedBatch) -> jax.Array:
         image_tokens = model.encode_images(batch.images)
         prefix = rollout.read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
         key = jax.random.key(0)
@@ -268,7 +275,7 @@ def locating_scores(
     boxes = np.asarray(propose(batch))
     middle = (truth[:, :2] + truth[:, 2:]) / 2
     hit = ((boxes[:, :2] <= middle) & (middle <= boxes[:, 2:])).all(-1)
-    coverage, area = box_lib.coverage(boxes, truth), box_lib.area(boxes)
+    coverage, area = geometry.coverage(boxes, truth), geometry.area(boxes)
     return f"coverage {coverage.mean():.3f} hit {hit.mean():.3f} area {area.mean():.3f}"
 
 
@@ -280,7 +287,7 @@ def corpus() -> Iterator[str]:
             question = template.format(color=color)
             for text in (CROP_INSTRUCTION, ANSWER_INSTRUCTION):
                 yield f"User:{question}\n{text}\nAssistant:"
-            yield " " + box_lib.to_text(rng.integers(0, 101, 4))
+            yield " " + geometry.to_text(rng.integers(0, 101, 4))
 
 
 def main(argv: list[str]) -> None:
@@ -303,7 +310,7 @@ def main(argv: list[str]) -> None:
             # At 0.3 and more than 1e-3 it learns colours and never places.
             config, position_std = shape, 1.0
             courses, make = CROPPER, functools.partial(locating_batch, prompts=prompts, side=side)
-            grammar = box_lib.Grammar.from_tokenizer(tokenizer)
+            grammar = geometry.Grammar.from_tokenizer(tokenizer)
             evaluate = functools.partial(
                 locating_scores, scenes=scenes, prompts=prompts, grammar=grammar
             )

@@ -17,17 +17,17 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image, ImageDraw
 
-from cropvlm_jax import flops
-from cropvlm_jax.boxes import Grammar
-from cropvlm_jax.data import pipeline
+from cropvlm_jax.data import batching
+from cropvlm_jax.geometry import Grammar
+from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import AnswerTemplate
-from cropvlm_jax.grpo.step import GRPOConfig
 from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.models.conversations import ANSWER_INSTRUCTION, CROP_INSTRUCTION, Prompts
 from cropvlm_jax.models.smolvlm import SmolVLMConfig
-from cropvlm_jax.prompts import ANSWER_INSTRUCTION, CROP_INSTRUCTION, Prompts
+from cropvlm_jax.training import costs
 
 PICTURES = flags.DEFINE_integer("pictures", 24, "Pictures at each resolution.", lower_bound=1)
-CHIPS = [chip for chip in flops.CHIPS.values() if chip.name in ("v5e", "v6e")]
+CHIPS = [chip for chip in costs.CHIPS.values() if chip.name in ("v5e", "v6e")]
 UTILISATION = 0.4  # of the peak: a generous step, so that the need is not flattered
 
 
@@ -56,15 +56,15 @@ def main(argv: list[str]) -> None:
     print(f"{'px':>5} {'tiles':>5} {'pictures/s a core':>18}", end="")
     print("".join(f"  {'needs on a ' + chip.name:>16} {'cores':>6}" for chip in CHIPS))
     for edge in (512, 1024, 2048):
-        cropper = pipeline.CropperInput(prompts, config.vision.image_size, edge, 64)
-        prepare = pipeline.Preparer(cropper, prompts, (2048, 2048), 32)
+        cropper = batching.CropperInput(prompts, config.vision.image_size, edge, 64)
+        prepare = batching.Preparer(cropper, prompts, (2048, 2048), 32)
         example = {"question": "What is it?", "answers": ["A page"]}
-        batch = pipeline.stack([prepare(example | {"image": pages[0]}, 0)])
+        batch = batching.stack([prepare(example | {"image": pages[0]}, 0)])
         began = time.perf_counter()
         for i, page in enumerate(pages):
             prepare(example | {"image": page}, i)
         rate = len(pages) / (time.perf_counter() - began)
-        cost = sum(flops.grpo_flops(*step, template, batch).values())
+        cost = sum(costs.grpo_flops(*step, template, batch).values())
         line = f"{edge:>5} {batch.tiles.shape[1]:>5} {rate:>18.1f}"
         for chip in CHIPS:
             need = UTILISATION * chip.flops / cost

@@ -16,8 +16,8 @@ from absl import app
 from tokenizers import AddedToken, Tokenizer
 
 from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.models.conversations import QWEN_IMAGE, QWEN_INSTRUCTION, QWEN_SYSTEM, QWEN_VISION
 from cropvlm_jax.models.qwen2_5_vl import QwenConfig
-from cropvlm_jax.prompts import QWEN_IMAGE, QWEN_INSTRUCTION, QWEN_SYSTEM, QWEN_VISION
 
 VIDEO = "<|video_pad|>"
 

@@ -15,13 +15,13 @@ import pathlib
 from absl import app, flags, logging
 from flax import nnx
 
-from cropvlm_jax.data import sroie
+from cropvlm_jax.data.sources import sroie
 from cropvlm_jax.hub import pretrained
 from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.models.conversations import ANSWER_INSTRUCTION, CROP_INSTRUCTION, IMAGE
 from cropvlm_jax.models.llama import LlamaConfig
 from cropvlm_jax.models.siglip import SiglipConfig
 from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
-from cropvlm_jax.prompts import ANSWER_INSTRUCTION, CROP_INSTRUCTION, IMAGE
 
 DATA = flags.DEFINE_string("data", None, "folder of the receipts", required=True)
 OUT = flags.DEFINE_string("out", None, "folder for the cropper and the replies", required=True)

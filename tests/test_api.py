@@ -18,10 +18,11 @@ from flax import nnx
 from PIL import Image
 
 import cropvlm_jax
-from cropvlm_jax import api, boxes, prompts
+from cropvlm_jax import api, geometry
 from cropvlm_jax.grpo.rollout import read_prompt
 from cropvlm_jax.hub.pretrained import Pretrained, export, write_processor_files
-from cropvlm_jax.models.generate import greedy
+from cropvlm_jax.models import conversations
+from cropvlm_jax.models.decode import greedy
 from cropvlm_jax.models.smolvlm import SmolVLM
 
 torch = pytest.importorskip("torch")
@@ -49,7 +50,7 @@ def make_folder(folder: pathlib.Path, seed: int) -> pathlib.Path:
         return jnp.asarray(values, jnp.float32)
 
     model = nnx.merge(graphdef, jax.tree.map_with_path(random, abstract))
-    end = tiny.TOKENIZER.token_to_id(prompts.END)
+    end = tiny.TOKENIZER.token_to_id(conversations.END)
     model.text.head[...] = model.text.head[...].at[end].multiply(2.0)
     folder.mkdir()
     write_processor_files(folder, config, tiny.TOKENIZER, longest_edge=SPLIT)
@@ -96,7 +97,7 @@ class HuggingFace:
             image_processor,
             transformers.AutoTokenizer.from_pretrained(folder),
             image_seq_len=tiny.CONFIG.image_seq_len,
-            chat_template=prompts.CHAT_TEMPLATE,
+            chat_template=conversations.CHAT_TEMPLATE,
         )
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
 
@@ -122,14 +123,14 @@ class HuggingFace:
         inputs = self.inputs([pictures], [question])
         tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_tokens)
         reply = tokens[0, inputs["input_ids"].shape[1] :]
-        ended = reply[-1] == self.processor.tokenizer.convert_tokens_to_ids(prompts.END)
+        ended = reply[-1] == self.processor.tokenizer.convert_tokens_to_ids(conversations.END)
         return self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip(), bool(ended)
 
     def log_likelihood(self, pictures, question, reply):
         start = self.inputs([pictures], [question])["input_ids"].shape[1]
         inputs = self.inputs([pictures], [question], [reply])
         ids = inputs["input_ids"][0]
-        end = self.processor.tokenizer.convert_tokens_to_ids(prompts.END)
+        end = self.processor.tokenizer.convert_tokens_to_ids(conversations.END)
         stop = torch.nonzero(ids == end)[-1].item() + 1
         with torch.no_grad():
             log_probs = self.model(**inputs).logits[0].log_softmax(-1)
@@ -214,7 +215,7 @@ def test_proposals_of_a_batch_are_those_of_each(cropper):
     questions = QUESTIONS[:3] * 2
     actual = cropper.propose(PICTURES, questions)
     assert actual.shape == (6, 4) and np.issubdtype(actual.dtype, np.integer)
-    assert boxes.is_valid(actual).all()
+    assert geometry.is_valid(actual).all()
     assert len(np.unique(actual, axis=0)) > 3
     for box, picture, question in zip(actual, PICTURES, questions, strict=True):
         np.testing.assert_array_equal(cropper.propose([picture], [question]), [box])
@@ -258,7 +259,7 @@ def test_zoom(cropper, target, tmp_path, kind):
     zoom = cropper({"path": path, "PIL": A, "array": np.asarray(A)}[kind], "What?")
     assert isinstance(zoom, api.Zoom) and isinstance(zoom.box, tuple)
     assert zoom.box == tuple(cropper.propose([A], ["What?"])[0])
-    x1, y1, x2, y2 = boxes.to_pixels(np.array(zoom.box), np.array(SIZES[0]))
+    x1, y1, x2, y2 = geometry.to_pixels(np.array(zoom.box), np.array(SIZES[0]))
     np.testing.assert_array_equal(zoom.crop, np.asarray(A)[y1:y2, x1:x2])
     assert zoom.answer == target.answer([[A, zoom.crop]], ["What?"])[0]
     assert zoom.answer_without_crop == target.answer([[A]], ["What?"])[0]
@@ -270,7 +271,7 @@ def test_targets(folders):
     assert bare.longest_edge == tiny.SIDE
     assert {x.dtype for x in jax.tree.leaves(bare.params)} == {jnp.dtype(jnp.bfloat16)}
     zoom = bare(B, "What?")
-    assert boxes.is_valid(np.array(zoom.box))
+    assert geometry.is_valid(np.array(zoom.box))
     assert zoom.answer is None and zoom.answer_without_crop is None
     both = api.CropVLM.from_pretrained(folders[0], folders[1], dtype=jnp.bfloat16)
     assert both.target is not None and both.target.longest_edge == tiny.SIDE
@@ -359,7 +360,7 @@ def test_package(monkeypatch):
     [
         "import cropvlm_jax; assert not {'jax', 'flax'} & sys.modules.keys()",
         # Grain itself imports jax where there is one, for its profiler; we do not need it.
-        "sys.modules['jax'] = None; import cropvlm_jax.data.pipeline, cropvlm_jax.data.zoom_digits",
+        "sys.modules['jax'] = None; import cropvlm_jax.data.batching, cropvlm_jax.data.sources.zoom_digits",
     ],
 )
 def test_data_workers_do_without_jax(code):
@@ -369,7 +370,8 @@ def test_data_workers_do_without_jax(code):
 
 ON_A_MESH = """
 import jax, numpy as np
-from cropvlm_jax import api, parallel
+from cropvlm_jax import api
+from cropvlm_jax import parallel
 rng, n = np.random.default_rng(0), 9  # batches of eight rows and of one
 pictures = [rng.integers(0, 256, (128, 128, 3), np.uint8) for _ in range(n)]
 asked = [[picture, picture[:64]] for picture in pictures], ["Which digit is it?"] * n

@@ -8,11 +8,11 @@ import transformers
 from PIL import Image
 from transformers.models.idefics3 import image_processing_pil_idefics3
 
-from cropvlm_jax import boxes as box_lib
+from cropvlm_jax import geometry
 from cropvlm_jax.api import CropVLM
-from cropvlm_jax.data.zoom_digits import ZoomDigits
+from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.pretrained import Pretrained, export
-from cropvlm_jax.prompts import CROP_INSTRUCTION
+from cropvlm_jax.models.conversations import CROP_INSTRUCTION
 
 SCENES = 100
 
@@ -53,5 +53,5 @@ def test_transformers_writes_the_same_boxes(tmp_path):
         replies = model.generate(**inputs, do_sample=False, max_new_tokens=24)
     replies = tokenizer.batch_decode(replies[:, inputs["input_ids"].shape[1] :])
     assert all("<end_of_utterance>" in reply for reply in replies)
-    theirs = np.array([box_lib.parse(reply) for reply in replies])
+    theirs = np.array([geometry.parse(reply) for reply in replies])
     np.testing.assert_array_equal(theirs, ours)

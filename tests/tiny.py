@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cropvlm_jax import boxes
-from cropvlm_jax.data import pipeline
+from cropvlm_jax import geometry
+from cropvlm_jax.data import batching
 from cropvlm_jax.grpo import rewards
 from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.models.conversations import ANSWER_INSTRUCTION, CROP_INSTRUCTION, Prompts
 from cropvlm_jax.models.llama import LlamaConfig
 from cropvlm_jax.models.siglip import SiglipConfig
 from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
-from cropvlm_jax.prompts import ANSWER_INSTRUCTION, CROP_INSTRUCTION, Prompts
 
 SIDE = 32
 CANVAS = (96, 128)
@@ -26,7 +26,7 @@ ANSWERS = ("3", "A red digit", "42", "It is in a frame")
 SIZES = ((96, 128), (73, 111), (96, 64), (70, 128))  # height, width
 
 TOKENIZER = train_tokenizer((CROP_INSTRUCTION, ANSWER_INSTRUCTION, *QUESTIONS, *ANSWERS), 400)
-GRAMMAR = boxes.Grammar.from_tokenizer(TOKENIZER)
+GRAMMAR = geometry.Grammar.from_tokenizer(TOKENIZER)
 CONFIG = SmolVLMConfig(
     vision=SiglipConfig(SIDE, 8, 16, 32, 2, 2),
     text=LlamaConfig(TOKENIZER.get_vocab_size(), 32, 64, 2, 4, 2, 8),
@@ -35,8 +35,8 @@ CONFIG = SmolVLMConfig(
 )
 PROMPTS = Prompts(TOKENIZER, CONFIG.image_seq_len)
 TEMPLATE = rewards.AnswerTemplate.from_prompts(PROMPTS)
-SEEN = pipeline.CropperInput(PROMPTS, SIDE, SIDE, 20)
-PREPARE = pipeline.Preparer(SEEN, PROMPTS, CANVAS, 10)
+SEEN = batching.CropperInput(PROMPTS, SIDE, SIDE, 20)
+PREPARE = batching.Preparer(SEEN, PROMPTS, CANVAS, 10)
 
 
 def make_model(seed: int) -> tuple[nnx.GraphDef, nnx.State]:
@@ -72,8 +72,8 @@ def make_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return examples
 
 
-def make_batch(examples: list[dict[str, Any]], longest_edge: int = SIDE) -> pipeline.Batch:
+def make_batch(examples: list[dict[str, Any]], longest_edge: int = SIDE) -> batching.Batch:
     """The examples as one batch of NumPy arrays, the cropper's pictures split above `SIDE` px."""
     seen = dataclasses.replace(SEEN, longest_edge=longest_edge)
     prepare = dataclasses.replace(PREPARE, cropper=seen)
-    return pipeline.stack([prepare(example, i) for i, example in enumerate(examples)])
+    return batching.stack([prepare(example, i) for i, example in enumerate(examples)])

@@ -20,9 +20,9 @@ from tokenizers import (
 )
 
 from cropvlm_jax.models.clip import ClipConfig
+from cropvlm_jax.models.conversations import LLAVA_INSTRUCTION
 from cropvlm_jax.models.llama import LlamaConfig
 from cropvlm_jax.models.llava import LlavaConfig
-from cropvlm_jax.prompts import LLAVA_INSTRUCTION
 
 # That of llava-hf/llava-1.5-7b-hf, which renders pictures first.
 CHAT_TEMPLATE = (

@@ -30,8 +30,8 @@ from absl import app, flags, logging
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from cropvlm_jax import apps, boxes, parallel
-from cropvlm_jax.flops import CHIPS
+from cropvlm_jax import apps, geometry, parallel
+from cropvlm_jax.training.costs import CHIPS
 from cropvlm_jax.training.stage import build, jit_step
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Module of the run; unknown keys fail.")
@@ -168,7 +168,7 @@ class Slice:
     def batch(self, rows: int) -> Any:
         """Shapes of a batch of square pictures."""
         image = np.zeros((self._side, self._side, 3), np.uint8)
-        example = {"image": image, "question": "?", "answers": ["0"], "box": boxes.FULL}
+        example = {"image": image, "question": "?", "answers": ["0"], "box": geometry.FULL}
         row = self.stage.prepare(example, 0)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), row)
 

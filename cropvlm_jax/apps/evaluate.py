@@ -20,8 +20,9 @@ from PIL import Image
 
 from cropvlm_jax import apps, parallel
 from cropvlm_jax.api import CropVLM
-from cropvlm_jax.data import images
-from cropvlm_jax.evals import benchmarks, sheet, targets
+from cropvlm_jax.evals import benchmarks, sheet
+from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.registry import open_reader
 
 BENCHMARK = flags.DEFINE_enum(
     "benchmark", "zoom_digits", list(benchmarks.BENCHMARKS), "What to answer."
@@ -89,7 +90,7 @@ def picture_sheet(source: Any, results: dict, records: list[dict]) -> Image.Imag
     target, croppers = next(iter(results["targets"])), list(results["protocol"]["croppers"])
     readable = [record for record in records if "unreadable" not in record]
     for record in readable[:PANELS]:
-        image = images.to_rgb(source[record["index"]]["image"])
+        image = host.to_rgb(source[record["index"]]["image"])
         for name in croppers:
             box, reply = record["boxes"][name], record["replies"][target][name]["text"]
             told = f"{name}: {box} -> {reply!r} (truth {record['answers'][0]})"
@@ -138,7 +139,7 @@ def main(argv: list[str]) -> None:
     results = benchmarks.evaluate(
         BENCHMARK.value,
         source,
-        [targets.open_target(spec, **options) for spec in TARGETS.value],
+        [open_reader(spec, **options) for spec in TARGETS.value],
         {name: CropVLM.from_pretrained(model, **options) for name, model in models.items()},
         out,
         expansions=expansions,

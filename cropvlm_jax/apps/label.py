@@ -13,10 +13,10 @@ import os
 
 from absl import app, flags, logging
 
-from cropvlm_jax import apps, boxes
+from cropvlm_jax import apps, geometry
 from cropvlm_jax.data import seed_boxes
 from cropvlm_jax.data.sources import open_source
-from cropvlm_jax.training.metrics import Progress
+from cropvlm_jax.progress import Progress
 
 SOURCE = flags.DEFINE_string("source", None, "Data set, such as textvqa or jsonl.", required=True)
 FOLDER = flags.DEFINE_string("folder", None, "Where its files are.", required=True)
@@ -31,7 +31,7 @@ MODEL = flags.DEFINE_string("model", None, "Folder or hub id of a transformers m
 FRAME = flags.DEFINE_enum(
     "frame",
     "smart_resized",
-    boxes.FRAMES,
+    geometry.FRAMES,
     "Coordinates of the replies: smart_resized for Qwen2.5-VL, thousandths for Qwen2-VL and "
     "Qwen3-VL; smart_resized_unscaled reproduces the official code's mistake.",
 )
@@ -39,7 +39,7 @@ MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels",
     None,
     "Larger pictures are smart-resized for Qwen to at most this; by default what --model's "
-    f"processor says, and {boxes.MAX_PIXELS} for imported replies.",
+    f"processor says, and {geometry.MAX_PIXELS} for imported replies.",
     lower_bound=28 * 28,
 )
 BOUNDS = flags.DEFINE_enum(
@@ -66,8 +66,8 @@ def main(argv: list[str]) -> None:
         source,
         seed_boxes.read_replies(replies),
         FRAME.value,
-        MAX_PIXELS.value or boxes.MAX_PIXELS,
-        boxes.PAPER_BOUNDS if BOUNDS.value == "paper" else None,
+        MAX_PIXELS.value or geometry.MAX_PIXELS,
+        geometry.PAPER_BOUNDS if BOUNDS.value == "paper" else None,
         WHOLE_IMAGE.value,
     )
     seed_boxes.write_labels(labels, out)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
-from cropvlm_jax.data import images
 from cropvlm_jax.evals import sheet
+from cropvlm_jax.pixels import host
 
 CROPPER = flags.DEFINE_string("cropper", None, "Folder, bundled model or hub id.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Same, of the model that answers; none: box only.")
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     if not pathlib.Path(IMAGE.value).is_file():
         raise app.UsageError(f"--image={IMAGE.value}: no such file")
-    image = Image.fromarray(images.to_rgb(IMAGE.value))
+    image = Image.fromarray(host.to_rgb(IMAGE.value))
     zoom = CropVLM.from_pretrained(CROPPER.value, TARGET.value)(image, QUESTION.value)
     lines = [f"box (percent): {list(zoom.box)}"]
     if TARGET.value:

@@ -13,9 +13,9 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from cropvlm_jax.data import images
 from cropvlm_jax.data.source import Source
 from cropvlm_jax.data.sources import open_source
+from cropvlm_jax.pixels import host
 
 try:
     import tensorflow_datasets as tfds
@@ -100,7 +100,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
             try:
                 example = source[index]
                 picture = _encoded(example["image"])
-                images.to_rgb(picture)
+                host.to_rgb(picture)
             except (OSError, ValueError) as error:
                 left_out.append(f"{source.rows[index]['example_id']}: {error}")
                 logging.warning("left out %s", left_out[-1])

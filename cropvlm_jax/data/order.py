@@ -20,9 +20,9 @@ import grain
 import numpy as np
 from absl import logging
 
-from cropvlm_jax.data import pipeline, seed_boxes
+from cropvlm_jax.data import batching, seed_boxes
 from cropvlm_jax.data.sources import open_source
-from cropvlm_jax.data.zoom_digits import ZoomDigits
+from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 
 SCENES = 1_000_000  # of zoom_digits, each drawn when it is asked for
 ATTEMPTS = 20  # examples tried for one place in a batch before the data is called broken
@@ -136,7 +136,7 @@ class Plan(NamedTuple):
 
 
 def bucket_examples(
-    source: Any, cropper: pipeline.CropperInput, first: int | None = None
+    source: Any, cropper: batching.CropperInput, first: int | None = None
 ) -> np.ndarray:
     """The bucket of every example, from the headers of the pictures.
 
@@ -236,7 +236,7 @@ class PlannedBatches:
 
     def __getitem__(self, step: int) -> Any:
         indices = self._plan.batches[step, self._columns].tolist()
-        return pipeline.stack([self._row(index) for index in indices])
+        return batching.stack([self._row(index) for index in indices])
 
     def _row(self, index: int) -> Any:
         buckets = self._plan.buckets

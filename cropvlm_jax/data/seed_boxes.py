@@ -18,9 +18,10 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from cropvlm_jax import boxes
-from cropvlm_jax.data import images, rows
+from cropvlm_jax import geometry
+from cropvlm_jax.data import rows
 from cropvlm_jax.data.source import Box, Source
+from cropvlm_jax.pixels import host
 
 MAX_NEW_TOKENS = 128
 _NUMBER = r"\s*(-?\d{1,9}(?:\.\d*)?)\s*"
@@ -46,7 +47,7 @@ def parse(reply: str, size: tuple[int, int]) -> tuple[float, float, float, float
 
     Args:
         reply: JSON, fenced or bare, with prose around it or not.
-        size: `boxes.frame_size` of the image in the labeller's frame.
+        size: `geometry.frame_size` of the image in the labeller's frame.
 
     Raises:
         ValueError: there is no box, it is not ordered, or no part of it is in the image.
@@ -62,7 +63,7 @@ def parse(reply: str, size: tuple[int, int]) -> tuple[float, float, float, float
         raise ValueError(
             f"box {box} lies outside of the {width} x {height} image; is the frame right?"
         )
-    percent = boxes.to_percent(np.array(box), np.array(size))
+    percent = geometry.to_percent(np.array(box), np.array(size))
     return tuple(percent.tolist())  # type: ignore[return-value]
 
 
@@ -120,7 +121,7 @@ def collect(
         for done, index in enumerate(indices, start=1):
             try:
                 example = source[index]
-                picture = images.to_rgb(example["image"])
+                picture = host.to_rgb(example["image"])
                 row = {"example_id": example["example_id"]}
                 row |= ask(picture, prompt(example["question"]))
             except (OSError, ValueError) as error:
@@ -183,7 +184,7 @@ def make_labels(
     source: Source,
     replies: Mapping[str, Mapping[str, Any]],
     frame: str,
-    max_pixels: int = boxes.MAX_PIXELS,
+    max_pixels: int = geometry.MAX_PIXELS,
     bounds: Sequence[float] | None = None,
     whole_image_on_failure: bool = False,
 ) -> list[dict[str, Any]]:
@@ -192,7 +193,7 @@ def make_labels(
     Args:
         source: examples.
         replies: from `read_replies`; examples without one are left out, and counted in the log.
-        frame: one of `boxes.FRAMES`.
+        frame: one of `geometry.FRAMES`.
         max_pixels: the labeller's limit, for replies that do not carry `resized`.
         bounds: quintile bounds `[4]`; by default those of the seed boxes.
         whole_image_on_failure: as the official code does, the whole image becomes the seed box of
@@ -211,8 +212,8 @@ def make_labels(
             if frame == "smart_resized" and "resized" in reply:
                 size = tuple(reply["resized"])
             else:
-                height, width = images.picture_size(source[index]["image"])
-                size = boxes.frame_size(frame, height, width, max_pixels)
+                height, width = host.picture_size(source[index]["image"])
+                size = geometry.frame_size(frame, height, width, max_pixels)
         except (OSError, ValueError) as error:
             unusable += 1
             logging.warning("%s is left out: %s", name, error)
@@ -225,7 +226,7 @@ def make_labels(
             logging.warning("%s %s: %s", name, fate, error)
             if not whole_image_on_failure:
                 continue
-            seed = boxes.FULL
+            seed = geometry.FULL
         names.append(name)
         seeds.append(seed)
     logging.info(
@@ -245,7 +246,7 @@ def make_labels(
             f"{len(replies.keys() & set(known))} example ids, of which {failed} replies failed and "
             f"{unusable} pictures are unusable"
         )
-    expanded = boxes.expand_by_quintile(np.array(seeds), bounds)
+    expanded = geometry.expand_by_quintile(np.array(seeds), bounds)
     return [
         {"example_id": name, "box": box, "seed": list(seed)}
         for name, box, seed in zip(names, expanded.tolist(), seeds, strict=True)
@@ -275,7 +276,7 @@ def labelled(source: Source, path: str | os.PathLike) -> Source:
         try:
             row = read()
             box = np.array(row["box"])
-            if box.shape != (4,) or box.dtype.kind != "i" or not boxes.is_valid(box):
+            if box.shape != (4,) or box.dtype.kind != "i" or not geometry.is_valid(box):
                 raise ValueError("the box is not four ordered whole percentages")
             labels[row["example_id"]] = tuple(box.tolist())
         except (ValueError, TypeError, KeyError) as error:

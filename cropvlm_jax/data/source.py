@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from absl import logging
 
-from cropvlm_jax.data import images
+from cropvlm_jax.pixels import host
 
 Box = tuple[int, int, int, int]
 
@@ -28,7 +28,7 @@ class Example(_Required, total=False):
 
     Attributes:
         example_id: unique in the source, stable between runs.
-        image: encoded bytes, a path, or uint8 `[H, W, 3]`: what `images.to_rgb` takes.
+        image: encoded bytes, a path, or uint8 `[H, W, 3]`: what `host.to_rgb` takes.
         question: as the data set words it.
         answers: gold answers, all annotators'; empty in splits that hide them.
         box: percent box of the evidence, where the data set knows it.
@@ -114,7 +114,7 @@ class Source:
             OSError: the picture is missing or broken.
             ValueError: it is too large, or lies where it must not.
         """
-        return images.picture_size(self[index]["image"])
+        return host.picture_size(self[index]["image"])
 
     def part(self, start: float, stop: float) -> "Source":
         """The stretch from `start` to `stop`, shares of the examples in their order."""

@@ -28,14 +28,14 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax.data import images as image_lib
+from cropvlm_jax import geometry, scoring
 from cropvlm_jax.data import sources
 from cropvlm_jax.data.source import Example
-from cropvlm_jax.data.zoom_digits import ZoomDigits
-from cropvlm_jax.evals import scoring
-from cropvlm_jax.evals.targets import REFUSAL, VLM, Reply, Target
-from cropvlm_jax.training.metrics import Progress
+from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.pixels import host
+from cropvlm_jax.progress import Progress
+from cropvlm_jax.readers.base import REFUSAL, Reader, Reply
+from cropvlm_jax.readers.vlm import VLMReader
 
 NO_CROP, CENTRE, RANDOM, UPSCALED, ORACLE = "no_crop", "centre", "random", "upscaled", "oracle"
 CONTROLS = {
@@ -179,7 +179,7 @@ BENCHMARKS = {
 def evaluate(
     name: str,
     source: Any,
-    targets: Sequence[Target],
+    targets: Sequence[Reader],
     croppers: Mapping[str, Cropper],
     out: str | os.PathLike,
     *,
@@ -277,7 +277,7 @@ def _protocol(
     name: str,
     benchmark: Benchmark,
     source: Any,
-    targets: Sequence[Target],
+    targets: Sequence[Reader],
     croppers: Mapping[str, Any],
     expansions: Sequence[float],
     seed: int,
@@ -291,7 +291,7 @@ def _protocol(
         "prompt": benchmark.prompt,
         "conditions": CONTROLS,
         "targets": {
-            target.name: _describe(target.model if isinstance(target, VLM) else target)
+            target.name: _describe(target.model if isinstance(target, VLMReader) else target)
             | getattr(target, "settings", {})
             for target in targets
         },
@@ -369,7 +369,7 @@ def _read(source: Any, index: int) -> _Item:
     example = None if rows is None else rows[index]
     try:
         example = source[index]
-        image = image_lib.to_rgb(example["image"])
+        image = host.to_rgb(example["image"])
     except (OSError, ValueError) as error:
         if example is None:
             raise
@@ -380,7 +380,7 @@ def _read(source: Any, index: int) -> _Item:
 def _answer_items(
     items: Sequence[_Item],
     benchmark: Benchmark,
-    targets: Sequence[Target],
+    targets: Sequence[Reader],
     croppers: Mapping[str, Cropper],
     expansions: Sequence[float],
     seed: int,
@@ -478,7 +478,7 @@ def _all_boxes(
         for name in (*croppers, ORACLE):
             if name in known:
                 box = np.array(known[name])
-                wide = box_lib.expand(box, factor) if box_lib.is_valid(box) else box
+                wide = geometry.expand(box, factor) if geometry.is_valid(box) else box
                 boxes[expanded(name, factor)] = wide.tolist()
     return boxes
 
@@ -505,7 +505,7 @@ def _pictures(
         return [image]
     if condition == UPSCALED:
         return [image, upscale(image)]
-    return [image, image_lib.cut(image, boxes[condition])]
+    return [image, host.cut(image, boxes[condition])]
 
 
 def _replies(
@@ -559,7 +559,7 @@ def _cropper_tokens(cropper: Any, image: np.ndarray) -> int | None:
         return None
     height, width = image.shape[:2]
     source = cropper.source
-    grid_rows, columns = image_lib.grid(height, width, source.tile_size, cropper.longest_edge)
+    grid_rows, columns = host.grid(height, width, source.tile_size, cropper.longest_edge)
     return (grid_rows * columns + 1) * source.config.image_seq_len
 
 
@@ -754,9 +754,9 @@ def _geometry(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, floa
             if name in r["boxes"] and ORACLE in r["boxes"]
         ]
     )
-    valid = box_lib.is_valid(boxes)
+    valid = geometry.is_valid(boxes)
     return {
-        "coverage": float(box_lib.coverage(*pairs.swapaxes(0, 1)).mean()) if len(pairs) else None,
-        "area": float(np.where(valid, box_lib.area(boxes), 0).mean()),
+        "coverage": float(geometry.coverage(*pairs.swapaxes(0, 1)).mean()) if len(pairs) else None,
+        "area": float(np.where(valid, geometry.area(boxes), 0).mean()),
         "valid": float(valid.mean()),
     }

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cropvlm_jax.data import images
 from cropvlm_jax.evals import benchmarks, sheet
 from cropvlm_jax.evals.benchmarks import CENTRE, NO_CROP, ORACLE, RANDOM, UPSCALED, score_of
+from cropvlm_jax.pixels import host
 
 try:
     import matplotlib
@@ -99,7 +99,7 @@ def write(
             keep("training", _training_figure(results, curves))
     kinds = _examples(results, records)
     pictures = {
-        record["index"]: images.to_rgb(source[record["index"]]["image"])
+        record["index"]: host.to_rgb(source[record["index"]]["image"])
         for _, _, chosen in kinds
         for record in chosen
     }
@@ -391,7 +391,7 @@ def _card(results: Mapping[str, Any], record: Mapping[str, Any], image: np.ndarr
     truth = html.escape(record["answers"][0])
     return f"""<figure class="card"><div class="pair">
 <div class="whole"><img alt="" src="{_data_uri(image)}"><i style="{place}"></i></div>
-<div class="crop"><img alt="" src="{_data_uri(images.cut(image, box))}"></div></div>
+<div class="crop"><img alt="" src="{_data_uri(host.cut(image, box))}"></div></div>
 <figcaption><p>{html.escape(record["question"])}</p><dl>{"".join(answers)}
 <dt>truth</dt><dd>{truth}</dd></dl></figcaption></figure>"""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cropvlm_jax import boxes as box_lib
+from cropvlm_jax import geometry
 
 SIDE, MARGIN, LINE = 320, 12, 22
 
@@ -21,7 +21,7 @@ def panel(image: Image.Image, box: Sequence[int], captions: Sequence[str]) -> Im
         captions: lines of text.
     """
     left, top, right, bottom = (
-        int(v) for v in box_lib.to_pixels(np.array(box), np.array(image.size[::-1]))
+        int(v) for v in geometry.to_pixels(np.array(box), np.array(image.size[::-1]))
     )
     scale = SIDE / max(image.size)
     scene = image.resize([max(round(n * scale), 1) for n in image.size], Image.Resampling.LANCZOS)

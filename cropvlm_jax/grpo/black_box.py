@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""GRPO with a reward from outside of the graph: an OCR reader, an API, any `evals.targets.Target`.
+"""GRPO with a reward from outside of the graph: an OCR reader, an API, any `readers.base.Reader`.
 
 The step of `step.py` in two jitted halves with a host call between them. Weights, keys and sums are
 the fused step's: nothing is stale. The backward pass needs what the forward pass kept (the pullback
@@ -21,16 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from cropvlm_jax.data import images as image_lib
-from cropvlm_jax.data import pipeline
-from cropvlm_jax.data.pipeline import Batch
-from cropvlm_jax.evals import scoring
-from cropvlm_jax.evals.targets import Target
-from cropvlm_jax.grpo.step import GRPOConfig, Halves, evaluation_sums, rate
-from cropvlm_jax.training.state import TrainState
+from cropvlm_jax import scoring
+from cropvlm_jax.data import batching
+from cropvlm_jax.data.batching import Batch
+from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.step import Halves, evaluation_sums, rate
+from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.base import Reader
+from cropvlm_jax.train_state import TrainState
 
 
-def ask(target: Target, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> np.ndarray:
+def ask(target: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> np.ndarray:
     """Shows the target the picture and each crop of it, and scores what it says.
 
     Args:
@@ -46,11 +47,11 @@ def ask(target: Target, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> 
     for row, (canvas, size, spoken) in enumerate(
         zip(batch.canvas, batch.size, batch.spoken, strict=True)
     ):
-        question, answers = pipeline.read_spoken(spoken)
+        question, answers = batching.read_spoken(spoken)
         picture = canvas[: size[0], : size[1]]
         different, which = np.unique(boxes[row], axis=0, return_inverse=True)
         for number, box in enumerate(different):
-            images.append([picture, image_lib.cut(picture, box)])
+            images.append([picture, host.cut(picture, box)])
             questions.append(question)
             golds.append(answers)
             places.append((row, np.flatnonzero(which.reshape(-1) == number)))
@@ -74,7 +75,7 @@ def seen_by_cropper(batch: Batch) -> Batch:
 
 def make_black_box_step(
     halves: Halves,
-    target: Target,
+    target: Reader,
     config: GRPOConfig,
     put: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree),
     jit: Callable[..., Any] = jax.jit,
@@ -142,7 +143,7 @@ def make_black_box_step(
 
 def make_black_box_evaluation(
     greedy: Callable[[TrainState, Batch], jax.Array],
-    target: Target,
+    target: Reader,
     config: GRPOConfig,
     put: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree),
 ):

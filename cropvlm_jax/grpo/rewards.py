@@ -14,11 +14,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax.data.pipeline import Batch
+from cropvlm_jax import geometry
+from cropvlm_jax.data.batching import Batch
+from cropvlm_jax.models.conversations import Prompts
 from cropvlm_jax.models.llama import KVCache
 from cropvlm_jax.models.vlm import VLM, Pictures
-from cropvlm_jax.prompts import Prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def encode_pictures(target: VLM, canvas: jax.Array, size: jax.Array) -> Pictures
         canvas: uint8 `[B, Hc, Wc, 3]`.
         size: int `[B, 2]`, height and width inside the canvas.
     """
-    whole = jnp.broadcast_to(jnp.array(box_lib.FULL), (canvas.shape[0], 1, 4))
+    whole = jnp.broadcast_to(jnp.array(geometry.FULL), (canvas.shape[0], 1, 4))
     return target.encode_crops(canvas, size, whole)
 
 

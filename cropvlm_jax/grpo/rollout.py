@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cropvlm_jax.boxes import Grammar, Reply, State
+from cropvlm_jax.geometry import BoxTokens, Grammar, GrammarState
 from cropvlm_jax.models.llama import NEGATIVE, KVCache
 from cropvlm_jax.models.smolvlm import SmolVLM
 from cropvlm_jax.models.vlm import VLM, Pictures, one_row
@@ -93,7 +93,7 @@ def sample(
     tokens = tokens.at[:, :, 0].set(last_token[:, None])
     valid = jnp.broadcast_to(jnp.arange(grammar.chunk) <= len(grammar.opening), tokens.shape)
 
-    def choose(state: State, hidden: jax.Array):
+    def choose(state: GrammarState, hidden: jax.Array):
         """An action, its log-probability, and what `advance` makes of it."""
         allowed = grammar.allowed(state)
         logits = model.text.logits(hidden, actions)
@@ -140,7 +140,7 @@ def action_log_probs(
     last_token: jax.Array,
     boxes: jax.Array,
     temperature: float,
-) -> tuple[jax.Array, jax.Array, Reply]:
+) -> tuple[jax.Array, jax.Array, BoxTokens]:
     """Teacher-forced log-probabilities of the replies that name `boxes`, on the shared prefix.
 
     Args:

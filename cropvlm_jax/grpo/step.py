@@ -7,115 +7,24 @@ Or as two halves, for a reward that comes from outside of the graph (`black_box.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax.boxes import Grammar
-from cropvlm_jax.data.pipeline import Batch
-from cropvlm_jax.evals.scoring import HostMetric, Metric
-from cropvlm_jax.grpo import answer_scores, objective, rewards, rollout
+from cropvlm_jax import geometry
+from cropvlm_jax.data.batching import Batch
+from cropvlm_jax.geometry import Grammar
+from cropvlm_jax.grpo import objective, rewards, rollout
+from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.models.llama import KVCache
 from cropvlm_jax.models.smolvlm import TOWER, SmolVLM
 from cropvlm_jax.models.vlm import VLM, Pictures
-from cropvlm_jax.training.state import TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class GRPOConfig:
-    """Settings of the step.
-
-    The official code, as far as a grammar allows: group=6, temperature=0.8,
-    temperature_in_log_probs=False, beta=0.01, aggregation="dr_grpo", normaliser=32, scale="none",
-    official_span=True, accumulate=16 of 16 prompts, and `Prompts(official=True)` for the texts.
-
-    Attributes:
-        group: rollouts a prompt.
-        temperature: of the sampling.
-        temperature_in_log_probs: whether log-probabilities are those of the sampling distribution;
-            False reproduces the official code, which does not divide their logits.
-        updates: times that the optimizer is applied to the same rollouts; ratios leave 1, and
-            clipping begins, with the second.
-        clip_low: lower clip range of the ratio.
-        clip_high: upper clip range of the ratio.
-        beta: weight of the KL to the reference; 0 needs no reference at all.
-        format_weight: weight of a reply's mean -log P(what the grammar allows) over its tokens and
-            the whole vocabulary, added to each of its choices. Sampling under the grammar, nothing
-            else keeps the rest unlikely, which decoding without it needs, as `transformers` does
-            after an export.
-        aggregation: mean of a reply's choices and then over replies ("grpo"), their sum over a
-            constant ("dr_grpo"), or mean of all choices of the batch ("token").
-        normaliser: the constant of "dr_grpo"; None is the most choices of a reply. The official
-            code's is 32, its limit of tokens, and it counts a reply's forced tokens too.
-        scale: whose standard deviation centred rewards are divided by: their "group"'s, the whole
-            "batch"'s, or "none".
-        likelihood_weight: of the gold answer's log-likelihood.
-        likelihood: its reduction, "sum" as the official code or "mean".
-        gain: count the likelihood from what it is without the crop.
-        official_span: reproduces the official code, which counts only the tokens after the last ":"
-            of an answer that has one.
-        accuracy_weight: of the score, 0..1, of the target's own answer against `Batch.gold`.
-        accuracy: its metric, that which `Batch.gold` was encoded for; "contains" and
-            "nearly_contains" are for targets outside of the graph.
-        answer_tokens: where that answer is cut.
-        validity_weight: of a valid box, 1; under the grammar every box is.
-        area_weight: cost of the whole picture; a box costs its share.
-        reward_chunk: rollouts of a prompt that the target reads at once; None is all of them.
-        accumulate: microbatches a step, a divisor of the batch.
-    """
-
-    group: int = 8
-    temperature: float = 1.0
-    temperature_in_log_probs: bool = True
-    updates: int = 1
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    beta: float = 0.01
-    format_weight: float = 0.0
-    aggregation: objective.Aggregation = "grpo"
-    normaliser: int | None = None
-    scale: objective.Scale = "group"
-    likelihood_weight: float = 1.0
-    likelihood: Literal["sum", "mean"] = "sum"
-    gain: bool = False
-    official_span: bool = False
-    accuracy_weight: float = 0.0
-    accuracy: HostMetric = "evalai"
-    answer_tokens: int = 16
-    validity_weight: float = 1.0
-    area_weight: float = 0.0
-    reward_chunk: int | None = None
-    accumulate: int = 1
-
-    def __post_init__(self):
-        if self.group < 2:
-            raise ValueError(f"group={self.group}: advantages compare at least 2 rollouts")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature}: rollouts must be sampled")
-        if self.group % (self.reward_chunk or self.group):
-            raise ValueError(f"reward_chunk={self.reward_chunk} does not divide group={self.group}")
-        for name in ("aggregation", "scale", "likelihood", "accuracy"):
-            allowed = GRPOConfig.__annotations__[name].__args__
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
-        for name in ("updates", "accumulate", "answer_tokens", "normaliser"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.normaliser and self.aggregation != "dr_grpo":
-            raise ValueError(f"normaliser={self.normaliser} needs aggregation='dr_grpo'")
-        if self.scale == "batch" and self.accumulate > 1:
-            raise ValueError(
-                f"scale='batch' needs all rewards at once, which accumulate={self.accumulate} "
-                "microbatches do not have: use accumulate=1 or another scale"
-            )
-        if not (self.likelihood_weight or self.accuracy_weight):
-            raise ValueError(
-                "likelihood_weight and accuracy_weight are both 0: nothing says which box is better"
-            )
+from cropvlm_jax.scoring import in_graph
+from cropvlm_jax.scoring.text import Metric
+from cropvlm_jax.train_state import TrainState
 
 
 class Experience(NamedTuple):
@@ -149,7 +58,7 @@ def merge_target(target: nnx.GraphDef, state: TrainState) -> VLM:
 def judge(
     reader: VLM,
     template: rewards.AnswerTemplate,
-    vocabulary: answer_scores.Vocabulary | None,
+    vocabulary: in_graph.Vocabulary | None,
     config: GRPOConfig,
     batch: Batch,
     boxes: jax.Array,
@@ -187,7 +96,7 @@ def judge(
                 "accuracy_weight needs `vocabulary` of the target's tokenizer and batches with "
                 "`gold` answers"
             )
-        parts["accuracy"] = answer_scores.score(
+        parts["accuracy"] = in_graph.score(
             vocabulary, batch.gold, found["own"], cast(Metric, config.accuracy)
         )
     return rate(config, boxes, parts)
@@ -204,9 +113,9 @@ def rate(
         "area": -config.area_weight,
     }
     if config.validity_weight:
-        parts = parts | {"validity": box_lib.is_valid(boxes).astype(jnp.float32)}
+        parts = parts | {"validity": geometry.is_valid(boxes).astype(jnp.float32)}
     if config.area_weight:
-        parts = parts | {"area": box_lib.area(boxes)}
+        parts = parts | {"area": geometry.area(boxes)}
     weighted = [weights[name] * part for name, part in parts.items()]
     return jnp.stack(weighted).sum(0), parts
 
@@ -396,8 +305,8 @@ def make_halves(
             "reward_std": (deviation.sum(), deviation.size),
             "zero_variance_groups": (objective.zero_variance(reward).sum(), deviation.size),
             "unscored": ((~scored).sum(), scored.size),
-            "valid": (box_lib.is_valid(boxes).sum(), scored.size),
-            "area": (box_lib.area(boxes).sum(), scored.size),
+            "valid": (geometry.is_valid(boxes).sum(), scored.size),
+            "area": (geometry.area(boxes).sum(), scored.size),
             "sampler_gap": over_scored(jnp.abs(old.sum(-1) - rollouts.log_probs)),
         }
         sums |= jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), others)
@@ -445,7 +354,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     config: GRPOConfig,
     base: nnx.GraphDef | None = None,
-    vocabulary: answer_scores.Vocabulary | None = None,
+    vocabulary: in_graph.Vocabulary | None = None,
     shared_tower: bool = False,
 ):
     """Builds the step; the caller jits it with its shardings and donates the state.
@@ -522,7 +431,7 @@ def evaluation_sums(
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Sums and counts of the reward, its components and the boxes' area, where they are numbers."""
     components = {f"reward/{name}": part for name, part in parts.items()}
-    values = {"reward": reward, **components, "area": box_lib.area(boxes)}
+    values = {"reward": reward, **components, "area": geometry.area(boxes)}
     return {
         name: (jnp.where(jnp.isfinite(x), x, 0).sum(), jnp.isfinite(x).sum())
         for name, x in values.items()
@@ -535,7 +444,7 @@ def make_evaluation(
     grammar: Grammar,
     template: rewards.AnswerTemplate,
     config: GRPOConfig,
-    vocabulary: answer_scores.Vocabulary | None = None,
+    vocabulary: in_graph.Vocabulary | None = None,
 ):
     """Builds what tells how good the policy's likeliest boxes are; arguments as in `make_step`.
 

@@ -20,9 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax import parallel, prompts
-from cropvlm_jax.data import images as image_lib
+from cropvlm_jax import geometry, parallel
 from cropvlm_jax.hub.weights import (
     INDEX,
     LLAVA,
@@ -32,10 +30,11 @@ from cropvlm_jax.hub.weights import (
     load_weights,
     save_weights,
 )
-from cropvlm_jax.models import clip, llava, qwen2_5_vl
+from cropvlm_jax.models import clip, conversations, llava, qwen2_5_vl
 from cropvlm_jax.models.llava import Llava, LlavaConfig
 from cropvlm_jax.models.qwen2_5_vl import Qwen2_5_VL, QwenConfig
 from cropvlm_jax.models.smolvlm import MODEL_TYPES, SmolVLM, SmolVLMConfig
+from cropvlm_jax.pixels import host
 
 BUNDLED = Path(__file__).parent.parent / "assets"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt")
@@ -120,12 +119,12 @@ _SMOLVLM = Architecture(
     config=SmolVLMConfig,
     model=SmolVLM,
     table=SMOLVLM,
-    prompts=prompts.Prompts,
-    image=prompts.IMAGE,
-    end=prompts.END,
+    prompts=conversations.Prompts,
+    image=conversations.IMAGE,
+    end=conversations.END,
     settings=(),
     processing=_smolvlm_processing,
-    see=lambda config, image, edge: image_lib.tile(image, config.vision.image_size, edge),
+    see=lambda config, image, edge: host.tile(image, config.vision.image_size, edge),
 )
 
 
@@ -156,13 +155,13 @@ _LLAVA = Architecture(
     config=LlavaConfig,
     model=Llava,
     table=LLAVA,
-    prompts=prompts.LlavaPrompts,
-    image=prompts.IMAGE,
-    end=prompts.LLAVA_END,
+    prompts=conversations.LlavaPrompts,
+    image=conversations.IMAGE,
+    end=conversations.LLAVA_END,
     settings=("do_pad",),
     processing=_llava_processing,
     see=lambda config, image, _: (
-        image_lib.bicubic_square(image, config.vision.image_size, config.fill)[None],
+        host.bicubic_square(image, config.vision.image_size, config.fill)[None],
         None,
     ),
 )
@@ -189,7 +188,7 @@ def _qwen_processing(
     size = settings.get("size") or {}
     least = settings.get("min_pixels", size.get("shortest_edge", config.limits.min_pixels))
     most = settings.get("max_pixels", size.get("longest_edge", config.limits.max_pixels))
-    limits = box_lib.Limits(
+    limits = geometry.PixelLimits(
         max_pixels=told.get("max_pixels", min(most, config.limits.max_pixels)),
         min_pixels=least,
         factor=config.vision.tile_size,
@@ -201,9 +200,9 @@ _QWEN = Architecture(
     config=QwenConfig,
     model=Qwen2_5_VL,
     table=QWEN2_5_VL,
-    prompts=prompts.QwenPrompts,
-    image=prompts.QWEN_IMAGE,
-    end=prompts.QWEN_END,
+    prompts=conversations.QwenPrompts,
+    image=conversations.QWEN_IMAGE,
+    end=conversations.QWEN_END,
     settings=("max_pixels",),
     processing=_qwen_processing,
     see=lambda config, image, _: qwen2_5_vl.see(image, config.limits),
@@ -295,7 +294,7 @@ class Pretrained:
         return cls(folder, architecture, config, tokenizer, longest, end)
 
     def prompts(self, **options: Any) -> Any:
-        """Its conversations, with the interface of `prompts.Prompts`; options as there."""
+        """Its conversations, with the interface of `conversations.Prompts`; options as there."""
         return self.architecture.prompts(self.tokenizer, self.config.image_seq_len, **options)
 
     def see(self, image: np.ndarray, longest_edge: int) -> tuple[Any, Any]:
@@ -429,7 +428,11 @@ def write_processor_files(
     """
     folder = Path(folder)
     processor_class = {"processor_class": "Idefics3Processor"}
-    special = {"bos_token": prompts.START, "eos_token": prompts.END, "pad_token": "<|im_end|>"}
+    special = {
+        "bos_token": conversations.START,
+        "eos_token": conversations.END,
+        "pad_token": "<|im_end|>",
+    }
     ids = {f"{name}_id": tokenizer.token_to_id(token) for name, token in special.items()}
     half = [0.5, 0.5, 0.5]
     image_processor = {
@@ -463,5 +466,5 @@ def write_processor_files(
     }
     for name, content in files.items():
         _write_json(folder / f"{name}.json", content)
-    (folder / "chat_template.jinja").write_text(prompts.CHAT_TEMPLATE, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(conversations.CHAT_TEMPLATE, encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))

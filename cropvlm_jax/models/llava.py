@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cropvlm_jax import crops
 from cropvlm_jax.models import clip, linear, vlm
 from cropvlm_jax.models.clip import Clip, ClipConfig
 from cropvlm_jax.models.llama import Llama, LlamaConfig
+from cropvlm_jax.pixels import device
 
 MODEL_TYPE = "llava"
 FILL = (122, 116, 104)  # 255 times CLIP's means: what pictures are padded with to squares
@@ -190,7 +190,7 @@ class Llava(vlm.PicturesInText):
         """Image tokens `[B, G, I, D]` of boxes `[B, G, 4]`; see `models.vlm.VLM`."""
         config = self.config
         cut = functools.partial(
-            crops.bicubic_square, side=config.vision.image_size, fill=config.fill
+            device.bicubic_square, side=config.vision.image_size, fill=config.fill
         )
         with jax.named_scope("crop"):
             pictures = jax.vmap(cut)(canvas, size, boxes)

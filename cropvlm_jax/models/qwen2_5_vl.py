@@ -20,11 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax import crops
-from cropvlm_jax.data import images as image_lib
+from cropvlm_jax import geometry
 from cropvlm_jax.models import clip, linear, scanned, vlm
 from cropvlm_jax.models.llama import NEGATIVE, KVCache, Llama, LlamaConfig, Places, turn
+from cropvlm_jax.pixels import device, host
 
 MODEL_TYPE = "qwen2_5_vl"
 TEMPORAL_PATCH = 2  # frames of a patch: a still picture is shown twice
@@ -65,13 +64,13 @@ class PictureTokens(NamedTuple):
     advance: jax.Array
 
 
-def see(image: np.ndarray, limits: box_lib.Limits) -> tuple[Pictures, tuple[int, int]]:
+def see(image: np.ndarray, limits: geometry.PixelLimits) -> tuple[Pictures, tuple[int, int]]:
     """One picture uint8 `[H, W, 3]` as `Pictures` of a leading axis 1, and its grid.
 
     Raises:
         ValueError: one side is more than 200 times the other.
     """
-    tiles = image_lib.smart_tiles(image, limits)
+    tiles = host.smart_tiles(image, limits)
     grid = tiles.shape[:2]
     tiles = tiles.reshape(-1, *tiles.shape[2:])
     missing = limits.most_tiles - len(tiles)
@@ -210,7 +209,7 @@ class QwenConfig:
     video_token_id: int = 151656
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
-    limits: box_lib.Limits = box_lib.Limits(max_pixels=448**2)
+    limits: geometry.PixelLimits = geometry.PixelLimits(max_pixels=448**2)
 
     def __post_init__(self):
         if self.vision.out_hidden_size != self.text.hidden_size:
@@ -541,7 +540,7 @@ class Qwen2_5_VL(vlm.PicturesInText):
 
     def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> PictureTokens:
         """Image tokens `[B, G, I, ...]` of boxes `[B, G, 4]`; see `models.vlm.VLM`."""
-        cut = functools.partial(crops.smart_tiles, limits=self.config.limits)
+        cut = functools.partial(device.smart_tiles, limits=self.config.limits)
         with jax.named_scope("crop"):
             pictures = Pictures(*jax.vmap(cut)(canvas, size, boxes))
         return self.encode_images(pictures)

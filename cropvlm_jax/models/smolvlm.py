@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cropvlm_jax import crops
 from cropvlm_jax.models import linear, vlm
 from cropvlm_jax.models.llama import Llama, LlamaConfig
 from cropvlm_jax.models.siglip import Siglip, SiglipConfig
+from cropvlm_jax.pixels import device
 
 MODEL_TYPES = ("idefics3", "smolvlm")
 TOWER = ("vision", "connector")  # the parts that make image tokens
@@ -198,7 +198,7 @@ class SmolVLM(vlm.PicturesInText):
 
     def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> jax.Array:
         """Image tokens `[B, G, I, D]` of boxes `[B, G, 4]`; see `models.vlm.VLM`."""
-        cut = jax.vmap(crops.crop, in_axes=(0, 0, 0, None))
+        cut = jax.vmap(device.crop, in_axes=(0, 0, 0, None))
         with jax.named_scope("crop"):
             pictures = cut(canvas, size, boxes, self.config.vision.image_size)
         return self.encode_images(pictures)

@@ -7,7 +7,7 @@ import dataclasses
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from cropvlm_jax.grpo.step import GRPOConfig
+from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.models.lora import LoRAConfig
 
 STAGES = ("sft", "grpo")

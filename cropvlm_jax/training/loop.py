@@ -16,15 +16,17 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from cropvlm_jax import flops, parallel
+from cropvlm_jax import parallel
 from cropvlm_jax.data import order
 from cropvlm_jax.hub.adapters import export_adapter
 from cropvlm_jax.hub.pretrained import export
 from cropvlm_jax.models import lora
+from cropvlm_jax.progress import Progress
+from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training import costs
 from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, check_claim, claim
-from cropvlm_jax.training.metrics import MetricWriter, Progress, Throughput
+from cropvlm_jax.training.metrics import MetricWriter, Throughput
 from cropvlm_jax.training.stage import build, jit_black_box, jit_evaluation, jit_step
-from cropvlm_jax.training.state import TrainState
 
 SHOWN = ("loss", "reward", "area")  # on the progress line
 
@@ -185,7 +187,7 @@ def run(
     # --- Loop -------------------------------------------------------------------------------------
     writer = MetricWriter(workdir, start) if jax.process_index() == 0 else None
     progress = Progress(steps, start)
-    chip = flops.CHIPS.get(jax.devices()[0].device_kind)
+    chip = costs.CHIPS.get(jax.devices()[0].device_kind)
     throughput = Throughput(jax.device_count(), chip and chip.flops)
     compiled: dict[Any, Any] = {}
     pending: list[tuple[int, Any, dict[str, float]]] = []

@@ -18,27 +18,23 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cropvlm_jax import parallel
-from cropvlm_jax.boxes import Grammar
-from cropvlm_jax.data import pipeline
-from cropvlm_jax.evals.scoring import Metric, encode_gold
-from cropvlm_jax.evals.targets import Target, is_black_box, open_target
-from cropvlm_jax.flops import decode_bytes, grpo_flops, sft_flops
-from cropvlm_jax.grpo.answer_scores import Vocabulary
+from cropvlm_jax.data import batching
+from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.grpo.black_box import make_black_box_evaluation, make_black_box_step
+from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import AnswerTemplate
-from cropvlm_jax.grpo.step import (
-    GRPOConfig,
-    make_evaluation,
-    make_greedy,
-    make_halves,
-    make_step,
-)
+from cropvlm_jax.grpo.step import make_evaluation, make_greedy, make_halves, make_step
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.smolvlm import TOWER, SmolVLM, SmolVLMConfig
-from cropvlm_jax.sft import make_sft_evaluation, make_sft_step
+from cropvlm_jax.readers.base import Reader
+from cropvlm_jax.readers.registry import is_black_box, open_reader
+from cropvlm_jax.scoring.in_graph import Vocabulary
+from cropvlm_jax.scoring.text import Metric, encode_gold
+from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.config import STAGES
-from cropvlm_jax.training.state import TrainState
+from cropvlm_jax.training.costs import decode_bytes, grpo_flops, sft_flops
+from cropvlm_jax.training.sft import make_sft_evaluation, make_sft_step
 
 GOLD_ANSWERS, GOLD_CHARACTERS = 10, 64  # most of an example, and of an answer, that are scored
 
@@ -66,14 +62,14 @@ class Stage(NamedTuple):
     policy: nnx.GraphDef
     weights: dict[str, Any]
     create: Callable[[dict[str, Any], int], TrainState]
-    seen: pipeline.CropperInput
+    seen: batching.CropperInput
     prepare: Callable[[Any, int], Any]
     make_step: Callable[[int], Any]
     evaluation: Callable[[TrainState, Any], Any]
     flops: Callable[[Any], dict[str, float]]
     decode_bytes: Callable[[Any], dict[str, float]]
     target: Pretrained | None = None
-    black_box: Target | None = None
+    black_box: Reader | None = None
 
 
 def make_optimizer(config: ml_collections.ConfigDict, updates: int) -> optax.GradientTransformation:
@@ -130,7 +126,7 @@ def build(
     grammar = Grammar.from_tokenizer(cropper.tokenizer)
     official, limit = config.data.official_text, config.data.question_tokens
     crop_prompts = cropper.prompts(official=official, max_question_tokens=limit)
-    seen = pipeline.CropperInput(crop_prompts, cropper.tile_size, config.data.longest_edge, limit)
+    seen = batching.CropperInput(crop_prompts, cropper.tile_size, config.data.longest_edge, limit)
 
     def optimizer(steps: int) -> optax.GradientTransformation:
         return make_optimizer(config, steps * (settings.updates if is_grpo else 1))
@@ -149,7 +145,7 @@ def build(
             weights,
             create,
             seen,
-            prepare=pipeline.BoxPreparer(seen, grammar.max_length),
+            prepare=batching.BoxPreparer(seen, grammar.max_length),
             make_step=lambda steps: make_sft_step(policy, optimizer(steps), config.accumulate),
             evaluation=make_sft_evaluation(policy),
             flops=lambda batch: sft_flops(cropper.config, batch, adaptation),
@@ -171,14 +167,14 @@ def build(
                 "grpo.accuracy_weight"
             )
         outside = cropper.config, None, settings, grammar, None
-        black_box = open_target(config.target)
+        black_box = open_reader(config.target)
         return Stage(
             cropper,
             policy,
             weights,
             create,
             seen,
-            prepare=pipeline.Preparer(seen, None, canvas, answer_tokens),
+            prepare=batching.Preparer(seen, None, canvas, answer_tokens),
             make_step=lambda steps: make_halves(policy, grammar, optimizer(steps), settings, base),
             evaluation=make_greedy(policy, grammar),
             flops=lambda batch: grpo_flops(*outside, batch, adaptation),
@@ -224,7 +220,7 @@ def build(
         weights,
         create,
         seen,
-        prepare=pipeline.Preparer(seen, answer_prompts, canvas, answer_tokens, gold),
+        prepare=batching.Preparer(seen, answer_prompts, canvas, answer_tokens, gold),
         make_step=lambda steps: make_step(
             *models, optimizer(steps), settings, base, vocabulary, shared_tower
         ),

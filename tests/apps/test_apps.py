@@ -15,7 +15,7 @@ from PIL import Image
 
 from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
-from cropvlm_jax.data.zoom_digits import ZoomDigits
+from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.pretrained import Pretrained
 
 

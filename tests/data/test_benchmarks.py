@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cropvlm_jax.data import hrbench, images, vstar
-from cropvlm_jax.data.sources import open_source
+from cropvlm_jax.data.sources import hrbench, open_source, vstar
+from cropvlm_jax.pixels import host
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
@@ -308,7 +308,7 @@ def test_hrbench_fields_of_over_100_megabytes(tmp_path):
         tracemalloc.stop()
         assert held < 1_000_000
         assert source[1]["image"] == large
-        assert images.to_rgb(source[1]["image"]).shape == (20, 30, 3)
+        assert host.to_rgb(source[1]["image"]).shape == (20, 30, 3)
         assert source[2] == _want(rows[2], "8k")
     finally:
         path.unlink()

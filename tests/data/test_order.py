@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cropvlm_jax.data import builders, order, pipeline, seed_boxes
+from cropvlm_jax.data import batching, builders, order, seed_boxes
 from cropvlm_jax.data.source import Source
 from cropvlm_jax.training.config import source
 
 EDGE = 2 * tiny.SIDE  # up to 2 x 2 tiles
-SEEN = pipeline.CropperInput(tiny.PROMPTS, tiny.SIDE, EDGE, 20)
-PREPARE = pipeline.Preparer(SEEN, tiny.PROMPTS, tiny.CANVAS, 10)
+SEEN = batching.CropperInput(tiny.PROMPTS, tiny.SIDE, EDGE, 20)
+PREPARE = batching.Preparer(SEEN, tiny.PROMPTS, tiny.CANVAS, 10)
 SIZES = {(90, 90): (2, 2), (90, 45): (2, 1), (40, 90): (1, 2)}  # height, width: grid
 
 
@@ -178,8 +178,12 @@ def test_data_workers_do_not_need_jax():
 import sys
 sys.modules["jax"] = None  # any import of it fails
 sys.modules["grain"] = type(sys)("grain")  # imports jax where it is installed
-from cropvlm_jax.data import order, pipeline, seed_boxes, sources, zoom_digits
-from cropvlm_jax.evals import scoring
+from cropvlm_jax.data import order
+from cropvlm_jax.data import batching
+from cropvlm_jax.data import seed_boxes
+from cropvlm_jax.data import sources
+from cropvlm_jax.data.sources import zoom_digits
+from cropvlm_jax import scoring
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

@@ -10,8 +10,7 @@ import pypdfium2
 import pytest
 from PIL import Image
 
-from cropvlm_jax.data import pdfs
-from cropvlm_jax.data.sources import open_source
+from cropvlm_jax.data.sources import open_source, pdfs
 
 
 def _pdf(pages, trailer=""):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cropvlm_jax import boxes
+from cropvlm_jax import geometry
 from cropvlm_jax.data import seed_boxes
 from cropvlm_jax.data.source import Source
 
@@ -120,7 +120,7 @@ def test_any_reply_gives_a_valid_box_or_fails(prose, numbers, size):
         box = seed_boxes.parse(f"{prose} {numbers}", size)
     except ValueError:
         return
-    assert boxes.is_valid(np.array(box))
+    assert geometry.is_valid(np.array(box))
 
 
 def test_lines_that_are_no_reply_are_named_and_skipped(tmp_path, caplog):
@@ -169,7 +169,7 @@ def test_each_picture_has_its_own_frame():
 def test_small_seeds_become_whole_percentages_only_at_the_end():
     source = make_source((1000, 1000))
     labels = seed_boxes.make_labels(
-        source, replies_to(["[301, 405, 309, 409]"]), "pixels", bounds=boxes.PAPER_BOUNDS
+        source, replies_to(["[301, 405, 309, 409]"]), "pixels", bounds=geometry.PAPER_BOUNDS
     )
     # An area of .000032: sides times the root of 45, 5.37 x 2.68 %, about (30.5, 40.7).
     assert labels == [
@@ -177,7 +177,7 @@ def test_small_seeds_become_whole_percentages_only_at_the_end():
     ]
 
 
-@pytest.mark.parametrize("bounds", [None, boxes.PAPER_BOUNDS])
+@pytest.mark.parametrize("bounds", [None, geometry.PAPER_BOUNDS])
 def test_seeds_are_expanded_by_quintile(bounds):
     texts = [f"[10, 10, {11 + 9 * i}, {11 + 8 * i}]" for i in range(10)]
     source = make_source(*[(100, 100)] * 10)
@@ -186,7 +186,7 @@ def test_seeds_are_expanded_by_quintile(bounds):
     np.testing.assert_array_equal(seeds, [json.loads(text) for text in texts])
     factors = [45, 45, 10, 10, 4, 4, 2, 2, 1, 1] if bounds is None else [45, 4, 2] + [1] * 7
     for label, seed, factor in zip(labels, seeds, factors, strict=True):
-        assert label["box"] == boxes.expand(seed, factor).tolist()
+        assert label["box"] == geometry.expand(seed, factor).tolist()
 
 
 @pytest.mark.parametrize("whole_image", [False, True])
@@ -299,7 +299,7 @@ def test_pictures_that_cannot_be_asked_about_are_skipped(tmp_path, caplog):
     source, path = make_source((30, 40), None, (1, 300), (30, 40)), tmp_path / "replies.jsonl"
 
     def ask(picture, prompt):
-        boxes.smart_resize(*picture.shape[:2])
+        geometry.smart_resize(*picture.shape[:2])
         return {"reply": "yes"}
 
     seed_boxes.collect(source, range(4), ask, path, lambda done: None)

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cropvlm_jax.data import docvqa, images, jsonl, rows, sources, sroie, stvqa, textvqa
+from cropvlm_jax.data import rows, sources
 from cropvlm_jax.data.source import Source, inside
-from cropvlm_jax.data.sources import open_source
+from cropvlm_jax.data.sources import docvqa, jsonl, open_source, sroie, stvqa, textvqa
+from cropvlm_jax.pixels import host
 
 TEN = [" 7 ", "7", "seven", "7", "7", "", "7", "1", "7", "7"]
 
@@ -438,7 +439,7 @@ def test_sroie(tmp_path):
         field = example["example_id"].split("/")[3]
         assert example["question"] == sroie.QUESTIONS[field]
         assert example["answers"] == [FIELDS[field]]
-        assert images.picture_size(example["image"]) == (200, 100)
+        assert host.picture_size(example["image"]) == (200, 100)
         # In percent of 100 x 200 px (width x height).
         want = {"company": (10, 12, 95, 22), "date": (5, 25, 50, 29), "total": (41, 70, 71, 76)}
         assert example["box"] == want[field]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cropvlm_jax.data import zoom_digits
-from cropvlm_jax.data.zoom_digits import ZoomDigits
+from cropvlm_jax.data.sources import zoom_digits
+from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 
 
 def test_a_scene():

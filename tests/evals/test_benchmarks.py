@@ -14,15 +14,17 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from cropvlm_jax import boxes as box_lib
+from cropvlm_jax import geometry
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.api import Target as Model
-from cropvlm_jax.data import images
 from cropvlm_jax.data.source import Source
-from cropvlm_jax.data.zoom_digits import ZoomDigits
+from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.evals import benchmarks
 from cropvlm_jax.evals.benchmarks import CENTRE, NO_CROP, ORACLE, RANDOM, UPSCALED
-from cropvlm_jax.evals.targets import VLM, ChatEndpoint, Reply
+from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.base import Reply
+from cropvlm_jax.readers.chat import ChatReader
+from cropvlm_jax.readers.vlm import VLMReader
 
 
 class Reader:
@@ -65,7 +67,7 @@ def without_seconds(told):
 
 
 def test_evaluation_of_the_bundled_models(tmp_path):
-    target = VLM(Model.from_pretrained("zoom_digits/target"), "tiny")
+    target = VLMReader(Model.from_pretrained("zoom_digits/target"), "tiny")
     cropper = CropVLM.from_pretrained("zoom_digits/cropper")
     options = {"readers": [target], "croppers": {"sft": cropper}, "expansions": (1, 4)}
     results, records = run(tmp_path, ZoomDigits("test", 70), **options)
@@ -88,7 +90,7 @@ def test_evaluation_of_the_bundled_models(tmp_path):
     record = records[69]
     image = ZoomDigits("test", 70)[69]["image"]
     for name, crop in {"sft": "sft", "oracle x4": "oracle x4"}.items():
-        pictures = [image, images.cut(image, record["boxes"][crop])]
+        pictures = [image, host.cut(image, record["boxes"][crop])]
         (reply,) = target.answer([pictures], [record["question"]])
         assert record["replies"]["tiny"][name]["text"] == reply.text
 
@@ -98,7 +100,7 @@ def test_evaluation_of_the_bundled_models(tmp_path):
 
 def test_cut_takes_the_boxes_original_pixels():
     image = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
-    np.testing.assert_array_equal(images.cut(image, [50, 0, 100, 50]), image[:5, 10:])
+    np.testing.assert_array_equal(host.cut(image, [50, 0, 100, 50]), image[:5, 10:])
 
 
 def test_upscaling_doubles_up_to_a_limit():
@@ -134,7 +136,7 @@ def test_controls_are_as_large_as_the_last_croppers_box(x, y, width, height, ind
         *(CENTRE, RANDOM, "first", "last", ORACLE, "first x0.5", "last x0.5", "oracle x0.5"),
         *("first x2", "last x2", "oracle x2"),
     ]
-    assert all(box_lib.is_valid(np.array(box)) for box in boxes.values())
+    assert all(geometry.is_valid(np.array(box)) for box in boxes.values())
     sides = [last[2] - last[0], last[3] - last[1]]
     for control in (CENTRE, RANDOM):
         box = np.array(boxes[control])
@@ -366,7 +368,7 @@ def test_what_a_target_depends_on_is_in_the_protocol(tmp_path):
     source, files = ZoomDigits("test", 2), set()
     for address in ("http://a/v1", "http://b/v1", "http://user:secret@b/v1"):
         reader = Reader()
-        reader.settings = ChatEndpoint("m", base_url=address, api_key="k").settings
+        reader.settings = ChatReader("m", base_url=address, api_key="k").settings
         results, _ = run(tmp_path, source, readers=[reader])
         files.add(results["records"])
         assert "secret" not in json.dumps(results)
@@ -387,7 +389,7 @@ KILLED = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
 import test_benchmarks as test
-from cropvlm_jax.data.zoom_digits import ZoomDigits
+from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 reader = test.Reader(pause=float(sys.argv[3]))
 test.run(pathlib.Path(sys.argv[2]), ZoomDigits("test", 1000), readers=[reader], limit=300)
 """

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cropvlm_jax.data.source import Source
 from cropvlm_jax.evals import benchmarks, report
-from cropvlm_jax.evals.targets import Reply
+from cropvlm_jax.readers.base import Reply
 
 SECTIONS = (
     "Scores and controls",

@@ -13,21 +13,21 @@ import pytest
 import tiny
 from flax import nnx
 
-from cropvlm_jax import api
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax.data import pipeline
-from cropvlm_jax.evals import scoring
-from cropvlm_jax.evals.targets import VLM, Reply
-from cropvlm_jax.grpo import answer_scores
+from cropvlm_jax import api, geometry, scoring
+from cropvlm_jax.data import batching
 from cropvlm_jax.grpo.black_box import (
     ask,
     make_black_box_evaluation,
     make_black_box_step,
     seen_by_cropper,
 )
-from cropvlm_jax.grpo.step import GRPOConfig, make_evaluation, make_greedy, make_halves, make_step
+from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.step import make_evaluation, make_greedy, make_halves, make_step
 from cropvlm_jax.hub import pretrained
-from cropvlm_jax.training.state import TrainState
+from cropvlm_jax.readers.base import Reply
+from cropvlm_jax.readers.vlm import VLMReader
+from cropvlm_jax.scoring import in_graph
+from cropvlm_jax.train_state import TrainState
 
 GRAPHDEF, POLICY = tiny.make_model(0)
 TARGET = tiny.make_model(2)[1]
@@ -54,18 +54,18 @@ def make_state() -> TrainState:
     return TrainState.create(policy, OPTIMIZER, reference=reference, target=target)
 
 
-def make_batches() -> tuple[pipeline.Batch, pipeline.Batch]:
+def make_batches() -> tuple[batching.Batch, batching.Batch]:
     """The same examples for a target in the graph and for one outside."""
     inside = tiny.make_batch(EXAMPLES)
     gold = [scoring.encode_gold(answers, "anls", 3, 40) for answers in GOLD]
     inside = inside._replace(gold=jax.tree.map(lambda *x: np.stack(x), *gold))
     prepare = dataclasses.replace(tiny.PREPARE, answer_prompts=None)
-    outside = pipeline.stack([prepare(example, i) for i, example in enumerate(EXAMPLES)])
+    outside = batching.stack([prepare(example, i) for i, example in enumerate(EXAMPLES)])
     return inside, outside
 
 
 @pytest.fixture(scope="module")
-def vlm(tmp_path_factory) -> VLM:
+def vlm(tmp_path_factory) -> VLMReader:
     """The target of the graph as users open it."""
     folder = tmp_path_factory.mktemp("target")
     pretrained.write_processor_files(folder, tiny.CONFIG, tiny.TOKENIZER, longest_edge=tiny.SIDE)
@@ -73,14 +73,14 @@ def vlm(tmp_path_factory) -> VLM:
     model = api.Target.from_pretrained(folder)
     answer = model.answer
     model.answer = lambda images, questions: answer(images, questions, CONFIG.answer_tokens)
-    return VLM(model, "tiny")
+    return VLMReader(model, "tiny")
 
 
 @pytest.mark.parametrize("accumulate, updates", [(1, 1), (2, 2)])
 def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates):
     config = dataclasses.replace(CONFIG, accumulate=accumulate, updates=updates)
     inside, outside = make_batches()
-    vocabulary = answer_scores.Vocabulary.from_tokenizer(tiny.TOKENIZER)
+    vocabulary = in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER)
     models = GRAPHDEF, GRAPHDEF, tiny.GRAMMAR, tiny.TEMPLATE
     fused = jax.jit(make_step(*models, OPTIMIZER, config, None, vocabulary))
     want, want_metrics = fused(make_state(), inside, KEY)
@@ -142,7 +142,7 @@ def test_the_target_sees_the_original_pixels_of_each_different_box_once():
     for i, (shape, crop, question) in enumerate(ruler.asked):
         image = EXAMPLES[i // 2]["image"]
         assert shape == image.shape and question == EXAMPLES[i // 2]["question"]
-        box = box_lib.to_pixels(boxes[0, i % 2], np.array(image.shape[:2]))
+        box = geometry.to_pixels(boxes[0, i % 2], np.array(image.shape[:2]))
         np.testing.assert_array_equal(crop, image[box[1] : box[3], box[0] : box[2]])
 
 
@@ -158,8 +158,8 @@ def test_what_kept_the_target_from_answering_teaches_nothing():
 
     halves = make_halves(GRAPHDEF, tiny.GRAMMAR, OPTIMIZER, config)
     rollouts = jax.jit(halves.roll_out)(make_state(), seen_by_cropper(batch), KEY).rollouts.boxes
-    widths = box_lib.to_pixels(np.asarray(rollouts[0]), batch.size[0])[:, 2]
-    widths -= box_lib.to_pixels(np.asarray(rollouts[0]), batch.size[0])[:, 0]
+    widths = geometry.to_pixels(np.asarray(rollouts[0]), batch.size[0])[:, 2]
+    widths -= geometry.to_pixels(np.asarray(rollouts[0]), batch.size[0])[:, 0]
     failing = Ruler(lambda width: "HTTP 500: no" if width == widths[0] else "")
     _, metrics = make_black_box_step(halves, failing, config)(make_state(), batch, KEY)
     assert 0 < metrics["unscored"] < 1 and np.isfinite(metrics["grad_norm"])

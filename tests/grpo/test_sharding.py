@@ -20,10 +20,11 @@ from flax import nnx
 from jax.sharding import AbstractMesh
 
 from cropvlm_jax import parallel
-from cropvlm_jax.grpo.step import GRPOConfig, make_step
+from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.step import make_step
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
-from cropvlm_jax.training.state import TrainState
+from cropvlm_jax.train_state import TrainState
 
 MESHES = {
     "one": (1, 1, 1),

@@ -21,14 +21,16 @@ import tiny
 from flax import nnx
 from PIL import Image
 
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax.data import images, order, pipeline
-from cropvlm_jax.evals import scoring
-from cropvlm_jax.grpo import answer_scores, rewards, rollout
-from cropvlm_jax.grpo.step import GRPOConfig, judge, make_step
+from cropvlm_jax import geometry, scoring
+from cropvlm_jax.data import batching, order
+from cropvlm_jax.grpo import rewards, rollout
+from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.step import judge, make_step
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.smolvlm import SmolVLM
-from cropvlm_jax.training.state import TrainState
+from cropvlm_jax.pixels import host
+from cropvlm_jax.scoring import in_graph
+from cropvlm_jax.train_state import TrainState
 
 GROUP, TEMPERATURE, LEARNING_RATE = 4, 0.8, 1.0
 SAMPLER_GAP = 0.25  # by which a decoding would be wrong about its log-probabilities
@@ -66,7 +68,7 @@ class Case:
         return tiny.SIDE * max(1, *self.grid)
 
     @functools.cached_property
-    def batch(self) -> pipeline.Batch:
+    def batch(self) -> batching.Batch:
         batch = tiny.make_batch(EXAMPLES, self.longest_edge)
         if not self.config.accuracy_weight:
             return batch
@@ -196,7 +198,7 @@ def build(case: Case):
         KEEP_GRADIENT,
         case.config,
         GRAPHDEF if case.adapters else None,
-        answer_scores.Vocabulary.from_tokenizer(tiny.TOKENIZER),
+        in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER),
     )
 
 
@@ -381,7 +383,7 @@ def naive_rollouts(
 
 def naive_prompt(case: Case, example: dict[str, Any]) -> tuple[list[int], np.ndarray]:
     """What the cropper reads: token ids and tiles."""
-    tiles, grid = images.tile(example["image"], tiny.SIDE, case.longest_edge)
+    tiles, grid = host.tile(example["image"], tiny.SIDE, case.longest_edge)
     assert grid == case.grid
     return tiny.PROMPTS.crop(example["question"], grid).ids.tolist(), tiles
 
@@ -396,7 +398,7 @@ def naive_pictures(example: dict[str, Any], box: tuple[int, ...]) -> np.ndarray:
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     crop = Image.fromarray(example["image"]).crop((left, top, right, bottom))
     pictures = [
-        images.tile(picture, tiny.SIDE, tiny.SIDE)[0]
+        host.tile(picture, tiny.SIDE, tiny.SIDE)[0]
         for picture in (example["image"], np.asarray(crop))
     ]
     return np.concatenate(pictures)
@@ -635,7 +637,7 @@ def test_the_examples_put_the_step_to_the_test():
     rollouts = [r for n in (1, 2) for group in naive_rollouts(n) for r in group]
     assert len({r.box for r in rollouts}) > 20
     for r in rollouts:
-        assert box_lib.is_valid(np.array(r.box))
+        assert geometry.is_valid(np.array(r.box))
     likelihood = [
         naive_likelihood(EXAMPLES[0], naive_pictures(EXAMPLES[0], r.box))
         for r in naive_rollouts(1)[0]
@@ -645,7 +647,7 @@ def test_the_examples_put_the_step_to_the_test():
 
 def test_what_follows_a_sequence_is_never_seen():
     ids = tiny.PROMPTS.crop(EXAMPLES[0]["question"]).ids
-    tiles, _ = images.tile(EXAMPLES[0]["image"], tiny.SIDE, tiny.SIDE)
+    tiles, _ = host.tile(EXAMPLES[0]["image"], tiny.SIDE, tiny.SIDE)
     alone = naive_logits(POLICY, ids, tiles)
     np.testing.assert_allclose(
         alone, naive_logits(POLICY, extended(ids), tiles)[: len(ids)], atol=1e-4
@@ -669,7 +671,7 @@ def test_fused_equals_naive(name):
     # One rollout that is left has nothing to be compared with.
     assert got.metrics["zero_variance_groups"] == ((~case.spoil).sum(-1) < 2).mean()
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((got.params, got.metrics)))
-    np.testing.assert_allclose(got.metrics["area"], box_lib.area(got.boxes).mean(), rtol=1e-5)
+    np.testing.assert_allclose(got.metrics["area"], geometry.area(got.boxes).mean(), rtol=1e-5)
     assert state.step == 1
     if case.config.updates > 1:
         assert_gradients_close(
@@ -732,7 +734,7 @@ def test_a_target_gone_bad_changes_nothing(step):
 
 
 def test_true_boxes_cannot_enter(step):
-    assert not [name for name in pipeline.Batch._fields if "box" in name]
+    assert not [name for name in batching.Batch._fields if "box" in name]
     results = []
     for box in ((10, 20, 30, 40), (0, 0, 1, 1)):
         source = [{**example, "box": box} for example in EXAMPLES]
@@ -849,7 +851,7 @@ def test_invalid_boxes_are_worth_the_official_corner():
     boxes = np.array([[corner, *invalid] for corner in corners])
 
     @jitted
-    def judged(batch: pipeline.Batch, boxes: jax.Array):
+    def judged(batch: batching.Batch, boxes: jax.Array):
         reader = nnx.merge(GRAPHDEF, TARGET)
         return judge(reader, tiny.TEMPLATE, None, CONFIG, batch, boxes)
 

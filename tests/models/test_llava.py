@@ -19,21 +19,22 @@ import tiny_llava
 from flax import nnx
 from PIL import Image
 
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax import parallel
+from cropvlm_jax import geometry, parallel, scoring
 from cropvlm_jax.api import CropVLM, Target
-from cropvlm_jax.data import images, pipeline
-from cropvlm_jax.evals import scoring
-from cropvlm_jax.evals.targets import VLM
-from cropvlm_jax.flops import picture_flops
-from cropvlm_jax.grpo import answer_scores, rewards, rollout
-from cropvlm_jax.grpo.step import GRPOConfig, make_step
+from cropvlm_jax.data import batching
+from cropvlm_jax.grpo import rewards, rollout
+from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.step import make_step
 from cropvlm_jax.hub.pretrained import Pretrained, export
-from cropvlm_jax.models.generate import greedy
+from cropvlm_jax.models.decode import greedy
 from cropvlm_jax.models.llava import FILL, Llava, LlavaConfig
+from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.vlm import VLMReader
+from cropvlm_jax.scoring import in_graph
+from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.config import default_config
+from cropvlm_jax.training.costs import picture_flops
 from cropvlm_jax.training.stage import build
-from cropvlm_jax.training.state import TrainState
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -66,7 +67,7 @@ def random_inputs(config: LlavaConfig, counts: tuple[int, ...]):
             row += rng.integers(low, config.image_token_id, 4).tolist()
         rows.append(np.array(row, np.int32))
     length, side = max(map(len, rows)), config.vision.image_size
-    padded = [pipeline.pad(row, length, "left") for row in rows]
+    padded = [batching.pad(row, length, "left") for row in rows]
     ids, valid = np.stack([row for row, _ in padded]), np.stack([real for _, real in padded])
     pictures = rng.normal(0, 1, (len(rows), max(counts), side, side, 3)).astype(np.float32)
     real = np.concatenate([p[:n] for p, n in zip(pictures, counts, strict=True)])
@@ -96,7 +97,7 @@ def test_logits_tokens_and_export_agree(name, tmp_path):
     generated = theirs.generate(**hf, do_sample=False, max_new_tokens=32, pad_token_id=0)
     graphdef, params = nnx.split(ours)
     ids, valid, pictures = batch
-    asked = pipeline.SupervisedBatch(pictures, ids, valid, ids, valid)
+    asked = batching.SupervisedBatch(pictures, ids, valid, ids, valid)
     answers = jax.jit(_answers, static_argnums=0)(graphdef, params, asked)
     np.testing.assert_array_equal(answers, generated[:, ids.shape[1] :].numpy())
 
@@ -112,7 +113,7 @@ def test_logits_tokens_and_export_agree(name, tmp_path):
     )
 
 
-def _answers(graphdef: nnx.GraphDef, params: nnx.State, batch: pipeline.SupervisedBatch):
+def _answers(graphdef: nnx.GraphDef, params: nnx.State, batch: batching.SupervisedBatch):
     model = nnx.merge(graphdef, params)
     pictures = model.encode_images(batch.images)
     prefix = rollout.read_prompt(model, pictures, batch.prompt, batch.prompt_valid)
@@ -146,7 +147,7 @@ def hf_log_likelihood(model, processor, pictures, question: str, answer: str) ->
 def test_target_answers_as_transformers(pair):
     folder, model, processor = pair
     target = Target.from_pretrained(folder)
-    tokens = VLM(target, "llava").image_tokens([[np.zeros((9, 50, 3), np.uint8)]] * 2)
+    tokens = VLMReader(target, "llava").image_tokens([[np.zeros((9, 50, 3), np.uint8)]] * 2)
     assert tokens == 2 * target.source.config.image_seq_len
     examples = tiny.make_examples(3)
     pictures = [[e["image"], e["image"][10:50, 20:34]] for e in examples]
@@ -184,13 +185,13 @@ def test_step_rewards_what_transformers_says(pair):
     reader, weights = nnx.split(source.load())
     prompts = source.prompts()
     metric, examples = "evalai", tiny.make_examples(2)
-    vocabulary = answer_scores.Vocabulary.from_tokenizer(source.tokenizer)
+    vocabulary = in_graph.Vocabulary.from_tokenizer(source.tokenizer)
 
     def gold(answers):
         return scoring.encode_gold(answers, metric, 3, 40)
 
-    prepare = pipeline.Preparer(tiny.SEEN, prompts, tiny.CANVAS, 20, gold)
-    batch = pipeline.stack([prepare(example, i) for i, example in enumerate(examples)])
+    prepare = batching.Preparer(tiny.SEEN, prompts, tiny.CANVAS, 20, gold)
+    batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
     policy, params = tiny.make_model(0)
     settings = GRPOConfig(
         group=3, beta=0.0, accuracy_weight=1.0, accuracy=metric, answer_tokens=4, reward_chunk=1
@@ -218,7 +219,7 @@ def test_step_rewards_what_transformers_says(pair):
     for example, boxes in zip(examples, found[0], strict=True):
         picture, question, answer = example["image"], example["question"], example["answers"][0]
         for box in boxes:
-            left, top, right, bottom = box_lib.to_pixels(box, np.array(picture.shape[:2]))
+            left, top, right, bottom = geometry.to_pixels(box, np.array(picture.shape[:2]))
             shown = [picture, picture[top:bottom, left:right]]
             likelihoods.append(hf_log_likelihood(model, processor, shown, question, answer))
             (reply,) = target.answer([shown], [question], max_tokens=4)
@@ -257,7 +258,7 @@ def test_pad_is_what_the_processor_or_the_caller_says(tmp_path):
     picture = tiny.make_examples(1)[0]["image"]
     for source, fill in ((opened, None), (padded, FILL)):
         (seen,), grid = source.see(picture, source.longest_edge)
-        np.testing.assert_array_equal(seen, images.bicubic_square(picture, 32, fill))
+        np.testing.assert_array_equal(seen, host.bicubic_square(picture, 32, fill))
         assert grid is None
     with pytest.raises(ValueError, match="llava has no processor setting.*max_pixels"):
         Pretrained.open(tmp_path, processor={"max_pixels": 100})
@@ -384,6 +385,6 @@ def test_7b_is_split_over_eight_chips(tmp_path):
     assert max(b for a, b in zip(sizes, whole, strict=True) if a == b) < 1e6
     picture = np.zeros((100, 100, 3), np.uint8)
     row = stage.prepare({"image": picture, "question": "What?", "answers": ["3"]}, 0)
-    phases = stage.flops(pipeline.stack([row]))
+    phases = stage.flops(batching.stack([row]))
     assert phases["reward"] > 8 * 2 * 6.7e9 * 600
     assert jnp.dtype(jax.tree.leaves(weights)[0].dtype) == jnp.bfloat16

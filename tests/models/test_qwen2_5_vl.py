@@ -18,24 +18,23 @@ from PIL import Image
 from qwen_shape import qwen_tokenizer, write_shape
 from safetensors.numpy import load_file, save_file
 
-from cropvlm_jax import boxes as box_lib
-from cropvlm_jax import parallel
+from cropvlm_jax import geometry, parallel
 from cropvlm_jax.api import Target
-from cropvlm_jax.data import pipeline
-from cropvlm_jax.evals.targets import VLM
+from cropvlm_jax.data import batching
 from cropvlm_jax.grpo import rewards, rollout
 from cropvlm_jax.grpo import step as step_lib
-from cropvlm_jax.grpo.step import GRPOConfig
+from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.hub.pretrained import Pretrained, export
 from cropvlm_jax.hub.weights import FILE, QWEN2_5_VL, load_weights
 from cropvlm_jax.models import vlm
-from cropvlm_jax.models.generate import greedy
+from cropvlm_jax.models.conversations import QWEN_INSTRUCTION
+from cropvlm_jax.models.decode import greedy
 from cropvlm_jax.models.llama import LlamaConfig
 from cropvlm_jax.models.qwen2_5_vl import Pictures, Qwen2_5_VL, QwenConfig, QwenVisionConfig
-from cropvlm_jax.prompts import QWEN_INSTRUCTION
+from cropvlm_jax.readers.vlm import VLMReader
+from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import config as config_lib
 from cropvlm_jax.training import stage
-from cropvlm_jax.training.state import TrainState
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -292,7 +291,7 @@ def test_a_target_asks_and_answers_as_transformers(folder, theirs):
         mask = np.ones(len(prompt.ids), bool)
         mask[prompt.ids == target.source.config.image_token_id] = kept
         real.append(prompt.ids[mask])
-        assert VLM(target, "qwen").image_tokens([pictures]) == kept.sum()
+        assert VLMReader(target, "qwen").image_tokens([pictures]) == kept.sum()
     theirs.generation_config.eos_token_id = target.source.end_token_id
     expected, likely = [], []
     decode = target.source.tokenizer.decode
@@ -315,7 +314,7 @@ def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, t
     template = rewards.AnswerTemplate.from_prompts(prompts)
     examples = tiny.make_examples(2)
     prepare = dataclasses.replace(tiny.PREPARE, answer_prompts=prompts)
-    batch = pipeline.stack([prepare(example, i) for i, example in enumerate(examples)])
+    batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
     config = GRPOConfig(group=2, likelihood_weight=1.0, gain=True, accuracy_weight=0.0)
     boxes = np.array([[[0, 0, 100, 100], [20, 30, 55, 90]], [[5, 60, 95, 70], [1, 1, 40, 40]]])
 
@@ -329,7 +328,7 @@ def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, t
         asked = example["question"], example["answers"][0]
         alone = hf_log_likelihood(theirs, folder, [picture], *asked)
         for box, value in zip(row, values, strict=True):
-            left, top, right, bottom = box_lib.to_pixels(box, np.array(picture.shape[:2]))
+            left, top, right, bottom = geometry.to_pixels(box, np.array(picture.shape[:2]))
             pictures = [picture, picture[top:bottom, left:right]]
             expected = hf_log_likelihood(theirs, folder, pictures, *asked) - alone
             assert abs(value - expected) < 0.02, (

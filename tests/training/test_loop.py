@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from cropvlm_jax.data import order
-from cropvlm_jax.data.zoom_digits import ZoomDigits
-from cropvlm_jax.grpo.step import GRPOConfig
+from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.hub.adapters import load_adapter
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora

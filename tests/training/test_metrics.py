@@ -7,7 +7,8 @@ import sys
 import jax
 from absl import logging
 
-from cropvlm_jax.training.metrics import MetricWriter, Progress, Throughput
+from cropvlm_jax.progress import Progress
+from cropvlm_jax.training.metrics import MetricWriter, Throughput
 
 
 def test_metrics_go_on_in_jsonl_and_tensorboard_after_the_steps_that_were_saved(tmp_path):

@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 
-from cropvlm_jax.data import pipeline
+from cropvlm_jax.data import batching
 from cropvlm_jax.training.config import default_config
 from cropvlm_jax.training.stage import build
 
@@ -39,7 +39,7 @@ def test_where_cropper_and_target_share_a_tower(changes, shared):
     picture = np.zeros((128, 128, 3), np.uint8)
     stage = build(config)
     row = stage.prepare({"image": picture, "question": "What?", "answers": ["3"]}, 0)
-    batch = pipeline.stack([row])
+    batch = batching.stack([row])
 
     config.cropper = "zoom_digits/cropper"
     apart = build(config).flops(batch)["reward"]

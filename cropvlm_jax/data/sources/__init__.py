@@ -1,0 +1,48 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The data sets by name."""
+
+import importlib
+import os
+
+from cropvlm_jax.data.source import Source
+
+# Modules are imported on use: some need packages that others do not.
+_OPENERS = {
+    "textvqa": ("textvqa", "open"),
+    "docvqa": ("docvqa", "open"),
+    "infographicvqa": ("docvqa", "open_infographics"),
+    "stvqa": ("stvqa", "open"),
+    "sroie": ("sroie", "open"),
+    "jsonl": ("jsonl", "open"),
+    "vstar": ("vstar", "open"),
+    "hrbench_4k": ("hrbench", "open"),
+    "hrbench_8k": ("hrbench", "open"),
+    "pdfs": ("pdfs", "open"),
+}
+NAMES = tuple(_OPENERS)
+
+
+def open_source(name: str, folder: str | os.PathLike, split: str) -> Source:
+    """Opens a data set that lies in a local folder, as it is distributed.
+
+    Args:
+        name: one of `NAMES`.
+        folder: where it is; the modules of the same names say what must be there.
+        split: "train", "val" or "test"; the benchmarks V* and HR-Bench have "test" only.
+
+    Raises:
+        ValueError: name or split is unknown, or the files are of something else.
+        FileNotFoundError: the folder holds no such data set.
+        ImportError: the data set's files take a package that is absent.
+    """
+    if name not in _OPENERS:
+        raise ValueError(f"unknown data set {name!r}: use one of {', '.join(NAMES)}")
+    if name.startswith("hrbench_"):
+        if split != "test":
+            raise ValueError(f"HR-Bench has one split, 'test', not {split!r}")
+        split = name.removeprefix("hrbench_")
+    module, function = _OPENERS[name]
+    return getattr(importlib.import_module(f"cropvlm_jax.data.sources.{module}"), function)(
+        folder, split
+    )

@@ -1,0 +1,227 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""PDF pages as zoom questions that nobody labelled: their text layers know answers and places."""
+
+import contextlib
+import ctypes
+import hashlib
+import itertools
+import os
+import re
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from cropvlm_jax import geometry
+from cropvlm_jax.data import rows
+from cropvlm_jax.data.source import Box, Source, inside
+
+try:
+    import pypdfium2
+    from pypdfium2 import raw
+except ImportError as error:
+    raise ImportError("reading PDFs needs pypdfium2: pip install 'cropvlm-jax[data]'") from error
+
+DPI = 150
+MAX_EDGE = 4096  # px
+QUESTIONS_PER_PAGE = 2
+_PHRASE = re.compile(r"(?<!\S)(?=(?P<phrase>(?:[^\W\d_]+ ){3})(?P<word>[^\W\d_]{4,14})(?!\S))")
+_FINE = 10**6  # steps of the grid on which page coordinates become percent boxes
+_LOCK = threading.Lock()  # PDFium is not thread-safe
+
+
+class _Candidate(NamedTuple):
+    """A question about the characters `start` to `stop` of a page's text."""
+
+    start: int
+    stop: int
+    question: str
+    answer: str
+    category: str
+
+
+def open(folder: str | os.PathLike, split: str) -> Source:
+    """Opens all PDF files below a folder.
+
+    A page of contents, where three lines or more end in a page number after dots or a wide gap,
+    asks for these numbers (category "contents"); any other page asks which word follows three that
+    stand on it once (category "text"). At most `QUESTIONS_PER_PAGE` a page, always the same ones;
+    the box is that of the line, or of the four words. Pages are rendered when they are read. A
+    link that leads out of the folder is refused.
+
+    Args:
+        folder: of the PDF files; splits go by the files' names, so no document is in two.
+        split: "train" (80% of the files), "val" (or "validation") or "test" (10% each).
+
+    Raises:
+        ValueError: the split is unknown or empty, or nothing in it is usable.
+        FileNotFoundError: there is no PDF file.
+    """
+    root, split = Path(folder), rows.split_name(split)
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".pdf")
+    if not found:
+        raise FileNotFoundError(f"there is no PDF file in {folder}")
+    paths = [path for path in found if _split(path) == split]
+    if not paths:
+        raise ValueError(f"none of the {len(found)} PDF files in {folder} falls in split {split!r}")
+    examples: list[rows.Row] = []
+    skipped: list[str] = []
+    pages = 0
+    for number, path in enumerate(paths, 1):
+        name = _readable(path.relative_to(root))
+        try:
+            inside(root, str(path.relative_to(root)))
+            with _LOCK, pypdfium2.PdfDocument(path) as document:
+                for index in range(len(document)):
+                    try:
+                        examples.extend(_examples(document, index, name, path))
+                    except pypdfium2.PdfiumError as error:
+                        skipped.append(f"{name} page {index + 1}: {error}")
+                    pages += 1
+                    logging.log_every_n_seconds(
+                        logging.INFO,
+                        "pdfs/%s: file %d of %d, %d pages, %d questions",
+                        5,
+                        split,
+                        number,
+                        len(paths),
+                        pages,
+                        len(examples),
+                    )
+        except (pypdfium2.PdfiumError, OSError, ValueError) as error:
+            skipped.append(f"{name}: {error}")
+    return Source(f"pdfs/{split}", examples, _render, skipped)
+
+
+def _readable(path: Path) -> str:
+    return os.fsencode(path.as_posix()).decode(errors="replace")
+
+
+def _split(path: Path) -> str:
+    place = rows.fraction(_readable(Path(path.name)))
+    return "train" if place < 0.8 else "val" if place < 0.9 else "test"
+
+
+def _render(place: tuple[Path, int]) -> np.ndarray:
+    """Page `place[1]` of a file as uint8 `[H, W, 3]`."""
+    path, index = place
+    try:
+        with _LOCK, pypdfium2.PdfDocument(path) as document:
+            with contextlib.closing(document[index]) as page:
+                scale = min(DPI / 72, MAX_EDGE / max(page.get_size()))
+                scale *= 1 - 1e-6  # sizes are rounded up, rounding errors too
+                with contextlib.closing(page.render(scale=scale, rev_byteorder=True)) as bitmap:
+                    return bitmap.to_numpy().copy()
+    except pypdfium2.PdfiumError as error:
+        raise OSError(f"cannot render page {index + 1} of {path}: {error}") from error
+
+
+def _examples(document: Any, index: int, name: str, path: Path) -> Iterator[rows.Row]:
+    """The questions about a page."""
+    with (
+        contextlib.closing(document[index]) as page,
+        contextlib.closing(page.get_textpage()) as layer,
+    ):
+        length = layer.count_chars()
+        text = "".join(chr(raw.FPDFText_GetUnicode(layer.raw, i)) for i in range(length))
+
+        def order(candidate: _Candidate) -> bytes:
+            return hashlib.sha256(f"{name} {index} {candidate.start}".encode()).digest()
+
+        candidates = sorted(_contents(text, layer) or _phrases(text), key=order)
+        placed = ((c, _place(c, text, layer, page)) for c in candidates)
+        usable = ((c, box) for c, box in placed if box is not None)
+        for number, (candidate, box) in enumerate(itertools.islice(usable, QUESTIONS_PER_PAGE), 1):
+            yield {
+                "example_id": f"pdfs/{name}/{index + 1}.{number}",
+                "image": (path, index),
+                "question": unicodedata.normalize("NFKC", candidate.question),  # no ligatures
+                "answers": [unicodedata.normalize("NFKC", candidate.answer)],
+                "box": box,
+                "category": candidate.category,
+            }
+
+
+def _contents(text: str, layer: Any) -> list[_Candidate]:
+    """Lines of a table of contents, unless the page has fewer than three of them."""
+    dotted, spaced = [], []
+    for line in re.finditer(r"\S[^\r\n]*", text):
+        content = line.group().rstrip()
+        head = content.rstrip("0123456789")
+        title, page = " ".join(head.rstrip(" .").split()), content[len(head) :]
+        letters = sum(map(str.isalpha, title))
+        if letters < 3 or not title.isprintable() or not 1 <= len(page) <= 4:
+            continue
+        start, stop = line.start(), line.start() + len(content)
+        question = f"Which page does *{title}* begin on?"
+        candidate = _Candidate(start, stop, question, page, "contents")
+        if head.count(".") - head.rstrip(" .").count(".") >= 3:
+            dotted.append(candidate)
+        elif head[-1].isspace():
+            chars = _char_boxes(layer, text, start, stop)
+            if _gaps(chars)[-len(page)] >= 2 * _height(chars):
+                spaced.append(candidate)
+    pages = [int(candidate.answer) for candidate in spaced]
+    lines = dotted + (spaced if pages == sorted(pages) else [])  # else it is some other table
+    if len(lines) < 3:
+        return []
+    asked = Counter(candidate.question for candidate in lines)
+    return [c for c in lines if asked[c.question] == 1]
+
+
+def _phrases(text: str) -> list[_Candidate]:
+    """Three words that stand on the page once, followed by a plain word on the same line."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    counts = Counter(zip(words, words[1:], words[2:], strict=False))
+    candidates = []
+    for found in _PHRASE.finditer(text):
+        phrase = found["phrase"].split()
+        first, second, third = (word.lower() for word in phrase)
+        if counts[first, second, third] == 1 and sum(map(len, phrase)) >= 12:
+            question = f'What word follows "{" ".join(phrase)}"?'
+            start, stop = found.start("phrase"), found.end("word")
+            candidates.append(_Candidate(start, stop, question, found["word"], "text"))
+    return candidates
+
+
+def _place(candidate: _Candidate, text: str, layer: Any, page: Any) -> Box | None:
+    """Percent box of a candidate; None outside the page, or where a phrase is not in one piece."""
+    chars = _char_boxes(layer, text, candidate.start, candidate.stop)
+    low, high = chars[:, :2].min(0), chars[:, 2:].max(0)
+    height = _height(chars)
+    if candidate.category == "text" and (
+        min(high - low) > 1.5 * height or _gaps(chars).max() > height
+    ):
+        return None
+    x, y = ctypes.c_int(), ctypes.c_int()
+    corners = []
+    for point in (low, high):
+        raw.FPDF_PageToDevice(page.raw, 0, 0, _FINE, _FINE, 0, *point, x, y)
+        corners.append((x.value, y.value))
+    pixels = np.sort(np.array(corners), axis=0)
+    if pixels.min() < 0 or pixels.max() > _FINE:
+        return None
+    x1, y1, x2, y2 = geometry.from_pixels(pixels.reshape(4), np.array([_FINE, _FINE])).tolist()
+    return x1, y1, x2, y2
+
+
+def _char_boxes(layer: Any, text: str, start: int, stop: int) -> np.ndarray:
+    """Left, bottom, right, top of the characters that are no spaces, in points: `[C, 4]`."""
+    return np.array([layer.get_charbox(i) for i in range(start, stop) if not text[i].isspace()])
+
+
+def _gaps(chars: np.ndarray) -> np.ndarray:
+    """Distances between neighbouring characters `[C, 4]`, negative where they touch: `[C - 1]`."""
+    here, there = chars[:-1], chars[1:]
+    return np.maximum(there[:, :2] - here[:, 2:], here[:, :2] - there[:, 2:]).max(-1)
+
+
+def _height(chars: np.ndarray) -> float:
+    """Longest side of any character `[C, 4]`: about the height of the line, however rotated."""
+    return (chars[:, 2:] - chars[:, :2]).max()

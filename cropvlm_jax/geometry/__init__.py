@@ -1,0 +1,75 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Boxes, coordinate frames and the grammar of box replies. Never imports jax.
+
+from cropvlm_jax import geometry
+
+geometry.to_text((12, 5, 40, 33))  # "[12, 5, 40, 33]."
+geometry.to_pixels(box, size)  # percent to pixels, rounded as PIL rounds
+"""
+
+from cropvlm_jax.geometry.boxes import (
+    FULL,
+    PAPER_BOUNDS,
+    QUINTILE_FACTORS,
+    area,
+    coverage,
+    expand,
+    expand_by_quintile,
+    intersection,
+    iou,
+    is_valid,
+    parse,
+    to_text,
+)
+from cropvlm_jax.geometry.frames import (
+    FRAMES,
+    MAX_ASPECT,
+    MAX_PIXELS,
+    PixelLimits,
+    frame_size,
+    from_pixels,
+    rescale,
+    smart_resize,
+    to_percent,
+    to_pixels,
+)
+from cropvlm_jax.geometry.grammar import (
+    END_OF_UTTERANCE,
+    LAST,
+    STOP,
+    BoxTokens,
+    Grammar,
+    GrammarState,
+)
+
+__all__ = [
+    "END_OF_UTTERANCE",
+    "FRAMES",
+    "FULL",
+    "LAST",
+    "MAX_ASPECT",
+    "MAX_PIXELS",
+    "PAPER_BOUNDS",
+    "QUINTILE_FACTORS",
+    "STOP",
+    "BoxTokens",
+    "Grammar",
+    "GrammarState",
+    "PixelLimits",
+    "area",
+    "coverage",
+    "expand",
+    "expand_by_quintile",
+    "frame_size",
+    "from_pixels",
+    "intersection",
+    "iou",
+    "is_valid",
+    "parse",
+    "rescale",
+    "smart_resize",
+    "to_percent",
+    "to_pixels",
+    "to_text",
+]

@@ -1,0 +1,106 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Percent boxes: their text, area, overlap and expansion.
+
+A box is four integers `x1, y1, x2, y2` in percent of the image's width and height, 0..100, with
+x2 > x1 and y2 > y1. All functions take NumPy arrays (data workers) and JAX arrays (under jit)
+alike, and JAX is not imported here.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+Array = Any  # np.ndarray or jax.Array
+FULL = (0, 0, 100, 100)
+QUINTILE_FACTORS = (45, 10, 4, 2, 1)
+PAPER_BOUNDS = (0.0016, 0.0038, 0.0091, 0.0351)  # quintiles of seed areas, CropVLM's table 2
+_REPLY = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
+
+
+def to_text(box: Any) -> str:
+    """The reply that names `box`, such as `[12, 5, 40, 33].`"""
+    return "[{}, {}, {}, {}].".format(*(int(v) for v in box))
+
+
+def parse(text: str) -> tuple[int, int, int, int] | None:
+    """The first box in `text`, or None where there is none or it is not valid."""
+    match = _REPLY.search(text)
+    if match is None:
+        return None
+    x1, y1, x2, y2 = (int(v) for v in match.groups())
+    return (x1, y1, x2, y2) if is_valid(np.array([x1, y1, x2, y2])) else None
+
+
+def is_valid(boxes: Array) -> Array:
+    """Whether boxes `[..., 4]` are inside the image, ordered and not empty: bool `[...]`."""
+    x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
+    return (0 <= x1) & (x1 < x2) & (x2 <= 100) & (0 <= y1) & (y1 < y2) & (y2 <= 100)
+
+
+def area(boxes: Array) -> Array:
+    """Share of the image that boxes `[..., 4]` cover, 0..1 `[...]`."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) / 10_000
+
+
+def intersection(boxes: Array, others: Array) -> Array:
+    """Share of the image that lies in both of `[..., 4]` and `[..., 4]`, 0..1 `[...]`."""
+    xp = boxes.__array_namespace__()
+    low = xp.maximum(boxes[..., :2], others[..., :2])
+    high = xp.minimum(boxes[..., 2:], others[..., 2:])
+    return xp.prod(xp.maximum(high - low, 0), axis=-1) / 10_000
+
+
+def iou(boxes: Array, others: Array) -> Array:
+    """Intersection over union of `[..., 4]` and `[..., 4]`, 0..1 `[...]`."""
+    both = intersection(boxes, others)
+    return both / (area(boxes) + area(others) - both)
+
+
+def coverage(boxes: Array, truth: Array) -> Array:
+    """Share of the `truth` boxes `[..., 4]` that `boxes` `[..., 4]` contain, 0..1 `[...]`."""
+    return intersection(boxes, truth) / area(truth)
+
+
+def expand(boxes: Array, factor: Any) -> Array:
+    """Scales boxes' areas about their centres, as the official CropVLM data preparation does.
+
+    Each side grows by sqrt(factor), the box is shifted back inside the image, clamped, and its
+    coordinates are floored; the floor is kept from emptying a thin box.
+
+    Args:
+        boxes: int or float `[..., 4]`.
+        factor: area factor, a number or `[...]`.
+
+    Returns:
+        int `[..., 4]`, valid.
+    """
+    xp = boxes.__array_namespace__()
+    size = (boxes[..., 2:] - boxes[..., :2]) * xp.asarray(factor)[..., None] ** 0.5
+    size = xp.minimum(size, 100.0)
+    low = (boxes[..., 2:] + boxes[..., :2]) / 2 - size / 2
+    low = xp.clip(low, 0, 100 - size)
+    whole = boxes.dtype if xp.isdtype(boxes.dtype, "integral") else int
+    high = xp.floor(low + size).astype(whole)
+    low = xp.minimum(xp.floor(low).astype(whole), 99)
+    return xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
+
+
+def expand_by_quintile(boxes: Array, bounds: Array | None = None) -> Array:
+    """Expands seed boxes, the small ones more: area x45, x10, x4, x2, x1 by quintile of area.
+
+    Args:
+        boxes: int or float `[N, 4]`.
+        bounds: areas 0..1 `[4]` where the second to fifth quintiles begin, such as `PAPER_BOUNDS`;
+            by default those of `boxes`, as in the official code.
+
+    Returns:
+        int `[N, 4]`, valid.
+    """
+    xp = boxes.__array_namespace__()
+    areas = area(boxes)
+    if bounds is None:
+        bounds = xp.quantile(areas, xp.asarray([0.2, 0.4, 0.6, 0.8]))
+    quintile = xp.searchsorted(xp.asarray(bounds), areas, side="right")
+    return expand(boxes, xp.asarray(QUINTILE_FACTORS)[quintile])

@@ -1,0 +1,187 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Coordinate frames: percent, pixels, thousandths, and Qwen's smart-resized pixels.
+
+Original pixels and padded canvas pixels are one frame, because canvases are padded at the bottom
+and on the right. Any other frame is known by its size: an image's height and width in the frame's
+units (`frame_size`). Functions take NumPy and JAX arrays alike; JAX is not imported here.
+"""
+
+import dataclasses
+import math
+
+from cropvlm_jax.geometry.boxes import Array, is_valid
+
+MAX_PIXELS = 12_845_056  # of Qwen2.5-VL's released processors
+MAX_ASPECT = 200  # of what they take
+FRAMES = ("smart_resized", "thousandths", "pixels", "percent", "smart_resized_unscaled")
+
+
+def frame_size(
+    frame: str, height: int, width: int, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """Height and width of an image in the units of a frame: the `size` for `to_percent`.
+
+    Args:
+        frame: one of `FRAMES`: "smart_resized", what Qwen2.5-VL writes; "thousandths", what
+            Qwen2-VL and Qwen3-VL write; "pixels" of the original; "percent"; or
+            "smart_resized_unscaled", the official code's mistake, which divides smart-resized
+            pixels by the original size.
+        height: of the image in pixels.
+        width: of the image in pixels.
+        max_pixels: what the labeller's processor was limited to.
+
+    Raises:
+        ValueError: there is no such frame, or no smart-resized form of the image.
+    """
+    match frame:
+        case "smart_resized":
+            return smart_resize(height, width, max_pixels=max_pixels)
+        case "thousandths":
+            return 1000, 1000
+        case "pixels" | "smart_resized_unscaled":
+            return height, width
+        case "percent":
+            return 100, 100
+    raise ValueError(f"there is no frame {frame!r}: use one of {', '.join(FRAMES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelLimits:
+    """What pictures Qwen2-VL's and Qwen2.5-VL's processors make.
+
+    Attributes:
+        max_pixels: of a picture, a multiple of `factor` squared, and so is the next one.
+        min_pixels: likewise.
+        factor: pixels of a side of the square tiles that become one token each.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    min_pixels: int = 3136
+    factor: int = 28
+
+    def __post_init__(self):
+        token = self.factor**2
+        for name in ("max_pixels", "min_pixels"):
+            pixels = getattr(self, name)
+            if pixels < token or pixels % token:
+                raise ValueError(f"{name}={pixels} is no multiple of a token's {token} pixels")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is over max_pixels={self.max_pixels}")
+
+    @property
+    def most_tiles(self) -> int:
+        """Tiles of the largest picture: what `max_pixels` allows, or more where a thin picture has
+        one row of tiles and is less high than these."""
+        most, least = self.max_pixels // self.factor**2, self.min_pixels // self.factor**2
+        longest = math.ceil(math.sqrt(MAX_ASPECT * least))
+        # A side that grew to n tiles, rounded up, had over n - 1: the other one has so many.
+        grown = (n * math.ceil(least / (n - 1)) for n in range(2, longest + 1))
+        return max(most, math.isqrt(MAX_ASPECT * most), *grown)
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int = 28,
+    min_pixels: int = 3136,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[int, int]:
+    """The size to which Qwen2-VL's and Qwen2.5-VL's processors resize an image.
+
+    Sides are rounded to multiples of `factor`, half to even; where their product leaves the limits,
+    both are scaled alike and rounded to the safe side.
+
+    Raises:
+        ValueError: one side is more than 200 times the other.
+    """
+    sides = (height, width)
+    if max(sides) > MAX_ASPECT * min(sides):
+        raise ValueError(f"{height} x {width} px: one side is over {MAX_ASPECT} times the other")
+    high, wide = (round(side / factor) * factor for side in sides)
+    if high * wide > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        high, wide = (max(math.floor(side / shrink / factor), 1) * factor for side in sides)
+    elif high * wide < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        high, wide = (math.ceil(side * grow / factor) * factor for side in sides)
+    return high, wide
+
+
+def to_pixels(boxes: Array, size: Array) -> Array:
+    """Percent boxes to pixel boxes as PIL's `crop` rounds them (half to even), 1 px at least.
+
+    A box that is not valid becomes the corner of 2 x 2 px, as in the official training. (The
+    official evaluation cuts 99 x 99 px, having meant percent, which is not reproduced.)
+
+    Args:
+        boxes: int `[..., 4]` percent.
+        size: int `[..., 2]`, height and width of the image in pixels, at most 2**20.
+
+    Returns:
+        int `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
+    """
+    xp = boxes.__array_namespace__()
+    scale = xp.stack([size[..., 1], size[..., 0]], axis=-1)
+
+    def pixels(percent):
+        # Integer arithmetic, because floats would decide ties at random.
+        whole, rest = percent * scale // 100, percent * scale % 100
+        return whole + ((rest > 50) | ((rest == 50) & (whole % 2 == 1)))
+
+    low = xp.minimum(pixels(boxes[..., :2]), scale - 1)
+    cut = xp.concatenate([low, xp.maximum(pixels(boxes[..., 2:]), low + 1)], axis=-1)
+    sides = xp.concatenate([scale, scale], axis=-1)
+    corner = xp.minimum(xp.asarray((0, 0, 2, 2), dtype=scale.dtype), sides)
+    return xp.where(is_valid(boxes)[..., None], cut, corner)
+
+
+def from_pixels(boxes: Array, size: Array) -> Array:
+    """The smallest percent boxes that contain pixel boxes.
+
+    Args:
+        boxes: int or float `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
+        size: int `[..., 2]`, height and width of the image in pixels, or `frame_size`.
+
+    Returns:
+        int `[..., 4]` percent, clipped to the image.
+    """
+    xp = boxes.__array_namespace__()
+    scale = xp.stack([size[..., 1], size[..., 0]], axis=-1)
+    low = xp.clip(boxes[..., :2] * 100 // scale, 0, 99).astype(scale.dtype)
+    high = xp.clip(-(-boxes[..., 2:] * 100 // scale), 0, 100).astype(scale.dtype)
+    return xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
+
+
+def to_percent(boxes: Array, size: Array) -> Array:
+    """Pixel boxes as percent, unrounded.
+
+    Args:
+        boxes: int or float `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
+        size: int `[..., 2]`, height and width of the image in pixels, or `frame_size`.
+
+    Returns:
+        float `[..., 4]` percent, clipped to the image.
+    """
+    xp = boxes.__array_namespace__()
+    scale = xp.stack([size[..., 1], size[..., 0]] * 2, axis=-1)
+    return xp.clip(boxes * 100 / scale, 0, 100)
+
+
+def rescale(boxes: Array, size: Array, other: Array) -> Array:
+    """Pixel boxes of one frame in the nearest pixels of another, 1 px at least.
+
+    Args:
+        boxes: int or float `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
+        size: int `[..., 2]`, `frame_size` of the frame they are in.
+        other: int `[..., 2]`, that of the other one, at most 2**20: for the image's own pixels its
+            height and width.
+
+    Returns:
+        int `[..., 4]`, clipped to the image.
+    """
+    xp = boxes.__array_namespace__()
+    scale, target = (xp.stack([s[..., 1], s[..., 0]] * 2, axis=-1) for s in (size, other))
+    pixels = xp.clip(xp.round(boxes * target / scale), 0, target).astype(target.dtype)
+    low = xp.minimum(pixels[..., :2], target[..., :2] - 1)
+    return xp.concatenate([low, xp.maximum(pixels[..., 2:], low + 1)], axis=-1)

@@ -1,0 +1,102 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of GRPO."""
+
+import dataclasses
+from typing import Literal
+
+from cropvlm_jax.grpo import objective
+from cropvlm_jax.scoring.text import HostMetric
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig:
+    """Settings of the step.
+
+    The official code, as far as a grammar allows: group=6, temperature=0.8,
+    temperature_in_log_probs=False, beta=0.01, aggregation="dr_grpo", normaliser=32, scale="none",
+    official_span=True, accumulate=16 of 16 prompts, and `Prompts(official=True)` for the texts.
+
+    Attributes:
+        group: rollouts a prompt.
+        temperature: of the sampling.
+        temperature_in_log_probs: whether log-probabilities are those of the sampling distribution;
+            False reproduces the official code, which does not divide their logits.
+        updates: times that the optimizer is applied to the same rollouts; ratios leave 1, and
+            clipping begins, with the second.
+        clip_low: lower clip range of the ratio.
+        clip_high: upper clip range of the ratio.
+        beta: weight of the KL to the reference; 0 needs no reference at all.
+        format_weight: weight of a reply's mean -log P(what the grammar allows) over its tokens and
+            the whole vocabulary, added to each of its choices. Sampling under the grammar, nothing
+            else keeps the rest unlikely, which decoding without it needs, as `transformers` does
+            after an export.
+        aggregation: mean of a reply's choices and then over replies ("grpo"), their sum over a
+            constant ("dr_grpo"), or mean of all choices of the batch ("token").
+        normaliser: the constant of "dr_grpo"; None is the most choices of a reply. The official
+            code's is 32, its limit of tokens, and it counts a reply's forced tokens too.
+        scale: whose standard deviation centred rewards are divided by: their "group"'s, the whole
+            "batch"'s, or "none".
+        likelihood_weight: of the gold answer's log-likelihood.
+        likelihood: its reduction, "sum" as the official code or "mean".
+        gain: count the likelihood from what it is without the crop.
+        official_span: reproduces the official code, which counts only the tokens after the last ":"
+            of an answer that has one.
+        accuracy_weight: of the score, 0..1, of the target's own answer against `Batch.gold`.
+        accuracy: its metric, that which `Batch.gold` was encoded for; "contains" and
+            "nearly_contains" are for targets outside of the graph.
+        answer_tokens: where that answer is cut.
+        validity_weight: of a valid box, 1; under the grammar every box is.
+        area_weight: cost of the whole picture; a box costs its share.
+        reward_chunk: rollouts of a prompt that the target reads at once; None is all of them.
+        accumulate: microbatches a step, a divisor of the batch.
+    """
+
+    group: int = 8
+    temperature: float = 1.0
+    temperature_in_log_probs: bool = True
+    updates: int = 1
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    beta: float = 0.01
+    format_weight: float = 0.0
+    aggregation: objective.Aggregation = "grpo"
+    normaliser: int | None = None
+    scale: objective.Scale = "group"
+    likelihood_weight: float = 1.0
+    likelihood: Literal["sum", "mean"] = "sum"
+    gain: bool = False
+    official_span: bool = False
+    accuracy_weight: float = 0.0
+    accuracy: HostMetric = "evalai"
+    answer_tokens: int = 16
+    validity_weight: float = 1.0
+    area_weight: float = 0.0
+    reward_chunk: int | None = None
+    accumulate: int = 1
+
+    def __post_init__(self):
+        if self.group < 2:
+            raise ValueError(f"group={self.group}: advantages compare at least 2 rollouts")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature}: rollouts must be sampled")
+        if self.group % (self.reward_chunk or self.group):
+            raise ValueError(f"reward_chunk={self.reward_chunk} does not divide group={self.group}")
+        for name in ("aggregation", "scale", "likelihood", "accuracy"):
+            allowed = GRPOConfig.__annotations__[name].__args__
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
+        for name in ("updates", "accumulate", "answer_tokens", "normaliser"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.normaliser and self.aggregation != "dr_grpo":
+            raise ValueError(f"normaliser={self.normaliser} needs aggregation='dr_grpo'")
+        if self.scale == "batch" and self.accumulate > 1:
+            raise ValueError(
+                f"scale='batch' needs all rewards at once, which accumulate={self.accumulate} "
+                "microbatches do not have: use accumulate=1 or another scale"
+            )
+        if not (self.likelihood_weight or self.accuracy_weight):
+            raise ValueError(
+                "likelihood_weight and accuracy_weight are both 0: nothing says which box is better"
+            )

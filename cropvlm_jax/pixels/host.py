@@ -1,0 +1,313 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures on the host: any file to RGB, and what models make of them, fixed canvases."""
+
+import io
+import math
+import os
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+
+from cropvlm_jax import geometry
+
+MAX_EDGE = 4096  # the longest edge that SmolVLM's first resize ever produces
+MAX_PIXELS = 2**28 // 3  # 256 MiB as RGB; 8K photos (33 million) and A3 scans at 600 dpi fit
+# Not what PIL hands to other programs, such as PostScript.
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+Picture = Image.Image | np.ndarray | bytes | str | os.PathLike
+
+
+def to_rgb(image: Picture) -> np.ndarray:
+    """Converts a picture to RGB as people see it.
+
+    The EXIF orientation is applied, transparency is composited on white, 16-bit grey levels are
+    scaled to 8 bits; palettes, grey, 1-bit and CMYK pictures are converted; an animation gives its
+    first frame.
+
+    Args:
+        image: A PIL image, an array `[H, W]` or `[H, W, C]` with C in 1, 3, 4 (uint8, uint16 or
+            bool), an image file's bytes, or its path.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+
+    Raises:
+        OSError: If the file is missing, broken or no picture.
+        ValueError: If the pixels cannot be understood, or are more than `MAX_PIXELS`, in which case
+            none is decoded.
+    """
+    if isinstance(image, np.ndarray):
+        return _array_to_rgb(image)
+    if isinstance(image, Image.Image):
+        return _pil_to_rgb(image, "the image")
+    name = _name(image)
+    with _open(image, name) as opened:
+        return _pil_to_rgb(opened, name)
+
+
+def picture_size(image: Picture) -> tuple[int, int]:
+    """Height and width of what `to_rgb` returns, from the file's header alone.
+
+    Raises:
+        OSError: If the file is missing or no picture.
+        ValueError: If there are more than `MAX_PIXELS`, or none.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    if isinstance(image, Image.Image):
+        return _upright_size(image, "the image")
+    name = _name(image)
+    with _open(image, name) as opened:
+        return _upright_size(opened, name)
+
+
+def resized(height: int, width: int, longest_edge: int) -> tuple[int, int]:
+    """SmolVLM's first size rule: the longest edge becomes `longest_edge`, up or down.
+
+    The other edge is `int(longest_edge / aspect)`, plus one if odd, at least one; whatever exceeds
+    4096 px is then scaled down.
+    """
+    aspect = width / height
+    if width >= height:
+        height, width = int(longest_edge / aspect), longest_edge
+        height = max(height + height % 2, 1)
+    else:
+        height, width = longest_edge, int(longest_edge * aspect)
+        width = max(width + width % 2, 1)
+    aspect = width / height
+    if width >= height and width > MAX_EDGE:
+        height, width = max(int(MAX_EDGE / aspect), 1), MAX_EDGE
+    elif height > MAX_EDGE:
+        height, width = MAX_EDGE, max(int(MAX_EDGE * aspect), 1)
+    return height, width
+
+
+def fitted(height: int, width: int, tile_size: int) -> tuple[int, int]:
+    """SmolVLM's second size rule: both edges become multiples of the tile.
+
+    The longest edge is rounded up, the other one follows the aspect and is then rounded up too: the
+    aspect ratio is not kept.
+    """
+    aspect = width / height
+    if width >= height:
+        width = _round_up(width, tile_size)
+        height = _round_up(int(width / aspect), tile_size)
+    else:
+        height = _round_up(height, tile_size)
+        width = _round_up(int(height * aspect), tile_size)
+    return height, width
+
+
+def grid(height: int, width: int, tile_size: int, longest_edge: int) -> tuple[int, int]:
+    """Rows and columns of the tiles that a picture of this size gets from `tile`."""
+    height, width = fitted(*resized(height, width, longest_edge), tile_size)
+    if height == width == tile_size:
+        return 0, 0
+    return height // tile_size, width // tile_size
+
+
+def tile(
+    image: np.ndarray, tile_size: int, longest_edge: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Cuts a picture into what the SmolVLM vision tower sees.
+
+    Two PIL Lanczos passes on uint8, to `resized` and from there to `fitted`. If the result is one
+    tile, that is all. Otherwise its tiles follow in row-major order, and last the whole of it
+    resized to one tile. Equal to transformers' PIL image processor with image splitting, before
+    rescaling and normalising, to the last bit.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        tile_size: The input size of the vision tower, e.g. 512.
+        longest_edge: The resolution to look at, e.g. 512, 1024 or 2048.
+
+    Returns:
+        Tiles uint8 `[N, tile_size, tile_size, 3]` and `(rows, cols)`; N is rows * cols + 1, and an
+        image that is not split has (0, 0).
+    """
+    height, width = resized(image.shape[0], image.shape[1], longest_edge)
+    picture = _lanczos(Image.fromarray(image), height, width)
+    height, width = fitted(height, width, tile_size)
+    picture = _lanczos(picture, height, width)
+    if height == width == tile_size:
+        return np.asarray(picture)[None], (0, 0)
+    rows, cols = height // tile_size, width // tile_size
+    tiles = np.empty((rows * cols + 1, tile_size, tile_size, 3), np.uint8)
+    grid = np.asarray(picture).reshape(rows, tile_size, cols, tile_size, 3)
+    tiles[:-1].reshape(rows, cols, tile_size, tile_size, 3)[:] = grid.swapaxes(1, 2)
+    tiles[-1] = np.asarray(_lanczos(picture, tile_size, tile_size))
+    return tiles, (rows, cols)
+
+
+def bicubic_square(
+    image: np.ndarray, side: int, fill: tuple[int, int, int] | None = None
+) -> np.ndarray:
+    """Resizes a picture to what a CLIP vision tower sees.
+
+    Equal to transformers' PIL image processors of CLIP (the shortest edge to `side`, then the
+    centre) and of LLaVA with `do_pad`, before rescaling and normalising, to the last bit; but
+    pictures so long that they would be enlarged to over 2**24 pixels may differ by a grey level.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        side: S, the input size of the vision tower, e.g. 336.
+        fill: colour that the picture is padded with to a square; None takes its centre.
+
+    Returns:
+        uint8 `[S, S, 3]`.
+    """
+    height, width = image.shape[:2]
+    if fill is not None and height != width:
+        longest = max(height, width)
+        top, left = (longest - height) // 2, (longest - width) // 2
+        padded = np.full((longest, longest, 3), fill, np.uint8)
+        padded[top : top + height, left : left + width] = image
+        image, height, width = padded, longest, longest
+    high, wide = (side * edge // min(height, width) for edge in (height, width))
+    top, left = (high - side) // 2, (wide - side) // 2
+    if high * wide > 2**24:  # only the centre and what the filter reaches from there
+        scale = np.array([width / wide, height / high])
+        ends = np.array([[left, top], [left + side, top + side]]) * scale
+        reach = math.ceil(2 * max(*scale, 1)) + 1
+        x, y = np.maximum(ends[0].astype(int) - reach, 0)
+        right, bottom = np.ceil(ends[1]).astype(int) + reach
+        picture = Image.fromarray(image[y:bottom, x:right])
+        box = (ends - (x, y)).clip(0, picture.size).ravel().tolist()
+        return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box))
+    picture = Image.fromarray(image)
+    resized = np.asarray(picture.resize((wide, high), Image.Resampling.BICUBIC))
+    return resized[top : top + side, left : left + side]
+
+
+def smart_tiles(image: np.ndarray, limits: geometry.PixelLimits) -> np.ndarray:
+    """Resizes a picture as Qwen2-VL's and Qwen2.5-VL's processors do, and cuts it into tiles.
+
+    Equal to transformers' PIL image processor, before rescaling and normalising, to the last bit.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        limits: of the processor; S is its factor.
+
+    Returns:
+        uint8 `[rows, columns, S, S, 3]`.
+
+    Raises:
+        ValueError: one side is more than 200 times the other.
+    """
+    (height, width), side = image.shape[:2], limits.factor
+    high, wide = geometry.smart_resize(height, width, side, limits.min_pixels, limits.max_pixels)
+    picture = Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC)
+    tiles = np.asarray(picture).reshape(high // side, side, wide // side, side, 3)
+    return tiles.swapaxes(1, 2)
+
+
+def cut(image: np.ndarray, box: Any) -> np.ndarray:
+    """The original pixels `[h, w, 3]` of a percent box of a picture `[H, W, 3]`, a view."""
+    left, top, right, bottom = geometry.to_pixels(np.array(box), np.array(image.shape[:2]))
+    return image[top:bottom, left:right]
+
+
+def shrink_to_fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture `[H, W, 3]`, smaller and its aspect kept if it exceeds `height` x `width`."""
+    scale = min(height / image.shape[0], width / image.shape[1])
+    if scale >= 1:
+        return image
+    size = (max(int(edge * scale), 1) for edge in image.shape[:2])
+    return np.asarray(_lanczos(Image.fromarray(image), *size))
+
+
+def pad_to_canvas(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pads `[H, W, 3]` with zeros at the bottom and the right to `[height, width, 3]`."""
+    if image.shape[0] > height or image.shape[1] > width:
+        raise ValueError(
+            f"An image of {image.shape[0]} x {image.shape[1]} px (height x width) does not fit a "
+            f"canvas of {height} x {width} px: downscale it or use a larger canvas."
+        )
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
+
+
+def _name(image: bytes | str | os.PathLike) -> str:
+    return f"the image's {len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
+
+
+def _open(image: bytes | str | os.PathLike, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, "r", _FORMATS)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no image file {name}.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"Too many pixels in {name}: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise OSError(f"No picture in {name}: none of {', '.join(_FORMATS)}.") from error
+    except Exception as error:  # PIL's readers raise nearly anything on a broken file
+        raise OSError(f"Cannot open {name}: {error}") from error
+
+
+def _upright_size(image: Image.Image, name: str) -> tuple[int, int]:
+    width, height = image.size
+    if not width * height:
+        raise ValueError(f"There are no pixels in {name}: {width} x {height}.")
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"Too many pixels in {name}: {width} x {height}, over the limit of {MAX_PIXELS}."
+        )
+    # A PNG's own getexif would decode the pixels.
+    turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    if turned and isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Newer versions of PIL have turned its size already.
+        return image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return (width, height) if turned else (height, width)
+
+
+def _array_to_rgb(image: np.ndarray) -> np.ndarray:
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"An image array must be [H, W] or [H, W, 1|3|4], got {image.shape}.")
+    if 0 in image.shape:
+        raise ValueError(f"The image array {image.shape} has no pixels.")
+    if image.dtype == np.bool_:
+        image = image * np.uint8(255)
+    elif image.dtype == np.uint16:
+        image = _to_8_bits(image)
+    elif image.dtype != np.uint8:
+        raise ValueError(f"An image array must be uint8, uint16 or bool, got {image.dtype}.")
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    return _pil_to_rgb(Image.fromarray(np.ascontiguousarray(image)), "the image array")
+
+
+def _pil_to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    # Checks before decoding. PIL keeps the EXIF that this reads: what a PNG has behind its pixels
+    # turns neither size nor picture.
+    _upright_size(image, name)
+    try:
+        image = ImageOps.exif_transpose(image)  # also decodes the file
+    except Exception as error:
+        raise OSError(f"Cannot decode {name}: {error}") from error
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"Grey levels outside of 16 bits in {name}: cannot convert to RGB.")
+        image = Image.fromarray(_to_8_bits(levels))
+    if image.mode == "F":
+        raise ValueError(f"Floating-point pixels in {name}: convert it to 8 or 16 bits.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB")).copy()
+
+
+def _to_8_bits(levels: np.ndarray) -> np.ndarray:
+    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return math.ceil(value / multiple) * multiple
+
+
+def _lanczos(image: Image.Image, height: int, width: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.LANCZOS)

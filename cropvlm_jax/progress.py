@@ -1,0 +1,42 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""How far a long job has come, on a terminal or in a log."""
+
+import sys
+import time
+
+from absl import logging
+
+
+class Progress:
+    """Steps done, rate and time left: one living line on a terminal, plain log lines elsewhere."""
+
+    def __init__(self, total: int, start: int = 0, what: str = "step", every_seconds: float = 10):
+        """Starts the clock.
+
+        Args:
+            total: steps in all.
+            start: steps done before, by an earlier process.
+            what: name of a step.
+            every_seconds: between plain lines.
+        """
+        self._total, self._start, self._what = total, start, what
+        self._began, self._last = time.monotonic(), float("-inf")
+        self._every, self._terminal = every_seconds, sys.stderr.isatty()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Tells that `done` steps are done."""
+        now = time.monotonic()
+        finished = done >= self._total
+        if now - self._last < (0.2 if self._terminal else self._every) and not finished:
+            return
+        self._last = now
+        rate = (done - self._start) / max(now - self._began, 1e-9)
+        left = (self._total - done) / rate if rate else float("inf")
+        eta = f"{int(left // 60)}:{int(left % 60):02d}" if rate else "?"
+        line = f"{self._what} {done}/{self._total}  {rate:.2f}/s  {eta} left  {note}"
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if finished else ""))
+            sys.stderr.flush()
+        else:
+            logging.info("%s", line)

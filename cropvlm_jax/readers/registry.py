@@ -1,0 +1,54 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Readers by name.
+
+reader = open_reader("rapidocr:v4@256")
+(reply,) = reader.answer([[picture, crop]], ["What is the total amount on the receipt?"])
+"""
+
+import re
+from typing import Any
+
+from cropvlm_jax import api
+from cropvlm_jax.readers.base import Reader
+from cropvlm_jax.readers.chat import ChatReader
+from cropvlm_jax.readers.ocr import OCRReader, rapidocr, tesseract
+from cropvlm_jax.readers.vlm import VLMReader
+
+KINDS = ("vlm", "openai", "rapidocr", "tesseract")  # of readers, before the ":" of their names
+
+
+def is_black_box(spec: str) -> bool:
+    """Whether `open_reader` takes `spec` for other than the plain name of a VLM of ours."""
+    return bool(re.match(rf"({'|'.join(KINDS)})([:@]|$)", spec))
+
+
+def open_reader(spec: str, base_url: str | None = None, **options: Any) -> Reader:
+    """Opens a target by its name on the command line.
+
+    Args:
+        spec: a folder, bundled model or hub id of a VLM ("zoom_digits/target", or
+            "vlm:zoom_digits/target"); "openai:MODEL", at `base_url`; "rapidocr:v4", "rapidocr:v6",
+            "tesseract". Then, optionally, "@" and the pixels of pictures' longest sides.
+        base_url: of a chat endpoint, where the environment's OPENAI_BASE_URL does not say it.
+        **options: of a VLM, `api.Target.from_pretrained`: dtype, mesh.
+
+    Raises:
+        FileNotFoundError: the model or program is not there.
+        ImportError: a package is not installed.
+        ValueError: there is no such target.
+    """
+    found = re.fullmatch(r"(?:(\w+):)?([^:@].*?)(?:@(\d+))?", spec)
+    if not found or spec.endswith(":"):
+        raise ValueError(f"{spec!r} names no target")
+    kind, name, edge = found[1], found[2], int(found[3]) if found[3] else None
+    if kind is None and name == "tesseract":
+        return OCRReader(name, tesseract(), edge)
+    if kind == "rapidocr":
+        return OCRReader(f"rapidocr:{name}", rapidocr(name), edge)
+    if kind == "openai":
+        return ChatReader(name, base_url=base_url, longest_edge=edge)
+    if kind not in (None, "vlm"):
+        raise ValueError(f"{spec!r}: {kind!r} is none of {', '.join(KINDS)}")
+    suffix = f"@{edge}" if edge else ""
+    return VLMReader(api.Target.from_pretrained(name, longest_edge=edge, **options), name + suffix)

@@ -1,0 +1,352 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Targets: a chat endpoint that misbehaves in every way, over real HTTP, and real OCR readers."""
+
+import base64
+import collections
+import concurrent.futures
+import email.utils
+import http.server
+import io
+import json
+import logging
+import shutil
+import stat
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from cropvlm_jax.readers import chat, registry
+from cropvlm_jax.readers.base import Reply
+from cropvlm_jax.readers.chat import ChatReader
+from cropvlm_jax.readers.ocr import OCRReader
+from cropvlm_jax.readers.registry import open_reader
+
+KEY = "sk-secret-0123456789"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers chat requests as the question says: "500 429 ok" fails twice and then answers."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock, self.tries = threading.Lock(), collections.Counter()
+        self.requests, self.times = [], collections.defaultdict(list)
+        self.busy = self.busiest = 0
+
+    def handle_error(self, request, client_address):
+        pass  # clients that gave up
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server, question = self.server, body["messages"][0]["content"][-1]["text"]
+        with server.lock:
+            server.requests.append(
+                (self.path, {k.lower(): v for k, v in self.headers.items()}, body)
+            )
+            server.times[question].append(time.monotonic())
+            words = question.split("\n")[0].split()
+            word = words[min(server.tries[question], len(words) - 1)]
+            server.tries[question] += 1
+            server.busy += 1
+            server.busiest = max(server.busiest, server.busy)
+        try:
+            self.behave(word)
+        finally:
+            with server.lock:
+                server.busy -= 1
+
+    def behave(self, word: str):
+        if word == "slow":
+            time.sleep(3)
+        elif word == "pause":
+            time.sleep(0.05)
+        message, finish = {"role": "assistant", "content": f" said {word}. "}, "stop"
+        if word == "refusal":
+            message = {"role": "assistant", "content": None, "refusal": "I can't help with that."}
+        elif word == "filtered":
+            finish = "content_filter"
+        elif word == "empty":
+            message["content"] = "  \n"
+        elif word == "nothing":
+            message["content"] = None
+        choices = [{"index": 0, "message": message, "finish_reason": finish}]
+        reply = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+        data = json.dumps(reply | {"choices": choices}).encode()
+        headers = {"Content-Type": "application/json"}
+        status = int(word[:3]) if word[:3].isdigit() else 200
+        if status != 200:
+            data = json.dumps({"error": {"message": f"no, {KEY} may not"}}).encode()
+            if word.endswith("after"):
+                headers["Retry-After"] = "0.3"
+            elif word.endswith("date"):
+                headers["Retry-After"] = email.utils.formatdate(time.time() + 1, usegmt=True)
+        elif word == "invalid":
+            data = b'{"id": "1", "choices": [{"mess'
+        elif word == "html":
+            data, headers["Content-Type"] = b"<html>busy</html>", "text/html"
+        elif word == "shapeless":
+            data = json.dumps(reply | {"choices": None}).encode()
+        elif word == "choiceless":
+            data = json.dumps(reply | {"choices": []}).encode()
+        elif word == "wrong":
+            message["content"] = [1, 2]
+            data = json.dumps(reply | {"choices": choices}).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if word == "trickle":  # never silent for long, and never done
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+            return
+        self.wfile.write(data[: len(data) // 2] if word == "half" else data)
+        if word == "half":
+            self.close_connection = True
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def endpoint(server: Server, cache, **options) -> ChatReader:
+    defaults = dict(backoff=0.01, timeout=2, attempts=4, api_key=KEY)
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    return ChatReader("m", base_url=url, cache=cache, **(defaults | options))
+
+
+def picture(seed: int = 0, height: int = 6, width: int = 9) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+RECOVERED = [
+    "500 ok", "429 ok", "429after ok", "429date ok", "503 502 ok", "half ok", "invalid ok",
+    "html ok", "shapeless ok", "wrong ok", "slow ok", "trickle ok", "408 ok", "half invalid 500 ok",
+]  # fmt: skip
+FAILED = {
+    "500": "HTTP 500: ", "429": "HTTP 429: ", "half": "connection: ", "invalid": "broken body: ",
+    "shapeless": "broken body: ", "choiceless": "broken body: ", "slow": "timeout: ",
+    "trickle": "timeout: ", "400": "HTTP 400: ",
+    "refusal": "refusal: I can't help", "filtered": "refusal: content filter", "empty": "empty",
+    "nothing": "empty",
+}  # fmt: skip
+
+
+def test_no_item_is_lost_and_every_failure_is_said(server, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    questions = [*RECOVERED, *FAILED, "plain"]
+    target = endpoint(server, tmp_path)
+    images = [[picture(i)] for i in range(len(questions))]
+    replies = dict(zip(questions, target.answer(images, questions), strict=True))
+    for question in RECOVERED:
+        assert replies[question] == Reply("said ok."), question
+        assert server.tries[f"{question}\n{chat.ANSWER_BRIEFLY}"] == len(question.split())
+    for question, failure in FAILED.items():
+        reply = replies[question]
+        assert reply.text == "" and reply.failure.startswith(failure), (question, reply)
+        assert reply.unanswered == (reply.kind not in ("refusal", "empty"))
+        tries = 4 if reply.unanswered and question != "400" else 1
+        assert server.tries[f"{question}\n{chat.ANSWER_BRIEFLY}"] == tries
+    assert replies["plain"] == Reply("said plain.")
+    waits = {q.split("\n")[0]: np.diff(times) for q, times in server.times.items() if times[1:]}
+    assert waits["429after ok"][0] >= 0.3
+    assert waits["500 ok"][0] < 0.3
+
+    # Asked again, only what was not answered is sent; the rest comes from the disk.
+    server.requests.clear()
+    rerun = endpoint(server, tmp_path, attempts=1).answer(images, questions)
+    again = dict(zip(questions, rerun, strict=True))
+    asked = (body["messages"][0]["content"][-1]["text"] for *_, body in server.requests)
+    sent = {text.split("\n")[0] for text in asked}
+    assert sent == {q for q in FAILED if replies[q].unanswered}
+    assert {"500", "429", "half", "invalid", "slow", "trickle", "400"} < sent
+    assert all(again[q] == replies[q] for q in questions if q not in sent)
+
+    # The key was sent, and is nowhere else, though the server repeats it.
+    assert all(headers["authorization"] == f"Bearer {KEY}" for _, headers, _ in server.requests)
+    assert "***" in replies["500"].failure
+    assert KEY not in caplog.text and "attempt" in caplog.text
+    assert KEY not in "".join(map(str, (*replies.values(), vars(target).get("name"))))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == len(questions) - len(sent)
+    assert not any(KEY.encode() in path.read_bytes() for path in files)
+
+
+def test_what_is_sent(server, tmp_path):
+    target = endpoint(server, tmp_path, longest_edge=20, max_tokens=7)
+    assert target.name == "m@20"
+    small, large = picture(1), picture(2, 30, 40)
+    target.answer([[small, large]], ["ok"])
+    ((path, _, body),) = server.requests
+    assert path == "/v1/chat/completions"
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0, 7)
+    *pictures, text = body["messages"][0]["content"]
+    assert text["text"].startswith("ok\n")
+    seen = []
+    for part in pictures:
+        head, data = part["image_url"]["url"].split(",")
+        assert head == "data:image/png;base64"
+        seen.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))))
+    np.testing.assert_array_equal(seen[0], small)  # smaller pictures stay as they are
+    assert seen[1].shape == (15, 20, 3)
+
+
+def test_the_cache_tells_apart_whatever_changes_a_reply(server, tmp_path):
+    one, other = picture(1), picture(2)
+    for images, question, options in [
+        ([one], "ok", {}),
+        ([other], "ok", {}),
+        ([one, other], "ok", {}),
+        ([other, one], "ok", {}),
+        ([one], "ok ok", {}),
+        ([one], "ok", dict(max_tokens=9)),
+        ([picture(3, 30, 40)], "ok", dict(longest_edge=20)),
+        ([picture(3, 30, 40)], "ok", dict(longest_edge=10)),
+    ]:
+        for times in (1, 0):  # sent once, and then no more
+            server.requests.clear()
+            endpoint(server, tmp_path, **options).answer([images], [question])
+            assert len(server.requests) == times
+    for path in tmp_path.rglob("*.json"):
+        path.write_text('{"text": "sai')  # as if the disk had been full
+    server.requests.clear()
+    assert endpoint(server, tmp_path).answer([[one]], ["ok"]) == [Reply("said ok.")]
+    assert len(server.requests) == 1
+
+
+def test_requests_under_way_are_limited(server, tmp_path):
+    questions = [f"pause {i}" for i in range(12)]
+    endpoint(server, tmp_path, concurrency=3).answer([[picture()]] * 12, questions)
+    assert 2 <= server.busiest <= 3 and len(server.requests) == 12
+
+
+@pytest.mark.parametrize("status", ["401", "403", "404"])
+def test_a_wrong_key_or_model_ends_the_run_at_once(server, tmp_path, status):
+    with pytest.raises(RuntimeError, match=f"m at .*HTTP {status}.*") as raised:
+        endpoint(server, tmp_path).answer([[picture()]] * 40, [status] * 40)
+    assert KEY not in str(raised.value)
+    assert len(server.requests) < 40
+
+
+def test_a_server_that_is_not_there_is_said(tmp_path):
+    target = ChatReader(
+        "m", base_url="http://127.0.0.1:9/v1", attempts=2, backoff=0.01, cache=tmp_path
+    )
+    (reply,) = target.answer([[picture()]], ["ok"])
+    assert reply.failure.startswith("connection: ") and not list(tmp_path.rglob("*.json"))
+
+
+def test_openai_needs_a_key(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="OPENAI_API_KEY"):
+        open_reader("openai:gpt-4.1-nano")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    target = open_reader("openai:ft:gpt-4.1-nano:me::1@512", "http://127.0.0.1:9/v1")
+    assert (target.model, target.longest_edge) == ("ft:gpt-4.1-nano:me::1", 512)
+    assert KEY not in repr(vars(target)["name"])
+
+
+# Readers ------------------------------------------------------------------------------------------
+
+
+def page() -> tuple[np.ndarray, np.ndarray]:
+    """A page with small print, and a crop of what is printed."""
+    image = Image.new("RGB", (1600, 1200), "white")
+    font = ImageFont.load_default(22)
+    ImageDraw.Draw(image).text((1000, 700), "TOTAL 48.15", fill="black", font=font)
+    return np.asarray(image), np.asarray(image.crop((900, 650, 1300, 800)))
+
+
+@pytest.mark.parametrize("spec", ["rapidocr:v4@200", "rapidocr:v6@200", "tesseract@400"])
+def test_a_real_reader_reads_in_the_crop_what_it_cannot_read_in_the_picture(spec):
+    if spec.startswith("tesseract") and not shutil.which("tesseract"):
+        pytest.skip("no tesseract here: apt-get install tesseract-ocr")
+    reader = open_reader(spec)
+    whole, crop = page()
+    alone, both, crop_alone = reader.answer([[whole], [whole, crop], [crop]], ["What?"] * 3)
+    assert reader.name == spec
+    assert "48.15" not in alone.text and alone.kind in ("", "empty")
+    assert "48.15" in both.text and "48.15" in crop_alone.text and not both.failure
+
+
+def test_a_reader_reads_each_picture_once_at_its_input_size():
+    seen = []
+
+    def read(picture):
+        seen.append(picture.shape)
+        if picture[0, 0, 0] == 255:
+            raise ValueError("cannot")
+        return f" {picture[0, 0, 0]} "
+
+    grey = [np.full((20, 10 * i, 3), i, np.uint8) for i in range(1, 4)]
+    reader = OCRReader("mine", read, longest_edge=40)
+    asked = [[grey[0], grey[1]], [grey[0].copy(), grey[2]], [grey[0]]]
+    assert reader.answer(asked, ["?"] * 3) == [Reply("1\n2"), Reply("1\n3"), Reply("1")]
+    assert reader.answer(asked, ["?"] * 3)[0] == Reply("1\n2")
+    assert sorted(seen) == [(26, 40, 3), (40, 20, 3), (40, 40, 3)]
+    broken = np.full((20, 20, 3), 255, np.uint8)
+    first, second = reader.answer([[broken], [grey[0], broken]], ["?"] * 2)
+    assert first.failure == second.failure == "engine: cannot" and first.unanswered
+    reader.answer([[broken]], ["?"])
+    assert len(seen) == 5  # failures are no text to remember
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        replies = pool.map(lambda _: reader.answer(asked, ["?"] * 3), range(32))
+    assert all(reply == [Reply("1\n2"), Reply("1\n3"), Reply("1")] for reply in replies)
+
+
+def test_tesseract_is_asked_over_pipes_and_may_fail(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="apt-get install tesseract-ocr"):
+        open_reader("tesseract@384")
+    program = tmp_path / "tesseract"
+    program.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && { echo "tesseract 5.9"; exit; }\n'
+        '[ "$5" = -l ] || exit 3\necho "no data" >&2\nexit 1\n'
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    target = open_reader("tesseract")
+    assert target.settings == {"tesseract": "tesseract 5.9"}  # another one's records are not taken
+    (reply,) = target.answer([[picture()]], ["?"])
+    assert reply.failure == "engine: tesseract: no data"
+
+
+def test_targets_by_name():
+    assert open_reader("zoom_digits/target").name == "zoom_digits/target"
+    for spec in ("rapidocr:v5", "ocr:v4", "rapidocr:"):
+        with pytest.raises(ValueError, match=spec):
+            open_reader(spec)
+    boxes = ["rapidocr:v4", "tesseract@384", "tesseract", "openai:x", "vlm:zoom_digits/target@64"]
+    assert all(map(registry.is_black_box, boxes))
+    assert not any(map(registry.is_black_box, ["zoom_digits/target", "tesseract-vlm/x", "open"]))
+
+
+def test_a_vlm_says_answers_likelihoods_and_tokens():
+    target = open_reader("vlm:zoom_digits/target@64")
+    image = picture(0, 64, 64)
+    (reply,) = target.answer([[image, image]], ["What digit is in the red frame?"])
+    assert reply.text and not reply.failure
+    likelihood = target.log_likelihood([[image]], ["What digit is in the red frame?"], ["3"])
+    assert likelihood.shape == (1,) and likelihood[0] < 0
+    tokens = target.model.source.config.image_seq_len
+    assert target.image_tokens([[image, image], [image]]) == 3 * tokens
