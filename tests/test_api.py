@@ -360,7 +360,8 @@ def test_package(monkeypatch):
     [
         "import cropvlm_jax; assert not {'jax', 'flax'} & sys.modules.keys()",
         # Grain itself imports jax where there is one, for its profiler; we do not need it.
-        "sys.modules['jax'] = None; import cropvlm_jax.data.batching, cropvlm_jax.data.sources.zoom_digits",
+        "sys.modules['jax'] = None; import cropvlm_jax.data.batching; "
+        "import cropvlm_jax.data.sources.zoom_digits",
     ],
 )
 def test_data_workers_do_without_jax(code):
