@@ -257,8 +257,8 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
         parts = sharding.addressable_devices_indices_map((batch_size,)).values()
     except ValueError as error:
         raise ValueError(
-            f"{batch_size} rows, of a batch or of what `accumulate` leaves of it, do not divide "
-            f"over the mesh {dict(sharding.mesh.shape)}"
+            f"{batch_size} rows, of a batch or of what `gradient_accumulation_steps` leaves of "
+            f"it, do not divide over the mesh {dict(sharding.mesh.shape)}"
         ) from error
     spans = sorted({index[0].indices(batch_size)[:2] for index in parts if index})
     return np.concatenate([np.arange(*span) for span in spans])

@@ -233,8 +233,8 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
     """
     config = paper_grpo(case.longest_edge, "likelihood")
     config.cropper = config.target = model
-    config.dtype, config.grpo.group = case.dtype, case.group
-    config.batch_size, config.accumulate = case.prompts, 1
+    config.dtype, config.grpo.num_generations = case.dtype, case.group
+    config.batch_size, config.gradient_accumulation_steps = case.prompts, 1
     config.remat = case.checkpointing
     config.data.canvas = case.size
     config.data.question_tokens, config.data.answer_tokens = QUESTION, ANSWER

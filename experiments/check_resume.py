@@ -35,7 +35,7 @@ STOPPED = 128 + signal.SIGTERM
 
 def start(workdir: pathlib.Path) -> subprocess.Popen:
     """Begins the run in `workdir`, or goes on with it."""
-    settings = ("batch_size=2", "grpo.group=2", "grpo.beta=0.01", "checkpoint.every=4")
+    settings = ("batch_size=2", "grpo.num_generations=2", "grpo.beta=0.01", "checkpoint.every=4")
     settings += ("eval.every=8", "eval.examples=4", f"steps={STEPS.value}")
     with (workdir.parent / f"{workdir.name}.log").open("a") as log:
         return subprocess.Popen(

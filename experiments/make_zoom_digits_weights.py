@@ -225,7 +225,7 @@ def train(
     )
     graphdef, params = nnx.split(model)
     state = TrainState.create(params, optimizer)
-    step = jax.jit(sft.make_sft_step(graphdef, optimizer), donate_argnums=0)
+    step = jax.jit(sft.SFTStep(graphdef, optimizer), donate_argnums=0)
     unused = jax.random.key(0)  # there are no adapters, whose dropout it is for
     start, losses = time.time(), []
     for i, batch in enumerate(batches(course.stages, make, seed), start=1):

@@ -62,8 +62,10 @@ def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
         config.target = "rapidocr:v4@160"
         config.steps = 160
         config.learning_rate = 2e-4
-        config.accumulate = 4  # a microbatch is rolled out while the reader reads the one before
-        config.grpo.group = 8
+        config.gradient_accumulation_steps = (
+            4  # a microbatch is rolled out while the reader reads the one before
+        )
+        config.grpo.num_generations = 8
         config.grpo.beta = 0.0
         config.grpo.format_weight = 0.1
         config.grpo.likelihood_weight = 0.0

@@ -154,7 +154,7 @@ class Slice:
         self.mesh = parallel.make_mesh(**config.mesh, devices=devices)
         batched = parallel.batch_sharding(self.mesh)
         self.split = self.chips // batched.shard_shape((self.chips,))[0]
-        self.multiple = self.split * config.accumulate
+        self.multiple = self.split * config.gradient_accumulation_steps
         if config.batch_size % self.multiple or not config.batch_size:
             raise ValueError(
                 f"batch_size={config.batch_size} is not a multiple of {self.multiple}, the "
@@ -224,7 +224,7 @@ def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, A
         "mesh": dict(tpu.mesh.shape),
         "stage": config.stage,
         "prompts": config.batch_size,
-        "group": config.grpo.group if is_grpo else None,
+        "group": config.grpo.num_generations if is_grpo else None,
         "longest_edge": config.data.longest_edge,
         "tiles": (batch.tiles if is_grpo else batch.images).shape[1],
         "fits": True,

@@ -4,7 +4,7 @@
 
 The step of `step.py` in two jitted halves with a host call between them. Weights, keys and sums are
 the fused step's: nothing is stale. The backward pass needs what the forward pass kept (the pullback
-is an array tree like any other), so nothing is computed twice. With `accumulate` microbatches the
+is an array tree like any other), so nothing is computed twice. With several microbatches the
 two sides overlap: while the host scores one, the device learns from the one before and rolls out
 the one after.
 
@@ -102,14 +102,16 @@ def make_black_box_step(
 
     first_half, second_half = jit(halves.roll_out), jit(learn)
     update = jit(halves.update, donate_argnums=0, out_shardings=(shardings, None))
-    n = config.accumulate
+    n = config.gradient_accumulation_steps
 
     def score(batch: Batch, boxes: jax.Array) -> np.ndarray:
         return ask(target, config, batch, np.asarray(boxes))
 
     def step(state: TrainState, batch: Batch, key: jax.Array):
         if batch.size.shape[0] % n:
-            raise ValueError(f"accumulate={n} does not divide {batch.size.shape[0]} prompts")
+            raise ValueError(
+                f"gradient_accumulation_steps={n} does not divide {batch.size.shape[0]} prompts"
+            )
         keys = jax.random.split(key, n) if n > 1 else key[None]
         total: Any = None
         answered, learned = False, []
@@ -128,13 +130,13 @@ def make_black_box_step(
                     known = scores.result()
                     answered |= bool(np.isfinite(known).any())
                     total, seen = second_half(state, on_devices, attempt, put(known), total)
-                    if config.updates > 1:
+                    if config.num_iterations > 1:
                         learned.append((on_devices, seen))
                     del attempt, scores  # or a third prefix stays on the device
         if not answered:
             raise RuntimeError(f"{target.name} answered no question of this batch: see the log")
         once_more = None, None
-        if config.updates > 1:
+        if config.num_iterations > 1:
             once_more = jax.tree.map(lambda *x: jnp.stack(x), *learned) if n > 1 else learned[0]
         return update(state, *total, *once_more)
 

@@ -13,30 +13,31 @@ from cropvlm_jax.scoring.text import HostMetric
 class GRPOConfig:
     """Settings of the step.
 
-    The official code, as far as a grammar allows: group=6, temperature=0.8,
-    temperature_in_log_probs=False, beta=0.01, aggregation="dr_grpo", normaliser=32, scale="none",
-    official_span=True, accumulate=16 of 16 prompts, and `Prompts(official=True)` for the texts.
+    The official code, as far as a grammar allows: num_generations=6, temperature=0.8,
+    temperature_in_log_probs=False, beta=0.01, loss_type="dr_grpo", normaliser=32,
+    scale_rewards="none", official_span=True, gradient_accumulation_steps=16 of 16 prompts, and
+    `Prompts(official=True)` for the texts.
 
     Attributes:
-        group: rollouts a prompt.
+        num_generations: rollouts a prompt.
         temperature: of the sampling.
         temperature_in_log_probs: whether log-probabilities are those of the sampling distribution;
             False reproduces the official code, which does not divide their logits.
-        updates: times that the optimizer is applied to the same rollouts; ratios leave 1, and
-            clipping begins, with the second.
-        clip_low: lower clip range of the ratio.
-        clip_high: upper clip range of the ratio.
+        num_iterations: times that the optimizer is applied to the same rollouts; ratios leave 1,
+            and clipping begins, with the second.
+        epsilon: lower clip range of the ratio.
+        epsilon_high: upper clip range of the ratio.
         beta: weight of the KL to the reference; 0 needs no reference at all.
         format_weight: weight of a reply's mean -log P(what the grammar allows) over its tokens and
             the whole vocabulary, added to each of its choices. Sampling under the grammar, nothing
             else keeps the rest unlikely, which decoding without it needs, as `transformers` does
             after an export.
-        aggregation: mean of a reply's choices and then over replies ("grpo"), their sum over a
-            constant ("dr_grpo"), or mean of all choices of the batch ("token").
+        loss_type: mean of a reply's choices and then over replies ("grpo"), their sum over a
+            constant ("dr_grpo"), or mean of all choices of the batch ("dapo").
         normaliser: the constant of "dr_grpo"; None is the most choices of a reply. The official
             code's is 32, its limit of tokens, and it counts a reply's forced tokens too.
-        scale: whose standard deviation centred rewards are divided by: their "group"'s, the whole
-            "batch"'s, or "none".
+        scale_rewards: whose standard deviation centred rewards are divided by: their "group"'s, the
+            whole "batch"'s, or "none".
         likelihood_weight: of the gold answer's log-likelihood.
         likelihood: its reduction, "sum" as the official code or "mean".
         gain: count the likelihood from what it is without the crop.
@@ -46,23 +47,22 @@ class GRPOConfig:
         accuracy: its metric, that which `Batch.gold` was encoded for; "contains" and
             "nearly_contains" are for targets outside of the graph.
         answer_tokens: where that answer is cut.
-        validity_weight: of a valid box, 1; under the grammar every box is.
         area_weight: cost of the whole picture; a box costs its share.
         reward_chunk: rollouts of a prompt that the target reads at once; None is all of them.
-        accumulate: microbatches a step, a divisor of the batch.
+        gradient_accumulation_steps: microbatches a step, a divisor of the batch.
     """
 
-    group: int = 8
+    num_generations: int = 8
     temperature: float = 1.0
     temperature_in_log_probs: bool = True
-    updates: int = 1
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    num_iterations: int = 1
+    epsilon: float = 0.2
+    epsilon_high: float = 0.2
     beta: float = 0.01
     format_weight: float = 0.0
-    aggregation: objective.Aggregation = "grpo"
+    loss_type: objective.LossType = "grpo"
     normaliser: int | None = None
-    scale: objective.Scale = "group"
+    scale_rewards: objective.Scale = "group"
     likelihood_weight: float = 1.0
     likelihood: Literal["sum", "mean"] = "sum"
     gain: bool = False
@@ -70,31 +70,41 @@ class GRPOConfig:
     accuracy_weight: float = 0.0
     accuracy: HostMetric = "evalai"
     answer_tokens: int = 16
-    validity_weight: float = 1.0
     area_weight: float = 0.0
     reward_chunk: int | None = None
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
 
     def __post_init__(self):
-        if self.group < 2:
-            raise ValueError(f"group={self.group}: advantages compare at least 2 rollouts")
+        if self.num_generations < 2:
+            raise ValueError(
+                f"num_generations={self.num_generations}: advantages compare at least 2 rollouts"
+            )
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature}: rollouts must be sampled")
-        if self.group % (self.reward_chunk or self.group):
-            raise ValueError(f"reward_chunk={self.reward_chunk} does not divide group={self.group}")
-        for name in ("aggregation", "scale", "likelihood", "accuracy"):
+        if self.num_generations % (self.reward_chunk or self.num_generations):
+            raise ValueError(
+                f"reward_chunk={self.reward_chunk} does not divide "
+                f"num_generations={self.num_generations}"
+            )
+        for name in ("loss_type", "scale_rewards", "likelihood", "accuracy"):
             allowed = GRPOConfig.__annotations__[name].__args__
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
-        for name in ("updates", "accumulate", "answer_tokens", "normaliser"):
+        for name in (
+            "num_iterations",
+            "gradient_accumulation_steps",
+            "answer_tokens",
+            "normaliser",
+        ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.normaliser and self.aggregation != "dr_grpo":
-            raise ValueError(f"normaliser={self.normaliser} needs aggregation='dr_grpo'")
-        if self.scale == "batch" and self.accumulate > 1:
+        if self.normaliser and self.loss_type != "dr_grpo":
+            raise ValueError(f"normaliser={self.normaliser} needs loss_type='dr_grpo'")
+        if self.scale_rewards == "batch" and self.gradient_accumulation_steps > 1:
             raise ValueError(
-                f"scale='batch' needs all rewards at once, which accumulate={self.accumulate} "
-                "microbatches do not have: use accumulate=1 or another scale"
+                "scale_rewards='batch' needs all rewards at once, which the microbatches of "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} do not have: use "
+                "gradient_accumulation_steps=1 or another scale_rewards"
             )
         if not (self.likelihood_weight or self.accuracy_weight):
             raise ValueError(

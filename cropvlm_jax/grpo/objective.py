@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-Aggregation = Literal["grpo", "dr_grpo", "token"]
+LossType = Literal["grpo", "dr_grpo", "dapo"]
 Scale = Literal["group", "batch", "none"]
 
 
@@ -102,12 +102,12 @@ def clipped_surrogate(
 
 
 def aggregate(
-    values: jax.Array, mask: jax.Array, kind: Aggregation, normaliser: int
+    values: jax.Array, mask: jax.Array, kind: LossType, normaliser: int
 ) -> tuple[jax.Array, jax.Array]:
     """Sums token values to a loss that is not divided yet, so that microbatches add up exactly.
 
     "grpo" gives every reply the same weight (its tokens' mean, then the replies' mean); "dr_grpo"
-    (arXiv 2503.20783) sums a reply's tokens over a constant instead of their number; "token"
+    (arXiv 2503.20783) sums a reply's tokens over a constant instead of their number; "dapo"
     (DAPO, arXiv 2503.14476) is the mean of all tokens of the batch.
 
     Args:
@@ -120,7 +120,7 @@ def aggregate(
         The sum and what to divide it by in the end.
     """
     per_reply, lengths = jnp.where(mask, values, 0.0).sum(-1), mask.sum(-1)
-    if kind == "token":
+    if kind == "dapo":
         return per_reply.sum(), lengths.sum()
     divisor = jnp.maximum(lengths, 1) if kind == "grpo" else normaliser
     return (per_reply / divisor).sum(), (lengths > 0).sum()

@@ -109,11 +109,8 @@ def rate(
     weights = {
         "likelihood": config.likelihood_weight,
         "accuracy": config.accuracy_weight,
-        "validity": config.validity_weight,
         "area": -config.area_weight,
     }
-    if config.validity_weight:
-        parts = parts | {"validity": geometry.is_valid(boxes).astype(jnp.float32)}
     if config.area_weight:
         parts = parts | {"area": geometry.area(boxes)}
     weighted = [weights[name] * part for name, part in parts.items()]
@@ -145,7 +142,7 @@ class Halves(NamedTuple):
         learn: `(state, batch, attempt, reward, parts) -> ((grads, sums), Experience)`: unreduced
             gradients of a microbatch, and sums and counts of metrics.
         update: `(state, grads, sums, batch, seen) -> (state, metrics)`, from those of all
-            microbatches; of `accumulate` above 1, `batch` and `seen` are stacked.
+            microbatches; of several microbatches, `batch` and `seen` are stacked.
     """
 
     roll_out: Callable[..., Attempt]
@@ -222,12 +219,12 @@ def make_halves(
             mask = reply.allowed.any(-1) & seen.scored[..., None]
             old = jax.lax.stop_gradient(chosen) if seen.old is None else seen.old
             gain, low, high = objective.clipped_surrogate(
-                chosen, old, seen.advantages, config.clip_low, config.clip_high
+                chosen, old, seen.advantages, config.epsilon, config.epsilon_high
             )
             loss, replies, tokens = -gain, seen.scored.sum(), mask.sum()
             entropy = -(jnp.exp(every) * every * reply.allowed).sum(-1)
             sums = {"entropy": (jnp.where(mask, entropy, 0).sum(), tokens)}
-            if config.updates > 1:
+            if config.num_iterations > 1:
                 sums["clip_low_fraction"] = (low & mask).sum(), tokens
                 sums["clip_high_fraction"] = (high & mask).sum(), tokens
             if seen.reference is not None:
@@ -239,7 +236,7 @@ def make_halves(
                 loss += config.format_weight * malformed[..., None]
                 sums["malformed"] = jnp.where(seen.scored, malformed, 0).sum(), replies
             sums["loss"] = objective.aggregate(
-                loss, mask, config.aggregation, config.normaliser or grammar.max_choices
+                loss, mask, config.loss_type, config.normaliser or grammar.max_choices
             )
             return sums["loss"][0], (sums, jnp.where(mask, chosen, 0))
 
@@ -262,7 +259,7 @@ def make_halves(
                 prefix,
                 batch.crop_prompt[:, -1],
                 key,
-                config.group,
+                config.num_generations,
                 config.temperature,
                 temperature,
             )
@@ -279,7 +276,7 @@ def make_halves(
         boxes = rollouts.boxes
         with jax.named_scope("reward"):
             scored = jnp.isfinite(reward)
-            advantages = objective.advantages(reward, config.scale)
+            advantages = objective.advantages(reward, config.scale_rewards)
 
         reference = None
         if config.beta:
@@ -305,7 +302,6 @@ def make_halves(
             "reward_std": (deviation.sum(), deviation.size),
             "zero_variance_groups": (objective.zero_variance(reward).sum(), deviation.size),
             "unscored": ((~scored).sum(), scored.size),
-            "valid": (geometry.is_valid(boxes).sum(), scored.size),
             "area": (geometry.area(boxes).sum(), scored.size),
             "sampler_gap": over_scored(jnp.abs(old.sum(-1) - rollouts.log_probs)),
         }
@@ -331,14 +327,16 @@ def make_halves(
         def once_more(carry: Any, _: None):
             params, opt_state, sums = carry
             now = state._replace(params=params, opt_state=opt_state)
-            (grads, more), _ = summed(again, config.accumulate, now, batch, seen)
+            (grads, more), _ = summed(again, config.gradient_accumulation_steps, now, batch, seen)
             now, more = apply(now, grads, more)
             added = {name: jax.tree.map(jnp.add, sums[name], more[name]) for name in more}
             return (now.params, now.opt_state, sums | added), None
 
-        if config.updates > 1:
+        if config.num_iterations > 1:
             carry = after.params, after.opt_state, sums
-            (params, opt_state, sums), _ = jax.lax.scan(once_more, carry, length=config.updates - 1)
+            (params, opt_state, sums), _ = jax.lax.scan(
+                once_more, carry, length=config.num_iterations - 1
+            )
             after = after._replace(params=params, opt_state=opt_state)
         metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
         return after._replace(step=state.step + 1), metrics
@@ -365,7 +363,7 @@ def make_step(
         target: of the frozen model whose weights are `state.target`, see `merge_target`.
         grammar: of the cropper's tokenizer.
         template: of the target's tokenizer.
-        optimizer: of the cropper; it is applied `config.updates` times a step.
+        optimizer: of the cropper; it is applied `config.num_iterations` times a step.
         config: settings.
         base: of the cropper without adapters, whose weights are `state.frozen`: the KL reference.
             None where all weights are trained: the reference is `policy` with `state.reference`.
@@ -399,9 +397,11 @@ def make_step(
         return halves.learn(state, batch, attempt, reward, parts)
 
     def step(state: TrainState, batch: Batch, key: jax.Array):
-        n = config.accumulate
+        n = config.gradient_accumulation_steps
         if batch.size.shape[0] % n:
-            raise ValueError(f"accumulate={n} does not divide {batch.size.shape[0]} prompts")
+            raise ValueError(
+                f"gradient_accumulation_steps={n} does not divide {batch.size.shape[0]} prompts"
+            )
         if n > 1:
             # Microbatch i takes every n-th prompt, so that each device keeps its own prompts.
             batch = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -30,7 +30,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.steps = 0  # batches; 0 takes `epochs`
     config.epochs = 1.0  # passes over the data
     config.batch_size = 16  # prompts a step, over all devices
-    config.accumulate = 1  # microbatches a step: less memory, the same gradient
+    config.gradient_accumulation_steps = 1  # microbatches a step: less memory, the same gradient
     config.learning_rate = 1e-5
     config.warmup = 0.03  # share of the updates
     config.clip_norm = 1.0
@@ -43,7 +43,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.grpo = ml_collections.ConfigDict(dataclasses.asdict(GRPOConfig()))
     for name in ("normaliser", "reward_chunk"):
         config.grpo[name] = placeholder(int)
-    del config.grpo.accumulate  # both stages have it
+    del config.grpo.gradient_accumulation_steps  # both stages have it
 
     config.data = ml_collections.ConfigDict()
     config.data.sources = ml_collections.ConfigDict()  # by name, see `source`
@@ -100,14 +100,15 @@ def source(
 def _paper(longest_edge: int, part: tuple[float, float]) -> ml_collections.ConfigDict:
     """What the paper's two stages share: data, adapters, batch, schedule, precision.
 
-    Four microbatches of 4 prompts are for one chip: more chips take `--config.accumulate=1`.
+    Four microbatches of 4 prompts are for one chip: more chips take
+    `--config.gradient_accumulation_steps=1`.
     """
     config = default_config()
     config.dtype = "bfloat16"
     config.remat = True
     config.seed = 42
     config.batch_size = 16
-    config.accumulate = 4
+    config.gradient_accumulation_steps = 4
     config.warmup = 0.03
     config.lora.rank = 128
     config.data.longest_edge = longest_edge
@@ -160,13 +161,13 @@ def paper_grpo(longest_edge: int, reward: str) -> ml_collections.ConfigDict:
     config.target = "HuggingFaceTB/SmolVLM-256M-Instruct"
     config.learning_rate = 5e-6
     config.clip_norm = 0.1
-    config.grpo.group = 6
+    config.grpo.num_generations = 6
     config.grpo.temperature = 0.8
     config.grpo.temperature_in_log_probs = False
     config.grpo.beta = 0.01
-    config.grpo.aggregation = "dr_grpo"
+    config.grpo.loss_type = "dr_grpo"
     config.grpo.normaliser = 32
-    config.grpo.scale = "none"
+    config.grpo.scale_rewards = "none"
     if reward == "accuracy":
         config.grpo.likelihood_weight = 0.0
         config.grpo.accuracy_weight = 1.0

@@ -228,7 +228,8 @@ def grpo_flops(
     Args:
         cropper: shape of the model being trained.
         target: shape of the frozen model; None where the reward comes from outside of the graph.
-        config: settings of the step. `accumulate` and `reward_chunk` change nothing.
+        config: settings of the step. `gradient_accumulation_steps` and `reward_chunk` change
+            nothing.
         grammar: of the cropper's tokenizer.
         template: of the target's tokenizer, or None as well.
         batch: arrays, or their shapes, of all prompts of the step.
@@ -240,7 +241,7 @@ def grpo_flops(
         "update", over all devices. Greedy answers are counted at their full length.
     """
     (prompts, tiles), read = batch.tiles.shape[:2], batch.crop_prompt.shape[1] - 1
-    replies = prompts * config.group
+    replies = prompts * config.num_generations
     actions, vocabulary = len(grammar.actions), cropper.text.vocab_size
 
     images = image_flops(cropper, lora) * (prompts * tiles)
@@ -274,7 +275,7 @@ def grpo_flops(
         "rollout": sampled.forward,
         "reward": reward,
         "reference": reference,
-        "update": update + (config.updates - 1) * (prefix.forward + update),
+        "update": update + (config.num_iterations - 1) * (prefix.forward + update),
     }
 
 
@@ -302,7 +303,7 @@ def _reward_flops(
             picture += passes(question + answer - 1, answer)
     if config.accuracy_weight:
         rollout += passes(asked + config.answer_tokens - 1, config.answer_tokens)
-    return prompts * (picture + config.group * rollout)
+    return prompts * (picture + config.num_generations * rollout)
 
 
 def decode_bytes(
@@ -340,14 +341,16 @@ def decode_bytes(
         return itemsize * (passes * weights + widths * keys)
 
     prompts, prefix = batch.crop_prompt.shape
-    replies, iterations = prompts * config.group, grammar.iterations
+    replies, iterations = prompts * config.num_generations, grammar.iterations
     keys = prompts * (prefix - 1) + replies * iterations * grammar.chunk
-    actions, passes = len(grammar.actions), iterations * config.accumulate
+    actions, passes = len(grammar.actions), iterations * config.gradient_accumulation_steps
     found = {"rollout": read(cropper.text, actions, passes, iterations * keys, lora), "reward": 0.0}
     if config.accuracy_weight and target and template:
         iterations = config.answer_tokens
         passes = (
-            iterations * config.accumulate * (config.group // (config.reward_chunk or config.group))
+            iterations
+            * config.gradient_accumulation_steps
+            * (config.num_generations // (config.reward_chunk or config.num_generations))
         )
         asked = len(template.crop) + batch.question.shape[1] - 1
         keys = prompts * len(template.first) + replies * (asked + iterations)

@@ -85,7 +85,7 @@ def run(
     batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     rows = parallel.local_rows(batched, config.batch_size)
     # A microbatch has to divide over the devices as well.
-    parallel.local_rows(batched, config.batch_size // config.accumulate)
+    parallel.local_rows(batched, config.batch_size // config.gradient_accumulation_steps)
     stage = build(config, mesh=mesh)
 
     # --- Data -------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def run(
         done = {"flops": sum(stage.flops(batch).values()), "prompts": config.batch_size}
         if config.stage == "sft":
             return done | {"images": config.batch_size * batch.images.shape[1]}
-        rollouts, pictures = config.batch_size * config.grpo.group, config.batch_size
+        rollouts, pictures = config.batch_size * config.grpo.num_generations, config.batch_size
         tiles = config.batch_size * batch.tiles.shape[1]
         seen = 0 if stage.black_box else pictures + rollouts  # by the target, in the graph
         return done | {"rollouts": rollouts, "images": tiles + seen}

@@ -34,7 +34,7 @@ from cropvlm_jax.scoring.text import Metric, encode_gold
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.config import STAGES
 from cropvlm_jax.training.costs import decode_bytes, grpo_flops, sft_flops
-from cropvlm_jax.training.sft import make_sft_evaluation, make_sft_step
+from cropvlm_jax.training.sft import SFTStep
 
 GOLD_ANSWERS, GOLD_CHARACTERS = 10, 64  # most of an example, and of an answer, that are scored
 
@@ -99,7 +99,9 @@ def build(
     if config.stage not in STAGES:
         raise ValueError(f"stage={config.stage!r} is not one of {STAGES}")
     is_grpo = config.stage == "grpo"
-    settings = GRPOConfig(**config.grpo, accumulate=config.accumulate)
+    settings = GRPOConfig(
+        **config.grpo, gradient_accumulation_steps=config.gradient_accumulation_steps
+    )
     dtype = jnp.dtype(config.dtype)
 
     def load(pretrained: Pretrained, **options: Any) -> Any:
@@ -129,7 +131,7 @@ def build(
     seen = batching.CropperInput(crop_prompts, cropper.tile_size, config.data.longest_edge, limit)
 
     def optimizer(steps: int) -> optax.GradientTransformation:
-        return make_optimizer(config, steps * (settings.updates if is_grpo else 1))
+        return make_optimizer(config, steps * (settings.num_iterations if is_grpo else 1))
 
     def create(weights: dict[str, Any], steps: int) -> TrainState:
         if is_grpo and settings.beta and not adaptation:
@@ -146,8 +148,10 @@ def build(
             create,
             seen,
             prepare=batching.BoxPreparer(seen, grammar.max_length),
-            make_step=lambda steps: make_sft_step(policy, optimizer(steps), config.accumulate),
-            evaluation=make_sft_evaluation(policy),
+            make_step=lambda steps: SFTStep(
+                policy, optimizer(steps), config.gradient_accumulation_steps
+            ),
+            evaluation=SFTStep(policy, optimizer(1)).evaluate,
             flops=lambda batch: sft_flops(cropper.config, batch, adaptation),
             decode_bytes=lambda batch: {},
         )
@@ -281,7 +285,9 @@ def jit_black_box(
     state; both take batches of NumPy arrays."""
     assert stage.black_box is not None
     shardings, batched = state_shardings(stage, mesh, steps), parallel.batch_sharding(mesh)
-    settings = GRPOConfig(**config.grpo, accumulate=config.accumulate)
+    settings = GRPOConfig(
+        **config.grpo, gradient_accumulation_steps=config.gradient_accumulation_steps
+    )
 
     def put(tree: Any) -> Any:
         return parallel.to_devices(tree, batched, len(jax.tree.leaves(tree)[0]))

@@ -13,8 +13,8 @@ report() {  # slice, pixels of the cropper's input, prompts, microbatches
     python -m cropvlm_jax.apps.aot --topology="$1" \
         --config="experiments/paper/grpo_likelihood_$2.py" \
         --config.cropper="$shape" --config.target="$shape" \
-        --config.lora.rank=0 --config.grpo.group=8 \
-        --config.batch_size="$3" --config.accumulate="$4" \
+        --config.lora.rank=0 --config.grpo.num_generations=8 \
+        --config.batch_size="$3" --config.gradient_accumulation_steps="$4" \
         --save="experiments/aot/$1_$2.json"
 }
 
@@ -29,11 +29,11 @@ done
 # The paper's adapters before a frozen 7B target, whose weights the eight chips share.
 python experiments/qwen_shape.py runs/qwen_shape
 python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/grpo_likelihood_512.py \
-    --config.cropper="$shape" --config.target=runs/qwen_shape --config.accumulate=1 \
+    --config.cropper="$shape" --config.target=runs/qwen_shape --config.gradient_accumulation_steps=1 \
     --config.mesh.data=1 --config.mesh.fsdp=2 --config.mesh.tensor=4 \
     --config.grpo.reward_chunk=2 --save=experiments/aot/v5e-8_qwen7b.json
 python experiments/llava_shape.py runs/llava_shape
 python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/grpo_likelihood_512.py \
-    --config.cropper="$shape" --config.target=runs/llava_shape --config.accumulate=1 \
+    --config.cropper="$shape" --config.target=runs/llava_shape --config.gradient_accumulation_steps=1 \
     --config.mesh.data=1 --config.mesh.fsdp=2 --config.mesh.tensor=4 \
     --config.grpo.reward_chunk=2 --save=experiments/aot/v5e-8_llava7b.json

@@ -39,14 +39,14 @@ def compiled(tmp_path):
 
 
 def test_data_parallel_step_for_four_chips(compiled):
-    settings = ("batch_size=4", "grpo.group=2", "grpo.beta=0.01", "data.canvas=(128,128)")
+    settings = ("batch_size=4", "grpo.num_generations=2", "grpo.beta=0.01", "data.canvas=(128,128)")
     report, printed = compiled("v5e:2x2", *settings)
     assert report["fits"] and 0 < report["peak_hbm_gib"] < 1
     assert report["hbm_gib"].keys() == {"arguments", "temporaries", "code"}
     shown = ("topology", "chips", "prompts", "group", "longest_edge", "tiles")
     assert [report[name] for name in shown] == ["v5e:2x2", 4, 4, 2, 64, 1]
     assert report["versions"]["jax"] == jax.__version__ and report["date"]
-    assert report["overrides"]["grpo.group"] == 2
+    assert report["overrides"]["grpo.num_generations"] == 2
     assert report["config"] == "experiments/zoom_digits.py"
 
     assert list(report["flops"]) == list(report["roofline_ms"]) == PHASES
@@ -62,7 +62,7 @@ def test_data_parallel_step_for_four_chips(compiled):
 
 
 def test_a_step_that_does_not_fit(compiled):
-    report, printed = compiled("v5e-1", "batch_size=1", "grpo.group=65536")
+    report, printed = compiled("v5e-1", "batch_size=1", "grpo.num_generations=65536")
     assert not report["fits"] and report["peak_hbm_gib"] > 15
     assert report["largest_prompts"] == 0 and "does not fit" in printed
 

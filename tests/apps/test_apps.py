@@ -37,7 +37,7 @@ def own_compilation_cache(tmp_path_factory):
 def trained(tmp_path_factory):
     """The folder of a run of three tiny steps."""
     workdir = tmp_path_factory.mktemp("run")
-    settings = ("steps=3", "batch_size=2", "grpo.group=2", "grpo.beta=0.01")
+    settings = ("steps=3", "batch_size=2", "grpo.num_generations=2", "grpo.beta=0.01")
     done = run(
         "train",
         "--config=experiments/zoom_digits.py",

@@ -37,7 +37,7 @@ EXAMPLES = [
 ]
 KEY = jax.random.key(7)
 CONFIG = GRPOConfig(
-    group=4,
+    num_generations=4,
     temperature=0.8,
     beta=0.1,
     likelihood_weight=0.0,
@@ -78,7 +78,9 @@ def vlm(tmp_path_factory) -> VLMReader:
 
 @pytest.mark.parametrize("accumulate, updates", [(1, 1), (2, 2)])
 def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates):
-    config = dataclasses.replace(CONFIG, accumulate=accumulate, updates=updates)
+    config = dataclasses.replace(
+        CONFIG, gradient_accumulation_steps=accumulate, num_iterations=updates
+    )
     inside, outside = make_batches()
     vocabulary = in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER)
     models = GRAPHDEF, GRAPHDEF, tiny.GRAMMAR, tiny.TEMPLATE
@@ -170,7 +172,7 @@ def test_what_kept_the_target_from_answering_teaches_nothing():
 
 
 def test_the_next_rollouts_are_made_while_the_host_scores():
-    config = dataclasses.replace(CONFIG, accuracy="contains", accumulate=4)
+    config = dataclasses.replace(CONFIG, accuracy="contains", gradient_accumulation_steps=4)
     halves, order = make_halves(GRAPHDEF, tiny.GRAMMAR, OPTIMIZER, config), []
     rolled_2 = threading.Event()
 

@@ -107,21 +107,26 @@ class Case:
         return nnx.split(lora.merge(nnx.merge(graphdef, trained, *frozen)))[1]
 
 
-CONFIG = GRPOConfig(group=GROUP, temperature=TEMPERATURE, beta=0.1)
+CONFIG = GRPOConfig(num_generations=GROUP, temperature=TEMPERATURE, beta=0.1)
 BATCH = Case(CONFIG).batch
 
 # Each has several features; microbatches and reward chunks change along.
 CASES = {
     "grpo-group-gain": Case(
         dataclasses.replace(
-            CONFIG, beta=0.0, gain=True, area_weight=0.7, reward_chunk=1, accumulate=2
+            CONFIG,
+            beta=0.0,
+            gain=True,
+            area_weight=0.7,
+            reward_chunk=1,
+            gradient_accumulation_steps=2,
         )
     ),
     "dr_grpo-none-official": Case(
         dataclasses.replace(
             CONFIG,
-            aggregation="dr_grpo",
-            scale="none",
+            loss_type="dr_grpo",
+            scale_rewards="none",
             normaliser=32,
             temperature_in_log_probs=False,
             official_span=True,
@@ -131,19 +136,24 @@ CASES = {
     "token-batch-accuracy-nan": Case(
         dataclasses.replace(
             CONFIG,
-            aggregation="token",
-            scale="batch",
+            loss_type="dapo",
+            scale_rewards="batch",
             format_weight=0.5,
             likelihood="mean",
             accuracy_weight=2.0,
             accuracy="anls",
             answer_tokens=4,
-            validity_weight=0.0,
         ),
         spoilt=((0, 0), (2, 0), (2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)),
     ),
     "token-group-updates-adapters-tiles": Case(
-        dataclasses.replace(CONFIG, aggregation="token", updates=2, accumulate=2, clip_high=0.3),
+        dataclasses.replace(
+            CONFIG,
+            loss_type="dapo",
+            num_iterations=2,
+            gradient_accumulation_steps=2,
+            epsilon_high=0.3,
+        ),
         adapters=True,
         grid=(2, 2),
     ),
@@ -243,7 +253,9 @@ def fused(case: Case) -> tuple[Result, TrainState]:
     def in_order(parts: list[np.ndarray]) -> np.ndarray:
         return np.stack(parts, 1).reshape(len(EXAMPLES), *parts[0].shape[1:])
 
-    reads = len(pictures) // case.config.accumulate  # of the target in a microbatch
+    reads = (
+        len(pictures) // case.config.gradient_accumulation_steps
+    )  # of the target in a microbatch
     pictures = [np.concatenate(pictures[i : i + reads], 1) for i in range(0, len(pictures), reads)]
     result = Result(
         in_order(boxes),
@@ -475,7 +487,7 @@ def naive_reply(
     params = Case(CONFIG, adapters).plain(trained)
     log_probs, inside, entropy = log_probs_of(params, ids, tiles, allowed, settings["temperature"])
     ratio = jnp.exp(log_probs - old)
-    low, high = 1 - settings["clip_low"], 1 + settings["clip_high"]
+    low, high = 1 - settings["epsilon"], 1 + settings["epsilon_high"]
     gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
     kl = jnp.exp(reference - log_probs) - (reference - log_probs) - 1
     # What decoding without the grammar does: any of the allowed tokens is as good.
@@ -496,7 +508,7 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     A grey level moves a random target's likelihoods by more than the rest may.
     """
     config = case.config
-    rollouts = naive_rollouts(config.accumulate, case.adapters, case.grid)
+    rollouts = naive_rollouts(config.gradient_accumulation_steps, case.adapters, case.grid)
     pictures = np.array(
         [
             [naive_pictures(example, r.box) for r in group]
@@ -535,8 +547,6 @@ def naive(case: Case, seen: np.ndarray) -> Result:
         )
         print("answers", own, parts["accuracy"])
         assert parts["accuracy"][~case.spoil].std() > 0.1
-    if config.validity_weight:
-        parts["validity"] = np.ones(boxes.shape[:2])
     if config.area_weight:
         width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
         parts["area"] = width * height / 1e4
@@ -545,13 +555,13 @@ def naive(case: Case, seen: np.ndarray) -> Result:
         for name, part in parts.items()
     )
     scored = np.isfinite(reward)
-    advantages = naive_advantages(reward, config.scale)
+    advantages = naive_advantages(reward, config.scale_rewards)
     metrics = {f"reward/{name}": part[scored].mean() for name, part in parts.items()}
     metrics["reward"] = reward[scored].mean()
 
     # What each reply was chosen from.
     settings = {
-        name: getattr(config, name) for name in ("beta", "format_weight", "clip_low", "clip_high")
+        name: getattr(config, name) for name in ("beta", "format_weight", "epsilon", "epsilon_high")
     }
     settings["temperature"] = TEMPERATURE if config.temperature_in_log_probs else 1.0
     start = case.plain(case.model[1])
@@ -575,8 +585,8 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     # Updates.
     params, totals = case.model[1], []
     tokens = sum(len(rollouts[b][g].choices) for b, g in zip(*np.nonzero(scored), strict=True))
-    divisor = tokens if config.aggregation == "token" else scored.sum()
-    for _ in range(config.updates):
+    divisor = tokens if config.loss_type == "dapo" else scored.sum()
+    for _ in range(config.num_iterations):
         summed = "loss", "kl", "entropy", "malformed", "clip_low_fraction", "clip_high_fraction"
         total = dict.fromkeys(summed, 0.0)
         gradient = jax.tree.map(jnp.zeros_like, params)
@@ -584,8 +594,8 @@ def naive(case: Case, seen: np.ndarray) -> Result:
             length = {
                 "grpo": inputs[0][3].sum(),
                 "dr_grpo": config.normaliser or tiny.GRAMMAR.max_choices,
-                "token": 1,
-            }[config.aggregation]
+                "dapo": 1,
+            }[config.loss_type]
             (part, (sums, malformed)), grads = naive_reply(case.adapters, params, *inputs, settings)
             total["loss"] += float(part) / length / divisor
             total["malformed"] += float(malformed) / len(learned)
@@ -661,19 +671,18 @@ def test_fused_equals_naive(name):
     want = naive(case, got.pictures)
     assert_same(got, want, case.config.gain)
     compared = {"loss", "reward", "grad_norm"}
-    compared |= {f"reward/{part}" for part in ("likelihood", "accuracy", "validity", "area")}
+    compared |= {f"reward/{part}" for part in ("likelihood", "accuracy", "area")}
     compared |= {"kl", "entropy", "malformed", "clip_low_fraction", "clip_high_fraction"}
     assert got.metrics.keys() & compared <= want.metrics.keys()
     assert ("kl" in got.metrics) == (case.config.beta > 0)
     np.testing.assert_allclose(got.metrics["sampler_gap"], SAMPLER_GAP, atol=1e-4)
-    assert got.metrics["valid"] == 1
     assert got.metrics["unscored"] == case.spoil.mean()
     # One rollout that is left has nothing to be compared with.
     assert got.metrics["zero_variance_groups"] == ((~case.spoil).sum(-1) < 2).mean()
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((got.params, got.metrics)))
     np.testing.assert_allclose(got.metrics["area"], geometry.area(got.boxes).mean(), rtol=1e-5)
     assert state.step == 1
-    if case.config.updates > 1:
+    if case.config.num_iterations > 1:
         assert_gradients_close(
             jax.tree.map(jnp.subtract, got.params, case.model[1]),
             jax.tree.map(jnp.subtract, want.params, case.model[1]),
@@ -844,7 +853,7 @@ def test_reward_chunks_change_nothing():
 
 
 def test_invalid_boxes_are_worth_the_official_corner():
-    """No validity, and the target reads the 2 x 2 px corner, which some valid box is as well."""
+    """The target reads the 2 x 2 px corner, which some valid box is as well."""
     examples = [{**EXAMPLES[0], "image": EXAMPLES[i]["image"]} for i in (1, 2)]
     corners = [(0, 0, 2, 3), (0, 0, 3, 2)]  # of 73 x 111 px and of 96 x 64 px
     invalid = [(40, 30, 20, 90), (40, 30, 60, 30)]
@@ -856,8 +865,7 @@ def test_invalid_boxes_are_worth_the_official_corner():
         return judge(reader, tiny.TEMPLATE, None, CONFIG, batch, boxes)
 
     reward, parts = judged(tiny.make_batch(examples), boxes)
-    np.testing.assert_array_equal(parts["validity"], [[1, 0, 0]] * 2)
-    np.testing.assert_allclose(reward - parts["validity"], parts["likelihood"], rtol=1e-6)
+    np.testing.assert_array_equal(reward, parts["likelihood"])
     likelihood = np.asarray(parts["likelihood"])
     np.testing.assert_allclose(likelihood, np.broadcast_to(likelihood[:, :1], (2, 3)), rtol=1e-6)
 
@@ -870,13 +878,13 @@ def test_accuracy_needs_gold_answers():
 
 def test_settings_that_cannot_work_are_refused():
     for change in (
-        {"group": 1},
+        {"num_generations": 1},
         {"temperature": 0},
         {"reward_chunk": 3},
-        {"aggregation": "sum"},
-        {"scale": "std"},
-        {"scale": "batch", "accumulate": 2},
-        {"updates": 0},
+        {"loss_type": "sum"},
+        {"scale_rewards": "std"},
+        {"scale_rewards": "batch", "gradient_accumulation_steps": 2},
+        {"num_iterations": 0},
         {"answer_tokens": 0},
         {"normaliser": 32},
         {"likelihood_weight": 0},

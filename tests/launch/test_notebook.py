@@ -38,7 +38,7 @@ def test_it_runs_top_to_bottom(tmp_path):
     notebook, cells = read()
     fewer = f"STEPS, SCENES, WORKDIR = 2, 1, {str(tmp_path / 'run')!r}"
     cells["settings"].source += f"\n{fewer}"
-    cells["config"].source += "\nconfig.batch_size, config.grpo.group = 2, 2"
+    cells["config"].source += "\nconfig.batch_size, config.grpo.num_generations = 2, 2"
     resources = {"metadata": {"path": str(ROOT)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
 

@@ -194,7 +194,12 @@ def test_step_rewards_what_transformers_says(pair):
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
     policy, params = tiny.make_model(0)
     settings = GRPOConfig(
-        group=3, beta=0.0, accuracy_weight=1.0, accuracy=metric, answer_tokens=4, reward_chunk=1
+        num_generations=3,
+        beta=0.0,
+        accuracy_weight=1.0,
+        accuracy=metric,
+        answer_tokens=4,
+        reward_chunk=1,
     )
     optimizer = optax.sgd(1.0)
     template = rewards.AnswerTemplate.from_prompts(prompts)

@@ -315,7 +315,7 @@ def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, t
     examples = tiny.make_examples(2)
     prepare = dataclasses.replace(tiny.PREPARE, answer_prompts=prompts)
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
-    config = GRPOConfig(group=2, likelihood_weight=1.0, gain=True, accuracy_weight=0.0)
+    config = GRPOConfig(num_generations=2, likelihood_weight=1.0, gain=True, accuracy_weight=0.0)
     boxes = np.array([[[0, 0, 100, 100], [20, 30, 55, 90]], [[5, 60, 95, 70], [1, 1, 40, 40]]])
 
     def judge(weights, batch, boxes):
@@ -485,7 +485,7 @@ def test_the_step_with_a_7b_target_is_built_without_weights(tmp_path):
     config = config_lib.default_config()
     config.cropper, config.target = "zoom_digits/cropper", str(tmp_path)
     config.dtype, config.data.longest_edge = "bfloat16", 64
-    config.data.canvas, config.grpo.group = (512, 512), 2
+    config.data.canvas, config.grpo.num_generations = (512, 512), 2
     built = stage.build(config, abstract=True)
     assert built.target.config.image_seq_len == 256
     assert {x.dtype for x in jax.tree.leaves(built.weights["target"])} == {jnp.dtype("bfloat16")}

@@ -142,7 +142,7 @@ def test_a_folder_takes_one_run(tmp_path):
         check_claim(tmp_path, other, resume=True)
     lines = str(error.value).splitlines()[1:]
     assert lines == [
-        "grpo.group: 4 there, 8 now",
+        "grpo.num_generations: 4 there, 8 now",
         "new: None there, 1 now",
         "steps: 5 there, 6 now",
     ]

@@ -25,12 +25,12 @@ from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
 from cropvlm_jax.scoring.in_graph import Vocabulary
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
-from cropvlm_jax.training.sft import make_sft_step
+from cropvlm_jax.training.sft import SFTStep
 
 PAPER = lora.LoRAConfig(rank=3)
 TEXT = dataclasses.replace(PAPER, targets=r"text\..*")
 CONNECTOR = dataclasses.replace(PAPER, targets="connector")
-CONFIG = GRPOConfig(group=3)
+CONFIG = GRPOConfig(num_generations=3)
 EXAMPLES = tiny.make_examples(2)
 BATCH = tiny.make_batch(EXAMPLES, 2 * tiny.SIDE)
 OPTIMIZER = optax.sgd(0.1)
@@ -120,13 +120,17 @@ def test_forward_is_twice_the_weights_and_attention(size):
 
 GRPO = {
     "all": (CONFIG, None),
-    "adapters": (dataclasses.replace(CONFIG, format_weight=0.1, updates=3), PAPER),
+    "adapters": (dataclasses.replace(CONFIG, format_weight=0.1, num_iterations=3), PAPER),
     "text-gain": (dataclasses.replace(CONFIG, gain=True, accuracy_weight=1.0), TEXT),
     "text-shared": (CONFIG, TEXT),
     "adapters-shared": (CONFIG, PAPER),
     "connector-accuracy": (
         dataclasses.replace(
-            CONFIG, beta=0.0, likelihood_weight=0.0, accuracy_weight=1.0, accumulate=2
+            CONFIG,
+            beta=0.0,
+            likelihood_weight=0.0,
+            accuracy_weight=1.0,
+            gradient_accumulation_steps=2,
         ),
         CONNECTOR,
     ),
@@ -151,7 +155,7 @@ def test_a_grpo_step_costs_its_matmuls(case):
 
     got = costs.grpo_flops(tiny.CONFIG, tiny.CONFIG, config, *asked, batch, adapters, shared)
     # What stands there beyond what counts: masked keys, and resampling in two digits and in three.
-    prompts, replies = len(EXAMPLES), len(EXAMPLES) * config.group
+    prompts, replies = len(EXAMPLES), len(EXAMPLES) * config.num_generations
     text, prefix = tiny.CONFIG.text, batch.crop_prompt.shape[1] - 1
     read = prompts * causal(text, prefix)
     written = replies * causal(text, tiny.GRAMMAR.max_length)
@@ -176,8 +180,8 @@ def test_a_grpo_step_costs_its_matmuls(case):
         "reward": counted["reward"] - reward - crops * 4 * costs.crop_flops(tiny.CANVAS, tiny.SIDE),
         "reference": counted["reference"] - bool(config.beta) * (read + written),
         "update": counted["update"]
-        - config.updates * (2 * read + 3 * written + again)
-        - (config.updates - 1) * read,
+        - config.num_iterations * (2 * read + 3 * written + again)
+        - (config.num_iterations - 1) * read,
     }
     assert got == pytest.approx(want, rel=1e-12)
 
@@ -194,7 +198,7 @@ def test_a_supervised_step_costs_its_matmuls(adapters):
     policy, params, frozen, _ = abstract(tiny.CONFIG, adapters)
     state = jax.eval_shape(lambda p: TrainState.create(p, OPTIMIZER, frozen=frozen), params)
     batch = supervised()
-    counted = matmuls(make_sft_step(policy, OPTIMIZER), state, batch, {})
+    counted = matmuls(SFTStep(policy, OPTIMIZER), state, batch, {})
     read = batch.prompt.shape[1] + batch.completion.shape[1] - 1
     masked = causal(tiny.CONFIG.text, read)
     tiles = batch.images.shape[1] * (adapters in (None, PAPER))
@@ -215,13 +219,15 @@ def test_xla_counts_the_same():
     policy, params, *_ = abstract(config, None)
     state = jax.eval_shape(lambda p: TrainState.create(p, OPTIMIZER), params)
     batch = supervised(tiny.SIDE)
-    lowered = jax.jit(make_sft_step(policy, OPTIMIZER)).lower(state, batch, KEY)
+    lowered = jax.jit(SFTStep(policy, OPTIMIZER)).lower(state, batch, KEY)
     (got,) = costs.sft_flops(config, batch).values()
     assert got == pytest.approx(lowered.cost_analysis()["flops"], rel=0.05)
 
 
 def test_decoding_reads_weights_and_caches():
-    config = dataclasses.replace(CONFIG, accuracy_weight=1.0, reward_chunk=1, accumulate=2)
+    config = dataclasses.replace(
+        CONFIG, accuracy_weight=1.0, reward_chunk=1, gradient_accumulation_steps=2
+    )
     asked = tiny.CONFIG, tiny.CONFIG, config, tiny.GRAMMAR, tiny.TEMPLATE
     model = nnx.eval_shape(lambda: SmolVLM(tiny.CONFIG, rngs=nnx.Rngs(0)))
     kernels = nnx.state(model.text.layers, lambda path, _: "kernel" in path)
@@ -231,7 +237,7 @@ def test_decoding_reads_weights_and_caches():
         empty = jax.eval_shape(lambda: KVCache.empty(tiny.CONFIG.text, shape, "float32"))
         return empty.keys.size + empty.values.size
 
-    prompts, group, passes = len(EXAMPLES), config.group, tiny.GRAMMAR.iterations
+    prompts, group, passes = len(EXAMPLES), config.num_generations, tiny.GRAMMAR.iterations
     keys = cache(prompts, 1, BATCH.crop_prompt.shape[1] - 1)
     keys += cache(prompts, group, passes * tiny.GRAMMAR.chunk)
     weights = layers + 12 * tiny.CONFIG.text.hidden_size
@@ -253,5 +259,5 @@ def test_growth():
 
     twice = jax.tree.map(lambda x: np.concatenate([x, x]), BATCH)
     assert total(twice) == pytest.approx(2 * total(BATCH))
-    assert total(BATCH) < total(BATCH, group=6) < 2 * total(BATCH)
-    assert total(BATCH, accumulate=2, reward_chunk=1) == total(BATCH)
+    assert total(BATCH) < total(BATCH, num_generations=6) < 2 * total(BATCH)
+    assert total(BATCH, gradient_accumulation_steps=2, reward_chunk=1) == total(BATCH)

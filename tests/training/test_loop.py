@@ -32,7 +32,7 @@ def quickstart(**changes):
     config = default_config()
     config.cropper, config.target = "zoom_digits/cropper", "zoom_digits/target"
     config.steps, config.batch_size, config.learning_rate = 6, 2, 1e-4
-    config.grpo.update(group=2, beta=0.01)
+    config.grpo.update(num_generations=2, beta=0.01)
     config.data.update(longest_edge=64, canvas=(512, 512), question_tokens=16, answer_tokens=2)
     config.data.sources.zoom_digits = source()
     config.eval.sources.zoom_digits = source(split="validation")
@@ -132,8 +132,8 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_bits(unbroken, tmp_path):
 
 
 def test_other_settings_or_data_are_refused(unbroken):
-    changes = {"grpo.group": 4, "learning_rate": 1e-3}
-    with pytest.raises(ValueError, match="grpo.group: 2 there, 4 now\nlearning_rate"):
+    changes = {"grpo.num_generations": 4, "learning_rate": 1e-3}
+    with pytest.raises(ValueError, match="grpo.num_generations: 2 there, 4 now\nlearning_rate"):
         loop.run(quickstart(**changes), unbroken)
     with pytest.raises(ValueError, match="holds a run already"):
         loop.run(quickstart(), unbroken, resume=False)
@@ -191,7 +191,7 @@ def test_the_papers_runs_have_the_released_settings():
     assert (sft.learning_rate, sft.clip_norm, sft.batch_size, sft.seed) == (5e-5, 1.0, 16, 42)
     assert (sft.lora.rank, sft.lora.alpha, sft.lora.dropout) == (128, 256, 0.05)
     grpo = paper_grpo(2048, "accuracy")
-    assert (grpo.grpo.group, grpo.grpo.temperature, grpo.grpo.beta) == (6, 0.8, 0.01)
+    assert (grpo.grpo.num_generations, grpo.grpo.temperature, grpo.grpo.beta) == (6, 0.8, 0.01)
     assert (grpo.learning_rate, grpo.clip_norm, grpo.data.longest_edge) == (5e-6, 0.1, 2048)
     parts = [config.data.sources.docvqa.part for config in (sft, grpo)]
     assert parts == [(0.0, 0.5), (0.5, 1.0)]  # half of the data each
@@ -204,7 +204,7 @@ def test_the_papers_runs_have_the_released_settings():
 
 def black_box(**changes):
     """The quickstart's target, outside of the graph."""
-    config = quickstart(target="vlm:zoom_digits/target", steps=4, accumulate=2)
+    config = quickstart(target="vlm:zoom_digits/target", steps=4, gradient_accumulation_steps=2)
     config.grpo.update(likelihood_weight=0.0, accuracy_weight=1.0, accuracy="nearly_contains")
     with config.unlocked():
         config.update_from_flattened_dict(changes)

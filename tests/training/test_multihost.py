@@ -21,7 +21,7 @@ SETTINGS = {
     "steps": STEPS,
     "batch_size": 4,
     "learning_rate": 1e-4,
-    "grpo.group": 2,
+    "grpo.num_generations": 2,
     "checkpoint.every": 4,
 }
 

@@ -42,7 +42,7 @@ def make_batch() -> batching.SupervisedBatch:
 
 @pytest.fixture(scope="module")
 def step():
-    return jax.jit(sft.make_sft_step(GRAPHDEF, OPTIMIZER), donate_argnums=0)
+    return jax.jit(sft.SFTStep(GRAPHDEF, OPTIMIZER), donate_argnums=0)
 
 
 def fresh() -> TrainState:
@@ -109,7 +109,7 @@ def test_steps_lower_the_loss(step):
 def test_microbatches_add_up(step):
     batch = make_batch()
     assert len(set(batch.completion_valid.sum(-1))) > 1  # a mean of means would be another one
-    split = jax.jit(sft.make_sft_step(GRAPHDEF, OPTIMIZER, accumulate=3))
+    split = jax.jit(sft.SFTStep(GRAPHDEF, OPTIMIZER, gradient_accumulation_steps=3))
     results = [step_(fresh(), batch, KEY) for step_ in (step, split)]
     (whole, expected), (parts, actual) = results
     assert actual["tokens"] == expected["tokens"] and parts.step == 1
@@ -118,8 +118,10 @@ def test_microbatches_add_up(step):
     for a, b in zip(*(jax.tree.leaves(s.opt_state[0].mu) for s in (parts, whole)), strict=True):
         # Keys' biases have no gradient but rounding.
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * abs(b).max() + 1e-9)
-    with pytest.raises(ValueError, match="accumulate=2 does not divide 3 conversations"):
-        jax.eval_shape(sft.make_sft_step(GRAPHDEF, OPTIMIZER, 2), fresh(), batch, KEY)
+    with pytest.raises(
+        ValueError, match="gradient_accumulation_steps=2 does not divide the 3 rows"
+    ):
+        jax.eval_shape(sft.SFTStep(GRAPHDEF, OPTIMIZER, 2), fresh(), batch, KEY)
 
 
 def test_adapters_learn_under_dropout_and_the_rest_stays():
@@ -127,7 +129,7 @@ def test_adapters_learn_under_dropout_and_the_rest_stays():
     adapted = lora.add(nnx.merge(GRAPHDEF, PARAMS), settings, nnx.Rngs(0))
     graphdef, params, frozen = nnx.split(adapted, lora.LoRAParam, ...)
     params = jax.tree.map(lambda x: x + 0.1, params)  # a fresh adapter's second half is zero
-    step = jax.jit(sft.make_sft_step(graphdef, OPTIMIZER))
+    step = jax.jit(sft.SFTStep(graphdef, OPTIMIZER))
     state, batch, losses = TrainState.create(params, OPTIMIZER, frozen=(frozen,)), make_batch(), []
     dropped = {float(step(state, batch, jax.random.key(seed))[1]["loss"]) for seed in range(3)}
     assert len(dropped) == 3  # each key drops something else
