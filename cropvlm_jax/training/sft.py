@@ -5,6 +5,8 @@
 The cropper learns the format of boxes from it; the same loss teaches a tiny target to read.
 """
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from cropvlm_jax import microbatching
 from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.vlm import VLM, one_row
@@ -37,53 +40,61 @@ def completion_loss(model: VLM, batch: SupervisedBatch) -> tuple[jax.Array, jax.
     return jnp.where(batch.completion_valid, losses, 0).sum(), tokens
 
 
-def make_sft_step(
-    policy: nnx.GraphDef, optimizer: optax.GradientTransformation, accumulate: int = 1
-):
-    """Builds the supervised step; the caller jits it and donates the state.
+@dataclasses.dataclass(frozen=True)
+class SFTStep:
+    """One supervised update; the caller jits it and donates the state.
 
-    Args:
-        policy: of the SmolVLM whose weights are `state.params` and, under adapters, those in
+    Attributes:
+        policy: of the model whose weights are `state.params` and, under adapters, those in
             `state.frozen`.
         optimizer: applied to the mean loss a completion token.
-        accumulate: microbatches a step, a divisor of the batch.
-
-    Returns:
-        `(state, batch, key) -> (state, metrics)`; the key is that of the adapters' dropout.
+        gradient_accumulation_steps: microbatches a step, a divisor of the batch.
     """
 
-    def step(state: TrainState, batch: SupervisedBatch, key: jax.Array):
-        def add(total: Any, microbatch: tuple[SupervisedBatch, jax.Array]):
-            part, key = microbatch
+    policy: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    gradient_accumulation_steps: int = 1
 
-            def loss_fn(params: Any):
-                model = lora.with_dropout(nnx.merge(policy, params, *state.frozen), key)
-                return completion_loss(model, part)
+    def __call__(
+        self, state: TrainState, batch: SupervisedBatch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Learns from one batch.
 
-            sums, grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-            return jax.tree.map(jnp.add, total, (grads, *sums)), None
+        Args:
+            state: of the run.
+            batch: conversations.
+            key: of the adapters' dropout.
 
-        n, rows = accumulate, batch.prompt.shape[0]
-        if rows % n:
-            raise ValueError(f"accumulate={n} does not divide {rows} conversations")
-        # Microbatch i takes every n-th conversation, so that each device keeps its own.
-        parts = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
-        zeros = jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.int32(0)
+        Returns:
+            The next state, and metrics, scalars.
+        """
+        n = self.gradient_accumulation_steps
+        keys = jax.random.split(key, n)
+        microbatches = microbatching.split(batch, n), keys if n > 1 else keys[0]
         with jax.named_scope("loss"):
-            (grads, loss, tokens), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, n)))
+            compute = functools.partial(self.gradient, state)
+            (grads, loss, tokens), _ = microbatching.accumulate(compute, n, *microbatches)
         with jax.named_scope("update"):
             grads = jax.tree.map(lambda g: g / tokens, grads)
             norm = optax.tree.norm(grads)
             metrics = {"loss": loss / tokens, "tokens": tokens, "grad_norm": norm}
-            return state.apply_gradients(grads, optimizer), metrics
+            return state.apply_gradients(grads, self.optimizer), metrics
 
-    return step
+    def gradient(
+        self, state: TrainState, batch: SupervisedBatch, key: jax.Array
+    ) -> tuple[tuple[Any, jax.Array, jax.Array], None]:
+        """The gradient of a microbatch's summed loss, that loss and its number of tokens."""
 
+        def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
+            model = lora.with_dropout(nnx.merge(self.policy, params, *state.frozen), key)
+            return completion_loss(model, batch)
 
-def make_sft_evaluation(policy: nnx.GraphDef):
-    """Builds `(state, batch) -> {"loss": (sum, count)}`, the loss as in `make_sft_step`."""
+        (loss, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return (grads, loss, tokens), None
 
-    def evaluate(state: TrainState, batch: SupervisedBatch):
-        return {"loss": completion_loss(nnx.merge(policy, state.params, *state.frozen), batch)}
-
-    return evaluate
+    def evaluate(
+        self, state: TrainState, batch: SupervisedBatch
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """The loss of a batch as `{"loss": (sum, count)}`; there is no dropout."""
+        model = nnx.merge(self.policy, state.params, *state.frozen)
+        return {"loss": completion_loss(model, batch)}
