@@ -3,7 +3,7 @@
 """Percent boxes: their text, area, overlap and expansion.
 
 A box is four integers `x1, y1, x2, y2` in percent of the image's width and height, 0..100, with
-x2 > x1 and y2 > y1. All functions take NumPy arrays (data workers) and JAX arrays (under jit)
+x2 > x1 and y2 > y1. All functions take NumPy arrays (in data workers) and JAX arrays (under jit)
 alike, and JAX is not imported here.
 """
 
@@ -14,14 +14,15 @@ import numpy as np
 
 Array = Any  # np.ndarray or jax.Array
 FULL = (0, 0, 100, 100)
-QUINTILE_FACTORS = (45, 10, 4, 2, 1)
+QUINTILE_FACTORS = (45, 10, 4, 2, 1)  # of the smallest fifth of the boxes first
 PAPER_BOUNDS = (0.0016, 0.0038, 0.0091, 0.0351)  # quintiles of seed areas, CropVLM's table 2
 _REPLY = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
 
 
 def to_text(box: Any) -> str:
     """The reply that names `box`, such as `[12, 5, 40, 33].`"""
-    return "[{}, {}, {}, {}].".format(*(int(v) for v in box))
+    x1, y1, x2, y2 = (int(edge) for edge in box)
+    return f"[{x1}, {y1}, {x2}, {y2}]."
 
 
 def parse(text: str) -> tuple[int, int, int, int] | None:
@@ -66,15 +67,16 @@ def coverage(boxes: Array, truth: Array) -> Array:
 def expand(boxes: Array, factor: Any) -> Array:
     """Scales boxes' areas about their centres, as the official CropVLM data preparation does.
 
-    Each side grows by sqrt(factor), the box is shifted back inside the image, clamped, and its
-    coordinates are floored; the floor is kept from emptying a thin box.
+    Each side grows by sqrt(factor). A box that then reaches beyond the image is shifted back inside
+    it, and clamped where it is too large for that. Coordinates are rounded down, but a box keeps
+    one percent of each side at least.
 
     Args:
-        boxes: int or float `[..., 4]`.
-        factor: area factor, a number or `[...]`.
+        boxes: Percent boxes, int or float `[..., 4]`.
+        factor: What areas are multiplied with, a number or `[...]`.
 
     Returns:
-        int `[..., 4]`, valid.
+        Valid boxes, int `[..., 4]`.
     """
     xp = boxes.__array_namespace__()
     size = (boxes[..., 2:] - boxes[..., :2]) * xp.asarray(factor)[..., None] ** 0.5
@@ -91,12 +93,12 @@ def expand_by_quintile(boxes: Array, bounds: Array | None = None) -> Array:
     """Expands seed boxes, the small ones more: area x45, x10, x4, x2, x1 by quintile of area.
 
     Args:
-        boxes: int or float `[N, 4]`.
-        bounds: areas 0..1 `[4]` where the second to fifth quintiles begin, such as `PAPER_BOUNDS`;
-            by default those of `boxes`, as in the official code.
+        boxes: Percent boxes, int or float `[N, 4]`.
+        bounds: Areas 0..1 `[4]` where the second to fifth quintiles begin, such as `PAPER_BOUNDS`;
+            None takes the quintiles of `boxes`, as in the official code.
 
     Returns:
-        int `[N, 4]`, valid.
+        Valid boxes, int `[N, 4]`.
     """
     xp = boxes.__array_namespace__()
     areas = area(boxes)

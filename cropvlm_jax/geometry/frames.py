@@ -12,8 +12,8 @@ import math
 
 from cropvlm_jax.geometry.boxes import Array, is_valid
 
-MAX_PIXELS = 12_845_056  # of Qwen2.5-VL's released processors
-MAX_ASPECT = 200  # of what they take
+MAX_PIXELS = 12_845_056  # of a resized picture, in Qwen2.5-VL's released processors
+MAX_ASPECT = 200  # they refuse pictures of which one side is longer than so many times the other
 FRAMES = ("smart_resized", "thousandths", "pixels", "percent", "smart_resized_unscaled")
 
 
@@ -23,16 +23,17 @@ def frame_size(
     """Height and width of an image in the units of a frame: the `size` for `to_percent`.
 
     Args:
-        frame: one of `FRAMES`: "smart_resized", what Qwen2.5-VL writes; "thousandths", what
-            Qwen2-VL and Qwen3-VL write; "pixels" of the original; "percent"; or
+        frame: One of `FRAMES`: "smart_resized", what Qwen2.5-VL writes; "thousandths", what
+            Qwen2-VL and Qwen3-VL write; "pixels" of the original image; "percent"; or
             "smart_resized_unscaled", the official code's mistake, which divides smart-resized
             pixels by the original size.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        max_pixels: what the labeller's processor was limited to.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        max_pixels: The limit of the processor of the model that wrote the boxes; it matters for
+            "smart_resized" only.
 
     Raises:
-        ValueError: there is no such frame, or no smart-resized form of the image.
+        ValueError: There is no such frame, or no smart-resized form of the image.
     """
     match frame:
         case "smart_resized":
@@ -48,19 +49,19 @@ def frame_size(
 
 @dataclasses.dataclass(frozen=True)
 class PixelLimits:
-    """What pictures Qwen2-VL's and Qwen2.5-VL's processors make.
+    """How large pictures are made by Qwen2-VL's and Qwen2.5-VL's processors.
 
     Attributes:
-        max_pixels: of a picture, a multiple of `factor` squared, and so is the next one.
-        min_pixels: likewise.
-        factor: pixels of a side of the square tiles that become one token each.
+        max_pixels: Most pixels of a resized picture, a multiple of `factor` squared.
+        min_pixels: Fewest pixels of a resized picture, a multiple of `factor` squared.
+        factor: Pixels of a side of the square tiles that become one token each.
     """
 
     max_pixels: int = MAX_PIXELS
     min_pixels: int = 3136
     factor: int = 28
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         token = self.factor**2
         for name in ("max_pixels", "min_pixels"):
             pixels = getattr(self, name)
@@ -71,13 +72,17 @@ class PixelLimits:
 
     @property
     def most_tiles(self) -> int:
-        """Tiles of the largest picture: what `max_pixels` allows, or more where a thin picture has
-        one row of tiles and is less high than these."""
+        """The most tiles that any picture can get.
+
+        `max_pixels` allows so many, but a thin picture may have more: it gets one row of tiles even
+        where it would be less high than a tile.
+        """
         most, least = self.max_pixels // self.factor**2, self.min_pixels // self.factor**2
         longest = math.ceil(math.sqrt(MAX_ASPECT * least))
-        # A side that grew to n tiles, rounded up, had over n - 1: the other one has so many.
-        grown = (n * math.ceil(least / (n - 1)) for n in range(2, longest + 1))
-        return max(most, math.isqrt(MAX_ASPECT * most), *grown)
+        # A small picture is enlarged to `least` tiles and both sides are rounded up. A side of n
+        # tiles was over n - 1 before, so the other one has at most least / (n - 1), rounded up.
+        grown = [n * math.ceil(least / (n - 1)) for n in range(2, longest + 1)]
+        return max([most, math.isqrt(MAX_ASPECT * most), *grown])
 
 
 def smart_resize(
@@ -90,10 +95,20 @@ def smart_resize(
     """The size to which Qwen2-VL's and Qwen2.5-VL's processors resize an image.
 
     Sides are rounded to multiples of `factor`, half to even; where their product leaves the limits,
-    both are scaled alike and rounded to the safe side.
+    both are scaled alike and rounded down (where there were too many pixels) or up.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        factor: Pixels of a side of the square tiles that become one token each.
+        min_pixels: Fewest pixels of the result.
+        max_pixels: Most pixels of the result; a thin image may get more.
+
+    Returns:
+        Height and width in pixels.
 
     Raises:
-        ValueError: one side is more than 200 times the other.
+        ValueError: One side is more than 200 times the other.
     """
     sides = (height, width)
     if max(sides) > MAX_ASPECT * min(sides):
@@ -111,12 +126,13 @@ def smart_resize(
 def to_pixels(boxes: Array, size: Array) -> Array:
     """Percent boxes to pixel boxes as PIL's `crop` rounds them (half to even), 1 px at least.
 
-    A box that is not valid becomes the corner of 2 x 2 px, as in the official training. (The
-    official evaluation cuts 99 x 99 px, having meant percent, which is not reproduced.)
+    A box that is not valid becomes the top left corner of 2 x 2 px, as in the official training.
+    (The official evaluation takes 99 x 99 px there, where 99 percent were meant; that is not
+    reproduced.)
 
     Args:
-        boxes: int `[..., 4]` percent.
-        size: int `[..., 2]`, height and width of the image in pixels, at most 2**20.
+        boxes: Percent boxes, int `[..., 4]`.
+        size: Height and width of the image in pixels, at most 2**20, int `[..., 2]`.
 
     Returns:
         int `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
@@ -124,7 +140,7 @@ def to_pixels(boxes: Array, size: Array) -> Array:
     xp = boxes.__array_namespace__()
     scale = xp.stack([size[..., 1], size[..., 0]], axis=-1)
 
-    def pixels(percent):
+    def pixels(percent: Array) -> Array:
         # Integer arithmetic, because floats would decide ties at random.
         whole, rest = percent * scale // 100, percent * scale % 100
         return whole + ((rest > 50) | ((rest == 50) & (whole % 2 == 1)))
@@ -140,8 +156,9 @@ def from_pixels(boxes: Array, size: Array) -> Array:
     """The smallest percent boxes that contain pixel boxes.
 
     Args:
-        boxes: int or float `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
-        size: int `[..., 2]`, height and width of the image in pixels, or `frame_size`.
+        boxes: Left, top, right, bottom, the last two exclusive; int or float `[..., 4]`.
+        size: Height and width of the image in pixels, or what `frame_size` gives for boxes of
+            another frame; int `[..., 2]`.
 
     Returns:
         int `[..., 4]` percent, clipped to the image.
@@ -157,8 +174,9 @@ def to_percent(boxes: Array, size: Array) -> Array:
     """Pixel boxes as percent, unrounded.
 
     Args:
-        boxes: int or float `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
-        size: int `[..., 2]`, height and width of the image in pixels, or `frame_size`.
+        boxes: Left, top, right, bottom, the last two exclusive; int or float `[..., 4]`.
+        size: Height and width of the image in pixels, or what `frame_size` gives for boxes of
+            another frame; int `[..., 2]`.
 
     Returns:
         float `[..., 4]` percent, clipped to the image.
@@ -172,10 +190,10 @@ def rescale(boxes: Array, size: Array, other: Array) -> Array:
     """Pixel boxes of one frame in the nearest pixels of another, 1 px at least.
 
     Args:
-        boxes: int or float `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
-        size: int `[..., 2]`, `frame_size` of the frame they are in.
-        other: int `[..., 2]`, that of the other one, at most 2**20: for the image's own pixels its
-            height and width.
+        boxes: Left, top, right, bottom, the last two exclusive; int or float `[..., 4]`.
+        size: `frame_size` of the frame that they are in, int `[..., 2]`.
+        other: `frame_size` of the frame that is wanted, at most 2**20, int `[..., 2]`; for the
+            image's own pixels that is its height and width.
 
     Returns:
         int `[..., 4]`, clipped to the image.

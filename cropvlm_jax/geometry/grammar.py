@@ -2,10 +2,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """The grammar of box replies, as a token automaton built from a tokenizer.
 
+A reply is sampled as *actions*: one of ten digits, STOP (the coordinate ends) or LAST (the fourth
+coordinate ends, and with it the reply). In each state the automaton allows the actions that can
+still lead to a valid box. Where it allows one only, nothing is sampled and its tokens are written
+at once. The reply " [12, 5, 40, 100].", token by token:
+
+    token   allowed actions      why
+    ` [`    none                 every reply begins so (`opening`)
+    `1`     0 to 9               x1 is 0 to 99, so any digit may begin it
+    `2`     0 to 9, STOP         x1 may be 1, or have a second digit
+    `,`     STOP                 12 has two digits, and x1 has at most two: not sampled
+    ` `     none                 the rest of `separator`
+    `5`     0 to 9               y1 is 0 to 99
+    `,`     0 to 9, STOP         STOP is sampled: y1 is 5
+    ` `     none
+    `4`     1 to 9               x2 is 13 to 100: none of these begins with 0
+    `0`     0 to 9               4 is less than 13, so x2 cannot end here
+    `,`     STOP                 not sampled
+    ` `     none
+    `1`     1 to 9               y2 is 6 to 100
+    `0`     0 to 9               1 is less than 6
+    `0`     0, LAST              y2 may be 10, or 100
+    `].`    LAST                 after 100 nothing else can follow: not sampled
+    end     none                 the rest of `closing`, the end of the utterance
+
+So nine actions were sampled of a reply of 17 tokens. `Grammar.encode` writes known boxes in this
+way, `Grammar.advance` takes one action of a reply being sampled.
+
 Functions take NumPy and JAX arrays alike; JAX is not imported here.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +49,10 @@ def _successors() -> np.ndarray:
     """What may follow a partly written coordinate.
 
     Returns:
-        bool `[101, 102, 11]`: lower bound of the coordinate (0 marks the first corner, whose upper
-        bound is 99, else it is 100); what is written (0 nothing, 1 + v the number v); next digit,
-        or 10 for the end of the coordinate.
+        Whether an action may come next, bool `[101, 102, 11]`. The axes are the least value that
+        the coordinate may have (0 marks the first corner, which is at most 99; other coordinates
+        are at most 100); what is written of it (0 nothing, 1 + v the number v); and the action, a
+        digit or STOP.
     """
     allowed = np.zeros((101, 102, 11), bool)
     for low in range(101):
@@ -41,10 +70,13 @@ SUCCESSORS = _successors()
 class GrammarState(NamedTuple):
     """Where a reply being written stands.
 
+    After " [12, 4" that is `coordinate` 1, `written` 1 + 4 and `box` 12, 0, 0, 0.
+
     Attributes:
-        coordinate: int `[...]`, the coordinate being written, 4 when the reply is complete.
-        written: int `[...]`, 0 when none of its digits is written, else 1 + their value.
-        box: int `[..., 4]`, the coordinates completed so far.
+        coordinate: Number of the coordinate being written, 4 when the reply is complete; int
+            `[...]`.
+        written: 0 when none of its digits is written, else 1 + their value; int `[...]`.
+        box: The coordinates completed so far, int `[..., 4]`.
     """
 
     coordinate: Array
@@ -52,14 +84,31 @@ class GrammarState(NamedTuple):
     box: Array
 
 
-class BoxTokens(NamedTuple):
-    """A box as the tokens of its reply, T of them at most, A actions.
+class _Slot(NamedTuple):
+    """One of the tokens that a reply may have, of a batch of boxes `[...]`.
 
     Attributes:
-        tokens: int `[..., T]`, from the opening bracket to the end of utterance.
-        valid: bool `[..., T]`, True for a first run of tokens.
-        action: int `[..., T]`, the action that a token is; 0 where a token is not an action.
-        allowed: bool `[..., T, A]`, the actions that were possible; none where there was no choice.
+        token: int `[...]`.
+        used: bool `[...]`, whether the reply has this token.
+        action: int `[...]`, the action that the token is; 0 where it is none.
+        allowed: bool `[..., 12]`, the actions that were possible.
+    """
+
+    token: Array
+    used: Array
+    action: Array
+    allowed: Array
+
+
+class BoxTokens(NamedTuple):
+    """A box as the tokens of its reply; T is `Grammar.max_length`, A the 12 actions.
+
+    Attributes:
+        tokens: Token ids from the opening bracket to the end of utterance, then 0; int `[..., T]`.
+        valid: Which tokens the reply has: True up to its end, bool `[..., T]`.
+        action: The action that a token is; 0 where a token is not an action; int `[..., T]`.
+        allowed: The actions that were possible, bool `[..., T, A]`; all False where there was no
+            choice.
     """
 
     tokens: Array
@@ -121,7 +170,7 @@ class Grammar:
 
     @property
     def max_length(self) -> int:
-        """T: tokens of the longest reply, which has three-digit second corners."""
+        """T, the tokens of the longest reply: one whose second corner is 100, 100."""
         return len(self.opening) + 10 + 3 * len(self.separator) + len(self.closing)
 
     @property
@@ -135,8 +184,10 @@ class Grammar:
         return 8
 
     def choice(self, state: GrammarState) -> Array:
-        """The number of the choice that `state` waits for, int `[...]` in 0..11: three a
-        coordinate, by how many of its digits are written."""
+        """The number of the choice that `state` waits for, int `[...]` in 0..11.
+
+        There are three a coordinate: before its first digit, after one and after two.
+        """
         return 3 * state.coordinate + (state.written > 0) + (state.written > 10)
 
     def may_be_ten(self, state: GrammarState) -> Array:
@@ -221,41 +272,60 @@ class Grammar:
     def encode(self, boxes: Array) -> BoxTokens:
         """Writes valid boxes int `[..., 4]` as the tokens of their replies."""
         xp = boxes.__array_namespace__()
-        columns: list[tuple[Array, Array, Array, Array]] = []  # token, valid, action, allowed
-        always = boxes[..., 0] >= 0
-        nothing = xp.zeros((*always.shape, len(self.actions)), dtype=bool)
-
-        def forced(token: int):
-            columns.append((always * token, always, always * 0, nothing))
-
-        def choice(action: Array, valid: Array, coordinate: int, written: Array):
-            low = boxes[..., coordinate - 2] + 1 if coordinate >= 2 else always * 0
-            allowed = self._allowed(xp, always * coordinate, low, written)
-            columns.append((xp.asarray(self.actions)[action], valid, action, allowed))
-
-        for token in self.opening:
-            forced(token)
-        for coordinate in range(4):
-            value = boxes[..., coordinate]
-            length = 1 + (value >= 10) + (value >= 100)
-            for i in range(2 if coordinate < 2 else 3):
-                rest = 10 ** xp.maximum(length - i, 0)  # divides off the digits not yet written
-                written = xp.where(i > 0, 1 + value // rest, 0)
-                digit = value // xp.maximum(rest // 10, 1) % 10
-                choice(digit, i < length, coordinate, xp.clip(written, 0, 101))
-            stop = LAST if coordinate == 3 else STOP
-            choice(always * stop, always, coordinate, 1 + xp.clip(value, 0, 100))
-            for token in (self.closing if coordinate == 3 else self.separator)[1:]:
-                forced(token)
-        tokens, valid, action = (xp.stack([c[i] for c in columns], axis=-1) for i in range(3))
-        allowed = xp.stack([c[3] for c in columns], axis=-2)
-        order = xp.argsort(~valid, axis=-1, stable=True)[..., : self.max_length]
-        tokens, valid, action = (
-            xp.take_along_axis(a, order, axis=-1) for a in (tokens, valid, action)
-        )
-        allowed = xp.take_along_axis(allowed, order[..., None], axis=-2) & valid[..., None]
+        slots = list(self._slots(boxes))
+        used = xp.stack([slot.used for slot in slots], axis=-1)
+        # Those used come first, in their order: no reply has all the digits that there is room for.
+        order = xp.argsort(~used, axis=-1, stable=True)[..., : self.max_length]
+        tokens = xp.take_along_axis(xp.stack([slot.token for slot in slots], -1), order, axis=-1)
+        action = xp.take_along_axis(xp.stack([slot.action for slot in slots], -1), order, axis=-1)
+        allowed = xp.stack([slot.allowed for slot in slots], axis=-2)
+        allowed = xp.take_along_axis(allowed, order[..., None], axis=-2)
+        valid = xp.take_along_axis(used, order, axis=-1)
+        allowed = allowed & valid[..., None]
         allowed = allowed & (allowed.sum(axis=-1, keepdims=True) > 1)
         return BoxTokens(tokens * valid, valid, action * valid, allowed)
+
+    def _slots(self, boxes: Array) -> Iterator[_Slot]:
+        """All the tokens that a reply may have, in order; short numbers leave some unused."""
+        always = boxes[..., 0] >= 0
+        for token in self.opening:
+            yield self._forced(boxes, token)
+        for coordinate in range(4):
+            value = boxes[..., coordinate]
+            for place in range(2 if coordinate < 2 else 3):
+                yield self._digit(boxes, coordinate, place)
+            written = 1 + value.clip(0, 100)
+            stop = always * (LAST if coordinate == 3 else STOP)
+            yield self._chosen(boxes, coordinate, written, stop, always)
+            for token in (self.closing if coordinate == 3 else self.separator)[1:]:
+                yield self._forced(boxes, token)
+
+    def _forced(self, boxes: Array, token: int) -> _Slot:
+        """A token that every reply has here, and that is no action."""
+        always = boxes[..., 0] >= 0
+        xp = boxes.__array_namespace__()
+        nothing = xp.zeros((*always.shape, len(self.actions)), dtype=bool)
+        return _Slot(always * token, always, always * 0, nothing)
+
+    def _digit(self, boxes: Array, coordinate: int, place: int) -> _Slot:
+        """A digit of a coordinate, of which `place` digits stand before."""
+        xp = boxes.__array_namespace__()
+        value = boxes[..., coordinate]
+        length = 1 + (value >= 10) + (value >= 100)
+        rest = 10 ** xp.maximum(length - place, 0)  # divides off the digits not yet written
+        written = xp.where(place > 0, 1 + value // rest, 0)
+        digit = value // xp.maximum(rest // 10, 1) % 10
+        return self._chosen(boxes, coordinate, xp.clip(written, 0, 101), digit, place < length)
+
+    def _chosen(
+        self, boxes: Array, coordinate: int, written: Array, action: Array, used: Array
+    ) -> _Slot:
+        """The token of an action, taken where a coordinate is partly written."""
+        xp = boxes.__array_namespace__()
+        always = boxes[..., 0] >= 0
+        low = boxes[..., coordinate - 2] + 1 if coordinate >= 2 else always * 0
+        allowed = self._allowed(xp, always * coordinate, low, written)
+        return _Slot(xp.asarray(self.actions)[action], used, action, allowed)
 
     def decode(self, tokens: Array) -> Array:
         """The boxes that replies `[..., T]` name: int `[..., 4]`; inverse of `encode`."""
