@@ -1,9 +1,13 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles a run's step for a TPU slice that is not there, and says what it takes.
+r"""Compiles a run's step for a TPU slice that is not there, and says what it takes.
 
-python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/sft_512.py \
-    --config.batch_size=64 --save=report.json
+The TPU compiler runs on any Linux machine: `pip install -e '.[tpu]'`.
+
+Example:
+
+    cropvlm aot --topology=v5e-8 --config=experiments/paper/sft_512.py \
+        --config.batch_size=64 --save=report.json
 
 No weights are read. A batch that does not fit is followed by a search for the largest that does.
 """

@@ -1,10 +1,15 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates croppers in front of frozen targets on a benchmark, with controls.
+r"""Measures croppers in front of frozen readers on a benchmark, with controls.
 
-python -m cropvlm_jax.apps.evaluate --targets=zoom_digits/target \
-    --croppers=sft=zoom_digits/cropper,grpo=runs/zoom_digits/cropper \
-    --expansions=0.25,0.5,2,4,8 --out=runs/zoom_digits --report
+The controls are no crop, crops from the centre and at random, the whole picture enlarged, and the
+true box where it is known. Every score has a 95% interval.
+
+Example:
+
+    cropvlm evaluate --targets=zoom_digits/target \
+        --croppers=sft=zoom_digits/cropper,grpo=runs/zoom_digits/cropper \
+        --expansions=0.25,0.5,2,4,8 --out=runs/zoom_digits --report
 
 Given again after a kill, the same command goes on where it stopped.
 """

@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a cropper as a folder that `transformers` loads by itself, in the precision you ship.
 
-python -m cropvlm_jax.apps.export --model=runs/zoom_digits/cropper --out=my-cropper \
-    --dtype=bfloat16
+Training keeps its cropper in float32; bfloat16 takes half the space. `hf upload` publishes the
+folder.
+
+Example:
+
+    cropvlm export --model=runs/zoom_digits/cropper --out=my-cropper --dtype=bfloat16
 """
 
 from absl import app, flags
@@ -12,10 +16,15 @@ from cropvlm_jax import apps
 from cropvlm_jax.hub.pretrained import Pretrained, export
 
 MODEL = flags.DEFINE_string(
-    "model", None, "Folder of a run's cropper, bundled model or hub id.", required=True
+    "model",
+    None,
+    "The model: a folder, such as a run's cropper/, a bundled model or a Hugging Face id.",
+    required=True,
 )
 OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the stored weights.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Precision of the weights in the new folder."
+)
 
 
 def main(argv: list[str]) -> None:

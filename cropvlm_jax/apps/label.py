@@ -1,12 +1,15 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Labels examples for the supervised stage with the boxes that a large model names.
+r"""Makes the boxes that the supervised stage imitates from the replies of a large model.
 
-The model's replies come from a file, or from a local transformers model (for Qwen2.5-VL:
-`pip install torch torchvision transformers`), which goes on where an interrupted run stopped:
+With --model, that model is asked where the answer to each question is, through `transformers`
+(`pip install -e '.[label]'`), and its replies are kept in the file --replies; given again, the
+command goes on where it stopped. Without --model, the file has replies made elsewhere.
 
-python -m cropvlm_jax.apps.label --source=textvqa --folder=data/textvqa --out=labels.jsonl \
-    --replies=replies.jsonl --model=Qwen/Qwen2.5-VL-7B-Instruct
+Example:
+
+    cropvlm label --source=textvqa --folder=data/textvqa --replies=replies.jsonl \
+        --model=Qwen/Qwen2.5-VL-7B-Instruct --out=data/seed_boxes/textvqa.jsonl
 """
 
 import os
@@ -18,22 +21,27 @@ from cropvlm_jax.data import seed_boxes
 from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.progress import Progress
 
-SOURCE = flags.DEFINE_string("source", None, "Data set, such as textvqa or jsonl.", required=True)
-FOLDER = flags.DEFINE_string("folder", None, "Where its files are.", required=True)
-SPLIT = flags.DEFINE_string("split", "train", "Split of the data set.")
+SOURCE = flags.DEFINE_string(
+    "source", None, "Kind of the data set, such as textvqa, docvqa or jsonl.", required=True
+)
+FOLDER = flags.DEFINE_string(
+    "folder", None, "Where its files are, as it is distributed.", required=True
+)
+SPLIT = flags.DEFINE_string("split", "train", "Which split of it.")
 REPLIES = flags.DEFINE_string(
     "replies",
     None,
-    'JSONL of {"example_id", "reply"}: to import, or where --model\'s go.',
+    'File of replies, a line of JSON {"example_id": ..., "reply": ...} each: read and, with '
+    "--model, added to.",
     required=True,
 )
-MODEL = flags.DEFINE_string("model", None, "Folder or hub id of a transformers model to ask.")
+MODEL = flags.DEFINE_string("model", None, "Model to ask: a folder or a Hugging Face id.")
 FRAME = flags.DEFINE_enum(
     "frame",
     "smart_resized",
     geometry.FRAMES,
-    "Coordinates of the replies: smart_resized for Qwen2.5-VL, thousandths for Qwen2-VL and "
-    "Qwen3-VL; smart_resized_unscaled reproduces the official code's mistake.",
+    "What the numbers of a reply mean: smart_resized for Qwen2.5-VL, thousandths for Qwen2-VL and "
+    "Qwen3-VL; smart_resized_unscaled reproduces a mistake of the official code.",
 )
 MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels",
@@ -43,12 +51,24 @@ MAX_PIXELS = flags.DEFINE_integer(
     lower_bound=28 * 28,
 )
 BOUNDS = flags.DEFINE_enum(
-    "bounds", "computed", ["computed", "paper"], "Quintiles of seed areas that decide expansion."
+    "bounds",
+    "computed",
+    ["computed", "paper"],
+    "Quintiles of the boxes' areas, by which small boxes are enlarged: those of this data set, or "
+    "the paper's.",
 )
 WHOLE_IMAGE = flags.DEFINE_bool(
-    "whole_image_on_failure", False, "As the official code: no box in the reply, the whole image."
+    "whole_image_on_failure",
+    False,
+    "As the official code does, take the whole picture where a reply has no box; by default such "
+    "an example is left out.",
 )
-OUT = flags.DEFINE_string("out", None, "Label file to write.", required=True)
+OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "File of boxes to write, which a run names as the `boxes` of a source.",
+    required=True,
+)
 
 
 def main(argv: list[str]) -> None:

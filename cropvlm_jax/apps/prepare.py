@@ -1,9 +1,14 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a data set as ArrayRecord files, for quick random access in training.
+r"""Copies a data set into ArrayRecord files, which training reads quickly in any order.
 
-python -m cropvlm_jax.apps.prepare --source=textvqa --folder=~/textvqa --splits=train,val \
-    --data_dir=~/prepared
+It is worth it for data sets in parquet files; training reads all of them without it too. Runs then
+name the new folder and say so: `source(folder="data/prepared", prepared=True)`.
+
+Example:
+
+    cropvlm prepare --source=textvqa --folder=data/textvqa --splits=train,val \
+        --data_dir=data/prepared
 """
 
 import os
@@ -13,10 +18,14 @@ from absl import app, flags, logging
 from cropvlm_jax import apps
 from cropvlm_jax.data import builders, sources
 
-SOURCE = flags.DEFINE_enum("source", None, sources.NAMES, "The data set.", required=True)
-FOLDER = flags.DEFINE_string("folder", None, "Folder of the data set.", required=True)
-SPLITS = flags.DEFINE_list("splits", None, "Splits to write, e.g. train,val.", required=True)
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared data sets.", required=True)
+SOURCE = flags.DEFINE_enum("source", None, sources.NAMES, "Kind of the data set.", required=True)
+FOLDER = flags.DEFINE_string(
+    "folder", None, "Where the data set lies, as it is distributed.", required=True
+)
+SPLITS = flags.DEFINE_list("splits", None, "Splits to copy.", required=True)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where to write; several data sets may share the folder.", required=True
+)
 
 
 def main(argv: list[str]) -> None:

@@ -1,11 +1,17 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a cropper, supervised or with GRPO; a run that was stopped goes on where it was.
+"""Trains a cropper: on boxes (SFT), or by GRPO with a frozen reader's answers as the reward.
 
-python -m cropvlm_jax.apps.train --config=experiments/zoom_digits.py --workdir=runs/zoom_digits \
-    --config.steps=300
+The workdir then has metrics.jsonl and tensorboard/ (what happened at each step), checkpoints/, and
+cropper/, the trained model as a Hugging Face folder. Ctrl-C, SIGTERM or a preemption saves first;
+the same command given again goes on from there.
 
-On several hosts, the same on each with --distributed; `workdir` is a folder that all of them see.
+Example, minutes on a CPU, with the models that come with the package:
+
+    cropvlm train --config=experiments/zoom_digits.py --workdir=runs/zoom_digits --config.steps=300
+
+On several hosts, give the same command on each with --distributed and a workdir that all of them
+see.
 """
 
 import contextlib
@@ -17,23 +23,41 @@ from ml_collections import config_flags
 from cropvlm_jax import apps, parallel
 from cropvlm_jax.training import loop
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Module of the run; unknown keys fail.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Python file with the settings of the run, see below."
+)
 flags.mark_flag_as_required("config")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for metrics, checkpoints and the trained cropper.", required=True
 )
-RESUME = flags.DEFINE_bool("resume", True, "Go on with the run that the folder holds, if any.")
+RESUME = flags.DEFINE_bool(
+    "resume",
+    True,
+    "Go on with the run that the workdir holds; without this, a workdir in use is refused.",
+)
 PROFILE = flags.DEFINE_integer(
-    "profile", None, "Step to trace, counted from 1 where this process starts.", lower_bound=2
+    "profile",
+    None,
+    "Write a profiler trace of this step, counted from 1 where this process starts, to "
+    "workdir/profile.",
+    lower_bound=2,
 )
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes, of which TPU pods and Slurm tell the rest."
+    "distributed",
+    False,
+    "This is one of several processes on a TPU pod or under Slurm, which say how many there are.",
 )
 COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "One of several processes elsewhere: host:port of process 0."
+    "coordinator_address",
+    None,
+    "This is one of several processes elsewhere: host:port of process 0, with the next two flags.",
 )
-PROCESSES = flags.DEFINE_integer("num_processes", None, "With coordinator_address: how many.")
-PROCESS = flags.DEFINE_integer("process_id", None, "With coordinator_address: which, from 0 on.")
+PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes there are, with --coordinator_address."
+)
+PROCESS = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0 on, with --coordinator_address."
+)
 STOPPED = 128 + 15  # what a process ended by SIGTERM exits with: launchers start it again
 
 

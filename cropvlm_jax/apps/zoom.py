@@ -1,9 +1,14 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Zooms into one picture: a question in; a box, its crop and the answer out.
+r"""Asks one question about one picture: where does the cropper zoom, and what is then answered?
 
-python -m cropvlm_jax.apps.zoom --cropper=runs/zoom_digits/cropper --target=zoom_digits/target \
-    --image=scene.png --question="What digit is in the red frame?" --out=zoom.png
+It prints the box in percent of width and height (left, top, right, bottom) and, with --target, the
+answers of the frozen reader with and without the crop.
+
+Example, with the models that come with the package:
+
+    cropvlm zoom --cropper=zoom_digits/cropper --target=zoom_digits/target --image=scene.png \
+        --question="What digit is in the red frame?" --out=zoom.png
 """
 
 import pathlib
@@ -16,11 +21,20 @@ from cropvlm_jax.api import CropVLM
 from cropvlm_jax.evals import sheet
 from cropvlm_jax.pixels import host
 
-CROPPER = flags.DEFINE_string("cropper", None, "Folder, bundled model or hub id.", required=True)
-TARGET = flags.DEFINE_string("target", None, "Same, of the model that answers; none: box only.")
-IMAGE = flags.DEFINE_string("image", None, "Picture file.", required=True)
+CROPPER = flags.DEFINE_string(
+    "cropper",
+    None,
+    "The cropper: a folder, such as a run's cropper/, a bundled model or a Hugging Face id.",
+    required=True,
+)
+TARGET = flags.DEFINE_string(
+    "target", None, "The model that answers, named in the same ways; without it, only the box."
+)
+IMAGE = flags.DEFINE_string("image", None, "Picture file, of any format and size.", required=True)
 QUESTION = flags.DEFINE_string("question", None, "What to ask about the picture.", required=True)
-OUT = flags.DEFINE_string("out", None, "Picture to write: the box in red beside its crop.")
+OUT = flags.DEFINE_string(
+    "out", None, "Picture to write, which shows the box in red beside its crop."
+)
 
 
 def main(argv: list[str]) -> None:

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
+from cropvlm_jax.apps import command
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.pretrained import Pretrained
 
 
 def run(app: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"cropvlm_jax.apps.{app}", *arguments]
+    program = [sys.executable, "-m", f"cropvlm_jax.apps.{app}", *arguments]
     environment = os.environ | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    return subprocess.run(program, capture_output=True, text=True, timeout=600, env=environment)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,10 +132,10 @@ def test_compiled_programs_are_kept_at_home_unless_the_environment_says_where(mo
     monkeypatch.setenv("HOME", "/home/me")
     before = jax.config.jax_compilation_cache_dir
     try:
-        apps.use_compilation_cache()  # of this module's fixture
+        command.use_compilation_cache()  # of this module's fixture
         assert jax.config.jax_compilation_cache_dir == before
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-        apps.use_compilation_cache()
+        command.use_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == "/home/me/.cache/cropvlm_jax/xla"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
@@ -144,11 +144,11 @@ def test_compiled_programs_are_kept_at_home_unless_the_environment_says_where(mo
 @pytest.mark.parametrize(
     ("file", "level", "told"),
     [
-        (apps.__file__, logging.INFO, True),
+        (command.__file__, logging.INFO, True),
         (jax.__file__, logging.INFO, False),
         (jax.__file__, logging.WARNING, True),
         (jax.__file__, logging.ERROR, True),
     ],
 )
 def test_other_packages_log_warnings_and_errors_alone(file, level, told):
-    assert apps.is_told(logging.LogRecord("absl", level, file, 1, "text", (), None)) == told
+    assert command.is_told(logging.LogRecord("absl", level, file, 1, "text", (), None)) == told
