@@ -110,7 +110,8 @@ def plain(message: str) -> str:
     if missing := re.match(r"flag --(\S+)=None: .* must have a value other than None", message):
         return f"--{missing[1]}=... is required."
     message = re.sub(r"^Unknown command line flag '(\S+)'", r"unknown flag --\1", message)
-    return message.removeprefix("flag ").rstrip(".?") + ("?" if message.endswith("?") else ".")
+    message = message.removeprefix("flag ").replace(" ?", "?")
+    return message if message.endswith(("?", ".")) else f"{message}."
 
 
 def config_paths(argv: list[str]) -> list[str]:
