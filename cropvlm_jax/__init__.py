@@ -2,23 +2,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """CropVLM in JAX: a small model that learns where to zoom so that a frozen one answers better."""
 
+import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cropvlm_jax.api import CropVLM, Target, Zoom
+    from cropvlm_jax.api import CropVLM, Zoom
+    from cropvlm_jax.readers.registry import open_reader
+    from cropvlm_jax.readers.vlm import VLMReader
 
     __version__: str
 
-__all__ = ["CropVLM", "Target", "Zoom", "__version__"]
+__all__ = ["CropVLM", "VLMReader", "Zoom", "__version__", "open_reader"]
+
+_HOMES = {  # modules of the names above
+    "CropVLM": "cropvlm_jax.api",
+    "Zoom": "cropvlm_jax.api",
+    "VLMReader": "cropvlm_jax.readers.vlm",
+    "open_reader": "cropvlm_jax.readers.registry",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Not before it is asked for: data workers import this package and must not import jax.
     if name == "__version__":
         return importlib.metadata.version("cropvlm_jax")
-    if name in __all__:
-        from cropvlm_jax import api
-
-        return getattr(api, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

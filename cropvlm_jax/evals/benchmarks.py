@@ -35,7 +35,6 @@ from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.pixels import host
 from cropvlm_jax.progress import Progress
 from cropvlm_jax.readers.base import REFUSAL, Reader, Reply
-from cropvlm_jax.readers.vlm import VLMReader
 
 NO_CROP, CENTRE, RANDOM, UPSCALED, ORACLE = "no_crop", "centre", "random", "upscaled", "oracle"
 CONTROLS = {
@@ -291,9 +290,7 @@ def _protocol(
         "prompt": benchmark.prompt,
         "conditions": CONTROLS,
         "targets": {
-            target.name: _describe(target.model if isinstance(target, VLMReader) else target)
-            | getattr(target, "settings", {})
-            for target in targets
+            target.name: _describe(target) | getattr(target, "settings", {}) for target in targets
         },
         "croppers": {cropper: _describe(model) for cropper, model in croppers.items()},
         "expansions": sorted({float(factor) for factor in expansions} - {1.0}),

@@ -4,7 +4,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,7 @@ EMPTY, REFUSAL = "empty", "refusal"
 
 
 class Reply(NamedTuple):
-    """What a target said.
+    """What a reader said.
 
     Attributes:
         text: the answer, "" where there is none.
@@ -31,16 +31,18 @@ class Reply(NamedTuple):
 
     @property
     def unanswered(self) -> bool:
-        """Whether something kept the target from answering: it says nothing of the pictures."""
+        """Whether something kept the reader from answering: it says nothing of the pictures."""
         return bool(self.failure) and self.kind not in (EMPTY, REFUSAL)
 
 
+@runtime_checkable
 class Reader(Protocol):
     """A frozen reader of pictures.
 
-    Some can do more, and have `log_likelihood(images, questions, answers)`, float `[n]` in nats,
-    summed over an answer's tokens, and `image_tokens(images)`, how many tokens all these pictures
-    take together.
+    Some readers can do more. `log_likelihood(images, questions, answers)` returns float `[n]`, in
+    nats and summed over the tokens of an answer, `answer_tokens(answers)` int `[n]`, how many these
+    are, and `image_tokens(images)` how many tokens all these pictures take together. A reader may
+    also have `settings`: what its replies depend on, by name, for reports and records.
 
     Attributes:
         name: for reports.
@@ -51,22 +53,27 @@ class Reader(Protocol):
     def answer(
         self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
     ) -> list[Reply]:
-        """Answers, one a question; an item that failed is a reply that says so.
+        """Answers each question; a question that could not be answered gets a reply that says why.
 
         Args:
-            images: of each question, the picture or the picture and the crop, uint8 RGB
+            images: of each question, the picture or the picture and a crop of it, uint8 RGB
                 `[H, W, 3]` of any size.
             questions: the questions.
+
+        Returns:
+            A reply to each question, in their order.
         """
         ...
 
 
 def said(text: str) -> Reply:
+    """The reply that a reader wrote as `text`, without spaces around it."""
     text = text.strip()
     return Reply(text, "" if text else EMPTY)
 
 
 def png(picture: np.ndarray) -> bytes:
+    """A picture, uint8 RGB `[H, W, 3]`, as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     return file.getvalue()

@@ -27,7 +27,7 @@ ANSWER_BRIEFLY = "Answer the question using a single word or phrase."
 
 
 class ChatReader:
-    """Any model behind an OpenAI-compatible chat endpoint: GPT-4.1 nano, vLLM, llama.cpp ...
+    """Any model behind an OpenAI-compatible chat endpoint: GPT-4.1 nano, vLLM, llama.cpp.
 
     Requests that meet a limit (429), a failing server (5xx), a timeout or a broken body are sent
     again, later each time. Replies are kept on disk by the content of their request, so that a run
@@ -35,7 +35,7 @@ class ChatReader:
 
     Attributes:
         name: the model, and the pictures' size where it is limited.
-        settings: as of `VLM`.
+        settings: what replies depend on, for reports and records.
     """
 
     def __init__(
@@ -104,14 +104,15 @@ class ChatReader:
     def answer(
         self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
     ) -> list[Reply]:
-        """Answers, as `Reader.answer`.
+        """Answers each question, as `Reader.answer`; several requests are under way at once.
 
         Raises:
             RuntimeError: the server refuses every request alike: a wrong key or an unknown model.
         """
         with concurrent.futures.ThreadPoolExecutor(self.concurrency) as pool:
             tasks = [
-                pool.submit(self._answer, *item) for item in zip(images, questions, strict=True)
+                pool.submit(self._answer, pictures, question)
+                for pictures, question in zip(images, questions, strict=True)
             ]
             try:
                 replies = [task.result() for task in tasks]
@@ -122,7 +123,10 @@ class ChatReader:
         if failed:
             logging.warning(
                 "%s: no answer to %d of %d questions, the first: %s",
-                *(self.name, len(failed), len(replies), failed[0].failure),
+                self.name,
+                len(failed),
+                len(replies),
+                failed[0].failure,
             )
         return replies
 
@@ -167,8 +171,8 @@ class ChatReader:
                 self._openai.PermissionDeniedError,
                 self._openai.NotFoundError,
             ) as error:
-                raise RuntimeError(f"{self.name} at {self._client.base_url}: "
-                                   f"{self._said_by(error)}") from None  # fmt: skip
+                address = self._client.base_url
+                raise RuntimeError(f"{self.name} at {address}: {self._said_by(error)}") from None
             except self._openai.APIStatusError as error:
                 failure = self._said_by(error)
                 if error.status_code < 500 and error.status_code not in (408, 409, 429):
@@ -179,13 +183,15 @@ class ChatReader:
             except self._openai.APIConnectionError as error:
                 failure = self._hidden(f"connection: {error.__cause__ or error}")
             except (
-                ValueError, TypeError, AttributeError, LookupError, self._openai.APIError
-            ) as error:  # fmt: skip
+                ValueError,
+                TypeError,
+                AttributeError,
+                LookupError,
+                self._openai.APIError,
+            ) as error:
                 failure = self._hidden(f"broken body: {error}")
-            logging.log_every_n_seconds(
-                logging.INFO, "%s: attempt %d of %d: %s", 10,
-                *(self.name, attempt + 1, self.attempts, failure),
-            )  # fmt: skip
+            told = f"{self.name}: attempt {attempt + 1} of {self.attempts}: {failure}"
+            logging.log_every_n_seconds(logging.INFO, "%s", 10, told)
         return Reply("", failure)
 
     def _send(self, request: dict[str, Any]) -> Any:
@@ -196,6 +202,7 @@ class ChatReader:
         ).result()
 
     def _said_by(self, error: Any) -> str:
+        """What a server's error says, with its status."""
         return self._hidden(f"HTTP {error.status_code}: {error.message}")
 
     def _hidden(self, text: str) -> str:
@@ -229,6 +236,7 @@ def _retry_after(header: str | None) -> float:
 
 
 def _data_url(picture: np.ndarray, longest_edge: int | None) -> str:
+    """A picture as it is sent, at most `longest_edge` px long."""
     if longest_edge:
         picture = host.shrink_to_fit(picture, longest_edge, longest_edge)
     return "data:image/png;base64," + base64.b64encode(png(picture)).decode()

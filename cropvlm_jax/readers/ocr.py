@@ -25,14 +25,14 @@ PACKAGES = {  # of OCR engines
 
 
 class OCRReader:
-    """An OCR engine as a target: it answers any question with all the text that it can read.
+    """An OCR engine as a reader: it answers any question with all the text that it can read.
 
     It reads each picture at its input size, whatever there is on it, so that a crop of the original
     pixels shows it what the whole picture does not. What it read of a picture is remembered.
 
     Attributes:
         name: the engine and its input size.
-        settings: as of `VLM`: the versions of the engine.
+        settings: the versions of the engine, for reports and records.
     """
 
     REMEMBERED = 100_000  # pictures whose text is kept
@@ -62,7 +62,7 @@ class OCRReader:
     def answer(
         self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
     ) -> list[Reply]:
-        """The text of the picture, and below it that of the crop, as `Reader.answer`."""
+        """The text of the picture, and below it that of the crop, whatever the question."""
         if len(images) != len(questions):
             raise ValueError(f"{len(images)} images but {len(questions)} questions")
         # Groups share their picture: it is told apart by its pixels, and that once.
@@ -85,6 +85,7 @@ class OCRReader:
         return replies
 
     def _reply(self, picture: np.ndarray) -> Reply:
+        """What the engine reads in one picture; a failure of the engine is a reply that says so."""
         if self.longest_edge:
             height, width = host.resized(picture.shape[0], picture.shape[1], self.longest_edge)
             resized = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
@@ -105,21 +106,22 @@ def _versions(engine: str) -> dict[str, str]:
 
 
 def _digest(picture: np.ndarray) -> bytes:
+    """Tells apart pictures of other pixels or another shape."""
     shape = repr(picture.shape).encode()
     return hashlib.sha256(shape + np.ascontiguousarray(picture).tobytes()).digest()
 
 
 def rapidocr(models: str) -> Callable[[np.ndarray], str]:
-    """RapidOCR's reader of PP-OCR models, which come with the package.
+    """RapidOCR with PP-OCR models, which come with the package.
 
-    Its detector works at the size of the picture: by default it would enlarge small ones.
+    The detector is told to work at the size of the picture: by default it would enlarge small ones.
 
     Args:
         models: "v4" (mobile) or "v6" (small).
 
     Raises:
         ImportError: the package is not installed.
-        ValueError: others.
+        ValueError: there are no such models.
     """
     if models not in ("v4", "v6"):
         raise ValueError(f"rapidocr:{models} is neither rapidocr:v4 nor rapidocr:v6")
@@ -163,11 +165,12 @@ def rapidocr(models: str) -> Callable[[np.ndarray], str]:
 
 
 def _bgr(picture: np.ndarray) -> np.ndarray:
+    """A picture with its channels in the order that OpenCV and RapidOCR expect."""
     return np.ascontiguousarray(picture[..., ::-1])
 
 
 def tesseract() -> Callable[[np.ndarray], str]:
-    """The reader of the installed `tesseract`, which takes a picture for one block of text.
+    """The installed program `tesseract`, which is told to take a picture for one block of text.
 
     Raises:
         FileNotFoundError: it is not installed.

@@ -9,7 +9,6 @@ reader = open_reader("rapidocr:v4@256")
 import re
 from typing import Any
 
-from cropvlm_jax import api
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.chat import ChatReader
 from cropvlm_jax.readers.ocr import OCRReader, rapidocr, tesseract
@@ -19,28 +18,32 @@ KINDS = ("vlm", "openai", "rapidocr", "tesseract")  # of readers, before the ":"
 
 
 def is_black_box(spec: str) -> bool:
-    """Whether `open_reader` takes `spec` for other than the plain name of a VLM of ours."""
+    """Whether a target of this name rewards from outside of the training step.
+
+    The plain name of a VLM of ours does not: its likelihoods are computed within the step.
+    """
     return bool(re.match(rf"({'|'.join(KINDS)})([:@]|$)", spec))
 
 
 def open_reader(spec: str, base_url: str | None = None, **options: Any) -> Reader:
-    """Opens a target by its name on the command line.
+    """Opens a reader by its name on the command line.
 
     Args:
         spec: a folder, bundled model or hub id of a VLM ("zoom_digits/target", or
             "vlm:zoom_digits/target"); "openai:MODEL", at `base_url`; "rapidocr:v4", "rapidocr:v6",
             "tesseract". Then, optionally, "@" and the pixels of pictures' longest sides.
-        base_url: of a chat endpoint, where the environment's OPENAI_BASE_URL does not say it.
-        **options: of a VLM, `api.Target.from_pretrained`: dtype, mesh.
+        base_url: of a chat endpoint; None takes the environment's OPENAI_BASE_URL.
+        **options: dtype and mesh, as `VLMReader.from_pretrained` takes them; other readers have
+            no use for them.
 
     Raises:
         FileNotFoundError: the model or program is not there.
         ImportError: a package is not installed.
-        ValueError: there is no such target.
+        ValueError: there is no such reader.
     """
     found = re.fullmatch(r"(?:(\w+):)?([^:@].*?)(?:@(\d+))?", spec)
     if not found or spec.endswith(":"):
-        raise ValueError(f"{spec!r} names no target")
+        raise ValueError(f"{spec!r} names no reader")
     kind, name, edge = found[1], found[2], int(found[3]) if found[3] else None
     if kind is None and name == "tesseract":
         return OCRReader(name, tesseract(), edge)
@@ -50,5 +53,4 @@ def open_reader(spec: str, base_url: str | None = None, **options: Any) -> Reade
         return ChatReader(name, base_url=base_url, longest_edge=edge)
     if kind not in (None, "vlm"):
         raise ValueError(f"{spec!r}: {kind!r} is none of {', '.join(KINDS)}")
-    suffix = f"@{edge}" if edge else ""
-    return VLMReader(api.Target.from_pretrained(name, longest_edge=edge, **options), name + suffix)
+    return VLMReader.from_pretrained(name, longest_edge=edge, **options)

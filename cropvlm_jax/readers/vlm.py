@@ -1,61 +1,177 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Vision-language models of ours as readers."""
+"""Vision-language models of ours as readers: answers, log-likelihoods and logits.
 
+Shape letters: n questions, B rows of a batch, N pictures or tiles of a row, S pixels of a tile's
+side, T tokens, V vocabulary.
+"""
+
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 
-from cropvlm_jax import api, geometry
+from cropvlm_jax import geometry
+from cropvlm_jax.data.batching import SupervisedBatch
+from cropvlm_jax.grpo.rollout import read_prompt
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models.decode import greedy
 from cropvlm_jax.models.qwen2_5_vl import QwenConfig
 from cropvlm_jax.models.smolvlm import SmolVLMConfig
+from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import Reply, said
+from cropvlm_jax.readers.batches import PROMPT_MULTIPLE, Row, power_of_two, round_up
+from cropvlm_jax.readers.loaded import LoadedModel, Picture, check_texts
+from cropvlm_jax.training.sft import completion_logits
 
 
-class VLMReader:
-    """A model of ours (`api.Target`).
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _answer(
+    graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, end_token: int, max_tokens: int
+) -> jax.Array:
+    """Greedy replies, int32 `[B, max_tokens]`."""
+    model = nnx.merge(graphdef, params)
+    image_tokens = model.encode_images(batch.images)
+    prefix = read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
+    return greedy(model, prefix, batch.prompt[:, -1], end_token, max_tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_likelihood(graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch) -> jax.Array:
+    """Summed log-probabilities of the completions, fp32 `[B]`."""
+    logits = completion_logits(nnx.merge(graphdef, params), batch)
+    log_probs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_probs, batch.completion[..., None], -1)[..., 0]
+    return jnp.where(batch.completion_valid, chosen, 0.0).sum(-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(
+    graphdef: nnx.GraphDef, params: Any, inputs: tuple[jax.Array, jax.Array, jax.Array]
+) -> jax.Array:
+    """Logits of whole sequences, fp32 `[B, T, V]`, from token ids, which are real, and pictures."""
+    ids, valid, images = inputs
+    return nnx.merge(graphdef, params)(ids, valid, images)
+
+
+class VLMReader(LoadedModel):
+    """A vision-language model that answers questions about one picture, or it and a crop of it.
 
     Attributes:
-        name: of the model.
+        name: for reports.
         settings: what replies depend on, for reports and records.
     """
 
-    def __init__(self, model: api.Target, name: str):
-        """Wraps a loaded model."""
-        self.model, self.name = model, name
-        shape = hashlib.sha256(repr(model.source.config).encode()).hexdigest()[:16]
+    def __init__(
+        self,
+        source: Pretrained,
+        model: VLM,
+        longest_edge: int,
+        mesh: Mesh | None = None,
+        name: str | None = None,
+    ):
+        """Wraps a model that is loaded.
+
+        Args:
+            source: where it comes from.
+            model: its weights.
+            longest_edge: pixels that pictures' longest sides are resized to before they are split.
+            mesh: whose devices hold the weights; None where one does.
+            name: for reports; None takes the folder.
+        """
+        super().__init__(source, model, longest_edge, mesh)
+        self.name = str(source.folder) if name is None else name
+        shape = hashlib.sha256(repr(source.config).encode()).hexdigest()[:16]
         self.settings = {"config": shape}
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        dtype: Any = jnp.float32,
+        longest_edge: int | None = None,
+        processor: Mapping[str, Any] | None = None,
+        mesh: Mesh | None = None,
+    ) -> "VLMReader":
+        """Loads a model.
+
+        Args:
+            name: a folder, a bundled model or a model of the Hugging Face Hub.
+            dtype: of the computation and the weights.
+            longest_edge: for models that split pictures into tiles, pixels that pictures' longest
+                sides are resized to; None takes one tile, the model's input size.
+            processor: settings of the image processor, as `Pretrained.open` takes them.
+            mesh: whose devices share the weights and the rows of batches, from
+                `parallel.make_mesh`; None takes the first device.
+        """
+        source = Pretrained.open(name, processor=processor)
+        reported = str(name) if longest_edge is None else f"{name}@{longest_edge}"
+        if isinstance(source.config, SmolVLMConfig):
+            longest_edge = source.tile_size if longest_edge is None else longest_edge
+        elif longest_edge is not None:
+            raise ValueError(f"longest_edge={longest_edge}: only SmolVLM splits pictures")
+        else:
+            longest_edge = source.longest_edge
+        return cls(source, source.load(mesh, dtype=dtype), longest_edge, mesh, reported)
+
     def answer(
-        self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
+        self, images: Sequence[Sequence[Picture]], questions: Sequence[str], max_tokens: int = 32
     ) -> list[Reply]:
-        """Greedy answers, as `Reader.answer`."""
-        texts = self.model.answer(images, questions)
-        return [said(text) for text in texts]
+        """Greedy answers.
+
+        Args:
+            images: of each question, the picture or the picture and a crop of it.
+            questions: the questions.
+            max_tokens: longest answer.
+        """
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens={max_tokens} must be at least 1")
+        rows = self._rows(images, questions, None, max_tokens)
+        end = self.source.end_token_id
+        replies = self.run(_answer, rows, end, max_tokens)
+        decode = self.source.tokenizer.decode
+        return [said(decode(reply[reply != end].tolist())) for reply in replies]
 
     def log_likelihood(
         self,
-        images: Sequence[Sequence[np.ndarray]],
+        images: Sequence[Sequence[Picture]],
         questions: Sequence[str],
         answers: Sequence[str],
     ) -> np.ndarray:
-        """Log-likelihoods of answers, fp32 `[n]`, in nats, summed over tokens and the end token."""
-        return self.model.log_likelihood(images, questions, answers)
+        """How likely answers are, in nats, summed over their tokens and the end token.
+
+        Args:
+            images: of each question, the picture or the picture and a crop of it.
+            questions: the questions.
+            answers: an answer to each; the model's conversations say how it is written.
+
+        Returns:
+            fp32 `[n]`.
+        """
+        rows = self._rows(images, questions, answers, 0)
+        return np.array(self.run(_log_likelihood, rows), np.float32)
 
     def answer_tokens(self, answers: Sequence[str]) -> np.ndarray:
-        """Tokens that `log_likelihood` sums over, the end token included, int `[n]`."""
-        spans = [self.model.prompts.answer("?", 1, answer).completion for answer in answers]
+        """How many tokens `log_likelihood` sums over, the end token included, int `[n]`."""
+        spans = [self.conversations.answer("?", 1, answer).completion for answer in answers]
         return np.array([span.stop - span.start for span in spans])
 
     def image_tokens(self, images: Sequence[Sequence[np.ndarray]]) -> int:
-        """Tokens that all these pictures take together."""
-        pictures = [picture for some in images for picture in some]
-        return sum(self._tokens_of(*picture.shape[:2]) for picture in pictures)
+        """How many tokens all these pictures take together."""
+        pictures = [picture for of_question in images for picture in of_question]
+        return sum(self._image_tokens(*picture.shape[:2]) for picture in pictures)
 
-    def _tokens_of(self, height: int, width: int) -> int:
-        source = self.model.source
+    def _image_tokens(self, height: int, width: int) -> int:
+        source = self.source
         if isinstance(source.config, QwenConfig):
             limits = source.config.limits
             size = geometry.smart_resize(
@@ -63,6 +179,81 @@ class VLMReader:
             )
             return size[0] * size[1] // limits.factor**2
         if isinstance(source.config, SmolVLMConfig):
-            rows, columns = host.grid(height, width, source.tile_size, self.model.longest_edge)
+            rows, columns = host.grid(height, width, source.tile_size, self.longest_edge)
             return (rows * columns + 1) * source.config.image_seq_len
         return source.config.image_seq_len
+
+    def logits(
+        self,
+        input_ids: np.ndarray,
+        pixel_values: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Logits of what a Hugging Face processor returned; not of Qwen2.5-VL, whose differs.
+
+        Args:
+            input_ids: int `[B, T]`.
+            pixel_values: normalised floats `[B, N, 3, S, S]`; pictures that are all zero are
+                padding, the others take the `<image>` tokens of their row in order.
+            attention_mask: `[B, T]`, 0 for padding; None where there is none.
+
+        Returns:
+            fp32 `[B, T, V]`, meaningless in the padding.
+        """
+        ids, pixels = np.asarray(input_ids, np.int32), np.asarray(pixel_values, np.float32)
+        valid = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask)
+        real = self._check_inputs(ids, pixels, valid)
+        # The real pictures of a row come first, channels last.
+        order = np.argsort(~real, axis=-1, kind="stable")
+        pixels = pixels[np.arange(len(ids))[:, None], order].transpose(0, 1, 3, 4, 2)
+        length = ids.shape[1]
+        rows = (0, power_of_two(len(ids)) - len(ids))
+        columns = (0, round_up(length, PROMPT_MULTIPLE) - length)
+        padded = (
+            np.pad(ids, (rows, columns)),
+            np.pad(valid.astype(bool), (rows, columns)),
+            np.pad(pixels, (rows, (0, 0), (0, 0), (0, 0), (0, 0))),
+        )
+        return self.call(_logits, padded)[: len(ids), :length]
+
+    def _check_inputs(self, ids: np.ndarray, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Which pictures are real, bool `[B, N]`, after checking that the arrays fit together."""
+        config = self.source.config
+        if isinstance(config, QwenConfig):
+            raise ValueError("pixel_values of Qwen2.5-VL's processor are not supported")
+        side = self.source.tile_size
+        if ids.ndim != 2 or valid.shape != ids.shape:
+            raise ValueError(f"input_ids {ids.shape} and attention_mask {valid.shape}: not [B, T]")
+        if pixels.ndim != 5 or pixels.shape != (len(ids), pixels.shape[1], 3, side, side):
+            raise ValueError(f"pixel_values {pixels.shape}: not [{len(ids)}, N, 3, {side}, {side}]")
+        real = np.asarray(pixels.any(axis=(2, 3, 4)))
+        places = (ids == config.image_token_id).sum(-1)
+        if (places != real.sum(-1) * config.image_seq_len).any():
+            raise ValueError(
+                f"rows with {real.sum(-1)} pictures of {config.image_seq_len} tokens each have "
+                f"{places} <image> tokens"
+            )
+        return real
+
+    def _rows(
+        self,
+        images: Sequence[Sequence[Picture]],
+        questions: Sequence[str],
+        answers: Sequence[str] | None,
+        max_tokens: int,
+    ) -> Iterator[Row]:
+        """The conversations, with `answers` or with room for a reply of `max_tokens`."""
+        check_texts(images, questions=questions)
+        if answers is not None:
+            check_texts(images, answers=answers)
+        for pictures in images:
+            if not isinstance(pictures, (list, tuple)) or len(pictures) not in (1, 2):
+                raise ValueError(
+                    f"a question takes a list of 1 or 2 pictures, not {pictures!r:.80}"
+                )
+        for i, (pictures, question) in enumerate(zip(images, questions, strict=True)):
+            seen, grids = self.see(pictures)
+            answer = None if answers is None else answers[i]
+            conversation = self.conversations.answer(question, len(pictures), answer, grids)
+            completion = conversation.completion
+            yield self.row(seen, conversation, max_tokens or completion.stop - completion.start)

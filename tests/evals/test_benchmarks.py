@@ -16,7 +16,6 @@ from PIL import Image
 
 from cropvlm_jax import geometry
 from cropvlm_jax.api import CropVLM
-from cropvlm_jax.api import Target as Model
 from cropvlm_jax.data.source import Source
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.evals import benchmarks
@@ -67,7 +66,8 @@ def without_seconds(told):
 
 
 def test_evaluation_of_the_bundled_models(tmp_path):
-    target = VLMReader(Model.from_pretrained("zoom_digits/target"), "tiny")
+    target = VLMReader.from_pretrained("zoom_digits/target")
+    target.name = "tiny"
     cropper = CropVLM.from_pretrained("zoom_digits/cropper")
     options = {"readers": [target], "croppers": {"sft": cropper}, "expansions": (1, 4)}
     results, records = run(tmp_path, ZoomDigits("test", 70), **options)
@@ -78,7 +78,7 @@ def test_evaluation_of_the_bundled_models(tmp_path):
     assert results["n"] == len(records) == 70 and results["valid"] == 1
     scores = results["targets"]["tiny"]["scores"]["exact"]
     assert list(scores) == [*accuracy, "sft x4", "oracle x4"]
-    tokens = target.model.source.config.image_seq_len
+    tokens = target.source.config.image_seq_len
     assert results["image_tokens"]["answer/tiny/no_crop"] == tokens
     assert results["image_tokens"]["answer/tiny/sft"] == 2 * tokens
     assert results["image_tokens"]["propose/sft"] == cropper.source.config.image_seq_len

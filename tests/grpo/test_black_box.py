@@ -13,7 +13,7 @@ import pytest
 import tiny
 from flax import nnx
 
-from cropvlm_jax import api, geometry, scoring
+from cropvlm_jax import geometry, scoring
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo.black_box import (
     ask,
@@ -70,10 +70,10 @@ def vlm(tmp_path_factory) -> VLMReader:
     folder = tmp_path_factory.mktemp("target")
     pretrained.write_processor_files(folder, tiny.CONFIG, tiny.TOKENIZER, longest_edge=tiny.SIDE)
     pretrained.export(folder, nnx.merge(GRAPHDEF, TARGET), pretrained.Pretrained.open(folder))
-    model = api.Target.from_pretrained(folder)
-    answer = model.answer
-    model.answer = lambda images, questions: answer(images, questions, CONFIG.answer_tokens)
-    return VLMReader(model, "tiny")
+    reader = VLMReader.from_pretrained(folder)
+    answer = reader.answer
+    reader.answer = lambda images, questions: answer(images, questions, CONFIG.answer_tokens)
+    return reader
 
 
 @pytest.mark.parametrize("accumulate, updates", [(1, 1), (2, 2)])

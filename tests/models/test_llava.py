@@ -20,7 +20,7 @@ from flax import nnx
 from PIL import Image
 
 from cropvlm_jax import geometry, parallel, scoring
-from cropvlm_jax.api import CropVLM, Target
+from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo import rewards, rollout
 from cropvlm_jax.grpo.config import GRPOConfig
@@ -93,7 +93,7 @@ def test_logits_tokens_and_export_agree(name, tmp_path):
     # Tight enough to tell the exact GELU from its tanh form.
     np.testing.assert_allclose(actual[batch[1]], expected[batch[1]], rtol=0, atol=2e-5)
 
-    # 32 greedy tokens, through the batches of `api`.
+    # 32 greedy tokens, through the batches of `VLMReader`.
     generated = theirs.generate(**hf, do_sample=False, max_new_tokens=32, pad_token_id=0)
     graphdef, params = nnx.split(ours)
     ids, valid, pictures = batch
@@ -146,8 +146,8 @@ def hf_log_likelihood(model, processor, pictures, question: str, answer: str) ->
 
 def test_target_answers_as_transformers(pair):
     folder, model, processor = pair
-    target = Target.from_pretrained(folder)
-    tokens = VLMReader(target, "llava").image_tokens([[np.zeros((9, 50, 3), np.uint8)]] * 2)
+    target = VLMReader.from_pretrained(folder)
+    tokens = target.image_tokens([[np.zeros((9, 50, 3), np.uint8)]] * 2)
     assert tokens == 2 * target.source.config.image_seq_len
     examples = tiny.make_examples(3)
     pictures = [[e["image"], e["image"][10:50, 20:34]] for e in examples]
@@ -161,9 +161,9 @@ def test_target_answers_as_transformers(pair):
     ]
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
 
-    replies = target.answer(pictures, questions, max_tokens=8)
+    replies = [r.text for r in target.answer(pictures, questions, max_tokens=8)]
     for shown, question, reply in zip(pictures, questions, replies, strict=True):
-        prompt = target.prompts.answer(question, len(shown)).ids
+        prompt = target.conversations.answer(question, len(shown)).ids
         seen = processor.image_processor([Image.fromarray(p) for p in shown], return_tensors="pt")
         generated = model.generate(
             input_ids=torch.tensor(prompt[None]).long(),
@@ -220,7 +220,7 @@ def test_step_rewards_what_transformers_says(pair):
         _, metrics = jax.jit(step, compiler_options=FAST_COMPILE)(state, batch, jax.random.key(3))
         jax.effects_barrier()
 
-    target, likelihoods, scores = Target.from_pretrained(folder), [], []
+    target, likelihoods, scores = VLMReader.from_pretrained(folder), [], []
     for example, boxes in zip(examples, found[0], strict=True):
         picture, question, answer = example["image"], example["question"], example["answers"][0]
         for box in boxes:
@@ -228,7 +228,7 @@ def test_step_rewards_what_transformers_says(pair):
             shown = [picture, picture[top:bottom, left:right]]
             likelihoods.append(hf_log_likelihood(model, processor, shown, question, answer))
             (reply,) = target.answer([shown], [question], max_tokens=4)
-            scores.append(scoring.score(reply, example["answers"], metric))
+            scores.append(scoring.score(reply.text, example["answers"], metric))
     # Pixels may differ by a grey level.
     np.testing.assert_allclose(metrics["reward/likelihood"], np.mean(likelihoods), rtol=2e-3)
     np.testing.assert_allclose(metrics["reward/accuracy"], np.mean(scores), atol=1e-6)
@@ -268,7 +268,7 @@ def test_pad_is_what_the_processor_or_the_caller_says(tmp_path):
     with pytest.raises(ValueError, match="llava has no processor setting.*max_pixels"):
         Pretrained.open(tmp_path, processor={"max_pixels": 100})
     with pytest.raises(ValueError, match="longest_edge=64: only SmolVLM"):
-        Target.from_pretrained(tmp_path, longest_edge=64)
+        VLMReader.from_pretrained(tmp_path, longest_edge=64)
     with pytest.raises(ValueError, match="a cropper is a SmolVLM"):
         CropVLM.from_pretrained(tmp_path)
 

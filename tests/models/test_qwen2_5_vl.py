@@ -19,7 +19,6 @@ from qwen_shape import qwen_tokenizer, write_shape
 from safetensors.numpy import load_file, save_file
 
 from cropvlm_jax import geometry, parallel
-from cropvlm_jax.api import Target
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo import rewards, rollout
 from cropvlm_jax.grpo import step as step_lib
@@ -276,7 +275,7 @@ def hf_log_likelihood(theirs, folder, pictures, question: str, answer: str) -> f
 
 
 def test_a_target_asks_and_answers_as_transformers(folder, theirs):
-    target = Target.from_pretrained(folder, processor={"max_pixels": PIXELS})
+    target = VLMReader.from_pretrained(folder, processor={"max_pixels": PIXELS})
     examples = tiny.make_examples(3)
     images = [[e["image"]] for e in examples] + [
         [e["image"], e["image"][5:60, 10:50]] for e in examples
@@ -284,14 +283,14 @@ def test_a_target_asks_and_answers_as_transformers(folder, theirs):
     questions, answers = [e["question"] for e in examples] * 2, [e["answers"][0] for e in examples]
     real = []
     for pictures, question in zip(images, questions, strict=True):
-        prompt = target.prompts.answer(question, len(pictures))
+        prompt = target.conversations.answer(question, len(pictures))
         grids = [target.source.see(p, 0)[1] for p in pictures]
         room = target.source.config.image_seq_len
         kept = np.concatenate([np.arange(room) < rows * columns for rows, columns in grids])
         mask = np.ones(len(prompt.ids), bool)
         mask[prompt.ids == target.source.config.image_token_id] = kept
         real.append(prompt.ids[mask])
-        assert VLMReader(target, "qwen").image_tokens([pictures]) == kept.sum()
+        assert target.image_tokens([pictures]) == kept.sum()
     theirs.generation_config.eos_token_id = target.source.end_token_id
     expected, likely = [], []
     decode = target.source.tokenizer.decode
@@ -302,7 +301,8 @@ def test_a_target_asks_and_answers_as_transformers(folder, theirs):
         reply = reply[0, inputs["input_ids"].shape[1] :].tolist()
         expected.append(decode([t for t in reply if t != target.source.end_token_id]).strip())
         likely.append(hf_log_likelihood(theirs, folder, pictures, question, answer))
-    assert target.answer(images, questions, max_tokens=12) == expected
+    replies = target.answer(images, questions, max_tokens=12)
+    assert [reply.text for reply in replies] == expected
     got = target.log_likelihood(images, questions, answers * 2)
     np.testing.assert_allclose(got, likely, rtol=1e-5)
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Targets: a chat endpoint that misbehaves in every way, over real HTTP, and real OCR readers."""
+"""Readers: a chat endpoint that misbehaves in every way, over real HTTP, and real OCR readers."""
 
 import base64
 import collections
@@ -331,7 +331,7 @@ def test_tesseract_is_asked_over_pipes_and_may_fail(tmp_path, monkeypatch):
     assert reply.failure == "engine: tesseract: no data"
 
 
-def test_targets_by_name():
+def test_readers_by_name():
     assert open_reader("zoom_digits/target").name == "zoom_digits/target"
     for spec in ("rapidocr:v5", "ocr:v4", "rapidocr:"):
         with pytest.raises(ValueError, match=spec):
@@ -348,5 +348,5 @@ def test_a_vlm_says_answers_likelihoods_and_tokens():
     assert reply.text and not reply.failure
     likelihood = target.log_likelihood([[image]], ["What digit is in the red frame?"], ["3"])
     assert likelihood.shape == (1,) and likelihood[0] < 0
-    tokens = target.model.source.config.image_seq_len
+    tokens = target.source.config.image_seq_len
     assert target.image_tokens([[image, image], [image]]) == 3 * tokens

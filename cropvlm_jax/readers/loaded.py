@@ -1,0 +1,120 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A vision-language model in memory, run on conversations about pictures of any sizes."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from PIL import Image
+
+from cropvlm_jax import parallel
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models.conversations import Prompt
+from cropvlm_jax.models.vlm import VLM
+from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.batches import Row, make_batches
+
+Picture = Image.Image | np.ndarray | str | os.PathLike  # what a user may give as a picture
+
+
+class LoadedModel:
+    """What readers that are VLMs of ours and croppers have in common.
+
+    Attributes:
+        source: where the model comes from: its configuration, tokenizer and image processing.
+        graphdef: the structure of the model, and
+        params: its weights, as `nnx.split` returns them.
+        longest_edge: pixels that pictures' longest sides are resized to before they are split.
+        conversations: how questions become token ids.
+        mesh: whose devices hold the weights; None where one does.
+    """
+
+    def __init__(self, source: Pretrained, model: VLM, longest_edge: int, mesh: Mesh | None = None):
+        if longest_edge < 1:
+            raise ValueError(f"longest_edge={longest_edge} must be at least 1 px")
+        self.source, self.longest_edge, self.mesh = source, longest_edge, mesh
+        self.conversations = source.prompts()
+        self.graphdef, self.params = nnx.split(model)
+
+    def see(self, pictures: Sequence[Picture]) -> tuple[Any, list[Any]]:
+        """What the model sees of the pictures of a conversation.
+
+        Returns:
+            Arrays `[N, ...]` of all pictures one after the other, and the grid of each picture,
+            which its conversation must know.
+        """
+        seen, grids = [], []
+        for picture in pictures:
+            if not isinstance(picture, Picture):
+                kind = type(picture).__name__
+                raise ValueError(f"a picture is a PIL image, an array or a path, not {kind}")
+            images, grid = self.source.see(host.to_rgb(picture), self.longest_edge)
+            seen.append(images)
+            grids.append(grid)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *seen), grids
+
+    def row(self, images: Any, conversation: Prompt, reply_tokens: int) -> Row:
+        """A conversation as a row of a batch.
+
+        Args:
+            images: what the model sees, from `see`.
+            conversation: its token ids.
+            reply_tokens: longest reply, which must find room after the prompt.
+        """
+        start = conversation.completion.start
+        limit = self.source.config.text.max_position_embeddings
+        if start + reply_tokens > limit:
+            raise ValueError(
+                f"{start} prompt tokens and {reply_tokens} for the reply are over the model's "
+                f"{limit} positions: shorten the texts or use a smaller longest_edge"
+            )
+        return Row(
+            images=images,
+            prompt=conversation.ids[:start],
+            completion=conversation.ids[conversation.completion],
+        )
+
+    def run(
+        self, function: Callable[..., jax.Array], rows: Iterable[Row], *options: Any
+    ) -> list[np.ndarray]:
+        """Runs the model on rows, batch by batch.
+
+        Args:
+            function: jitted, `(graphdef, params, batch, *options)` to an array `[B, ...]`.
+            rows: the conversations.
+            *options: what `function` takes besides.
+
+        Returns:
+            The result of each row, in the order of the rows.
+        """
+        results: dict[int, np.ndarray] = {}
+        for indices, batch in make_batches(rows):
+            outputs = self.call(function, batch, *options)
+            results |= zip(indices, outputs[: len(indices)], strict=True)
+        return [results[index] for index in range(len(results))]
+
+    def call(self, function: Callable[..., jax.Array], batch: Any, *options: Any) -> np.ndarray:
+        """What jitted `function` returns for a batch, run on the devices that hold the weights."""
+        if self.mesh is None:
+            return np.asarray(function(self.graphdef, self.params, batch, *options))
+        with jax.set_mesh(self.mesh):
+            batch = parallel.put_batch(self.mesh, batch)
+            return np.asarray(function(self.graphdef, self.params, batch, *options))
+
+
+def check_texts(images: Sequence[Any], **texts: Sequence[str]) -> None:
+    """Checks that there is a list of strings for each name, one string an image.
+
+    Raises:
+        ValueError: there is not.
+    """
+    for name, values in texts.items():
+        if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{name} must be a list of strings, got {values!r:.80}")
+        if len(values) != len(images):
+            raise ValueError(f"{len(images)} images but {len(values)} {name}")
