@@ -1,0 +1,93 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every published figure is what its JSON file says."""
+
+import json
+import re
+from pathlib import Path
+
+import make_results
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_results_page_is_current():
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert page == make_results.results_page(), "run python experiments/make_results.py"
+
+
+def test_drawing_is_current():
+    drawing = make_results.expansion_svg()
+    path = ROOT / "docs/expansion.svg"
+    assert (path.read_text(encoding="utf-8") if path.is_file() else None) == drawing
+
+
+def test_readme_tables_are_current():
+    names = make_results.MARKED.findall(README)
+    assert sorted(names) == sorted(make_results.BLOCKS)
+    assert make_results.fill(README) == README, "run python experiments/make_results.py"
+
+
+@pytest.mark.parametrize("template", make_results.PROSE)
+def test_figure_in_a_sentence(template: str):
+    told = template.format(**make_results.figures())
+    assert told in " ".join(README.split()), f"README.md does not say {told!r}"
+
+
+def test_readme_has_no_figure_of_its_own():
+    """Shares, dollars and ratios stand in tables from files, or are listed in `PROSE`."""
+    told = " ".join(make_results.MARKED.sub("", README).split())
+    told = re.sub(r"```.*?```|`[^`]*`", "", told)
+    for template in make_results.PROSE:
+        told = told.replace(template.format(**make_results.figures()), "")
+    loose = re.findall(r"\d[\d.,]*\s?%|\$\d[\d.,]*|\d[\d.,]* (?:times|points)", told)
+    assert not loose, f"figures that come from no file: {loose}"
+
+
+def results_of(lead: float = 0.2) -> dict:
+    """An evaluation in the shape of results.json, as small as the pages allow."""
+
+    def row(score: float) -> dict:
+        return {
+            "score": score,
+            "score_interval": [score - 0.05, score + 0.05],
+            "lead": 0.65 - score,
+            "lead_interval": [lead - 0.05, lead + 0.05],
+        }
+
+    scores = {
+        "no_crop": row(0.1),
+        "sft": row(0.4),
+        "sft_best_scale": row(0.45),
+        "grpo": row(0.65),
+        "oracle": row(0.9),
+    }
+    scores |= {f"{name} x2": row(0.5) for name in ("sft", "grpo", "oracle")}
+    return {
+        "protocol": {"metrics": {"exact": "as it is"}, "expansions": [2.0]},
+        "n": 100,
+        "coverage": 0.8,
+        "area": 0.04,
+        "valid": 1.0,
+        "train_seconds": 300.0,
+        "targets": {"zoom_digits/target": {"scores": {"exact": scores}}},
+    }
+
+
+def test_pages_of_new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "zoom_digits").mkdir()
+    for name in (*make_results.SEEDS, "expansion"):
+        path = tmp_path / "zoom_digits" / f"{name}.json"
+        path.write_text(json.dumps(results_of()), encoding="utf-8")
+    monkeypatch.setattr(make_results, "EXPERIMENTS", tmp_path)
+    means = make_results.digits_means().splitlines()
+    assert means[0] == "| mean of 3 seeds | no crop | SFT | SFT, best size | GRPO | true box |"
+    assert means[2] == "| accuracy | 10.0% | 40.0% | 45.0% | 65.0% | 90.0% |"
+    assert means[3] == "| GRPO's lead, points | +55.0 | +25.0 | +20.0 |  |  |"
+    assert "| 1 | +20.0 [15.0, 25.0] |" not in make_results.digits_seeds()
+    assert "+20.0 [15.0, 25.0] |" in make_results.digits_seeds()
+    assert "| SFT | 40.0% [35.0, 45.0] | 50.0% [45.0, 55.0] |" in make_results.expansion_table()
+    drawing = make_results.expansion_svg()
+    assert drawing and drawing.count("<polyline") == 3
