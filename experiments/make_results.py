@@ -89,7 +89,9 @@ def scores_of(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def digits_runs() -> dict[str, dict[str, Any]]:
     """The evaluations of the digits task by seed, as far as they are there."""
     files = {seed: EXPERIMENTS / f"zoom_digits/{seed}.json" for seed in SEEDS}
-    return {seed: load(f"zoom_digits/{seed}.json") for seed, file in files.items() if file.is_file()}
+    return {
+        seed: load(f"zoom_digits/{seed}.json") for seed, file in files.items() if file.is_file()
+    }
 
 
 def digits_means() -> str:
@@ -255,9 +257,7 @@ def receipts() -> str:
     rows, leads = [], []
     for reader, scores in saved["intervals"].items():
         seen = "rewarded GRPO" if reader == saved["trained_with"] else "never seen"
-        rows.append(
-            [f"`{reader}`, {seen}", *(percent(scores[name]["score"]) for name in shown)]
-        )
+        rows.append([f"`{reader}`, {seen}", *(percent(scores[name]["score"]) for name in shown)])
         leads.append(
             [
                 f"`{reader}`",
@@ -401,7 +401,11 @@ def memory_7b() -> str:
                 f"{peak_seconds(report):.2f} s",
             ]
         )
-    head = ["reader, on 8 chips of v5e", "peak / arguments / temporaries", "GB moved a chip and step"]
+    head = [
+        "reader, on 8 chips of v5e",
+        "peak / arguments / temporaries",
+        "GB moved a chip and step",
+    ]
     return table([*head, "arithmetic at the peak rate"], rows)
 
 

@@ -1,0 +1,50 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Your own pictures and questions, in front of your own reader: a file to copy and change.
+
+`data/mine` holds `train.jsonl` and `val.jsonl`, see docs/data.md, and `boxes.jsonl`, the seed boxes
+that `cropvlm label` wrote (leave `boxes` out where the lines have boxes of their own).
+
+    cropvlm train --config=experiments/own_data.py:sft --workdir=runs/mine/sft
+    cropvlm train --config=experiments/own_data.py:grpo --workdir=runs/mine/grpo
+
+Hyper-parameters are a start, not a result: nobody tuned them on your data.
+"""
+
+import ml_collections
+
+from cropvlm_jax.training.config import default_config, source
+
+
+def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
+    """Settings of a stage, "sft" or "grpo"."""
+    config = default_config()
+    config.stage = stage
+    config.dtype = "bfloat16"
+    config.remat = True
+    config.lora.rank = 128
+    config.data.longest_edge = 512  # pixels that the cropper sees; 1024 and 2048 see more, slower
+    config.data.sources.jsonl = source("data/mine")
+    config.eval.sources.jsonl = source("data/mine", split="val")
+    config.eval.every = 100
+    if stage == "sft":
+        config.cropper = "HuggingFaceTB/SmolVLM-256M-Instruct"
+        config.learning_rate = 5e-5
+        config.data.sources.jsonl.boxes = "data/mine/boxes.jsonl"
+        # Held-out questions count for SFT only where their lines have boxes.
+        config.eval.every = 0
+    else:
+        config.cropper = "runs/mine/sft/cropper"
+        config.target = (
+            "rapidocr:v4@512"  # or "openai:gpt-4.1-nano", or a VLM that runs in the step
+        )
+        config.learning_rate = 5e-6
+        config.gradient_accumulation_steps = 4  # the host asks while the device works
+        config.grpo.num_generations = 8
+        config.grpo.format_weight = 0.1
+        # A black box gives a score of its answer. A VLM in the step can give the likelihood of the
+        # right answer instead, which has fewer ties: weights 1 and 0.
+        config.grpo.likelihood_weight = 0.0
+        config.grpo.accuracy_weight = 1.0
+        config.grpo.accuracy = "nearly_contains"
+    return config
