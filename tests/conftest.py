@@ -5,6 +5,8 @@
 import os
 import tempfile
 
+import jaxtyping
+
 # Torch's threads would fight over the cores with jax's and with the other test process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,6 +17,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="cropvlm_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+# Modules whose annotated shapes and dtypes are checked whenever a test calls or traces a function.
+CHECKED = (
+    "cropvlm_jax.pixels.device",
+    "cropvlm_jax.pixels.resampling",
+)
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 LONGEST = ("test_step.py", "test_sharding.py", "test_loop.py", "test_apps.py")
 

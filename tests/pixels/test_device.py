@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cropvlm_jax import geometry
-from cropvlm_jax.pixels import device, host
+from cropvlm_jax.pixels import device, host, resampling
 
 EDGE_BOXES = [
     geometry.FULL,
@@ -148,7 +148,7 @@ def test_crop_equals_pil_and_the_transformers_processor(side, canvas_shape, shap
     ],
 )
 def test_bicubic_squares_equal_those_of_the_host(side, canvas_shape, shapes, fill):
-    """Whose equality with transformers `tests/data/test_images.py` shows."""
+    """The host's equal those of transformers: `tests/pixels/test_host.py`."""
     rng = np.random.default_rng(sum(canvas_shape))
     crop = jax.jit(functools.partial(device.bicubic_square, side=side, fill=fill))
     for i, shape in enumerate(shapes):
@@ -274,9 +274,9 @@ def test_crop_under_vmap_equals_the_loop():
     [(0, 50, 64, 50, 64), (13, 37, 9, 60, 64), (99, 1, 64, 100, 64), (5, 90, 1, 100, 8)],
 )
 def test_weights_stay_inside_the_crop(start, length, out, columns, rows):
-    jitted = jax.jit(device.resize_weights, static_argnums=(0, 2, 3))
-    axis = device.Axis(start, length, out)
-    weights = np.asarray(jitted(device.LANCZOS, axis, columns, rows))[:out]
+    jitted = jax.jit(resampling.resize_weights, static_argnums=(0, 2, 3))
+    axis = resampling.Axis(start, length, out)
+    weights = np.asarray(jitted(resampling.LANCZOS, axis, columns, rows))[:out]
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
     outside = np.ones(columns, bool)
     outside[start : start + length] = False
@@ -336,7 +336,7 @@ def test_order_of_the_passes_equals_pil():
     for case in cases:
         order = _is_vertical_first(rng, *case)
         if order is not None:
-            assert bool(device._vertical_first(*case)) == order, case
+            assert bool(resampling.vertical_first(*map(jnp.array, case))) == order, case
             orders.append(order)
     assert len(orders) > 300
 
@@ -356,5 +356,5 @@ def test_order_of_the_passes_equals_pil():
 def test_order_of_the_passes_by_version(monkeypatch, size, new_size, first_versions):
     for version in ("9.5.0", "11.3.0", "12.1.1", "12.2.0", "12.3.0", "13.0.0", "13.1.0.dev0"):
         monkeypatch.setattr(PIL, "__version__", version)
-        got = device._vertical_first(*(jnp.array(v) for v in (*size, *new_size)))
+        got = resampling.vertical_first(*(jnp.array(v) for v in (*size, *new_size)))
         assert bool(got) == (version in first_versions), version
