@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import PIL
 import pytest
@@ -358,3 +359,9 @@ def test_order_of_the_passes_by_version(monkeypatch, size, new_size, first_versi
         monkeypatch.setattr(PIL, "__version__", version)
         got = resampling.vertical_first(*(jnp.array(v) for v in (*size, *new_size)))
         assert bool(got) == (version in first_versions), version
+
+
+def test_shapes_are_checked_when_functions_are_called():
+    canvas, size, boxes = np.zeros((8, 8, 3), np.uint8), np.array([8, 8]), np.array([[0, 0, 9, 9]])
+    with pytest.raises(jaxtyping.TypeCheckError, match="boxes"):
+        _jitted_crop(canvas, size, boxes[0], 64)
