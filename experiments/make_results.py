@@ -301,7 +301,7 @@ def step_case(case: Mapping[str, Any]) -> list[str]:
         f"{official:.1f} s{phases(case['official_phases'])}" if official else "not run",
         f"{case['ours_seconds']:.1f} s{phases(case['ours_phases'])}",
         f"{case['ratio']:.1f}" if case["ratio"] else "-",
-        f"{case['floor_seconds']:.1f} s",
+        f"{case['floor_seconds']:.1f} s{phases(case['floor_phases'])}",
         f"{memory / 1024:.1f} / {case['peak_mib'] / 1024:.1f} GiB"
         if memory
         else f"- / {case['peak_mib'] / 1024:.1f} GiB",
