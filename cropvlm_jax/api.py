@@ -27,7 +27,8 @@ from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.models.decode import read_prompt
+from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.batches import Row
@@ -42,7 +43,7 @@ def _propose(
     """Greedy boxes, int32 `[B, 4]`."""
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
-    prefix = rollout.read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
+    prefix = read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
     unused = jax.random.key(0)
     return rollout.sample(
         model, grammar, prefix, batch.prompt[:, -1], unused, group=1, temperature=0.0
@@ -77,7 +78,7 @@ class CropVLM(LoadedModel):
     def __init__(
         self,
         source: Pretrained,
-        model: SmolVLM,
+        model: VLM,
         longest_edge: int,
         target: Reader | None = None,
         mesh: Mesh | None = None,
@@ -119,9 +120,8 @@ class CropVLM(LoadedModel):
         elif target is not None and not isinstance(target, Reader):
             raise ValueError(f"a target is a name, a folder or a reader, not {target!r:.80}")
         source = Pretrained.open(cropper)
-        if not isinstance(source.config, SmolVLMConfig):
-            kind = type(source.config).__name__.removesuffix("Config")
-            raise ValueError(f"{cropper}: a cropper is a SmolVLM, not a {kind}")
+        if not source.architecture.can_crop:
+            raise ValueError(f"{cropper}: a {source.config.model_type} may not be a cropper")
         longest_edge = source.longest_edge if longest_edge is None else longest_edge
         return cls(source, source.load(mesh, dtype=dtype), longest_edge, target, mesh)
 

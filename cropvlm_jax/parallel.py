@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Meshes, shardings and processes: the only file that names mesh axes.
 
-A weight's place in its module says what its axes mean (`LOGICAL_AXES`), an activation's axes are
-named where it is constrained; one table says which mesh axis each meaning is split over (`RULES`).
+A table of an architecture says what the axes of its weights mean (`models.logical_axes`), an
+activation's axes are named where it is constrained; one table here says which mesh axis each
+meaning is split over (`RULES`).
 An axis that the mesh does not divide stays whole, and heads stay whole in any case.
 """
 
@@ -33,29 +34,6 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "mlp": "tensor",
     "vocab": "tensor",
 }
-
-# Path of a weight inside a model -> its logical axes; stacked layers lead with None. First match.
-LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"layers/[qkv]/kernel", (None, "embed", "heads")),
-    (r"layers/[qkv]/bias", (None, "heads")),
-    (r"layers/o/kernel", (None, "heads", "embed")),
-    (r"layers/(gate|up|fc1)/kernel", (None, "embed", "mlp")),
-    (r"layers/(gate|up|fc1)/bias", (None, "mlp")),
-    (r"layers/(down|fc2)/kernel", (None, "mlp", "embed")),
-    (r"layers/(q|k|v|gate|up|fc1)/lora_a", (None, "embed", None)),
-    (r"layers/o/lora_a", (None, "heads", "rank")),
-    (r"layers/(down|fc2)/lora_a", (None, "mlp", "rank")),
-    (r"layers/[qkv]/lora_b", (None, "rank", "heads")),
-    (r"layers/(gate|up|fc1)/lora_b", (None, "rank", "mlp")),
-    (r"layers/(o|down|fc2)/lora_b", (None, None, "embed")),
-    (r"connector/lora_a", (None, "rank")),
-    (r"connector/lora_b", (None, "embed")),
-    (r"projector/fc1/kernel", ("embed", "mlp")),
-    (r"projector/fc1/bias", ("mlp",)),
-    (r"projector/fc2/kernel", ("mlp", "embed")),
-    (r"text/embedding/embedding|text/head", ("vocab", "embed")),
-    (r"position_embedding/embedding|patch_embedding/kernel|connector/kernel", (None, "embed")),
-)
 
 
 @contextlib.contextmanager
@@ -156,7 +134,12 @@ def _say(text: str) -> None:
     logging.info("%s", text)
 
 
-def state_shardings(mesh: Mesh | AbstractMesh, state: Any, heads: Mapping[str, int]) -> Any:
+def state_shardings(
+    mesh: Mesh | AbstractMesh,
+    state: Any,
+    heads: Mapping[str, int],
+    logical_axes: Sequence[tuple[str, tuple[str | None, ...]]],
+) -> Any:
     """Shardings of a train state (or any tree that holds weights under their usual paths).
 
     Optimizer moments have the paths of their weights inside, and so the same shardings.
@@ -164,12 +147,14 @@ def state_shardings(mesh: Mesh | AbstractMesh, state: Any, heads: Mapping[str, i
     Args:
         mesh: from `make_mesh`.
         state: arrays or their shapes, of one model.
-        heads: of that model's towers, `SmolVLMConfig.heads`.
+        heads: attention heads of each part of that model that may be split, `config.heads`.
+        logical_axes: patterns of weights' paths and the meanings of those weights' axes, of that
+            model's architecture; the first pattern found in a path counts.
     """
 
     def sharding(keys: Any, x: Any) -> NamedSharding:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        axes = next((axes for pattern, axes in LOGICAL_AXES if re.search(pattern, path)), ())
+        axes = next((axes for pattern, axes in logical_axes if re.search(pattern, path)), ())
         if len(axes) != len(x.shape):
             return NamedSharding(mesh, PartitionSpec())  # norms, scalars
         tower = next((tower for tower in heads if f"{tower}/" in path), None)

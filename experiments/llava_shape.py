@@ -15,16 +15,17 @@ from absl import app
 from tokenizers import AddedToken
 
 from cropvlm_jax.hub.tokenizer import train_tokenizer
-from cropvlm_jax.models.conversations import IMAGE, LLAVA_END, LLAVA_INSTRUCTION
-from cropvlm_jax.models.llava import LlavaConfig
+from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION
+from cropvlm_jax.models.llava.config import LlavaConfig
+from cropvlm_jax.models.llava.conversations import END, IMAGE
 
 
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError("what folder is to be written?")
     folder = pathlib.Path(argv[1])
-    tokenizer = train_tokenizer((LLAVA_INSTRUCTION,), 400)
-    tokenizer.add_special_tokens([AddedToken(LLAVA_END, special=True, normalized=False)])
+    tokenizer = train_tokenizer((SHORT_ANSWER_INSTRUCTION,), 400)
+    tokenizer.add_special_tokens([AddedToken(END, special=True, normalized=False)])
     image = tokenizer.token_to_id(IMAGE)
     config = dataclasses.replace(LlavaConfig.llava_7b(), image_token_id=image)
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,16 +28,19 @@ from cropvlm_jax import geometry
 from cropvlm_jax.data import batching
 from cropvlm_jax.data.sources import zoom_digits
 from cropvlm_jax.grpo import rollout
-from cropvlm_jax.hub import pretrained
 from cropvlm_jax.hub import tokenizer as tokenizer_lib
-from cropvlm_jax.models.conversations import (
+from cropvlm_jax.hub.export import export, write_processor_files
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models.conversations import Conversation
+from cropvlm_jax.models.decode import completion_logits, read_prompt
+from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
+from cropvlm_jax.models.smolvlm.conversations import (
     ANSWER_INSTRUCTION,
     CROP_INSTRUCTION,
     IMAGE,
-    Prompt,
-    Prompts,
+    SmolVLMConversations,
 )
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.pixels import host
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import sft
@@ -117,7 +120,10 @@ def noisy_box(rng: np.random.Generator, box: np.ndarray, stage: Stage) -> np.nda
 
 
 def supervised_batch(
-    pictures: list[np.ndarray], conversations: list[Prompt], prompt_length: int, reply_length: int
+    pictures: list[np.ndarray],
+    conversations: list[Conversation],
+    prompt_length: int,
+    reply_length: int,
 ) -> batching.SupervisedBatch:
     """B conversations and their pictures `[N, S, S, 3]` as one batch."""
     rows = [
@@ -132,7 +138,11 @@ def supervised_batch(
 
 
 def reading_batch(
-    scenes: list[Scene], stage: Stage, prompts: Prompts, side: int, rng: np.random.Generator
+    scenes: list[Scene],
+    stage: Stage,
+    prompts: SmolVLMConversations,
+    side: int,
+    rng: np.random.Generator,
 ) -> batching.SupervisedBatch:
     """What the target reads: the whole picture, a noisy crop, the question."""
     pictures, conversations = [], []
@@ -154,7 +164,11 @@ def reading_batch(
 
 
 def locating_batch(
-    scenes: list[Scene], stage: Stage, prompts: Prompts, side: int, rng: np.random.Generator
+    scenes: list[Scene],
+    stage: Stage,
+    prompts: SmolVLMConversations,
+    side: int,
+    rng: np.random.Generator,
 ) -> batching.SupervisedBatch:
     """What the cropper imitates: the whole picture, the question, a noisy box."""
     pictures, conversations = [], []
@@ -239,12 +253,19 @@ def train(
     return nnx.merge(graphdef, state.params)
 
 
-def reading_accuracy(model: SmolVLM, scenes: list[Scene], prompts: Prompts) -> str:
+def reading_accuracy(model: SmolVLM, scenes: list[Scene], prompts: SmolVLMConversations) -> str:
     """Accuracy on unseen digits against the crop's area factor (x0: the whole picture)."""
 
     @jax.jit
     def correct(batch: batching.SupervisedBatch) -> jax.Array:
-        logits = sft.completion_logits(model, batch)[:, 1]  # after the space
+        logits = completion_logits(
+            model,
+            batch.images,
+            batch.prompt,
+            batch.prompt_valid,
+            batch.completion,
+            batch.completion_valid,
+        )[:, 1]  # after the space
         return (jnp.argmax(logits, -1) == batch.completion[:, 1]).mean()
 
     scores = []
@@ -257,7 +278,7 @@ def reading_accuracy(model: SmolVLM, scenes: list[Scene], prompts: Prompts) -> s
 
 
 def locating_scores(
-    model: SmolVLM, scenes: list[Scene], prompts: Prompts, grammar: geometry.Grammar
+    model: SmolVLM, scenes: list[Scene], prompts: SmolVLMConversations, grammar: geometry.Grammar
 ) -> str:
     """Greedy boxes on unseen scenes: coverage of the true box, hit rate of its centre, area."""
     side = model.config.vision.image_size
@@ -268,7 +289,7 @@ def locating_scores(
     @jax.jit
     def propose(batch: batching.SupervisedBatch) -> jax.Array:
         image_tokens = model.encode_images(batch.images)
-        prefix = rollout.read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
+        prefix = read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
         key = jax.random.key(0)
         return rollout.sample(model, grammar, prefix, batch.prompt[:, -1], key, 1, 0.0).boxes[:, 0]
 
@@ -295,7 +316,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     tokenizer = tokenizer_lib.train_tokenizer(corpus(), VOCAB_SIZE)
     shape = SmolVLMConfig.tiny(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE))
-    prompts = Prompts(tokenizer, shape.image_seq_len)
+    prompts = SmolVLMConversations(tokenizer, shape.image_seq_len)
     source = zoom_digits.ZoomDigits("validation", 128, seed=SEED.value)
     scenes = [source.scene(i) for i in range(len(source))]
     side = shape.vision.image_size
@@ -325,8 +346,8 @@ def main(argv: list[str]) -> None:
             model = train(model, course, make, evaluate, SEED.value + 10_000 * number)
         folder = pathlib.Path(OUT.value) / name
         folder.mkdir(parents=True, exist_ok=True)
-        pretrained.write_processor_files(folder, config, tokenizer, longest_edge=side)
-        pretrained.export(folder, model, pretrained.Pretrained.open(folder))
+        write_processor_files(folder, config, tokenizer, longest_edge=side)
+        export(folder, model, Pretrained.open(folder))
         logging.info("%s is in %s", name, folder)
 
 

@@ -22,8 +22,12 @@ from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.hub.tokenizer import train_tokenizer
-from cropvlm_jax.models.conversations import ANSWER_INSTRUCTION, CROP_INSTRUCTION, Prompts
-from cropvlm_jax.models.smolvlm import SmolVLMConfig
+from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
+from cropvlm_jax.models.smolvlm.conversations import (
+    ANSWER_INSTRUCTION,
+    CROP_INSTRUCTION,
+    SmolVLMConversations,
+)
 from cropvlm_jax.training import costs
 
 PICTURES = flags.DEFINE_integer("pictures", 24, "Pictures at each resolution.", lower_bound=1)
@@ -49,7 +53,7 @@ def main(argv: list[str]) -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     config = SmolVLMConfig.smolvlm_256m()
     tokenizer = train_tokenizer((CROP_INSTRUCTION, ANSWER_INSTRUCTION), 400)
-    prompts = Prompts(tokenizer, config.image_seq_len)
+    prompts = SmolVLMConversations(tokenizer, config.image_seq_len)
     step = config, config, GRPOConfig(), Grammar.from_tokenizer(tokenizer)
     template = AnswerTemplate.from_prompts(prompts)
     pages = [document(seed) for seed in range(PICTURES.value)]

@@ -16,23 +16,24 @@ from absl import app
 from tokenizers import AddedToken, Tokenizer
 
 from cropvlm_jax.hub.tokenizer import train_tokenizer
-from cropvlm_jax.models.conversations import QWEN_IMAGE, QWEN_INSTRUCTION, QWEN_SYSTEM, QWEN_VISION
-from cropvlm_jax.models.qwen2_5_vl import QwenConfig
+from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION
+from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig
+from cropvlm_jax.models.qwen2_5_vl.conversations import IMAGE, SYSTEM, VISION_END, VISION_START
 
 VIDEO = "<|video_pad|>"
 
 
 def qwen_tokenizer(texts: tuple[str, ...] = ()) -> Tokenizer:
     """A small tokenizer with Qwen's special tokens that has learned from `texts`."""
-    tokenizer = train_tokenizer((QWEN_SYSTEM, QWEN_INSTRUCTION, *texts), 400)
-    special = (*QWEN_VISION, QWEN_IMAGE, VIDEO)
+    tokenizer = train_tokenizer((SYSTEM, SHORT_ANSWER_INSTRUCTION, *texts), 400)
+    special = (VISION_START, VISION_END, IMAGE, VIDEO)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return tokenizer
 
 
 def write_shape(folder: pathlib.Path, config: QwenConfig, tokenizer: Tokenizer) -> QwenConfig:
     """Writes a shape and a tokenizer to a folder; returns the shape, which has its token ids."""
-    ids = map(tokenizer.token_to_id, (*QWEN_VISION, QWEN_IMAGE, VIDEO))
+    ids = map(tokenizer.token_to_id, (VISION_START, VISION_END, IMAGE, VIDEO))
     names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
     config = dataclasses.replace(config, **dict(zip(names, ids, strict=True)))
     folder.mkdir(parents=True, exist_ok=True)

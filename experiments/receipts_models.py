@@ -16,12 +16,13 @@ from absl import app, flags, logging
 from flax import nnx
 
 from cropvlm_jax.data.sources import sroie
-from cropvlm_jax.hub import pretrained
+from cropvlm_jax.hub.export import export, write_processor_files
+from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.tokenizer import train_tokenizer
-from cropvlm_jax.models.conversations import ANSWER_INSTRUCTION, CROP_INSTRUCTION, IMAGE
-from cropvlm_jax.models.llama import LlamaConfig
-from cropvlm_jax.models.siglip import SiglipConfig
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.conversations import ANSWER_INSTRUCTION, CROP_INSTRUCTION, IMAGE
+from cropvlm_jax.models.smolvlm.model import SmolVLM
 
 DATA = flags.DEFINE_string("data", None, "folder of the receipts", required=True)
 OUT = flags.DEFINE_string("out", None, "folder for the cropper and the replies", required=True)
@@ -65,8 +66,8 @@ def main(argv: list[str]) -> None:
         table.embedding[...] *= std * table.features**0.5
     folder = pathlib.Path(OUT.value) / "cropper"
     folder.mkdir(parents=True, exist_ok=True)
-    pretrained.write_processor_files(folder, config, tokenizer, longest_edge=SIDE)
-    pretrained.export(folder, model, pretrained.Pretrained.open(folder))
+    write_processor_files(folder, config, tokenizer, longest_edge=SIDE)
+    export(folder, model, Pretrained.open(folder))
     for split in ("train", "val"):
         write_replies(split)
 

@@ -16,8 +16,8 @@ import pathlib
 from absl import app
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from cropvlm_jax.hub.pretrained import write_processor_files
-from cropvlm_jax.models.smolvlm import SmolVLMConfig
+from cropvlm_jax.hub.export import write_processor_files
+from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 
 LONGEST_EDGE = 2048  # pixels, of the published processor
 

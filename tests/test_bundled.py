@@ -11,8 +11,9 @@ from transformers.models.idefics3 import image_processing_pil_idefics3
 from cropvlm_jax import geometry
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
-from cropvlm_jax.hub.pretrained import Pretrained, export
-from cropvlm_jax.models.conversations import CROP_INSTRUCTION
+from cropvlm_jax.hub.export import export
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models.smolvlm.conversations import CROP_INSTRUCTION
 
 SCENES = 100
 

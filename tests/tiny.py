@@ -14,10 +14,14 @@ from cropvlm_jax import geometry
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo import rewards
 from cropvlm_jax.hub.tokenizer import train_tokenizer
-from cropvlm_jax.models.conversations import ANSWER_INSTRUCTION, CROP_INSTRUCTION, Prompts
-from cropvlm_jax.models.llama import LlamaConfig
-from cropvlm_jax.models.siglip import SiglipConfig
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.conversations import (
+    ANSWER_INSTRUCTION,
+    CROP_INSTRUCTION,
+    SmolVLMConversations,
+)
+from cropvlm_jax.models.smolvlm.model import SmolVLM
 
 SIDE = 32
 CANVAS = (96, 128)
@@ -33,7 +37,7 @@ CONFIG = SmolVLMConfig(
     scale_factor=2,
     image_token_id=TOKENIZER.token_to_id("<image>"),
 )
-PROMPTS = Prompts(TOKENIZER, CONFIG.image_seq_len)
+PROMPTS = SmolVLMConversations(TOKENIZER, CONFIG.image_seq_len)
 TEMPLATE = rewards.AnswerTemplate.from_prompts(PROMPTS)
 SEEN = batching.CropperInput(PROMPTS, SIDE, SIDE, 20)
 PREPARE = batching.Preparer(SEEN, PROMPTS, CANVAS, 10)

@@ -12,9 +12,10 @@ import tiny
 from flax import nnx
 from PIL import Image
 
-from cropvlm_jax.hub.pretrained import Pretrained, export, write_processor_files
-from cropvlm_jax.models import conversations
-from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.hub.export import export, write_processor_files
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models.smolvlm.conversations import END
+from cropvlm_jax.models.smolvlm.model import SmolVLM
 
 LIMIT = 512  # positions of the models
 SIZES = [(96, 128), (60, 128), (130, 40), (33, 31), (100, 97), (5, 64)]  # height, width
@@ -38,7 +39,7 @@ def make_folder(folder: pathlib.Path, seed: int) -> pathlib.Path:
         return jnp.asarray(values, jnp.float32)
 
     model = nnx.merge(graphdef, jax.tree.map_with_path(random, abstract))
-    end = tiny.TOKENIZER.token_to_id(conversations.END)
+    end = tiny.TOKENIZER.token_to_id(END)
     model.text.head[...] = model.text.head[...].at[end].multiply(2.0)
     folder.mkdir()
     write_processor_files(folder, config, tiny.TOKENIZER, longest_edge=SPLIT)

@@ -19,10 +19,9 @@ from tokenizers import (
     trainers,
 )
 
-from cropvlm_jax.models.clip import ClipConfig
-from cropvlm_jax.models.conversations import LLAVA_INSTRUCTION
-from cropvlm_jax.models.llama import LlamaConfig
-from cropvlm_jax.models.llava import LlavaConfig
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION
+from cropvlm_jax.models.llava.config import ClipConfig, LlavaConfig
 
 # That of llava-hf/llava-1.5-7b-hf, which renders pictures first.
 CHAT_TEMPLATE = (
@@ -73,7 +72,9 @@ def llama_tokenizer(texts: tuple[str, ...], merged: int) -> Tokenizer:
     return tokenizer
 
 
-TOKENIZER = llama_tokenizer((*QUESTIONS, *ANSWERS, LLAVA_INSTRUCTION, "USER: ASSISTANT:"), 120)
+TOKENIZER = llama_tokenizer(
+    (*QUESTIONS, *ANSWERS, SHORT_ANSWER_INSTRUCTION, "USER: ASSISTANT:"), 120
+)
 
 
 def make_config(

@@ -13,7 +13,8 @@ Example:
 from absl import app, flags
 
 from cropvlm_jax import apps
-from cropvlm_jax.hub.pretrained import Pretrained, export
+from cropvlm_jax.hub.export import export
+from cropvlm_jax.hub.pretrained import Pretrained
 
 MODEL = flags.DEFINE_string(
     "model",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cropvlm_jax import geometry
-from cropvlm_jax.models.conversations import Prompts
+from cropvlm_jax.models.conversations import Conversations
 from cropvlm_jax.pixels import host
 
 SPOKEN_BYTES = 4096  # most of a question and its answers, for a target outside of the graph
@@ -135,7 +135,7 @@ def read_spoken(data: np.ndarray) -> tuple[str, list[str]]:
 
 
 @functools.cache
-def _crop_prompt_length(prompts: Prompts, grid: tuple[int, int]) -> int:
+def _crop_prompt_length(prompts: Conversations, grid: tuple[int, int]) -> int:
     """Tokens of the crop conversation about a picture of `grid`, but for the question's."""
     return len(prompts.crop("A", grid).ids)
 
@@ -151,7 +151,7 @@ class CropperInput:
         question_tokens: most tokens of a question.
     """
 
-    prompts: Prompts
+    prompts: Conversations
     tile_size: int
     longest_edge: int
     question_tokens: int
@@ -187,7 +187,7 @@ class Preparer:
     """
 
     cropper: CropperInput
-    answer_prompts: Prompts | None
+    answer_prompts: Conversations | None
     canvas: tuple[int, int]
     answer_tokens: int
     gold: Callable[[Sequence[str]], Any] | None = None

@@ -16,7 +16,7 @@ class GRPOConfig:
     The official code, as far as a grammar allows: num_generations=6, temperature=0.8,
     temperature_in_log_probs=False, beta=0.01, loss_type="dr_grpo", normaliser=32,
     scale_rewards="none", official_span=True, gradient_accumulation_steps=16 of 16 prompts, and
-    `Prompts(official=True)` for the texts.
+    `official` conversations.
 
     Attributes:
         num_generations: rollouts a prompt.

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import Batch
-from cropvlm_jax.models.conversations import Prompts
+from cropvlm_jax.models.conversations import Conversations
 from cropvlm_jax.models.llama import KVCache
-from cropvlm_jax.models.vlm import VLM, Pictures
+from cropvlm_jax.models.vlm import VLM, ImageTokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AnswerTemplate:
     end: int
 
     @classmethod
-    def from_prompts(cls, prompts: Prompts) -> "AnswerTemplate":
+    def from_prompts(cls, prompts: Conversations) -> "AnswerTemplate":
         """Reads the parts off any answer conversation."""
         prompt = prompts.answer("Any question?", answer="Any answer")
         ids, (first, second) = prompt.ids.tolist(), prompt.images
@@ -50,7 +50,7 @@ class AnswerTemplate:
         )
 
 
-def read_picture(target: VLM, template: AnswerTemplate, picture: Pictures) -> KVCache:
+def read_picture(target: VLM, template: AnswerTemplate, picture: ImageTokens) -> KVCache:
     """The target reads the whole picture, once a prompt.
 
     Args:
@@ -66,7 +66,7 @@ def read_picture(target: VLM, template: AnswerTemplate, picture: Pictures) -> KV
     return target.read(ids, jnp.ones_like(ids, bool), picture)[1]
 
 
-def encode_pictures(target: VLM, canvas: jax.Array, size: jax.Array) -> Pictures:
+def encode_pictures(target: VLM, canvas: jax.Array, size: jax.Array) -> ImageTokens:
     """Whole pictures `[B, 1, I, ...]` as the target sees them.
 
     Args:
@@ -97,7 +97,7 @@ def in_chunks(function: Callable[[jax.Array], Any], boxes: jax.Array, chunk: int
 
 
 def _ask(
-    template: AnswerTemplate, batch: Batch, crops: Pictures | None
+    template: AnswerTemplate, batch: Batch, crops: ImageTokens | None
 ) -> tuple[jax.Array, jax.Array]:
     """What follows the whole picture, up to "Assistant:": the crop, if any, and the question.
 
@@ -131,7 +131,7 @@ def answer_log_probs(
     template: AnswerTemplate,
     picture: KVCache,
     batch: Batch,
-    crops: Pictures | None,
+    crops: ImageTokens | None,
 ) -> jax.Array:
     """Log-probabilities of the gold answer's tokens given the picture, the crop and the question.
 
@@ -194,7 +194,7 @@ def greedy_answers(
     template: AnswerTemplate,
     picture: KVCache,
     batch: Batch,
-    crops: Pictures,
+    crops: ImageTokens,
     max_tokens: int,
 ) -> jax.Array:
     """What the target itself answers: the likeliest next token again and again.

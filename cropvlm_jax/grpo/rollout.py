@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a prompt once, sampling a group of boxes on it, scoring boxes teacher-forced.
+"""Sampling a group of boxes on it, scoring boxes teacher-forced.
 
 Shape letters: B prompts, G rollouts a prompt, P prompt tokens, T reply tokens, A actions.
 """
@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 from cropvlm_jax.geometry import BoxTokens, Grammar, GrammarState
 from cropvlm_jax.models.llama import NEGATIVE, KVCache
-from cropvlm_jax.models.smolvlm import SmolVLM
-from cropvlm_jax.models.vlm import VLM, Pictures, one_row
+from cropvlm_jax.models.smolvlm.model import SmolVLM
 
 
 class Rollouts(NamedTuple):
@@ -26,21 +25,6 @@ class Rollouts(NamedTuple):
 
     boxes: jax.Array
     log_probs: jax.Array
-
-
-def read_prompt(model: VLM, pictures: Pictures, prompt: jax.Array, valid: jax.Array) -> KVCache:
-    """Reads all of a prompt but its last token, which every continuation starts with.
-
-    Args:
-        model: cropper or target.
-        pictures: `[B, N, I, ...]` from its `encode_images`.
-        prompt: token ids `[B, P]`, padded on the left.
-        valid: bool `[B, P]`.
-
-    Returns:
-        The prefix cache of P - 1 tokens, G = 1.
-    """
-    return model.read(prompt[:, None, :-1], valid[:, None, :-1], one_row(pictures))[1]
 
 
 def masked_log_softmax(logits: jax.Array, allowed: jax.Array, temperature: float) -> jax.Array:
@@ -71,7 +55,7 @@ def sample(
     Args:
         model: the cropper.
         grammar: of its tokenizer.
-        prefix: what `read_prompt` returned.
+        prefix: what `decode.read_prompt` returned.
         last_token: the last prompt token `[B]`.
         key: PRNG key.
         group: G.
@@ -146,7 +130,7 @@ def action_log_probs(
     Args:
         model: policy or reference.
         grammar: of its tokenizer.
-        prefix: what `read_prompt` returned.
+        prefix: what `decode.read_prompt` returned.
         last_token: the last prompt token `[B]`.
         boxes: int `[B, G, 4]`.
         temperature: that the logits are divided by.

@@ -19,9 +19,10 @@ from cropvlm_jax.data.batching import Batch
 from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.grpo import objective, rewards, rollout
 from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.models.decode import read_prompt
 from cropvlm_jax.models.llama import KVCache
-from cropvlm_jax.models.smolvlm import TOWER, SmolVLM
-from cropvlm_jax.models.vlm import VLM, Pictures
+from cropvlm_jax.models.smolvlm.model import TOWER, SmolVLM
+from cropvlm_jax.models.vlm import VLM, ImageTokens
 from cropvlm_jax.scoring import in_graph
 from cropvlm_jax.scoring.text import Metric
 from cropvlm_jax.train_state import TrainState
@@ -62,7 +63,7 @@ def judge(
     config: GRPOConfig,
     batch: Batch,
     boxes: jax.Array,
-    picture: Pictures | None = None,
+    picture: ImageTokens | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What boxes `[B, G, 4]` are worth, as a reward and by component, fp32 `[B, G]`.
 
@@ -180,7 +181,7 @@ def make_halves(
     def read(model: SmolVLM, batch: Batch, image_tokens: jax.Array | None) -> KVCache:
         if image_tokens is None:
             image_tokens = model.encode_images(batch.tiles)
-        return rollout.read_prompt(model, image_tokens, batch.crop_prompt, batch.crop_prompt_valid)
+        return read_prompt(model, image_tokens, batch.crop_prompt, batch.crop_prompt_valid)
 
     def frozen_image_tokens(state: TrainState, batch: Batch) -> jax.Array | None:
         """The tiles as policy and reference see them alike, if the tower is not trained."""
@@ -418,7 +419,7 @@ def make_greedy(policy: nnx.GraphDef, grammar: Grammar):
     def greedy(state: TrainState, batch: Batch) -> jax.Array:
         model = nnx.merge(policy, state.params, *state.frozen)
         prompt = batch.crop_prompt, batch.crop_prompt_valid
-        prefix = rollout.read_prompt(model, model.encode_images(batch.tiles), *prompt)
+        prefix = read_prompt(model, model.encode_images(batch.tiles), *prompt)
         unused = jax.random.key(0)
         last_token = batch.crop_prompt[:, -1]
         return rollout.sample(model, grammar, prefix, last_token, unused, 1, 0.0).boxes

@@ -17,21 +17,15 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from cropvlm_jax.hub.pretrained import resolve
-from cropvlm_jax.hub.weights import FILE, SMOLVLM, TRANSPOSE, Table, Weight, save_weights
+from cropvlm_jax.hub.weights import FILE, save_weights
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.models.config import VLMConfig
+from cropvlm_jax.models.registry import architecture_of
+from cropvlm_jax.models.weight_table import TRANSPOSE, Table, Weight
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-
-# Our linear layers -> Hugging Face's, with `{}` for the layer of a stack. The patch embedding is
-# not among them: it is a convolution there.
-LINEARS = {
-    row.ours.removesuffix(".kernel"): row.hf.removesuffix(".weight")
-    for row in SMOLVLM
-    if row.ours.endswith(".kernel") and row.layout is TRANSPOSE
-}
 
 # Keys of PEFT's config that have some values that we support, then keys that we read or that do not
 # change what an adapter computes. Any other key must be unset: a feature we do not know is refused.
@@ -48,21 +42,35 @@ READ_OR_HARMLESS = set(
 )
 
 
-def _pattern(path: str) -> str:
-    """Regular expression of the Hugging Face modules that make up our linear layer `path`."""
-    return re.escape(LINEARS[path]).replace(r"\{\}", r"\d+")
+def _linears(config: VLMConfig) -> dict[str, str]:
+    """Paths of a model's linear layers, and Hugging Face's names of them, `{}` for the layer of a
+    stack.
+
+    Layers that are parts of a fused one there, and the patch embedding, a convolution there, are
+    not among them: PEFT has no equal of their adapters.
+    """
+    return {
+        row.ours.removesuffix(".kernel"): row.hf.removesuffix(".weight")
+        for row in architecture_of(config).weights
+        if row.ours.endswith(".kernel") and row.layout is TRANSPOSE and row.part == (0, 1)
+    }
 
 
-def _table(paths: Iterable[str]) -> Table:
+def _pattern(linear: str) -> str:
+    """Regular expression of the Hugging Face modules with the name `linear`."""
+    return re.escape(linear).replace(r"\{\}", r"\d+")
+
+
+def _table(linears: dict[str, str], paths: Iterable[str]) -> Table:
     """Rows of the adapters of the linear layers `paths`."""
     return tuple(
-        Weight(f"{PREFIX}{LINEARS[path]}.{theirs}.weight", f"{path}.{mine}", TRANSPOSE)
+        Weight(f"{PREFIX}{linears[path]}.{theirs}.weight", f"{path}.{mine}", TRANSPOSE)
         for path in paths
         for theirs, mine in (("lora_A", "lora_a"), ("lora_B", "lora_b"))
     )
 
 
-def export_adapter(folder: str | Path, model: SmolVLM, base: str) -> None:
+def export_adapter(folder: str | Path, model: Any, base: str) -> None:
     """Writes the adapters of a model as a folder that PEFT loads.
 
     Args:
@@ -76,7 +84,8 @@ def export_adapter(folder: str | Path, model: SmolVLM, base: str) -> None:
     adapters = lora.adapters(model)
     if not adapters:
         raise ValueError("the model has no adapters; a whole model is written by `export`")
-    if other := sorted(adapters.keys() - LINEARS.keys()):
+    linears = _linears(model.config)
+    if other := sorted(adapters.keys() - linears.keys()):
         raise ValueError(f"PEFT has no equal of the adapters of {', '.join(other)}: merge them")
     settings = next(iter(adapters.values())).config
     config = {
@@ -86,14 +95,16 @@ def export_adapter(folder: str | Path, model: SmolVLM, base: str) -> None:
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
-        "target_modules": "|".join(map(_pattern, adapters)),
+        "target_modules": "|".join(_pattern(linears[path]) for path in adapters),
         "bias": "none",
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:  # so that no file appears half written
         temporary = Path(name)
-        save_weights(nnx.state(model, lora.LoRAParam), _table(adapters), temporary, math.inf)
+        save_weights(
+            nnx.state(model, lora.LoRAParam), _table(linears, adapters), temporary, math.inf
+        )
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (temporary / FILE).replace(folder / WEIGHTS)
         (temporary / CONFIG).replace(folder / CONFIG)
@@ -115,7 +126,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def load_adapter(folder: str | Path, model: SmolVLM) -> SmolVLM:
+def load_adapter(folder: str | Path, model: Any) -> Any:
     """Adapts a model as an adapter saved by PEFT does.
 
     Args:
@@ -142,16 +153,18 @@ def load_adapter(folder: str | Path, model: SmolVLM) -> SmolVLM:
         raise ValueError(
             f"{folder / WEIGHTS} is not a safetensors file: cut short, or a git-lfs pointer?"
         ) from error
+    linears = _linears(model.config)
     paths = [
         path
-        for path in LINEARS
+        for path, linear in linears.items()
         if any(
-            re.fullmatch(rf"{re.escape(PREFIX)}{_pattern(path)}\.lora_[AB]\.weight", name)
+            re.fullmatch(rf"{re.escape(PREFIX)}{_pattern(linear)}\.lora_[AB]\.weight", name)
             for name in stored
         )
     ]
     if not paths:
-        raise ValueError(f"{folder} adapts no linear layer of a SmolVLM, but: {', '.join(stored)}")
+        kind, names = model.config.model_type, ", ".join(stored)
+        raise ValueError(f"{folder} adapts no linear layer of a {kind}, but: {names}")
     rank = config["r"]
     settings = lora.LoRAConfig(
         rank=rank,
@@ -163,7 +176,7 @@ def load_adapter(folder: str | Path, model: SmolVLM) -> SmolVLM:
     adapted = nnx.eval_shape(lambda model: lora.add(model, settings, nnx.Rngs(0)), model)
     params = nnx.state(adapted, lora.LoRAParam)
     variables = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(params)}
-    rows = [(row, variables[row.ours]) for row in _table(paths)]
+    rows = [(row, variables[row.ours]) for row in _table(linears, paths)]
     expected: dict[str, tuple[int, ...]] = {}
     for row, variable in rows:
         shapes = jax.eval_shape(row.parts, variable.get_value())

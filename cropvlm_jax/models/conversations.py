@@ -1,47 +1,25 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The crop and the answer conversation as token ids with named spans.
+"""Conversations as token ids with named spans; no jax import.
 
 A conversation is rendered to one string, tokenized once, and its spans are found from the
 tokens' character offsets: the ids are those of the Hugging Face processor by construction.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-CROP_INSTRUCTION = "Outline the region in the image that would help answer this question."
-ANSWER_INSTRUCTION = "Give a very brief answer."
-
-START, END = "<|im_start|>", "<end_of_utterance>"
-FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
-
-LLAVA_INSTRUCTION = "Answer the question using a single word or phrase."
-LLAVA_END = "</s>"
-
-QWEN_END, QWEN_IMAGE = "<|im_end|>", "<|image_pad|>"
-QWEN_VISION = "<|vision_start|>", "<|vision_end|>"
-QWEN_SYSTEM = "You are a helpful assistant."
-QWEN_INSTRUCTION = LLAVA_INSTRUCTION  # of lmms-eval, for both
-
-# What `transformers` needs beside an exported model to render the conversations below.
-CHAT_TEMPLATE = """<|im_start|>
-{%- for message in messages -%}
-  {{- message['role'] | capitalize ~ ':' -}}
-  {{- '' if message['content'][0]['type'] == 'image' else ' ' -}}
-  {%- for part in message['content'] -%}
-    {{- '<image>' if part['type'] == 'image' else part['text'] -}}
-  {%- endfor -%}
-  {{- '<end_of_utterance>\\n' -}}
-{%- endfor -%}
-{{- 'Assistant:' if add_generation_prompt else '' -}}
-"""
+# Of the training of LLaVA-1.5, and of lmms-eval for many models.
+SHORT_ANSWER_INSTRUCTION = "Answer the question using a single word or phrase."
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class Conversation:
     """A tokenized conversation.
 
     Attributes:
@@ -58,8 +36,11 @@ class Prompt:
     completion: slice
 
 
-class Conversations:
-    """What the conversations of all architectures share.
+class Conversations(abc.ABC):
+    """The conversations of an architecture: `answer` for all, `crop` for those that may propose.
+
+    Attributes:
+        special: the special tokens that its texts need.
 
     Args:
         tokenizer: A tokenizer with the special tokens of the architecture.
@@ -90,9 +71,44 @@ class Conversations:
         self._official = official
         self._max_question_tokens = max_question_tokens
 
-    def _prompt(
+    @abc.abstractmethod
+    def answer(
+        self,
+        question: str,
+        num_images: int = 2,
+        answer: str | None = None,
+        grids: Sequence[Any] | None = None,
+    ) -> Conversation:
+        """The conversation that asks for the answer.
+
+        Args:
+            question: The question about the pictures.
+            num_images: How many pictures: the whole one, then its crops.
+            answer: The reply; None where it is to be generated.
+            grids: What the architecture's `see` says of each picture; by default none is split.
+
+        Raises:
+            ValueError: A text is empty or contains a special token, or the question is too long.
+        """
+
+    def crop(
+        self, question: str, grid: tuple[int, int] = (0, 0), box_text: str | None = None
+    ) -> Conversation:
+        """The conversation that asks where to look.
+
+        Args:
+            question: The question about the picture.
+            grid: `(rows, cols)` of the picture's tiles, `(0, 0)` if it is not split.
+            box_text: The reply, e.g. "[12, 5, 40, 33]."; None where it is to be generated.
+
+        Raises:
+            ValueError: As `answer`; or this architecture may not be a cropper.
+        """
+        raise ValueError(f"{type(self).__name__} ask for answers only, not for boxes")
+
+    def _tokenized(
         self, text: str, pictures: Sequence[int], reply: tuple[int, int], begin: bool = False
-    ) -> Prompt:
+    ) -> Conversation:
         """Tokenizes a conversation.
 
         Args:
@@ -106,7 +122,7 @@ class Conversations:
         # Every edge touches a special token or the colon, which no token reaches across.
         edges = [*pictures, pictures[-1], *reply]
         *images, first, middle, last = (int(i) for i in np.searchsorted(starts, edges))
-        return Prompt(
+        return Conversation(
             ids=np.array(encoding.ids, np.int32),
             images=tuple(map(slice, images[::2], images[1::2])),
             question=slice(first, middle),
@@ -142,154 +158,3 @@ class Conversations:
         missing = [token for token in tokens if token not in self._special]
         if missing:
             raise ValueError(f"The tokenizer lacks the special tokens {', '.join(missing)}.")
-
-
-class Prompts(Conversations):
-    """SmolVLM's two conversations."""
-
-    special = (START, END, FAKE, GLOBAL, IMAGE)
-
-    def crop(
-        self, question: str, grid: tuple[int, int] = (0, 0), box_text: str | None = None
-    ) -> Prompt:
-        """The conversation that asks where to look.
-
-        Args:
-            question: The question about the picture.
-            grid: `(rows, cols)` of the picture's tiles, `(0, 0)` if it is not split.
-            box_text: The reply, e.g. "[12, 5, 40, 33].".
-        """
-        reply = None if box_text is None else self._clean(box_text, "box text")
-        return self._build([grid], f"{self._question(question)}\n{CROP_INSTRUCTION}", reply)
-
-    def answer(
-        self,
-        question: str,
-        num_images: int = 2,
-        answer: str | None = None,
-        grids: Sequence[tuple[int, int]] | None = None,
-    ) -> Prompt:
-        """The conversation that asks for the answer.
-
-        Args:
-            question: The question about the pictures.
-            num_images: How many pictures: the whole one, then its crops.
-            answer: The reply; its first letter becomes a capital and it ends with ".".
-            grids: `(rows, cols)` of each picture's tiles; by default none is split.
-        """
-        grids = [(0, 0)] * num_images if grids is None else grids
-        if len(grids) != num_images:
-            raise ValueError(f"{len(grids)} grids for {num_images} images: {grids}.")
-        reply = None
-        if answer is not None:
-            reply = self._capitalized(answer, "answer")
-            reply += "." if self._official or not reply.endswith(".") else ""
-        return self._build(grids, f"{self._question(question)}\n{ANSWER_INSTRUCTION}", reply)
-
-    def _build(self, grids: Sequence[tuple[int, int]], user: str, reply: str | None) -> Prompt:
-        text, pictures = f"{START}User:", []
-        for grid in grids:
-            start = len(text)
-            text += self._image(grid)
-            pictures += [start, len(text)]
-        text += f"{user}{END}\nAssistant:"
-        asked = len(text)
-        if reply is not None:
-            text += f" {reply}{END}"
-        replied = len(text)
-        text += "" if reply is None else "\n"
-        return self._prompt(text, pictures, (asked, replied))
-
-    def _image(self, grid: tuple[int, int]) -> str:
-        tile = IMAGE * self._image_seq_len
-        whole = f"{FAKE}{GLOBAL}{tile}{FAKE}"
-        rows, cols = grid
-        if rows == cols == 0:
-            return whole
-        if min(rows, cols) < 1:
-            raise ValueError(
-                f"A grid is (rows, cols) of at least 1, or (0, 0) unsplit, got {grid}."
-            )
-        names = [
-            [f"<row_{row}_col_{col}>" for col in range(1, cols + 1)] for row in range(1, rows + 1)
-        ]
-        self._require(*(name for row in names for name in row))
-        lines = ["".join(f"{FAKE}{name}{tile}" for name in row) for row in names]
-        return "".join(f"{line}\n" for line in lines) + f"\n{whole}"
-
-
-class LlavaPrompts(Conversations):
-    """LLaVA-1.5's answer conversation, in the words of its training for short answers.
-
-    The text is that of the chat template released for transformers, with the end token after a
-    reply as in the original code. Questions and answers stay as they are written; with `official`
-    questions go through `str.capitalize()`, as in lmms-eval's TextVQA.
-    """
-
-    special = (IMAGE, LLAVA_END)
-
-    def answer(
-        self,
-        question: str,
-        num_images: int = 2,
-        answer: str | None = None,
-        grids: Sequence[None] | None = None,
-    ) -> Prompt:
-        """The conversation that asks for the answer; arguments as of `Prompts.answer`.
-
-        There are no grids: no picture is split.
-        """
-        text, pictures = "USER: ", []
-        for _ in range(num_images):
-            start = len(text)
-            text += IMAGE * self._image_seq_len
-            pictures += [start, len(text)]
-            text += "\n"
-        text += f"{self._question(question)}\n{LLAVA_INSTRUCTION} ASSISTANT:"
-        asked = len(text)
-        if answer is not None:
-            text += f" {self._clean(answer, 'answer')}{LLAVA_END}"
-        return self._prompt(text, pictures, (asked, len(text)), begin=True)
-
-    def _capitalized(self, text: str, what: str) -> str:
-        return self._clean(text.strip().capitalize() if self._official else text, what)
-
-
-class QwenPrompts(Conversations):
-    """Qwen2.5-VL's answer conversation, in the words of its chat template.
-
-    Every picture has room for as many tokens as the largest one: those that it does not fill are
-    left out by the model, which knows its grid. Questions and answers stay as they are written;
-    with `official` questions go through `str.capitalize()`.
-    """
-
-    special = (START, QWEN_END, QWEN_IMAGE, *QWEN_VISION)
-
-    def answer(
-        self,
-        question: str,
-        num_images: int = 2,
-        answer: str | None = None,
-        grids: Sequence[tuple[int, int]] | None = None,
-    ) -> Prompt:
-        """The conversation that asks for the answer; arguments as of `Prompts.answer`.
-
-        The text is the same for all grids.
-        """
-        start, end = QWEN_VISION
-        text = f"{START}system\n{QWEN_SYSTEM}{QWEN_END}\n{START}user\n"
-        pictures = []
-        for _ in range(num_images):
-            pictures.append(len(text))
-            text += start + QWEN_IMAGE * self._image_seq_len + end
-            pictures.append(len(text))
-        text += f"{self._question(question)}\n{QWEN_INSTRUCTION}{QWEN_END}\n{START}assistant\n"
-        asked = len(text)
-        if answer is not None:
-            text += f"{self._clean(answer, 'answer')}{QWEN_END}"
-        replied = len(text)
-        text += "" if answer is None else "\n"
-        return self._prompt(text, pictures, (asked, replied))
-
-    def _capitalized(self, text: str, what: str) -> str:
-        return self._clean(text.strip().capitalize() if self._official else text, what)

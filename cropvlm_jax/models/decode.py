@@ -1,47 +1,112 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy replies of whole words, for targets that answer in text.
+"""Reading prompts, scoring given replies, and greedy replies.
 
-Shape letters: B prompts.
+Shape letters: B prompts, N pictures of a prompt, G continuations of each, P prompt tokens, C
+completion tokens, S key slots, T reply tokens, V vocabulary.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cropvlm_jax.models.llama import KVCache
-from cropvlm_jax.models.vlm import VLM
+from cropvlm_jax.models.vlm import VLM, ImageTokens, one_row
 
 
-def greedy(
-    model: VLM, prefix: KVCache, last_token: jax.Array, end_token: int, max_tokens: int
+def read_prompt(
+    model: VLM, image_tokens: ImageTokens, prompt: jax.Array, valid: jax.Array
+) -> KVCache:
+    """Reads all of a prompt but its last token, which every continuation starts with.
+
+    Args:
+        model: cropper or target.
+        image_tokens: `[B, N, I, ...]` from its `encode_images`.
+        prompt: token ids `[B, P]`, padded on the left.
+        valid: bool `[B, P]`.
+
+    Returns:
+        The prefix cache of P - 1 tokens, G = 1.
+    """
+    return model.read(prompt[:, None, :-1], valid[:, None, :-1], one_row(image_tokens))[1]
+
+
+def completion_logits(
+    model: VLM,
+    images: Any,
+    prompt: jax.Array,
+    prompt_valid: jax.Array,
+    completion: jax.Array,
+    completion_valid: jax.Array,
 ) -> jax.Array:
-    """The likeliest next token again and again, until every row has ended.
+    """Logits that predict each token of given completions from what stands before it.
 
     Args:
         model: the model.
-        prefix: of the prompts without their last tokens, G = 1.
-        last_token: the last prompt token `[B]`.
-        end_token: ends a reply.
-        max_tokens: length of the replies, at least 1.
+        images: as `encode_images` takes them, leaves `[B, N, ...]`.
+        prompt: token ids `[B, P]`, padded on the left so that the completion follows at once.
+        prompt_valid: bool `[B, P]`.
+        completion: token ids `[B, C]`, padded on the right.
+        completion_valid: bool `[B, C]`.
 
     Returns:
-        int32 `[B, max_tokens]`; what follows an end token is end tokens.
+        fp32 `[B, C, V]`, meaningless in the padding.
     """
-    batch = last_token.shape[0]
-    cache = KVCache.empty(model.config.text, (batch, 1, max_tokens), prefix.keys.dtype)
+    image_tokens = one_row(model.encode_images(images))
+    # The last completion token is only ever predicted.
+    ids = jnp.concatenate([prompt, completion[:, :-1]], 1)
+    valid = jnp.concatenate([prompt_valid, completion_valid[:, :-1]], 1)
+    hidden, _ = model.read(ids[:, None], valid[:, None], image_tokens)
+    return model.text.logits(hidden[:, 0, prompt.shape[1] - 1 :])
 
-    def unfinished(carry):
+
+def greedy_decode(
+    model: VLM,
+    prefix: KVCache,
+    last_token: jax.Array,
+    *,
+    end_token: int,
+    max_tokens: int,
+    own: KVCache | None = None,
+) -> jax.Array:
+    """The likeliest next token again and again, until every continuation has ended.
+
+    Args:
+        model: the model.
+        prefix: what all continuations of a prompt have read, G = 1; without their last token.
+        last_token: the last token of what each continuation was asked, `[B, G]`.
+        end_token: ends a reply.
+        max_tokens: T, length of the replies, at least 1.
+        own: `[B, G, S]`, what each continuation has read after the prefix for itself, such as a
+            crop and a question, without their last token; None where that is nothing.
+
+    Returns:
+        int32 `[B, G, T]`; what follows an end token is end tokens.
+    """
+    shape = batch, group = last_token.shape
+    if own is None:
+        own = KVCache.empty(model.config.text, (batch, group, 0), prefix.keys.dtype)
+    first = own.valid.shape[-1]  # slot of a reply
+
+    def unfinished(carry: tuple[Any, ...]) -> jax.Array:
         i, _, ended, *_ = carry
         return (i < max_tokens) & ~ended.all()
 
-    def decode(carry):
-        i, token, ended, reply, cache = carry
-        one = jnp.ones((batch, 1, 1), bool)
-        hidden, cache = model.read(token[:, None, None], one, None, prefix, cache, i)
-        token = jnp.argmax(model.text.logits(hidden[:, 0, 0]), -1).astype(jnp.int32)
+    def decode(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        i, token, ended, replies, cache = carry
+        one = jnp.ones((*shape, 1), bool)
+        hidden, cache = model.read(token[..., None], one, None, prefix, cache, first + i)
+        token = jnp.argmax(model.text.logits(hidden[:, :, 0]), -1).astype(jnp.int32)
         token = jnp.where(ended, end_token, token)
-        return i + 1, token, ended | (token == end_token), reply.at[:, i].set(token), cache
+        replies = replies.at[:, :, i].set(token)
+        return i + 1, token, ended | (token == end_token), replies, cache
 
-    reply = jnp.full((batch, max_tokens), end_token, jnp.int32)
-    start = (jnp.int32(0), last_token.astype(jnp.int32), jnp.zeros(batch, bool), reply, cache)
+    start: tuple[Any, ...] = (
+        jnp.int32(0),
+        last_token.astype(jnp.int32),
+        jnp.zeros(shape, bool),
+        jnp.full((*shape, max_tokens), end_token, jnp.int32),
+        own.with_free_slots(max_tokens),
+    )
     return jax.lax.while_loop(unfinished, decode, start)[3]

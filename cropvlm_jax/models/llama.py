@@ -10,7 +10,6 @@ prefix) and cached decoding (a few tokens at a time into a slot buffer): the pre
 all G continuations and never copied.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -20,94 +19,10 @@ import numpy as np
 from flax import nnx
 
 from cropvlm_jax.models import linear, scanned
+from cropvlm_jax.models.config import LlamaConfig
 from cropvlm_jax.models.scanned import kept
 
 NEGATIVE = -1e30  # finite, so that a padded query row stays NaN-free
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """Shape of a Llama decoder, named as in Hugging Face's `config.json`.
-
-    Attributes that only Qwen's decoders set:
-        qkv_bias: the projections to queries, keys and values have biases.
-        mrope_section: rotated pairs of channels that take a token's time, row and column for their
-            position, in turn; empty where a position is one number.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rope_theta: float = 1e5
-    rms_norm_eps: float = 1e-5
-    max_position_embeddings: int = 8192
-    tie_word_embeddings: bool = False
-    qkv_bias: bool = False
-    mrope_section: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
-        if self.mrope_section and sum(self.mrope_section) != self.head_dim // 2:
-            raise ValueError(
-                f"mrope_section={self.mrope_section} does not add up to the {self.head_dim // 2} "
-                "pairs of a head's channels"
-            )
-
-    @classmethod
-    def from_hf(cls, config: dict[str, Any], *, tie_word_embeddings: bool) -> "LlamaConfig":
-        """Reads a Hugging Face llama config; unknown keys are ignored.
-
-        Args:
-            config: the parsed `config.json` of the text model (missing keys take HF's defaults).
-            tie_word_embeddings: whether the output head is the embedding (a property of the whole
-                model, which is why a VLM's top level decides it).
-
-        Raises:
-            ValueError: naming the key whose value this decoder does not implement.
-        """
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        supported = {
-            "model_type": (config.get("model_type", "llama"), "llama"),
-            "hidden_act": (config.get("hidden_act", "silu"), "silu"),
-            "attention_bias": (config.get("attention_bias", False), False),
-            "mlp_bias": (config.get("mlp_bias", False), False),
-            "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
-        }
-        for key, (value, expected) in supported.items():
-            if value != expected:
-                raise ValueError(f"text_config: {key}={value!r} is unsupported, only {expected!r}")
-        width, heads = config.get("hidden_size", 4096), config.get("num_attention_heads", 32)
-        return cls(
-            vocab_size=config.get("vocab_size", 32000),
-            hidden_size=width,
-            intermediate_size=config.get("intermediate_size", 11008),
-            num_hidden_layers=config.get("num_hidden_layers", 32),
-            num_attention_heads=heads,
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or width // heads,
-            rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            max_position_embeddings=config.get("max_position_embeddings", 2048),
-            tie_word_embeddings=tie_word_embeddings,
-        )
-
-    def to_hf(self) -> dict[str, Any]:
-        """The llama `config.json` of this shape, without what only Qwen's decoders set."""
-        config = dataclasses.asdict(self)
-        del config["qkv_bias"], config["mrope_section"]
-        # transformers 5 reads rope_parameters, version 4 reads rope_theta.
-        rope = {"rope_type": "default", "rope_theta": self.rope_theta}
-        return {"model_type": "llama", "hidden_act": "silu", **config, "rope_parameters": rope}
 
 
 class KVCache(NamedTuple):
@@ -131,6 +46,16 @@ class KVCache(NamedTuple):
         heads = (config.num_key_value_heads, config.head_dim)
         zeros = jnp.zeros((config.num_hidden_layers, *shape, *heads), dtype)
         return cls(zeros, zeros, jnp.zeros(shape, bool))
+
+    def with_free_slots(self, count: int) -> "KVCache":
+        """The cache with `count` more slots, not written yet, after the others."""
+        free = (0, count)
+        after_slots = [(0, 0), (0, 0), (0, 0), free, (0, 0), (0, 0)]
+        return self._replace(
+            keys=jnp.pad(self.keys, after_slots),
+            values=jnp.pad(self.values, after_slots),
+            valid=jnp.pad(self.valid, [(0, 0), (0, 0), free]),
+        )
 
     @property
     def length(self) -> jax.Array:

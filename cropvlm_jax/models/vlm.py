@@ -2,14 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What rewards and answers need of a vision-language model, whatever its architecture.
 
-A new architecture is a module with these methods, a row of `hub.pretrained.ARCHITECTURES`, a case
-of `flops.picture_flops`, and conversations whose class has the `answer` of `prompts.Prompts`.
-
 Shape letters: B prompts, G continuations of each, N pictures of a prompt, I tokens of a picture,
 T text tokens, S key slots, D text width.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -18,9 +14,9 @@ from flax import nnx
 
 from cropvlm_jax.models.llama import KVCache
 
-# Pictures as the decoder reads them: arrays `[B, G, I, ...]`, one for each token. `[B, G, I, D]`
-# alone, or a named tuple that also tells which tokens are real, or where in the picture they stand.
-Pictures = Any
+# What the decoder reads of pictures: arrays `[B, G, I, ...]` with an entry for each token. Features
+# `[B, G, I, D]` alone, or a named tuple that has more: which tokens are real, where they stand.
+ImageTokens = Any
 
 
 class Decoder(Protocol):
@@ -44,31 +40,34 @@ class VLM(Protocol):
     def text(self) -> Decoder:
         """Its decoder."""
 
-    def encode_images(self, images: Any) -> Pictures:
-        """Pictures `[B, N, I, ...]` that the host has prepared.
+    def encode_images(self, images: Any) -> ImageTokens:
+        """Image tokens of pictures that the host has prepared.
 
         Args:
-            images: what the architecture's `see` returns, stacked: leaves `[B, N, ...]`.
+            images: what `Architecture.see` returns, stacked: leaves `[B, N, ...]`.
+
+        Returns:
+            `[B, N, I, ...]`.
         """
 
-    def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> Pictures:
-        """Crops as `encode_images` has them of the same pixels, for boxes that may be traced.
+    def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> ImageTokens:
+        """Image tokens of crops, as `encode_images` makes them of the same pixels.
 
         Args:
             canvas: uint8 `[B, Hc, Wc, 3]`, original pixels padded at the bottom and right.
             size: int `[B, 2]`, height and width inside the canvas.
-            boxes: int `[B, G, 4]` percent.
+            boxes: int `[B, G, 4]` percent, maybe traced.
 
         Returns:
-            Pictures `[B, G, I, ...]`. I does not depend on the boxes: where a crop has fewer
-            tokens, the others are not real, and `read` leaves them out.
+            `[B, G, I, ...]`. I does not depend on the boxes: where a crop has fewer tokens, the
+            others are not real, and `read` leaves them out.
         """
 
     def read(
         self,
         ids: jax.Array,
         valid: jax.Array,
-        pictures: Pictures | None = None,
+        image_tokens: ImageTokens | None = None,
         prefix: KVCache | None = None,
         cache: KVCache | None = None,
         slot: jax.Array | int = 0,
@@ -76,41 +75,66 @@ class VLM(Protocol):
         """Runs the decoder on T new tokens of each continuation, at the positions due to them.
 
         Args:
-            ids: int `[B, G, T]`; image tokens take the tokens of `pictures` in their order.
+            ids: int `[B, G, T]`; `image_tokens` replace those that equal `config.image_token_id`,
+                in their order.
             valid: bool `[B, G, T]`, False for padding, which may stand anywhere.
-            pictures: `[B, G, M, ...]`, at least as many tokens as a row has places.
-            prefix: as of `Llama.__call__`, and so are the arguments that follow.
-            cache: likewise.
-            slot: likewise.
+            image_tokens: `[B, G, M, ...]`, at least as many as a row has places for; None where it
+                has none.
+            prefix: keys and values that all G continuations have read before; see
+                `Llama.__call__`.
+            cache: each continuation's own slots; see `Llama.__call__`.
+            slot: the first slot that the T tokens occupy in `cache`.
 
         Returns:
             Final hidden states `[B, G, T, D]` and the own slots, as `Llama.__call__`.
         """
 
 
-class PicturesInText(nnx.Module):
-    """How models read whose pictures' tokens take the places of image tokens in the text.
+class VLMModule(nnx.Module):
+    """What the modules of all architectures share: image tokens take their places in the text.
 
-    They have `config`, `text` and `encode_images`, as `VLM` says.
+    A module of its own has `config`, `text`, `cut` and `encode_images`.
     """
 
     config: Any
     text: Any
-    encode_images: Callable[..., Pictures]
+
+    def cut(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> Any:
+        """Crops as `encode_images` takes them, by the same arithmetic as the host's `see`.
+
+        Args:
+            canvas: uint8 `[B, Hc, Wc, 3]`, original pixels padded at the bottom and right.
+            size: int `[B, 2]`, height and width inside the canvas.
+            boxes: int `[B, G, 4]` percent, maybe traced.
+
+        Returns:
+            Leaves `[B, G, ...]`.
+        """
+        raise NotImplementedError
+
+    def encode_images(self, images: Any) -> ImageTokens:
+        """Image tokens `[B, N, I, ...]` of images with leaves `[B, N, ...]`; see `VLM`."""
+        raise NotImplementedError
+
+    def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> ImageTokens:
+        """Image tokens `[B, G, I, ...]` of boxes `[B, G, 4]`; see `VLM`."""
+        with jax.named_scope("crop"):
+            images = self.cut(canvas, size, boxes)
+        return self.encode_images(images)
 
     def read(
         self,
         ids: jax.Array,
         valid: jax.Array,
-        pictures: Pictures | None = None,
+        image_tokens: ImageTokens | None = None,
         prefix: KVCache | None = None,
         cache: KVCache | None = None,
         slot: jax.Array | int = 0,
     ) -> tuple[jax.Array, KVCache]:
         """Embeds and decodes T new tokens `[B, G, T]`; see `VLM`."""
         x = self.text.embedding(ids)
-        if pictures is not None:
-            x = put_in_place(x, ids == self.config.image_token_id, pictures)
+        if image_tokens is not None:
+            x = put_in_place(x, ids == self.config.image_token_id, image_tokens)
         return self.text(x, valid, prefix, cache, slot)
 
     def __call__(self, ids: jax.Array, valid: jax.Array, images: Any) -> jax.Array:
@@ -124,14 +148,14 @@ class PicturesInText(nnx.Module):
         Returns:
             fp32 `[B, T, V]`.
         """
-        pictures = one_row(self.encode_images(images))
-        hidden, _ = self.read(ids[:, None], valid[:, None], pictures)
+        image_tokens = one_row(self.encode_images(images))
+        hidden, _ = self.read(ids[:, None], valid[:, None], image_tokens)
         return self.text.logits(hidden[:, 0])
 
 
-def one_row(pictures: Pictures) -> Pictures:
-    """The N pictures of a prompt `[B, N, I, ...]` in a row, `[B, 1, N * I, ...]`."""
-    return jax.tree.map(lambda x: x.reshape(len(x), 1, -1, *x.shape[3:]), pictures)
+def one_row(image_tokens: ImageTokens) -> ImageTokens:
+    """Image tokens of N pictures `[B, N, I, ...]`, one after the other: `[B, 1, N * I, ...]`."""
+    return jax.tree.map(lambda x: x.reshape(len(x), 1, -1, *x.shape[3:]), image_tokens)
 
 
 def put_in_place(x: jax.Array, is_image: jax.Array, image_tokens: jax.Array) -> jax.Array:

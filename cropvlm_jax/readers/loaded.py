@@ -14,7 +14,7 @@ from PIL import Image
 
 from cropvlm_jax import parallel
 from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.models.conversations import Prompt
+from cropvlm_jax.models.conversations import Conversation
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.batches import Row, make_batches
@@ -38,7 +38,7 @@ class LoadedModel:
         if longest_edge < 1:
             raise ValueError(f"longest_edge={longest_edge} must be at least 1 px")
         self.source, self.longest_edge, self.mesh = source, longest_edge, mesh
-        self.conversations = source.prompts()
+        self.conversations = source.conversations()
         self.graphdef, self.params = nnx.split(model)
 
     def see(self, pictures: Sequence[Picture]) -> tuple[Any, list[Any]]:
@@ -58,7 +58,7 @@ class LoadedModel:
             grids.append(grid)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *seen), grids
 
-    def row(self, images: Any, conversation: Prompt, reply_tokens: int) -> Row:
+    def row(self, images: Any, conversation: Conversation, reply_tokens: int) -> Row:
         """A conversation as a row of a batch.
 
         Args:

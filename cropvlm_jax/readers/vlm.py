@@ -18,19 +18,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import SupervisedBatch
-from cropvlm_jax.grpo.rollout import read_prompt
 from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.models.decode import greedy
-from cropvlm_jax.models.qwen2_5_vl import QwenConfig
-from cropvlm_jax.models.smolvlm import SmolVLMConfig
+from cropvlm_jax.models.decode import completion_logits, greedy_decode, read_prompt
 from cropvlm_jax.models.vlm import VLM
-from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import Reply, said
 from cropvlm_jax.readers.batches import PROMPT_MULTIPLE, Row, power_of_two, round_up
 from cropvlm_jax.readers.loaded import LoadedModel, Picture, check_texts
-from cropvlm_jax.training.sft import completion_logits
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -41,13 +35,22 @@ def _answer(
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
     prefix = read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
-    return greedy(model, prefix, batch.prompt[:, -1], end_token, max_tokens)
+    last_token = batch.prompt[:, -1:]
+    replies = greedy_decode(model, prefix, last_token, end_token=end_token, max_tokens=max_tokens)
+    return replies[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_likelihood(graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch) -> jax.Array:
     """Summed log-probabilities of the completions, fp32 `[B]`."""
-    logits = completion_logits(nnx.merge(graphdef, params), batch)
+    logits = completion_logits(
+        nnx.merge(graphdef, params),
+        batch.images,
+        batch.prompt,
+        batch.prompt_valid,
+        batch.completion,
+        batch.completion_valid,
+    )
     log_probs = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_probs, batch.completion[..., None], -1)[..., 0]
     return jnp.where(batch.completion_valid, chosen, 0.0).sum(-1)
@@ -115,10 +118,11 @@ class VLMReader(LoadedModel):
         """
         source = Pretrained.open(name, processor=processor)
         reported = str(name) if longest_edge is None else f"{name}@{longest_edge}"
-        if isinstance(source.config, SmolVLMConfig):
+        if source.architecture.splits_pictures:
             longest_edge = source.tile_size if longest_edge is None else longest_edge
         elif longest_edge is not None:
-            raise ValueError(f"longest_edge={longest_edge}: only SmolVLM splits pictures")
+            kind = source.config.model_type
+            raise ValueError(f"longest_edge={longest_edge}: a {kind} does not split pictures")
         else:
             longest_edge = source.longest_edge
         return cls(source, source.load(mesh, dtype=dtype), longest_edge, mesh, reported)
@@ -168,20 +172,8 @@ class VLMReader(LoadedModel):
     def image_tokens(self, images: Sequence[Sequence[np.ndarray]]) -> int:
         """How many tokens all these pictures take together."""
         pictures = [picture for of_question in images for picture in of_question]
-        return sum(self._image_tokens(*picture.shape[:2]) for picture in pictures)
-
-    def _image_tokens(self, height: int, width: int) -> int:
-        source = self.source
-        if isinstance(source.config, QwenConfig):
-            limits = source.config.limits
-            size = geometry.smart_resize(
-                height, width, limits.factor, limits.min_pixels, limits.max_pixels
-            )
-            return size[0] * size[1] // limits.factor**2
-        if isinstance(source.config, SmolVLMConfig):
-            rows, columns = host.grid(height, width, source.tile_size, self.longest_edge)
-            return (rows * columns + 1) * source.config.image_seq_len
-        return source.config.image_seq_len
+        sizes = [picture.shape[:2] for picture in pictures]
+        return sum(self.source.image_tokens(h, w, self.longest_edge) for h, w in sizes)
 
     def logits(
         self,
@@ -189,7 +181,7 @@ class VLMReader(LoadedModel):
         pixel_values: np.ndarray,
         attention_mask: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Logits of what a Hugging Face processor returned; not of Qwen2.5-VL, whose differs.
+        """Logits of what a Hugging Face processor returned, where it returns square pictures.
 
         Args:
             input_ids: int `[B, T]`.
@@ -219,8 +211,9 @@ class VLMReader(LoadedModel):
     def _check_inputs(self, ids: np.ndarray, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Which pictures are real, bool `[B, N]`, after checking that the arrays fit together."""
         config = self.source.config
-        if isinstance(config, QwenConfig):
-            raise ValueError("pixel_values of Qwen2.5-VL's processor are not supported")
+        if not self.source.architecture.reads_pixel_values:
+            kind = config.model_type
+            raise ValueError(f"pixel_values of the processor of a {kind} are not supported")
         side = self.source.tile_size
         if ids.ndim != 2 or valid.shape != ids.shape:
             raise ValueError(f"input_ids {ids.shape} and attention_mask {valid.shape}: not [B, T]")

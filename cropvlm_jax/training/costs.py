@@ -20,11 +20,11 @@ from cropvlm_jax.data.batching import Batch, SupervisedBatch
 from cropvlm_jax.geometry import Grammar, PixelLimits
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import AnswerTemplate
-from cropvlm_jax.models.llama import LlamaConfig
-from cropvlm_jax.models.llava import LlavaConfig
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.llava.config import LlavaConfig
 from cropvlm_jax.models.lora import LoRAConfig
-from cropvlm_jax.models.qwen2_5_vl import QwenConfig
-from cropvlm_jax.models.smolvlm import SmolVLMConfig
+from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig
+from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.pixels.device import smart_reach
 
 
@@ -214,7 +214,7 @@ def picture_flops(target: Any, canvas: tuple[int, int]) -> float:
 
 
 def grpo_flops(
-    cropper: SmolVLMConfig,
+    cropper: Any,
     target: Any,
     config: GRPOConfig,
     grammar: Grammar,
@@ -307,7 +307,7 @@ def _reward_flops(
 
 
 def decode_bytes(
-    cropper: SmolVLMConfig,
+    cropper: Any,
     target: Any,
     config: GRPOConfig,
     grammar: Grammar,
@@ -360,7 +360,7 @@ def decode_bytes(
 
 
 def sft_flops(
-    cropper: SmolVLMConfig, batch: SupervisedBatch, lora: LoRAConfig | None = None
+    cropper: Any, batch: SupervisedBatch, lora: LoRAConfig | None = None
 ) -> dict[str, float]:
     """A supervised step's, all of them of its "loss"; arguments as of `grpo_flops`."""
     (rows, images), prompt = batch.images.shape[:2], batch.prompt.shape[1]

@@ -19,7 +19,7 @@ from flax import nnx
 from cropvlm_jax import parallel
 from cropvlm_jax.data import order
 from cropvlm_jax.hub.adapters import export_adapter
-from cropvlm_jax.hub.pretrained import export
+from cropvlm_jax.hub.export import export
 from cropvlm_jax.models import lora
 from cropvlm_jax.progress import Progress
 from cropvlm_jax.train_state import TrainState

@@ -17,25 +17,22 @@ from flax import nnx
 from cropvlm_jax import microbatching
 from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.vlm import VLM, one_row
+from cropvlm_jax.models.decode import completion_logits
+from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.train_state import TrainState
-
-
-def completion_logits(model: VLM, batch: SupervisedBatch) -> jax.Array:
-    """Logits that predict each completion token from what stands before it, fp32 `[B, C, V]`."""
-    pictures = one_row(model.encode_images(batch.images))
-    # The last completion token is only ever predicted.
-    ids = jnp.concatenate([batch.prompt, batch.completion[:, :-1]], 1)
-    valid = jnp.concatenate([batch.prompt_valid, batch.completion_valid[:, :-1]], 1)
-    hidden, _ = model.read(ids[:, None], valid[:, None], pictures)
-    return model.text.logits(hidden[:, 0, batch.prompt.shape[1] - 1 :])
 
 
 def completion_loss(model: VLM, batch: SupervisedBatch) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy in nats, summed over all completion tokens, and how many these are."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        completion_logits(model, batch), batch.completion
+    logits = completion_logits(
+        model,
+        batch.images,
+        batch.prompt,
+        batch.prompt_valid,
+        batch.completion,
+        batch.completion_valid,
     )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.completion)
     tokens = batch.completion_valid.sum()
     return jnp.where(batch.completion_valid, losses, 0).sum(), tokens
 

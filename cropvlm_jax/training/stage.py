@@ -26,7 +26,6 @@ from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import make_evaluation, make_greedy, make_halves, make_step
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.smolvlm import TOWER, SmolVLM, SmolVLMConfig
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.registry import is_black_box, open_reader
 from cropvlm_jax.scoring.in_graph import Vocabulary
@@ -108,8 +107,10 @@ def build(
         return pretrained.abstract(**options) if abstract else pretrained.load(**options)
 
     cropper = Pretrained.open(config.cropper, weights=not abstract)
-    if not isinstance(cropper.config, SmolVLMConfig):
-        raise ValueError(f"cropper={config.cropper!r} is not a SmolVLM")
+    if not cropper.architecture.can_crop:
+        raise ValueError(
+            f"cropper={config.cropper!r}: a {cropper.config.model_type} may not be a cropper"
+        )
     adaptation = lora.LoRAConfig(**config.lora) if config.lora.rank else None
     param_dtype = dtype if adaptation else jnp.float32
     plain = load(cropper, dtype=dtype, param_dtype=param_dtype, remat=config.remat)
@@ -117,7 +118,7 @@ def build(
     base = None
     if adaptation:
 
-        def add() -> SmolVLM:
+        def add() -> nnx.Module:
             return lora.add(plain, adaptation, nnx.Rngs(config.seed))
 
         adapted = nnx.eval_shape(add) if abstract else add()
@@ -127,7 +128,7 @@ def build(
         policy, weights["params"] = nnx.split(plain)
     grammar = Grammar.from_tokenizer(cropper.tokenizer)
     official, limit = config.data.official_text, config.data.question_tokens
-    crop_prompts = cropper.prompts(official=official, max_question_tokens=limit)
+    crop_prompts = cropper.conversations(official=official, max_question_tokens=limit)
     seen = batching.CropperInput(crop_prompts, cropper.tile_size, config.data.longest_edge, limit)
 
     def optimizer(steps: int) -> optax.GradientTransformation:
@@ -192,20 +193,20 @@ def build(
             f"readers; target={config.target!r} takes one of {get_args(Metric)}"
         )
     target = Pretrained.open(config.target, not abstract, config.target_processor)
-    # SmolVLMs fit any chip, and are compared with the cropper.
-    spread = {} if abstract or isinstance(target.config, SmolVLMConfig) else {"mesh": mesh}
+    spread = {"mesh": mesh} if target.architecture.load_over_mesh and not abstract else {}
     reader, weights["target"] = nnx.split(load(target, dtype=dtype, **spread))
+    tower = cropper.architecture.tower
     same_tower = (
-        isinstance(target.config, SmolVLMConfig)
+        target.architecture is cropper.architecture
         and (not abstract or cropper.folder == target.folder)  # no weights tell that they are equal
-        and _same_tower(nnx.state(plain), weights["target"])
+        and _same_tower(nnx.state(plain), weights["target"], tower)
     )
     if same_tower and (adaptation or settings.beta):
-        own = {part: x for part, x in weights["target"].items() if part not in TOWER}
+        own = {part: x for part, x in weights["target"].items() if part not in tower}
         weights["target"] = nnx.State(own)
     # A tile of fewer pixels is not what the target sees of the picture.
     shared_tower = same_tower and config.data.longest_edge == cropper.tile_size
-    answer_prompts = target.prompts(official=official)
+    answer_prompts = target.conversations(official=official)
     gold, vocabulary = None, None
     if settings.accuracy_weight:
         gold = functools.partial(
@@ -235,9 +236,9 @@ def build(
     )
 
 
-def _same_tower(cropper: nnx.State, target: nnx.State) -> bool:
-    """Whether two models have the same vision tower and connector."""
-    for part in TOWER:
+def _same_tower(cropper: nnx.State, target: nnx.State, tower: tuple[str, ...]) -> bool:
+    """Whether two models have the same weights in these parts."""
+    for part in tower:
         one, other = jax.tree.leaves(cropper[part]), jax.tree.leaves(target[part])
         if [x.shape for x in one] != [x.shape for x in other]:
             return False
@@ -249,9 +250,9 @@ def _same_tower(cropper: nnx.State, target: nnx.State) -> bool:
 def state_shardings(stage: Stage, mesh: Mesh, steps: int) -> Any:
     """How the train state of a run of `steps` batches is spread over a mesh."""
     shapes = jax.eval_shape(lambda weights: stage.create(weights, steps), stage.weights)
-    shardings = parallel.state_shardings(mesh, shapes, stage.cropper.config.heads)
+    shardings = stage.cropper.state_shardings(mesh, shapes)
     if stage.target:
-        of_target = parallel.state_shardings(mesh, shapes.target, stage.target.config.heads)
+        of_target = stage.target.state_shardings(mesh, shapes.target)
         shardings = shardings._replace(target=of_target)
     return shardings
 

@@ -23,7 +23,8 @@ from cropvlm_jax.grpo.black_box import (
 )
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.step import make_evaluation, make_greedy, make_halves, make_step
-from cropvlm_jax.hub import pretrained
+from cropvlm_jax.hub.export import export, write_processor_files
+from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.readers.base import Reply
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.scoring import in_graph
@@ -68,8 +69,8 @@ def make_batches() -> tuple[batching.Batch, batching.Batch]:
 def vlm(tmp_path_factory) -> VLMReader:
     """The target of the graph as users open it."""
     folder = tmp_path_factory.mktemp("target")
-    pretrained.write_processor_files(folder, tiny.CONFIG, tiny.TOKENIZER, longest_edge=tiny.SIDE)
-    pretrained.export(folder, nnx.merge(GRAPHDEF, TARGET), pretrained.Pretrained.open(folder))
+    write_processor_files(folder, tiny.CONFIG, tiny.TOKENIZER, longest_edge=tiny.SIDE)
+    export(folder, nnx.merge(GRAPHDEF, TARGET), Pretrained.open(folder))
     reader = VLMReader.from_pretrained(folder)
     answer = reader.answer
     reader.answer = lambda images, questions: answer(images, questions, CONFIG.answer_tokens)

@@ -23,7 +23,9 @@ from cropvlm_jax import parallel
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.step import make_step
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.architecture import ARCHITECTURE
+from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
+from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.train_state import TrainState
 
 MESHES = {
@@ -52,7 +54,9 @@ def main(folder: pathlib.Path) -> None:
         mesh = parallel.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
         params, *frozen = jax.tree.map(np.array, (policy, reference, target))
         state = TrainState.create(params, optimizer, reference=frozen[0], target=frozen[1])
-        shardings = parallel.state_shardings(mesh, state, tiny.CONFIG.heads)
+        shardings = parallel.state_shardings(
+            mesh, state, tiny.CONFIG.heads, ARCHITECTURE.logical_axes
+        )
         batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
         state = jax.device_put(state, shardings)
         step = jax.jit(
@@ -192,7 +196,7 @@ def test_shardings_of_the_256m_shape(caplog):
     with caplog.at_level("INFO"):
         for name in names:
             mesh = AbstractMesh(MESHES[name], parallel.AXES)
-            shardings = parallel.state_shardings(mesh, state, heads)
+            shardings = parallel.state_shardings(mesh, state, heads, ARCHITECTURE.logical_axes)
             leaves = jax.tree_util.tree_leaves_with_path(shardings)
             for (path, sharding), x in zip(leaves, jax.tree.leaves(state), strict=True):
                 row = jax.tree_util.keystr(path, simple=True, separator="/")

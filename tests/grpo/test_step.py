@@ -27,7 +27,7 @@ from cropvlm_jax.grpo import rewards, rollout
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.step import judge, make_step
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.smolvlm import SmolVLM
+from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.pixels import host
 from cropvlm_jax.scoring import in_graph
 from cropvlm_jax.train_state import TrainState

@@ -14,11 +14,12 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from cropvlm_jax.hub.adapters import CONFIG, WEIGHTS, export_adapter, load_adapter
-from cropvlm_jax.hub.weights import SMOLVLM, load_weights
+from cropvlm_jax.hub.weights import load_weights
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.llama import LlamaConfig
-from cropvlm_jax.models.siglip import SiglipConfig
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.model import SmolVLM
+from cropvlm_jax.models.smolvlm.weights import WEIGHTS as TABLE
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -69,7 +70,7 @@ def abstract(config: SmolVLMConfig) -> SmolVLM:
 
 def make_base(folder: pathlib.Path, config: SmolVLMConfig) -> SmolVLM:
     graphdef, params = nnx.split(abstract(config))
-    return nnx.merge(graphdef, load_weights(folder, params, SMOLVLM))
+    return nnx.merge(graphdef, load_weights(folder, params, TABLE))
 
 
 def make_adapted(model: SmolVLM, config: lora.LoRAConfig) -> SmolVLM:

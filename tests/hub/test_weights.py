@@ -15,13 +15,15 @@ from flax import nnx
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
-from cropvlm_jax.hub import pretrained
-from cropvlm_jax.hub.pretrained import Pretrained, export, resolve, write_processor_files
+from cropvlm_jax.hub import export as export_lib
+from cropvlm_jax.hub.export import export, write_processor_files
+from cropvlm_jax.hub.pretrained import Pretrained, resolve
 from cropvlm_jax.hub.tokenizer import train_tokenizer
-from cropvlm_jax.hub.weights import FILE, INDEX, SMOLVLM, load_weights, save_weights
-from cropvlm_jax.models.llama import LlamaConfig
-from cropvlm_jax.models.siglip import SiglipConfig
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.hub.weights import FILE, INDEX, load_weights, save_weights
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.model import SmolVLM
+from cropvlm_jax.models.smolvlm.weights import WEIGHTS
 
 QUERY = "model.text_model.layers.1.self_attn.q_proj.weight"
 PATCHES = "model.vision_model.embeddings.patch_embedding.weight"
@@ -46,7 +48,7 @@ def make_params(*, tied: bool, dtype=np.float32):
 def saved(tmp_path):
     """A folder with an untied model: (folder, params, abstract params)."""
     params, abstract = make_params(tied=False)
-    save_weights(params, SMOLVLM, tmp_path)
+    save_weights(params, WEIGHTS, tmp_path)
     return tmp_path, params, abstract
 
 
@@ -63,8 +65,8 @@ def assert_same(actual, expected):
 
 def test_round_trip(saved):
     folder, params, abstract = saved
-    assert_same(load_weights(folder, abstract, SMOLVLM), params)
-    pure = load_weights(folder, nnx.to_pure_dict(abstract), SMOLVLM)
+    assert_same(load_weights(folder, abstract, WEIGHTS), params)
+    pure = load_weights(folder, nnx.to_pure_dict(abstract), WEIGHTS)
     assert_same(pure, nnx.to_pure_dict(params))
 
 
@@ -99,52 +101,52 @@ def test_wrong_weight_is_named(saved, change, message):
     folder, _, abstract = saved
     edit(folder, change)
     with pytest.raises(ValueError, match=message):
-        load_weights(folder, abstract, SMOLVLM)
+        load_weights(folder, abstract, WEIGHTS)
 
 
 def test_another_depth_is_named(saved):
     folder, _, abstract = saved
     edit(folder, lambda w: w.update({QUERY.replace("1", "2"): w[QUERY]}))
     with pytest.raises(ValueError, match=r"unused weight model.text_model.layers.2.self_attn"):
-        load_weights(folder, abstract, SMOLVLM)
+        load_weights(folder, abstract, WEIGHTS)
 
 
 def test_old_rotary_buffers_are_ignored(saved):
     folder, params, abstract = saved
     name = "model.text_model.layers.0.self_attn.rotary_emb.inv_freq"
     edit(folder, lambda w: w.update({name: np.zeros(4, np.float32)}))
-    assert_same(load_weights(folder, abstract, SMOLVLM), params)
+    assert_same(load_weights(folder, abstract, WEIGHTS), params)
 
 
 def test_head_of_a_tied_model(tmp_path):
     params, abstract = make_params(tied=True)
-    save_weights(params, SMOLVLM, tmp_path)
+    save_weights(params, WEIGHTS, tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / FILE)
     embedding = load_file(tmp_path / FILE)["model.text_model.embed_tokens.weight"]
     edit(tmp_path, lambda w: w.update({"lm_head.weight": embedding}))
-    assert_same(load_weights(tmp_path, abstract, SMOLVLM), params)
+    assert_same(load_weights(tmp_path, abstract, WEIGHTS), params)
     edit(tmp_path, lambda w: w.update({"lm_head.weight": embedding + 1}))
     with pytest.raises(ValueError, match=r"ties lm_head\.weight .* differ"):
-        load_weights(tmp_path, abstract, SMOLVLM)
+        load_weights(tmp_path, abstract, WEIGHTS)
 
 
 def test_head_of_an_untied_model_is_needed(saved):
     folder, _, abstract = saved
     edit(folder, lambda w: w.pop("lm_head.weight"))
     with pytest.raises(ValueError, match=r"missing weight lm_head\.weight"):
-        load_weights(folder, abstract, SMOLVLM)
+        load_weights(folder, abstract, WEIGHTS)
 
 
 def test_parameter_outside_the_table_is_named(tmp_path):
     params = nnx.to_pure_dict(make_params(tied=True)[0])
     params["text"]["adapter"] = jnp.zeros(3)
     with pytest.raises(ValueError, match=r"text\.adapter"):
-        save_weights(params, SMOLVLM, tmp_path)
+        save_weights(params, WEIGHTS, tmp_path)
 
 
 def test_shards(tmp_path):
     params, abstract = make_params(tied=True)
-    save_weights(params, SMOLVLM, tmp_path, max_shard_bytes=20_000)
+    save_weights(params, WEIGHTS, tmp_path, max_shard_bytes=20_000)
     index = json.loads((tmp_path / INDEX).read_text())
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 1
@@ -154,21 +156,21 @@ def test_shards(tmp_path):
         stored = load_file(file)
         assert sum(x.nbytes for x in stored.values()) <= 20_000
         assert all(index["weight_map"][name] == file.name for name in stored)
-    assert_same(load_weights(tmp_path, abstract, SMOLVLM), params)
+    assert_same(load_weights(tmp_path, abstract, WEIGHTS), params)
 
     save_file(load_file(files[1]) | {QUERY: np.zeros(1)}, files[1])
     save_file(load_file(files[0]) | {QUERY: np.zeros(1)}, files[0])
     with pytest.raises(ValueError, match=f"duplicate weight {QUERY}"):
-        load_weights(tmp_path, abstract, SMOLVLM)
+        load_weights(tmp_path, abstract, WEIGHTS)
 
 
 def test_bfloat16(tmp_path):
     params, abstract = make_params(tied=False, dtype=jnp.bfloat16)
-    save_weights(params, SMOLVLM, tmp_path)
-    loaded = load_weights(tmp_path, abstract, SMOLVLM)
+    save_weights(params, WEIGHTS, tmp_path)
+    loaded = load_weights(tmp_path, abstract, WEIGHTS)
     assert {x.dtype for x in jax.tree.leaves(loaded)} == {jnp.dtype(jnp.bfloat16)}
     assert_same(loaded, params)
-    wide = load_weights(tmp_path, make_params(tied=False)[1], SMOLVLM)
+    wide = load_weights(tmp_path, make_params(tied=False)[1], WEIGHTS)
     assert_same(wide, jax.tree.map(lambda x: x.astype(jnp.float32), params))
 
 
@@ -178,20 +180,20 @@ def test_weights_are_placed_where_asked(saved):
     wanted = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
     )
-    loaded = load_weights(folder, wanted, SMOLVLM)
+    loaded = load_weights(folder, wanted, WEIGHTS)
     assert {x.sharding for x in jax.tree.leaves(loaded)} == {sharding}
 
 
 def test_unreadable_folders_say_what_to_do(tmp_path):
     _, abstract = make_params(tied=True)
     with pytest.raises(ValueError, match="neither"):
-        load_weights(tmp_path, abstract, SMOLVLM)
+        load_weights(tmp_path, abstract, WEIGHTS)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"Convert them: .*save_pretrained"):
-        load_weights(tmp_path, abstract, SMOLVLM)
+        load_weights(tmp_path, abstract, WEIGHTS)
     (tmp_path / FILE).write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ValueError, match=r"model\.safetensors is not .* git-lfs"):
-        load_weights(tmp_path, abstract, SMOLVLM)
+        load_weights(tmp_path, abstract, WEIGHTS)
 
 
 @pytest.fixture
@@ -310,7 +312,7 @@ def test_export_fails_without_a_trace(source, tmp_path, monkeypatch):
 
     rename = pathlib.Path.rename
     for owner, name, broken in [
-        (pretrained, "save_weights", full_disk),
+        (export_lib, "save_weights", full_disk),
         (pathlib.Path, "rename", lambda a, b: full_disk() if ".new" in a.name else rename(a, b)),
     ]:
         with monkeypatch.context() as patch:

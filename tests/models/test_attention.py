@@ -17,7 +17,8 @@ from jax.sharding import AxisType, Mesh
 
 from cropvlm_jax import parallel
 from cropvlm_jax.models import attention
-from cropvlm_jax.models.siglip import Siglip, SiglipConfig
+from cropvlm_jax.models.smolvlm.config import SiglipConfig
+from cropvlm_jax.models.smolvlm.vision import Siglip
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

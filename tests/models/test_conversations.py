@@ -12,8 +12,13 @@ from smolvlm_shape import smolvlm_tokenizer
 from tokenizers import Tokenizer, models
 
 from cropvlm_jax.hub.tokenizer import train_tokenizer
-from cropvlm_jax.models import conversations
-from cropvlm_jax.models.conversations import LlavaPrompts, Prompts
+from cropvlm_jax.models.llava.conversations import LlavaConversations
+from cropvlm_jax.models.smolvlm.conversations import (
+    ANSWER_INSTRUCTION,
+    CROP_INSTRUCTION,
+    SmolVLMConversations,
+)
+from cropvlm_jax.models.smolvlm.processor_files import CHAT_TEMPLATE
 
 SEQ_LEN = 4
 QUESTIONS = [
@@ -33,8 +38,8 @@ def _tokenizer(name):
         texts = [
             *QUESTIONS,
             *ANSWERS,
-            conversations.CROP_INSTRUCTION,
-            conversations.ANSWER_INSTRUCTION,
+            CROP_INSTRUCTION,
+            ANSWER_INSTRUCTION,
         ]
         return train_tokenizer(texts + ["User:\n\nAssistant: [1, 2]."] * 5, 600)
     tokenizer = smolvlm_tokenizer()
@@ -45,7 +50,7 @@ def _tokenizer(name):
 
 @functools.cache
 def _prompts(name="trained"):
-    return Prompts(_tokenizer(name), SEQ_LEN)
+    return SmolVLMConversations(_tokenizer(name), SEQ_LEN)
 
 
 class _HuggingFace:
@@ -100,7 +105,7 @@ def test_ids_equal_the_transformers_processor(name, longest_edge, shape, grid):
     question, box = "Where is 12 o'clock?", "[12, 5, 40, 33]."
     crop_user = f"{question}\nOutline the region in the image that would help answer this question."
     answer_user = f"{question}\nGive a very brief answer."
-    for template in (None, conversations.CHAT_TEMPLATE):
+    for template in (None, CHAT_TEMPLATE):
         for reply in (None, box):
             want = hf.ids([image], crop_user, reply, template)
             np.testing.assert_array_equal(ours.crop(question, grid, reply).ids, want)
@@ -149,7 +154,7 @@ def test_spans_slice_out_the_right_text(name, question, grid):
     for box in (None, "[0, 5, 100, 33]."):
         got = ours.crop(question, grid, box)
         assert [text(got.ids[span]) for span in got.images] == [picture]
-        want = f"{stripped}\n{conversations.CROP_INSTRUCTION}<end_of_utterance>\nAssistant:"
+        want = f"{stripped}\n{CROP_INSTRUCTION}<end_of_utterance>\nAssistant:"
         assert text(got.ids[got.question]) == want
         assert text(got.ids[: got.images[0].start]) == "<|im_start|>User:"
         reply = "" if box is None else f" {box}<end_of_utterance>"
@@ -172,7 +177,7 @@ def test_spans_slice_out_the_right_text(name, question, grid):
 
 
 def test_official_capitalization():
-    ours = Prompts(_tokenizer("trained"), SEQ_LEN, official=True)
+    ours = SmolVLMConversations(_tokenizer("trained"), SEQ_LEN, official=True)
     reference = _prompts()
     got = ours.answer("is it a BMW?", 1, "BMW X5")
     want = reference.answer("Is it a bmw?", 1, "Bmw x5")
@@ -185,7 +190,7 @@ def test_truncation_and_padding_of_the_tokenizer_are_ignored():
     tokenizer = Tokenizer.from_str(_tokenizer("trained").to_str())
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=500)
-    got = Prompts(tokenizer, SEQ_LEN).crop("Where?")
+    got = SmolVLMConversations(tokenizer, SEQ_LEN).crop("Where?")
     want = _prompts().crop("Where?")
     np.testing.assert_array_equal(got.ids, want.ids)
     assert tokenizer.truncation is not None
@@ -201,7 +206,7 @@ def test_special_tokens_in_texts_are_refused(token):
         ours.answer("What?", 1, f"a {token}")
     with pytest.raises(ValueError, match=r"box text contains the special token"):
         ours.crop("What?", box_text=token)
-    official = Prompts(_tokenizer("trained"), SEQ_LEN, official=True)
+    official = SmolVLMConversations(_tokenizer("trained"), SEQ_LEN, official=True)
     with pytest.raises(ValueError, match=r"question contains the special token"):
         official.crop(f"A{token.upper()}")  # lower-casing makes the token
 
@@ -219,12 +224,12 @@ def test_refusals():
         ours.crop("What?", grid=(1, 7))
     with pytest.raises(ValueError, match="1 grids for 2 images"):
         ours.answer("What?", 2, grids=[(0, 0)])
-    limited = Prompts(_tokenizer("trained"), SEQ_LEN, max_question_tokens=9)
+    limited = SmolVLMConversations(_tokenizer("trained"), SEQ_LEN, max_question_tokens=9)
     assert len(limited.crop("123456789").ids)
     with pytest.raises(ValueError, match="10 tokens, over the limit of 9"):
         limited.crop("1234567890")
     with pytest.raises(ValueError, match=r"lacks the special tokens <\|im_start\|>, <end_of_utt"):
-        Prompts(Tokenizer(models.BPE()), SEQ_LEN)
+        SmolVLMConversations(Tokenizer(models.BPE()), SEQ_LEN)
 
 
 def test_prompt_is_frozen():
@@ -255,7 +260,7 @@ def test_llava_ids_equal_the_transformers_processor(question, answer, count, rep
     text += f" {answer.strip()}</s>" if replied else ""
     pictures = [np.zeros((20, 30, 3), np.uint8)] * count
     want = processor(text=text, images=pictures, return_tensors="np")["input_ids"][0]
-    ours = LlavaPrompts(tiny_llava.TOKENIZER, LLAVA.image_seq_len)
+    ours = LlavaConversations(tiny_llava.TOKENIZER, LLAVA.image_seq_len)
     got = ours.answer(question, count, answer if replied else None)
     np.testing.assert_array_equal(got.ids, want)
 
@@ -277,11 +282,11 @@ def test_llava_ids_equal_the_transformers_processor(question, answer, count, rep
 
 
 def test_llava_texts_are_checked():
-    ours = LlavaPrompts(tiny_llava.TOKENIZER, 4, official=True, max_question_tokens=12)
+    ours = LlavaConversations(tiny_llava.TOKENIZER, 4, official=True, max_question_tokens=12)
     text = tiny_llava.TOKENIZER.decode(ours.answer(" WHAT is it?", 1, "It IS").ids.tolist())
     assert "What is it?\n" in text and text.endswith("It IS")
     for question, answer in (("<image>?", "a"), ("q", " "), ("q", "a</s>"), ("q " * 20, "a")):
         with pytest.raises(ValueError):
             ours.answer(question, 1, answer)
     with pytest.raises(ValueError, match="lacks the special tokens </s>"):
-        LlavaPrompts(_tokenizer("trained"), 4)
+        LlavaConversations(_tokenizer("trained"), 4)

@@ -25,9 +25,12 @@ from cropvlm_jax.data import batching
 from cropvlm_jax.grpo import rewards, rollout
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.step import make_step
-from cropvlm_jax.hub.pretrained import Pretrained, export
-from cropvlm_jax.models.decode import greedy
-from cropvlm_jax.models.llava import FILL, Llava, LlavaConfig
+from cropvlm_jax.hub.export import export
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION
+from cropvlm_jax.models.decode import greedy_decode, read_prompt
+from cropvlm_jax.models.llava.config import FILL, LlavaConfig
+from cropvlm_jax.models.llava.model import Llava
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.scoring import in_graph
@@ -116,8 +119,8 @@ def test_logits_tokens_and_export_agree(name, tmp_path):
 def _answers(graphdef: nnx.GraphDef, params: nnx.State, batch: batching.SupervisedBatch):
     model = nnx.merge(graphdef, params)
     pictures = model.encode_images(batch.images)
-    prefix = rollout.read_prompt(model, pictures, batch.prompt, batch.prompt_valid)
-    return greedy(model, prefix, batch.prompt[:, -1], -1, 32)
+    prefix = read_prompt(model, pictures, batch.prompt, batch.prompt_valid)
+    return greedy_decode(model, prefix, batch.prompt[:, -1:], end_token=-1, max_tokens=32)[:, 0]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["centre", "pad"])
@@ -132,7 +135,7 @@ def pair(request, tmp_path_factory):
 def hf_log_likelihood(model, processor, pictures, question: str, answer: str) -> float:
     """Summed log-probability of an answer and its end token, by transformers alone."""
     content = [{"type": "image"}] * len(pictures)
-    content.append({"type": "text", "text": f"{question}\n{tiny_llava.LLAVA_INSTRUCTION}"})
+    content.append({"type": "text", "text": f"{question}\n{SHORT_ANSWER_INSTRUCTION}"})
     messages = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     pictures = [Image.fromarray(picture) for picture in pictures]
@@ -183,7 +186,7 @@ def test_step_rewards_what_transformers_says(pair):
     folder, model, processor = pair
     source = Pretrained.open(folder)
     reader, weights = nnx.split(source.load())
-    prompts = source.prompts()
+    prompts = source.conversations()
     metric, examples = "evalai", tiny.make_examples(2)
     vocabulary = in_graph.Vocabulary.from_tokenizer(source.tokenizer)
 
@@ -267,9 +270,9 @@ def test_pad_is_what_the_processor_or_the_caller_says(tmp_path):
         assert grid is None
     with pytest.raises(ValueError, match="llava has no processor setting.*max_pixels"):
         Pretrained.open(tmp_path, processor={"max_pixels": 100})
-    with pytest.raises(ValueError, match="longest_edge=64: only SmolVLM"):
+    with pytest.raises(ValueError, match="longest_edge=64: a llava does not split"):
         VLMReader.from_pretrained(tmp_path, longest_edge=64)
-    with pytest.raises(ValueError, match="a cropper is a SmolVLM"):
+    with pytest.raises(ValueError, match="a llava may not be a cropper"):
         CropVLM.from_pretrained(tmp_path)
 
 
@@ -349,7 +352,7 @@ from cropvlm_jax import parallel
 from cropvlm_jax.hub.pretrained import Pretrained
 source, mesh = Pretrained.open(sys.argv[1]), parallel.make_mesh(data=1, fsdp=4, tensor=2)
 whole, split = (nnx.state(source.load(**options)) for options in ({}, {"mesh": mesh}))
-wanted = parallel.state_shardings(mesh, split, source.config.heads)
+wanted = source.state_shardings(mesh, split)
 jax.tree.map(np.testing.assert_array_equal, whole, split)
 assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, split, wanted)))
 kernel = split["text"]["layers"]["gate"]["kernel"][...]
@@ -379,7 +382,7 @@ def test_7b_is_split_over_eight_chips(tmp_path):
     assert stage.target.config.pad
     weights = stage.weights["target"]
     mesh = jax.sharding.AbstractMesh((1, 2, 4), parallel.AXES)
-    shardings = parallel.state_shardings(mesh, weights, config.heads)
+    shardings = stage.target.state_shardings(mesh, weights)
 
     def a_chip(x, sharding):
         return np.prod(sharding.shard_shape(x.shape), dtype=int) * x.dtype.itemsize

@@ -13,7 +13,8 @@ import tiny
 from flax import nnx
 
 from cropvlm_jax.models import lora, scanned
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
+from cropvlm_jax.models.smolvlm.model import SmolVLM
 
 # Cheaper to compile on a CPU than the default.
 make_key = functools.partial(jax.random.key, impl="rbg")

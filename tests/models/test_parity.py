@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cropvlm_jax.hub.pretrained import Pretrained, export, write_processor_files
+from cropvlm_jax.hub.export import export, write_processor_files
+from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.tokenizer import train_tokenizer
-from cropvlm_jax.hub.weights import LLAMA, SMOLVLM, load_weights, save_weights
-from cropvlm_jax.models.llama import KVCache, Llama, LlamaConfig
-from cropvlm_jax.models.siglip import SiglipConfig
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.hub.weights import load_weights, save_weights
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.llama import KVCache, Llama
+from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.model import SmolVLM
+from cropvlm_jax.models.smolvlm.weights import WEIGHTS
+from cropvlm_jax.models.weight_table import LLAMA
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -65,7 +69,7 @@ def hf_model(config: SmolVLMConfig):
 def load(folder: pathlib.Path) -> SmolVLM:
     config = SmolVLMConfig.from_hf(json.loads((folder / "config.json").read_text()))
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: SmolVLM(config, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, load_weights(folder, abstract, SMOLVLM))
+    return nnx.merge(graphdef, load_weights(folder, abstract, WEIGHTS))
 
 
 def make_batch(config: SmolVLMConfig, counts: list[int], *, left: bool = False):
@@ -248,7 +252,7 @@ def test_transformers_loads_shards(tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    save_weights(nnx.state(ours, nnx.Param), SMOLVLM, tmp_path, max_shard_bytes=100_000)
+    save_weights(nnx.state(ours, nnx.Param), WEIGHTS, tmp_path, max_shard_bytes=100_000)
     again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
     for (name, expected), actual in zip(
         theirs.state_dict().items(), again.state_dict().values(), strict=True

@@ -20,16 +20,21 @@ from safetensors.numpy import load_file, save_file
 
 from cropvlm_jax import geometry, parallel
 from cropvlm_jax.data import batching
-from cropvlm_jax.grpo import rewards, rollout
+from cropvlm_jax.grpo import rewards
 from cropvlm_jax.grpo import step as step_lib
 from cropvlm_jax.grpo.config import GRPOConfig
-from cropvlm_jax.hub.pretrained import Pretrained, export
-from cropvlm_jax.hub.weights import FILE, QWEN2_5_VL, load_weights
+from cropvlm_jax.hub.export import export
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.hub.weights import FILE, load_weights
 from cropvlm_jax.models import vlm
-from cropvlm_jax.models.conversations import QWEN_INSTRUCTION
-from cropvlm_jax.models.decode import greedy
-from cropvlm_jax.models.llama import LlamaConfig
-from cropvlm_jax.models.qwen2_5_vl import Pictures, Qwen2_5_VL, QwenConfig, QwenVisionConfig
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION
+from cropvlm_jax.models.decode import greedy_decode, read_prompt
+from cropvlm_jax.models.qwen2_5_vl.architecture import ARCHITECTURE
+from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig, QwenVisionConfig
+from cropvlm_jax.models.qwen2_5_vl.image_processing import TiledImages
+from cropvlm_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from cropvlm_jax.models.qwen2_5_vl.weights import WEIGHTS
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import config as config_lib
@@ -104,7 +109,7 @@ def hf_model(config: QwenConfig):
 def load(folder: pathlib.Path) -> Qwen2_5_VL:
     config = QwenConfig.from_hf(json.loads((folder / "config.json").read_text()))
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, load_weights(folder, abstract, QWEN2_5_VL))
+    return nnx.merge(graphdef, load_weights(folder, abstract, WEIGHTS))
 
 
 def patches(tiles: np.ndarray, config: QwenConfig) -> np.ndarray:
@@ -138,7 +143,7 @@ def make_batch(config: QwenConfig, grids: list[list[tuple[int, int]]], spare: in
     ours = (
         padded([ids for ids, _ in rows], np.int32),
         padded([np.ones(len(ids)) for ids, _ in rows], bool),
-        Pictures(tiles, np.array(grids, np.int32)),
+        TiledImages(tiles, np.array(grids, np.int32)),
     )
     compact = padded([ids[real] for ids, real in rows], np.int64)
     merge = config.vision.spatial_merge_size
@@ -194,8 +199,8 @@ def test_tiny_models_agree(name, tmp_path):
     @jax.jit
     def reply(params, ids, valid, images):
         model = nnx.merge(graphdef, params)
-        prefix = rollout.read_prompt(model, model.encode_images(images), ids, valid)
-        return greedy(model, prefix, ids[:, -1], end_token=-1, max_tokens=32)
+        prefix = read_prompt(model, model.encode_images(images), ids, valid)
+        return greedy_decode(model, prefix, ids[:, -1:], end_token=-1, max_tokens=32)[:, 0]
 
     np.testing.assert_array_equal(reply(params, *ours), expected)
 
@@ -245,7 +250,7 @@ def hf_inputs(folder, pictures, question: str, answer: str | None = None):
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), chat_template=CHAT_TEMPLATE
     )
-    asked = [{"type": "text", "text": f"{question}\n{QWEN_INSTRUCTION}"}]
+    asked = [{"type": "text", "text": f"{question}\n{SHORT_ANSWER_INSTRUCTION}"}]
     messages = [{"role": "user", "content": [{"type": "image"}] * len(pictures) + asked}]
     if answer is not None:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
@@ -310,7 +315,7 @@ def test_a_target_asks_and_answers_as_transformers(folder, theirs):
 def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, theirs):
     source = Pretrained.open(folder, processor={"max_pixels": PIXELS})
     reader, weights = nnx.split(source.load())
-    prompts = source.prompts()
+    prompts = source.conversations()
     template = rewards.AnswerTemplate.from_prompts(prompts)
     examples = tiny.make_examples(2)
     prepare = dataclasses.replace(tiny.PREPARE, answer_prompts=prompts)
@@ -471,7 +476,7 @@ def test_7b_weights_are_split_over_fsdp_and_tensor():
     model = nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16))
     params = nnx.state(model, nnx.Param)
     mesh = jax.sharding.AbstractMesh((1, 2, 4), parallel.AXES)
-    shardings = parallel.state_shardings(mesh, params, config.heads)
+    shardings = parallel.state_shardings(mesh, params, config.heads, ARCHITECTURE.logical_axes)
     local = [
         math.prod(s.shard_shape(x.shape))
         for s, x in zip(jax.tree.leaves(shardings), jax.tree.leaves(params), strict=True)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from cropvlm_jax.models.siglip import Siglip, SiglipConfig
+from cropvlm_jax.models.smolvlm.config import SiglipConfig
+from cropvlm_jax.models.smolvlm.vision import Siglip
 
 CONFIG = SiglipConfig(
     image_size=40,

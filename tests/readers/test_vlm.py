@@ -13,9 +13,9 @@ import tiny_folder
 from flax import nnx
 from tiny_folder import LIMIT, PICTURES, SPLIT
 
-from cropvlm_jax.grpo.rollout import read_prompt
-from cropvlm_jax.models import conversations
-from cropvlm_jax.models.decode import greedy
+from cropvlm_jax.models.decode import greedy_decode, read_prompt
+from cropvlm_jax.models.smolvlm.conversations import END
+from cropvlm_jax.models.smolvlm.processor_files import CHAT_TEMPLATE
 from cropvlm_jax.readers import vlm
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.vlm import VLMReader
@@ -49,7 +49,7 @@ class HuggingFace:
             image_processor,
             transformers.AutoTokenizer.from_pretrained(folder),
             image_seq_len=tiny.CONFIG.image_seq_len,
-            chat_template=conversations.CHAT_TEMPLATE,
+            chat_template=CHAT_TEMPLATE,
         )
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
 
@@ -75,14 +75,14 @@ class HuggingFace:
         inputs = self.inputs([pictures], [question])
         tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_tokens)
         reply = tokens[0, inputs["input_ids"].shape[1] :]
-        ended = reply[-1] == self.processor.tokenizer.convert_tokens_to_ids(conversations.END)
+        ended = reply[-1] == self.processor.tokenizer.convert_tokens_to_ids(END)
         return self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip(), bool(ended)
 
     def log_likelihood(self, pictures, question, reply):
         start = self.inputs([pictures], [question])["input_ids"].shape[1]
         inputs = self.inputs([pictures], [question], [reply])
         ids = inputs["input_ids"][0]
-        end = self.processor.tokenizer.convert_tokens_to_ids(conversations.END)
+        end = self.processor.tokenizer.convert_tokens_to_ids(END)
         stop = torch.nonzero(ids == end)[-1].item() + 1
         with torch.no_grad():
             log_probs = self.model(**inputs).logits[0].log_softmax(-1)
@@ -147,7 +147,8 @@ def test_greedy_stops_at_the_end_token(reader):
     def reply(end_token):
         image_tokens = model.encode_images(pictures)
         prefix = read_prompt(model, image_tokens, ids, np.ones(ids.shape, bool))
-        return greedy(model, prefix, jnp.asarray(ids[:, -1]), end_token, 6)
+        last = jnp.asarray(ids[:, -1:])
+        return greedy_decode(model, prefix, last, end_token=end_token, max_tokens=6)[:, 0]
 
     free = np.asarray(reply(-1))
     assert free.shape == (2, 6) and free.dtype == np.int32

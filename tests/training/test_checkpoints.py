@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from cropvlm_jax import parallel
+from cropvlm_jax.models.logical_axes import LAYERS
 from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, check_claim, claim
 
 PLACE = {"data": "0123"}
@@ -33,7 +34,9 @@ def make_state(seed: int) -> dict[str, Any]:
         "opt_state": optax.adam(0.1).init(params),
         "key": jax.random.key_data(jax.random.key(seed)),
     }
-    return jax.device_put(state, parallel.state_shardings(mesh, state, heads={}))
+    return jax.device_put(
+        state, parallel.state_shardings(mesh, state, heads={}, logical_axes=LAYERS)
+    )
 
 
 def check_equal(found: Any, expected: Any) -> None:

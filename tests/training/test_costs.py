@@ -19,9 +19,10 @@ from cropvlm_jax.data import batching
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.step import make_step
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.llama import KVCache, LlamaConfig
-from cropvlm_jax.models.siglip import SiglipConfig
-from cropvlm_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.llama import KVCache
+from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.scoring.in_graph import Vocabulary
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs

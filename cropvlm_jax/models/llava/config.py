@@ -1,27 +1,49 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-1.5: CLIP tower, two-layer projector, Llama decoder (arXiv 2310.03744).
-
-Shape letters: B prompts, G continuations of each, N images, S pixels of a side, I tokens of an
-image, T text tokens, D text width, V vocabulary.
-"""
+"""Shape of a LLaVA-1.5, and of its CLIP tower; no jax import."""
 
 import dataclasses
-import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-
-from cropvlm_jax.models import clip, linear, vlm
-from cropvlm_jax.models.clip import Clip, ClipConfig
-from cropvlm_jax.models.llama import Llama, LlamaConfig
-from cropvlm_jax.pixels import device
+from cropvlm_jax.models.config import LlamaConfig, ViTConfig, check_integers, check_supported
 
 MODEL_TYPE = "llava"
 FILL = (122, 116, 104)  # 255 times CLIP's means: what pictures are padded with to squares
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig(ViTConfig):
+    """Shape of the tower."""
+
+    layer_norm_eps: float = 1e-5
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> "ClipConfig":
+        """Reads a `vision_config` of type clip_vision_model; unknown keys are ignored.
+
+        Raises:
+            ValueError: naming the key whose value this tower does not implement.
+        """
+        supported = {
+            "model_type": "clip_vision_model",
+            "hidden_act": "quick_gelu",
+            "num_channels": 3,
+        }
+        check_supported("vision_config", config, supported)
+        return cls(
+            image_size=config.get("image_size", 224),
+            patch_size=config.get("patch_size", 32),
+            hidden_size=config.get("hidden_size", 768),
+            intermediate_size=config.get("intermediate_size", 3072),
+            num_hidden_layers=config.get("num_hidden_layers", 12),
+            num_attention_heads=config.get("num_attention_heads", 12),
+            layer_norm_eps=config.get("layer_norm_eps", 1e-5),
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `vision_config` of this shape."""
+        kind = {"model_type": "clip_vision_model", "hidden_act": "quick_gelu", "num_channels": 3}
+        return kind | dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +69,7 @@ class LlavaConfig:
 
     model_type = MODEL_TYPE
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.feature_layers <= self.vision.num_hidden_layers:
             raise ValueError(
                 f"vision_feature_layer: {self.feature_layers} layers of a tower of "
@@ -79,22 +101,16 @@ class LlavaConfig:
             ValueError: naming the key whose value is not supported.
         """
         supported = {
-            "model_type": (config.get("model_type"), MODEL_TYPE),
-            "projector_hidden_act": (config.get("projector_hidden_act", "gelu"), "gelu"),
-            "multimodal_projector_bias": (config.get("multimodal_projector_bias", True), True),
-            "vision_feature_select_strategy": (
-                config.get("vision_feature_select_strategy", "default"),
-                "default",
-            ),
+            "model_type": MODEL_TYPE,
+            "projector_hidden_act": "gelu",
+            "multimodal_projector_bias": True,
+            "vision_feature_select_strategy": "default",
         }
-        for key, (value, expected) in supported.items():
-            if value != expected:
-                raise ValueError(f"{key}={value!r} is not supported, only {expected!r}")
+        check_supported("", {"model_type": None} | config, supported)
+        check_integers("", config, ("vision_feature_layer",))
         stored = config.get("vision_config")
         vision = cls.llava_7b().vision if stored is None else ClipConfig.from_hf(stored)
         layer = config.get("vision_feature_layer", -2)
-        if not isinstance(layer, int):
-            raise ValueError(f"vision_feature_layer={layer!r} is not supported, only one integer")
         text = config.get("text_config") or {}
         tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
         ids = config.get("image_token_index", config.get("image_token_id", 32000))
@@ -131,67 +147,3 @@ class LlavaConfig:
             feature_layers=23,
             image_token_id=32000,
         )
-
-
-class Projector(nnx.Module):
-    """From the tower's width to the decoder's."""
-
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
-        """Builds randomly initialised weights."""
-        layer = linear.layer(dtype, param_dtype, rngs)
-        self.fc1, self.fc2 = layer(inputs, outputs), layer(outputs, outputs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., inputs]` to `[..., outputs]`."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
-
-
-class Llava(vlm.PicturesInText):
-    """The model, a `models.vlm.VLM`."""
-
-    def __init__(
-        self,
-        config: LlavaConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        remat: bool = False,
-    ):
-        """Builds randomly initialised weights; arguments as in `Llama`."""
-        self.config, self.dtype = config, dtype
-        options = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        widths = config.vision.hidden_size, config.text.hidden_size
-        self.vision = Clip(config.vision, remat=remat, **options)
-        self.projector = Projector(*widths, **options)
-        self.text = Llama(config.text, remat=remat, **options)
-
-    def encode_images(self, images: jax.Array) -> jax.Array:
-        """Image tokens for the decoder, of one picture a prompt after the other.
-
-        Args:
-            images: `[B, N, S, S, 3]`, uint8 pixels, or floats in 0..1 less `clip.MEAN` over
-                `clip.STD`.
-
-        Returns:
-            `[B, N, I, D]`.
-        """
-
-        def encode(images: jax.Array) -> jax.Array:
-            if images.dtype == jnp.uint8:
-                scale, shift = 1 / (255 * np.array(clip.STD)), np.array(clip.MEAN) / clip.STD
-                images = images * jnp.float32(scale) - jnp.float32(shift)
-            features = self.vision(images.astype(self.dtype), self.config.feature_layers)
-            return self.projector(features)
-
-        return jax.lax.map(encode, images.swapaxes(0, 1)).swapaxes(0, 1)
-
-    def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> jax.Array:
-        """Image tokens `[B, G, I, D]` of boxes `[B, G, 4]`; see `models.vlm.VLM`."""
-        config = self.config
-        cut = functools.partial(
-            device.bicubic_square, side=config.vision.image_size, fill=config.fill
-        )
-        with jax.named_scope("crop"):
-            pictures = jax.vmap(cut)(canvas, size, boxes)
-        return self.encode_images(pictures)

@@ -1,25 +1,48 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""SmolVLM (Idefics3): SigLIP tower, pixel-shuffle connector, Llama decoder.
-
-Shape letters: B prompts, G continuations of each, N images, S pixels of a side, I tokens of an
-image, T text tokens, D text width.
-"""
+"""Shape of a SmolVLM, and of its SigLIP tower; no jax import."""
 
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
+from cropvlm_jax.models.config import LlamaConfig, ViTConfig, check_integers, check_supported
 
-from cropvlm_jax.models import linear, vlm
-from cropvlm_jax.models.llama import Llama, LlamaConfig
-from cropvlm_jax.models.siglip import Siglip, SiglipConfig
-from cropvlm_jax.pixels import device
+MODEL_TYPES = ("idefics3", "smolvlm")  # of SmolVLM 1 and 2
 
-MODEL_TYPES = ("idefics3", "smolvlm")
-TOWER = ("vision", "connector")  # the parts that make image tokens
+
+@dataclasses.dataclass(frozen=True)
+class SiglipConfig(ViTConfig):
+    """Shape of the tower."""
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> "SiglipConfig":
+        """Reads an idefics3 / smolvlm `vision_config`; unknown keys are ignored.
+
+        Raises:
+            ValueError: naming the key whose value this tower does not implement.
+        """
+        supported = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3}
+        check_supported("vision_config", config, supported)
+        check_integers("vision_config", config, ("image_size", "patch_size"))
+        return cls(
+            image_size=config.get("image_size", 224),
+            patch_size=config.get("patch_size", 32),
+            hidden_size=config.get("hidden_size", 1152),
+            intermediate_size=config.get("intermediate_size", 3072),
+            num_hidden_layers=config.get("num_hidden_layers", 12),
+            num_attention_heads=config.get("num_attention_heads", 16),
+            layer_norm_eps=config.get("layer_norm_eps", 1e-6),
+        )
+
+    def to_hf(self, model_type: str) -> dict[str, Any]:
+        """The `vision_config` of this shape for a VLM of `model_type`."""
+        model_type = {"idefics3": "idefics3_vision", "smolvlm": "smolvlm_vision"}[model_type]
+        return {
+            "model_type": model_type,
+            "hidden_act": "gelu_pytorch_tanh",
+            "num_channels": 3,
+            **dataclasses.asdict(self),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +63,7 @@ class SmolVLMConfig:
     image_token_id: int
     model_type: str = "idefics3"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.vision.grid % self.scale_factor:
             raise ValueError(
                 f"scale_factor={self.scale_factor} does not divide the {self.vision.grid} patches "
@@ -141,64 +164,3 @@ class SmolVLMConfig:
             scale_factor=2,
             image_token_id=image_token_id,
         )
-
-
-class SmolVLM(vlm.PicturesInText):
-    """The model; `text` is used directly for cached decoding."""
-
-    def __init__(
-        self,
-        config: SmolVLMConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        remat: bool = False,
-    ):
-        """Builds randomly initialised weights; arguments as in `Llama`."""
-        self.config, self.dtype = config, dtype
-        options = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
-        self.vision = Siglip(config.vision, **options)
-        self.connector = linear.layer(dtype, param_dtype, rngs)(
-            config.vision.hidden_size * config.scale_factor**2,
-            config.text.hidden_size,
-            use_bias=False,
-        )
-        self.text = Llama(config.text, **options)
-
-    def encode_images(self, images: jax.Array) -> jax.Array:
-        """Image tokens for the decoder.
-
-        The N pictures of a prompt go through the tower one after the other, so that its activations
-        are those of one picture a prompt.
-
-        Args:
-            images: `[B, S, S, 3]` or `[B, N, S, S, 3]`, uint8 pixels, or floats already normalised
-                to [-1, 1].
-
-        Returns:
-            `[B, I, D]` or `[B, N, I, D]`.
-        """
-        if images.ndim == 4:
-            return self._encode(images)
-        if images.shape[1] == 1:  # a loop would copy what its gradient needs
-            return self._encode(images[:, 0])[:, None]
-        return jax.lax.map(self._encode, images.swapaxes(0, 1)).swapaxes(0, 1)
-
-    def _encode(self, images: jax.Array) -> jax.Array:
-        """Image tokens `[B, I, D]` of one picture a prompt, `[B, S, S, 3]`."""
-        if images.dtype == jnp.uint8:
-            images = images.astype(jnp.float32) / 127.5 - 1.0
-        x = self.vision(images.astype(self.dtype))
-        scale, grid = self.config.scale_factor, self.config.vision.grid
-        small = grid // scale
-        # Pixel shuffle: each scale x scale block of patches becomes one token, rows first.
-        x = x.reshape(-1, small, scale, small, scale, x.shape[-1]).swapaxes(2, 3)
-        return self.connector(x.reshape(len(images), small * small, -1))
-
-    def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> jax.Array:
-        """Image tokens `[B, G, I, D]` of boxes `[B, G, 4]`; see `models.vlm.VLM`."""
-        cut = jax.vmap(device.crop, in_axes=(0, 0, 0, None))
-        with jax.named_scope("crop"):
-            pictures = cut(canvas, size, boxes, self.config.vision.image_size)
-        return self.encode_images(pictures)

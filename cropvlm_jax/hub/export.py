@@ -1,0 +1,149 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Model folders as `transformers` reads them, written."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from tokenizers import Tokenizer
+
+from cropvlm_jax.hub.pretrained import SIDE_FILES, Pretrained, read_json, write_json
+from cropvlm_jax.hub.weights import INDEX, save_weights
+from cropvlm_jax.models.config import VLMConfig
+from cropvlm_jax.models.registry import architecture_of
+
+# Either may hold the settings of the image processor, the second under "image_processor".
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+def export(
+    folder: str | Path,
+    model: Any,
+    source: Pretrained,
+    dtype: Any = None,
+    longest_edge: int | None = None,
+) -> None:
+    """Writes a folder that `transformers` loads by itself; it appears complete or not at all.
+
+    Args:
+        folder: where to; an older model folder there is replaced.
+        model: the weights.
+        source: where the tokenizer, the processor and the rest of the config come from.
+        dtype: of the stored weights; None keeps the model's.
+        longest_edge: pixels that the processor is to resize an image's longest side to, as in the
+            training of `model`, where pictures are split into tiles; None keeps what that of
+            `source` says.
+
+    Raises:
+        FileExistsError: `folder` holds something that is not a model.
+        ValueError: the model has another shape than `source`.
+    """
+    folder = Path(folder).absolute()
+    is_model = (folder / "config.json").is_file()
+    if folder.exists() and not is_model and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not a model folder: it will not be overwritten")
+    if model.config != source.config:
+        raise ValueError(f"the model's config is not that of {source.folder}: {model.config}")
+    params = nnx.state(model, nnx.Param)
+    if dtype is not None:
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+    with _replaced(folder) as temporary:
+        _copy_side_files(source, temporary)
+        if longest_edge is not None:
+            _set_longest_edge(temporary, longest_edge)
+        _write_config(source, temporary, str(jax.tree.leaves(params)[0].dtype))
+        _write_generation_config(source, temporary)
+        save_weights(params, source.architecture.weights, temporary)
+    logging.info("exported to %s", folder)
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` in the end, or leaves no trace."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    existed = folder.exists()
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if existed:
+            folder.rename(old)
+        temporary.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_side_files(source: Pretrained, folder: Path) -> None:
+    """Everything but the weights: what the source has, and what an old source lacks."""
+    has_processor = any((source.folder / name).is_file() for name in PROCESSORS)
+    if not has_processor and source.architecture.processor_files is not None:
+        write_processor_files(folder, source.config, source.tokenizer, source.longest_edge)
+    for pattern in SIDE_FILES:
+        for file in source.folder.glob(pattern):
+            if file.name != INDEX:
+                shutil.copyfile(file, folder / file.name)
+
+
+def _set_longest_edge(folder: Path, longest_edge: int) -> None:
+    """Changes what the image processor says, wherever its settings are."""
+    for name in PROCESSORS:
+        settings = read_json(folder / name)
+        images = settings if name.startswith("pre") else settings.get("image_processor")
+        if images:
+            images["size"] = {"longest_edge": longest_edge}
+            write_json(folder / name, settings)
+
+
+def _write_config(source: Pretrained, folder: Path, dtype: str) -> None:
+    """The source's config, which says what the weights are stored in."""
+    config = read_json(source.folder / "config.json")
+    for part in (config, config.get("vision_config", {}), config.get("text_config", {})):
+        part.pop("torch_dtype", None)  # the old name of `dtype`
+        part.pop("dtype", None)
+    write_json(folder / "config.json", config | {"dtype": dtype})
+
+
+def _write_generation_config(source: Pretrained, folder: Path) -> None:
+    """The source's, which makes generation stop where our replies end."""
+    generation = read_json(source.folder / "generation_config.json")
+    generation.pop("_from_model_config", None)  # would let config.json override the next lines
+    stops = np.atleast_1d(generation.get("eos_token_id", []))
+    if source.end_token_id not in stops:
+        generation["eos_token_id"] = source.end_token_id
+    write_json(folder / "generation_config.json", generation)
+
+
+def write_processor_files(
+    folder: str | Path, config: VLMConfig, tokenizer: Tokenizer, longest_edge: int
+) -> None:
+    """Writes everything but the weights for a model that was made here.
+
+    Args:
+        folder: an existing folder.
+        config: the model's shape.
+        tokenizer: has the special tokens of the architecture.
+        longest_edge: pixels that the processor resizes an image's longest side to.
+
+    Raises:
+        ValueError: no models of this architecture are made here.
+    """
+    folder, architecture = Path(folder), architecture_of(config)
+    if architecture.processor_files is None:
+        raise ValueError(f"there are no processor files for new models of {config.model_type}")
+    for name, content in architecture.processor_files(config, tokenizer, longest_edge).items():
+        if isinstance(content, str):
+            (folder / name).write_text(content, encoding="utf-8")
+        else:
+            write_json(folder / name, content)
+    tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,0 +1,83 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the rest of the package may ask of a kind of model.
+
+Each architecture is a folder beside this file, whose `architecture.py` fills in one `Architecture`;
+`registry.py` lists them. Outside of `models` nothing asks for a config's class.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from cropvlm_jax.models.config import VLMConfig
+from cropvlm_jax.models.conversations import Conversations
+from cropvlm_jax.models.logical_axes import LogicalAxes
+from cropvlm_jax.models.vlm import VLM
+from cropvlm_jax.models.weight_table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A kind of vision-language model.
+
+    `configure`, `see`, `grid` and `image_tokens` are functions of modules that do not import jax:
+    they can be sent to data workers, which must not either.
+
+    Attributes:
+        model_types: `model_type`s of the `config.json`s that it reads.
+        config: class of its shapes, which `from_hf` reads from a parsed `config.json`.
+        model: builds the module, a `VLM`, with random weights: `(config, *, rngs, dtype,
+            param_dtype, remat)`.
+        weights: its weights, under Hugging Face's names and ours.
+        logical_axes: what the axes of its weights mean.
+        conversations: class of its conversations.
+        image_token: the token that stands for a piece of a picture.
+        end_token: the token that ends a reply.
+        tower: names of the model's parts that make image tokens.
+        configure: `(config, settings, changes) -> (config, longest_edge)`: the shape that minds the
+            settings of the image processor in the folder, and changes that a user makes to them
+            under the same names; and the pixels that the longest edge of a picture is resized to.
+            It raises a ValueError that names a setting that is not supported.
+        see: `(config, image, longest_edge) -> (images, grid)`: of a picture uint8 `[H, W, 3]`, what
+            `VLM.encode_images` takes, leaves `[N, ...]`, and what `Conversations` must know of it.
+            `longest_edge` matters only where `splits_pictures`.
+        grid: `(config, height, width, longest_edge)` to the grid that `see` returns for a picture
+            of this size.
+        image_tokens: `(config, height, width, longest_edge)` to the number of tokens that the
+            decoder reads of a picture of this size.
+        processor_settings: the settings of the image processor that a user may change.
+        splits_pictures: whether pictures are resized to a longest edge that the user chooses, and
+            larger ones are split into tiles.
+        can_crop: whether it may be a cropper: its conversations have `crop`.
+        load_over_mesh: whether its models are so large that devices share the weights from the
+            moment they are read.
+        reads_pixel_values: whether `encode_images` takes what Hugging Face's processor calls
+            `pixel_values`, square pictures `[B, N, S, S, 3]` (there with the channels first).
+        processor_files: `(config, tokenizer, longest_edge)` to the content of the files that
+            `transformers` needs beside the weights of a model that was made here: dicts for JSON,
+            text for others, by file name; None where no model is made here.
+    """
+
+    model_types: tuple[str, ...]
+    config: type[VLMConfig]
+    model: Callable[..., VLM]
+    weights: Table
+    logical_axes: LogicalAxes
+    conversations: type[Conversations]
+    image_token: str
+    end_token: str
+    tower: tuple[str, ...]
+    configure: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, int]]
+    see: Callable[[Any, np.ndarray, int], tuple[Any, Any]]
+    grid: Callable[[Any, int, int, int], Any]
+    image_tokens: Callable[[Any, int, int, int], int]
+    processor_settings: tuple[str, ...] = ()
+    splits_pictures: bool = False
+    can_crop: bool = False
+    load_over_mesh: bool = False
+    reads_pixel_values: bool = True
+    processor_files: Callable[[Any, Tokenizer, int], dict[str, Any]] | None = None

@@ -1,0 +1,200 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen2.5-VL's vision tower: attention in windows, in a few layers over the whole picture.
+
+Arrays have room for I tiles, rows * columns of which are the picture's: how many, and in which
+shape, is data. So pictures of every shape share one compiled function.
+
+Shape letters: N pictures, I tiles of a picture, M merge, S pixels of a tile's side, T patches, D
+width, H heads, C channels of a head, W patches of a window (which are W / M**2 tiles), K keys.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cropvlm_jax.models import linear, scanned
+from cropvlm_jax.models.llama import NEGATIVE, turn
+from cropvlm_jax.models.qwen2_5_vl.config import TEMPORAL_PATCH, VISION_THETA, QwenVisionConfig
+from cropvlm_jax.models.vit import patchify
+
+EPSILON = 1e-6  # of the norms, which no config tells
+# Most patches that look at all others at a time: bounds the logits of large pictures.
+QUERIES = 1024
+
+
+def tile_places(count: int, grid: jax.Array, side: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Row, column and window of each tile, int `[N, I]`; a window has `side ** 2` tiles at most.
+
+    Padding is in the last window, which it has for itself.
+    """
+    index = jnp.arange(count)
+    rows, columns = grid[:, :1], grid[:, 1:]
+    row, column = index // columns, index % columns
+    across = -(-columns // side)
+    window = row // side * across + column // side
+    return row, column, jnp.where(index < rows * columns, window, count)
+
+
+def attend(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    precision: jax.lax.Precision | None,
+) -> jax.Array:
+    """Attention among the patches of a block; what a query may see is the same for all heads.
+
+    Args:
+        query: `[N, P, T, H, C]`, P blocks.
+        keys: `[N, P, K, H, C]`.
+        values: `[N, P, K, H, C]`.
+        mask: bool `[N, P, T, K]`.
+        precision: of the matmuls.
+
+    Returns:
+        `[N, P, T, H, C]`; the softmax is fp32.
+    """
+    einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
+    logits = einsum("npthc,npkhc->nphtk", query * query.shape[-1] ** -0.5, keys)
+    weights = jax.nn.softmax(jnp.where(mask[:, :, None], logits, NEGATIVE)).astype(values.dtype)
+    return einsum("nphtk,npkhc->npthc", weights, values).astype(query.dtype)
+
+
+def _with_neighbours(x: jax.Array, fill: int = 0) -> jax.Array:
+    """Blocks `[N, P, T, ...]` between the one before and the one after: `[N, P, 3T, ...]`."""
+    widths = [(0, 0), (1, 1)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, widths, constant_values=fill)
+    return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
+
+
+class QwenVisionLayer(nnx.Module):
+    """Pre-norm self-attention, in windows or over the picture, and SwiGLU."""
+
+    def __init__(self, config: QwenVisionConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
+        self.num_heads, self.precision = config.num_heads, linear.precision(dtype)
+        self.block = (config.window_size // config.patch_size) ** 2
+        norm = functools.partial(
+            nnx.RMSNorm, epsilon=EPSILON, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        layer = linear.layer(dtype, param_dtype, rngs)
+        d, ff = config.hidden_size, config.intermediate_size
+        self.attention_norm, self.mlp_norm = norm(d), norm(d)
+        self.q, self.k, self.v, self.o = layer(d, d), layer(d, d), layer(d, d), layer(d, d)
+        self.gate, self.up, self.down = layer(d, ff), layer(d, ff), layer(ff, d)
+
+    def __call__(
+        self, x: jax.Array, angles: jax.Array, window: jax.Array, real: jax.Array, full: jax.Array
+    ) -> jax.Array:
+        """One layer.
+
+        Args:
+            x: `[N, T, D]`, window after window; T is a multiple of W.
+            angles: fp32 `[N, T, C / 2]`, by which queries and keys are rotated.
+            window: int `[N, T]`.
+            real: bool `[N, T]`, False for padding.
+            full: bool, whether patches look beyond their windows.
+
+        Returns:
+            `[N, T, D]`.
+        """
+        n, t, d = x.shape
+        normed = self.attention_norm(x)
+        heads = (self.num_heads, d // self.num_heads)
+        query, keys, values = (f(normed).reshape(n, t, *heads) for f in (self.q, self.k, self.v))
+        query, keys = turn(query, angles[:, :, None]), turn(keys, angles[:, :, None])
+
+        def everywhere() -> jax.Array:
+            blocks, most = t // self.block, max(QUERIES // self.block, 1)
+            size = self.block * max(k for k in range(1, most + 1) if blocks % k == 0)
+            parts = query.reshape(n, t // size, 1, size, *heads).swapaxes(0, 1)
+            mask = jnp.broadcast_to(real[:, None, None], (n, 1, size, t))
+            seen = keys[:, None], values[:, None], mask, self.precision
+            attended = jax.lax.map(lambda part: attend(part, *seen), parts)
+            return attended.swapaxes(0, 1).reshape(x.shape)
+
+        def within() -> jax.Array:
+            # A window has W patches at most and starts anywhere: it reaches into one more block.
+            own = window.reshape(n, -1, self.block)
+            mask = own[..., None] == _with_neighbours(own, -1)[:, :, None]
+            blocks = (*own.shape, *heads)
+            near, seen = (_with_neighbours(a.reshape(blocks)) for a in (keys, values))
+            attended = attend(query.reshape(blocks), near, seen, mask, self.precision)
+            return attended.reshape(x.shape)
+
+        x = x + self.o(jax.lax.cond(full, everywhere, within))
+        normed = self.mlp_norm(x)
+        return x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
+
+
+class QwenVision(nnx.Module):
+    """Tiles in, features of their patches out."""
+
+    def __init__(
+        self,
+        config: QwenVisionConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: bool = False,
+    ):
+        """Builds randomly initialised weights; arguments as in `Llama`."""
+        self.config, self.remat = config, remat
+        self.patch_embedding = linear.layer(dtype, param_dtype, rngs)(
+            TEMPORAL_PATCH * 3 * config.patch_size**2, config.hidden_size, use_bias=False
+        )
+        self.layers = scanned.stack(
+            lambda r: QwenVisionLayer(config, r, dtype, param_dtype), config.depth, rngs
+        )
+
+    def __call__(self, tiles: jax.Array, grid: jax.Array) -> jax.Array:
+        """Encodes pictures.
+
+        Args:
+            tiles: float `[N, I, S, S, 3]`, normalised.
+            grid: int `[N, 2]`, rows and columns of the tiles.
+
+        Returns:
+            `[N, I, M * M, D]`, meaningless in the padding.
+        """
+        config = self.config
+        n, count = tiles.shape[:2]
+        merge, patch = config.spatial_merge_size, config.patch_size
+        row, column, window = tile_places(count, grid, config.window_size // config.tile_size)
+
+        # Tiles of a window become neighbours, filled up to whole blocks.
+        order = jnp.argsort(window, axis=-1, stable=True)
+        per_block = (config.window_size // config.tile_size) ** 2
+        filled = [(0, 0), (0, -count % per_block)]
+        row, column = (jnp.pad(jnp.take_along_axis(a, order, 1), filled) for a in (row, column))
+        window = jnp.take_along_axis(window, order, 1)
+        window = jnp.pad(window, filled, constant_values=count)
+        x = jnp.take_along_axis(tiles, order[..., None, None, None], 1)
+        x = jnp.pad(x, [*filled, (0, 0), (0, 0), (0, 0)])
+
+        # Patches of a tile, row by row.
+        x = patchify(x.reshape(-1, *x.shape[2:]), patch).reshape(n, -1, patch * patch * 3)
+        x = self.patch_embedding(jnp.concatenate([x] * TEMPORAL_PATCH, -1))
+
+        inside = jnp.arange(merge**2)
+        rows = (row[..., None] * merge + inside // merge).reshape(n, -1)
+        columns = (column[..., None] * merge + inside % merge).reshape(n, -1)
+        quarter = config.hidden_size // config.num_heads // 4
+        frequencies = VISION_THETA ** (-jnp.arange(quarter, dtype=jnp.float32) / quarter)
+        rows, columns = (a[..., None].astype(jnp.float32) for a in (rows, columns))
+        angles = jnp.concatenate([rows * frequencies, columns * frequencies], -1)
+        window = jnp.repeat(window, merge**2, axis=-1)
+        real = window < count
+
+        full = jnp.isin(jnp.arange(config.depth), jnp.array(config.fullatt_block_indexes, int))
+
+        def layer(module: QwenVisionLayer, x: jax.Array, full: jax.Array):
+            return module(x, angles, window, real, full), None
+
+        x, _ = scanned.scan(layer, self.layers, x, full, remat=self.remat)
+        x = x.reshape(n, -1, merge**2, x.shape[-1])
+        return jnp.take_along_axis(x, jnp.argsort(order, axis=-1)[..., None, None], 1)

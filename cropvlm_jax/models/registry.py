@@ -1,0 +1,21 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The architectures there are: the only place outside of their folders that names them."""
+
+from cropvlm_jax.models.architecture import Architecture
+from cropvlm_jax.models.config import VLMConfig
+from cropvlm_jax.models.llava.architecture import ARCHITECTURE as LLAVA
+from cropvlm_jax.models.qwen2_5_vl.architecture import ARCHITECTURE as QWEN2_5_VL
+from cropvlm_jax.models.smolvlm.architecture import ARCHITECTURE as SMOLVLM
+
+# By `model_type` of a `config.json`.
+ARCHITECTURES: dict[str, Architecture] = {
+    model_type: architecture
+    for architecture in (SMOLVLM, LLAVA, QWEN2_5_VL)
+    for model_type in architecture.model_types
+}
+
+
+def architecture_of(config: VLMConfig) -> Architecture:
+    """The architecture of a model's shape."""
+    return ARCHITECTURES[config.model_type]

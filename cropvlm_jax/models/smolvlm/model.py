@@ -1,0 +1,81 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The SmolVLM module.
+
+Shape letters: B prompts, G continuations of each, N images, S pixels of a side, I tokens of an
+image, T text tokens, D text width.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cropvlm_jax.models import linear
+from cropvlm_jax.models.llama import Llama
+from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
+from cropvlm_jax.models.smolvlm.vision import Siglip
+from cropvlm_jax.models.vlm import VLMModule
+from cropvlm_jax.pixels import device
+
+TOWER = ("vision", "connector")  # the parts that make image tokens
+
+
+class SmolVLM(VLMModule):
+    """The model; `text` is used directly for cached decoding."""
+
+    def __init__(
+        self,
+        config: SmolVLMConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: bool = False,
+    ):
+        """Builds randomly initialised weights; arguments as in `Llama`."""
+        self.config, self.dtype = config, dtype
+        options = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
+        self.vision = Siglip(config.vision, **options)
+        self.connector = linear.layer(dtype, param_dtype, rngs)(
+            config.vision.hidden_size * config.scale_factor**2,
+            config.text.hidden_size,
+            use_bias=False,
+        )
+        self.text = Llama(config.text, **options)
+
+    def encode_images(self, images: jax.Array) -> jax.Array:
+        """Image tokens for the decoder.
+
+        The N pictures of a prompt go through the tower one after the other, so that its activations
+        are those of one picture a prompt.
+
+        Args:
+            images: `[B, S, S, 3]` or `[B, N, S, S, 3]`, uint8 pixels, or floats already normalised
+                to [-1, 1].
+
+        Returns:
+            `[B, I, D]` or `[B, N, I, D]`.
+        """
+        if images.ndim == 4:
+            return self._encode(images)
+        if images.shape[1] == 1:  # a loop would copy what its gradient needs
+            return self._encode(images[:, 0])[:, None]
+        return jax.lax.map(self._encode, images.swapaxes(0, 1)).swapaxes(0, 1)
+
+    def _encode(self, images: jax.Array) -> jax.Array:
+        """Image tokens `[B, I, D]` of one picture a prompt, `[B, S, S, 3]`."""
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 127.5 - 1.0
+        x = self.vision(images.astype(self.dtype))
+        scale, grid = self.config.scale_factor, self.config.vision.grid
+        small = grid // scale
+        # Pixel shuffle: each scale x scale block of patches becomes one token, rows first.
+        x = x.reshape(-1, small, scale, small, scale, x.shape[-1]).swapaxes(2, 3)
+        return self.connector(x.reshape(len(images), small * small, -1))
+
+    def cut(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> jax.Array:
+        """Crops as one tile each, uint8 `[B, G, S, S, 3]`; see `VLMModule.cut`."""
+        cut = jax.vmap(device.crop, in_axes=(0, 0, 0, None))
+        return cut(canvas, size, boxes, self.config.vision.image_size)

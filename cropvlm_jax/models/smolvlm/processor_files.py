@@ -1,0 +1,73 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What `transformers` needs beside the weights of a SmolVLM that was made here."""
+
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
+from cropvlm_jax.models.smolvlm.conversations import END, START
+
+# Renders the conversations of `SmolVLMConversations`.
+CHAT_TEMPLATE = """<|im_start|>
+{%- for message in messages -%}
+  {{- message['role'] | capitalize ~ ':' -}}
+  {{- '' if message['content'][0]['type'] == 'image' else ' ' -}}
+  {%- for part in message['content'] -%}
+    {{- '<image>' if part['type'] == 'image' else part['text'] -}}
+  {%- endfor -%}
+  {{- '<end_of_utterance>\\n' -}}
+{%- endfor -%}
+{{- 'Assistant:' if add_generation_prompt else '' -}}
+"""
+
+
+def processor_files(
+    config: SmolVLMConfig, tokenizer: Tokenizer, longest_edge: int
+) -> dict[str, dict[str, Any] | str]:
+    """Content of the files by their names; see `Architecture.processor_files`.
+
+    The classes are Idefics3's for both model types: SmolVLM's also want a video processor, which
+    needs torchvision, and treat images in the same way.
+
+    Args:
+        config: the model's shape.
+        tokenizer: has SmolVLM's special tokens.
+        longest_edge: pixels that the processor resizes an image's longest side to.
+    """
+    processor_class = {"processor_class": "Idefics3Processor"}
+    special = {"bos_token": START, "eos_token": END, "pad_token": "<|im_end|>"}
+    half = [0.5, 0.5, 0.5]
+    image_processor = {
+        "image_processor_type": "Idefics3ImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"longest_edge": longest_edge},
+        "resample": 1,
+        "do_image_splitting": True,
+        "max_image_size": {"longest_edge": config.vision.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": half,
+        "image_std": half,
+        "do_pad": True,
+    }
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.text.max_position_embeddings,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    }
+    return {
+        "config.json": config.to_hf(),
+        "generation_config.json": {
+            f"{name}_id": tokenizer.token_to_id(token) for name, token in special.items()
+        },
+        "preprocessor_config.json": image_processor | processor_class,
+        "processor_config.json": {"image_seq_len": config.image_seq_len} | processor_class,
+        "tokenizer_config.json": tokenizer_config | special | processor_class,
+        "special_tokens_map.json": special,
+        "chat_template.jinja": CHAT_TEMPLATE,
+    }
