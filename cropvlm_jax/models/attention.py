@@ -97,8 +97,8 @@ def _has_cudnn(device: Any) -> bool:
 
 def _cudnn(query, keys, values, heads):
     n, p, d = query.shape
-    split = (x.reshape(n, p, heads, -1) for x in (query, keys, values))
-    attended = jax.nn.dot_product_attention(*split, scale=1.0, implementation="cudnn")
+    query, keys, values = (x.reshape(n, p, heads, -1) for x in (query, keys, values))
+    attended = jax.nn.dot_product_attention(query, keys, values, scale=1.0, implementation="cudnn")
     return attended.reshape(n, p, d)
 
 

@@ -97,6 +97,7 @@ Table = tuple[Weight, ...]
 
 
 def linear(hf: str, ours: str) -> Table:
+    """A linear layer with a bias, under the names `hf` and `ours`."""
     return (
         Weight(f"{hf}.weight", f"{ours}.kernel", TRANSPOSE),
         Weight(f"{hf}.bias", f"{ours}.bias"),
@@ -104,6 +105,7 @@ def linear(hf: str, ours: str) -> Table:
 
 
 def layer_norm(hf: str, ours: str) -> Table:
+    """A layer norm, under the names `hf` and `ours`."""
     return Weight(f"{hf}.weight", f"{ours}.scale"), Weight(f"{hf}.bias", f"{ours}.bias")
 
 

@@ -237,7 +237,7 @@ def test_unsupported_features_are_refused_by_name(saved, key, value):
         ),
         (
             lambda w: [w.update({f"x.{name}": w.pop(name)}) for name in list(w)],
-            "adapts no linear layer of a SmolVLM, but: x.base_model",
+            "adapts no linear layer of a idefics3, but: x.base_model",
         ),
     ],
     ids=["missing", "unused", "misshaped", "one layer not adapted", "other model"],

@@ -104,7 +104,8 @@ class Qwen2_5_VL(VLMModule):
     def cut(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> TiledImages:
         """Crops as tiles, leaves `[B, G, ...]`; see `VLMModule.cut`."""
         cut = functools.partial(device.smart_tiles, limits=self.config.limits)
-        return TiledImages(*jax.vmap(cut)(canvas, size, boxes))
+        tiles, grid = jax.vmap(cut)(canvas, size, boxes)
+        return TiledImages(tiles, grid)
 
     def _encode(self, images: TiledImages) -> jax.Array:
         """Features `[B, I, D]` of one picture a prompt."""

@@ -112,8 +112,10 @@ class QwenVisionLayer(nnx.Module):
             size = self.block * max(k for k in range(1, most + 1) if blocks % k == 0)
             parts = query.reshape(n, t // size, 1, size, *heads).swapaxes(0, 1)
             mask = jnp.broadcast_to(real[:, None, None], (n, 1, size, t))
-            seen = keys[:, None], values[:, None], mask, self.precision
-            attended = jax.lax.map(lambda part: attend(part, *seen), parts)
+            attended = jax.lax.map(
+                lambda part: attend(part, keys[:, None], values[:, None], mask, self.precision),
+                parts,
+            )
             return attended.swapaxes(0, 1).reshape(x.shape)
 
         def within() -> jax.Array:
