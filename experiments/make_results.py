@@ -15,8 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from draw_curves import draw_curves
+
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
+TEMPLATE = EXPERIMENTS / "results_template.md"
 SEEDS = ("seed0", "seed1", "seed2")
 BEST_SCALE = "sft_best_scale"
 NAMES = {
@@ -77,6 +80,12 @@ def points(value: float, interval: Sequence[float]) -> str:
     return f"{100 * value:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def share_with_interval(row: Mapping[str, Any]) -> str:
+    """A score as percent with its 95% interval."""
+    low, high = row["score_interval"]
+    return f"{percent(row['score'])} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 # The digits task ----------------------------------------------------------------------------------
 
 
@@ -105,7 +114,7 @@ def digits_means() -> str:
         return sum(run[name][key] for run in runs) / len(runs)
 
     def lead(name: str) -> str:
-        return "" if name in ("grpo", "oracle") else f"{100 * mean(name, 'lead'):+.1f}"
+        return "" if name not in compared(shown) else f"{100 * mean(name, 'lead'):+.1f}"
 
     rows = [
         ["accuracy", *(percent(mean(name, "score")) for name in shown)],
@@ -114,54 +123,44 @@ def digits_means() -> str:
     return table([f"mean of {len(runs)} seeds", *(NAMES[name] for name in shown)], rows)
 
 
+def compared(shown: Sequence[str]) -> list[str]:
+    """The conditions over which GRPO's lead is told."""
+    return [name for name in shown if name not in ("grpo", "oracle")]
+
+
+def leads(scores: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    """GRPO's lead over each of the other conditions."""
+    rows = [scores[name] for name in compared(shown)]
+    return [points(row["lead"], row["lead_interval"]) for row in rows]
+
+
 def digits_seeds() -> str:
     """The table of results.md: a row a seed, intervals, and the shape of the boxes."""
-    runs = digits_runs()
+    runs = {seed.removeprefix("seed"): results for seed, results in digits_runs().items()}
     if not runs:
         return MISSING.format(path="experiments/zoom_digits/seed0.json")
-    first = scores_of(next(iter(runs.values())))
-    shown = [name for name in NAMES if name in first]
-    accuracy, leads, boxes = [], [], []
+    scores = {seed: scores_of(results) for seed, results in runs.items()}
+    shown = [name for name in NAMES if name in next(iter(scores.values()))]
+    accuracy = [
+        [seed, *(share_with_interval(found[name]) for name in shown)]
+        for seed, found in scores.items()
+    ]
+    boxes = []
     for seed, results in runs.items():
-        scores, number = scores_of(results), seed.removeprefix("seed")
-        cells = []
-        for name in shown:
-            low, high = scores[name]["score_interval"]
-            value = scores[name]["score"]
-            cells.append(f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]")
-        accuracy.append([number, *cells])
-        leads.append(
-            [
-                number,
-                *(
-                    points(scores[name]["lead"], scores[name]["lead_interval"])
-                    for name in shown
-                    if name not in ("grpo", "oracle")
-                ),
-            ]
-        )
-        found = [results["coverage"], results["area"], results["valid"]]
-        seconds = results.get("train_seconds")
-        boxes.append(
-            [
-                number,
-                str(results["n"]),
-                *(percent(value) for value in found),
-                f"{seconds:.0f} s" if seconds else "-",
-            ]
-        )
-    compared = [NAMES[name] for name in shown if name not in ("grpo", "oracle")]
+        shares = [percent(results[name]) for name in ("coverage", "area", "valid")]
+        seconds = f"{results['train_seconds']:.0f} s" if "train_seconds" in results else "-"
+        boxes.append([seed, str(results["n"]), *shares, seconds])
     return "\n\n".join(
         [
             "Accuracy of the frozen reader, with 95% intervals over scenes:",
             table(["seed", *(NAMES[name] for name in shown)], accuracy),
             "GRPO's lead over each condition, in percentage points, paired by scene:",
-            table(["seed", *compared], leads),
-            "GRPO's boxes, and the time that training took:",
             table(
-                ["seed", "scenes", "true box covered", "area", "valid", "training"],
-                boxes,
+                ["seed", *(NAMES[name] for name in compared(shown))],
+                [[seed, *leads(found, shown)] for seed, found in scores.items()],
             ),
+            "GRPO's boxes, and the time that training took:",
+            table(["seed", "scenes", "true box covered", "area", "valid", "training"], boxes),
         ]
     )
 
@@ -197,53 +196,7 @@ def expansion_table() -> str:
 def expansion_svg() -> str | None:
     """The same as a drawing; None without the file."""
     found = expansion_rows()
-    if found is None:
-        return None
-    factors, curves = found
-    width, height, left, right, top, bottom = 720, 320, 50, 110, 20, 45
-    colours = {"sft": "#0072b2", "grpo": "#d55e00", "oracle": "#009e73"}
-
-    def x(index: int) -> float:
-        return left + index * (width - left - right) / (len(factors) - 1)
-
-    def y(share: float) -> float:
-        return top + (1 - share) * (height - top - bottom)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="DejaVu Sans, Arial, sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(
-            f'<path d="M{left} {y(share):.1f}H{width - right}" stroke="#dde3ea"/>'
-            f'<text x="{left - 8}" y="{y(share) + 4:.1f}" text-anchor="end">{share:.0%}</text>'
-        )
-    for index, factor in enumerate(factors):
-        parts.append(
-            f'<text x="{x(index):.1f}" y="{height - bottom + 18}" text-anchor="middle">'
-            f"x{factor:g}</text>"
-        )
-    middle = (left + width - right) / 2
-    parts.append(
-        f'<text x="{middle:.0f}" y="{height - 8}" text-anchor="middle">'
-        "area of the box, times that of the proposed one</text>"
-    )
-    ends = sorted(curves, key=lambda name: -curves[name][-1][0])
-    place = -1e9
-    for name in ends:
-        curve, colour = curves[name], colours[name]
-        upper = [f"{x(i):.1f},{y(high):.1f}" for i, (_, _, high) in enumerate(curve)]
-        lower = [f"{x(i):.1f},{y(low):.1f}" for i, (_, low, _) in enumerate(curve)]
-        line = " ".join(f"{x(i):.1f},{y(value):.1f}" for i, (value, _, _) in enumerate(curve))
-        place = max(place + 16, y(curve[-1][0]) + 4)
-        parts += [
-            f'<polygon points="{" ".join(upper + lower[::-1])}" fill="{colour}" opacity="0.15"/>',
-            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>',
-            f'<text x="{width - right + 8}" y="{place:.1f}" fill="{colour}" font-weight="bold">'
-            f"{NAMES[name]}</text>",
-        ]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return found and draw_curves(*found, names=NAMES)
 
 
 # Receipts -----------------------------------------------------------------------------------------
@@ -252,29 +205,21 @@ def expansion_svg() -> str | None:
 def receipts() -> str:
     """Readers in rows, conditions in columns, and the lead of GRPO."""
     saved = load("receipts/results.json")
-    first = next(iter(saved["intervals"].values()))
-    shown = [name for name in NAMES if name in first]
-    rows, leads = [], []
-    for reader, scores in saved["intervals"].items():
+    readers = saved["intervals"]
+    shown = [name for name in NAMES if name in next(iter(readers.values()))]
+    rows = []
+    for reader, scores in readers.items():
         seen = "rewarded GRPO" if reader == saved["trained_with"] else "never seen"
         rows.append([f"`{reader}`, {seen}", *(percent(scores[name]["score"]) for name in shown)])
-        leads.append(
-            [
-                f"`{reader}`",
-                *(
-                    points(scores[name]["lead"], scores[name]["lead_interval"])
-                    for name in shown
-                    if name not in ("grpo", "oracle")
-                ),
-            ]
-        )
-    compared = [NAMES[name] for name in shown if name not in ("grpo", "oracle")]
     return "\n\n".join(
         [
             f"How often the reader's text contains the answer, {saved['n']} questions:",
             table(["reader", *(NAMES[name] for name in shown)], rows),
             "GRPO's lead, in percentage points, with 95% intervals over receipts:",
-            table(["reader", *compared], leads),
+            table(
+                ["reader", *(NAMES[name] for name in compared(shown))],
+                [[f"`{reader}`", *leads(scores, shown)] for reader, scores in readers.items()],
+            ),
         ]
     )
 
@@ -474,81 +419,12 @@ def figures() -> dict[str, float]:
 
 # Pages --------------------------------------------------------------------------------------------
 
-RESULTS = """\
-# Results
-
-Written by `python experiments/make_results.py` from the files that are named here; do not edit.
-A test fails where this page differs from these files. Words are used as in
-[concepts.md](concepts.md); trials that are no longer current are in [lab.md](lab.md).
-
-## The digits task
-
-`bash launch/local.sh`: 200 steps of 16 questions and 8 rollouts from the bundled start weights, on
-scenes of small handwritten digits. No handwriting of a test scene is in a training scene. Settings
-are chosen on the validation split; these are scenes of the test split. "SFT, best size" has the SFT
-cropper's boxes at the fixed size that is best on validation scenes: what GRPO wins over it is not
-size alone. Files: `experiments/zoom_digits/seed0.json`, `seed1.json`, `seed2.json`.
-
-{digits_seeds}
-
-## The size of the box
-
-What the same reader gets right if every box's area is multiplied by a factor
-(`experiments/zoom_digits/expansion.json`). GRPO learns boxes of the size that its reader wants.
-
-{expansion}
-
-## Receipts
-
-Scanned receipts (SROIE), real OCR readers at 160 px, totals and dates of 72 test receipts
-(`experiments/receipts/results.json`; the commands are in `experiments/receipts.py`). GRPO was
-rewarded by PP-OCRv4. The number of steps was raised once after a first result had been seen on
-these receipts, and the run has one seed: read the figures as a little kind.
-
-{receipts}
-
-## The step on a CPU
-
-SmolVLM-256M's shape, one prompt, 6 rollouts, LoRA of rank 128, two cores. The peer is the official
-algorithm in PyTorch (`experiments/official_step.py`), run in turn by `experiments/bench_step.py`.
-"Floor" is the time of the arithmetic alone at the best matmul rate of both libraries. How much
-faster this step is depends on the processor.
-
-{step_cpu}
-
-{step_cpu_other}
-
-## The step on a GPU
-
-One NVIDIA H100, once, bf16, 512 px, 6 rollouts, LoRA of rank 128
-(`experiments/bench_step_h100.json`, which says how it was made).
-
-{step_gpu}
-
-## Memory on TPUs, from the compiler
-
-What the TPU compiler says of a GRPO step of SmolVLM-256M's shape: all weights trained with Adam,
-a frozen reader and a KL reference of the same shape, 8 rollouts, bf16. No TPU was used. Files:
-`experiments/aot/*.json`, made by `experiments/aot/make.sh`. Peak memory of a chip:
-
-{memory}
-
-With a frozen 7B reader, LoRA, 6 rollouts, 512 px:
-
-{memory_7b}
-
-## Hours and dollars, computed
-
-{assumptions}
-
-{computed_cost}
-"""
-
 
 def results_page() -> str:
     """The text of `docs/results.md`."""
     drawing = "![accuracy as boxes grow and shrink](expansion.svg)\n\n"
-    return RESULTS.format(
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return template.format(
         digits_seeds=digits_seeds(),
         expansion=(drawing if expansion_rows() else "") + expansion_table(),
         receipts=receipts(),
