@@ -3,6 +3,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" report
 out=runs/zoom_digits
-python -m cropvlm_jax.apps.train --config=experiments/zoom_digits.py --workdir="$out" "$@"
-python -m cropvlm_jax.apps.evaluate --targets=zoom_digits/target \
+cropvlm train --config=experiments/zoom_digits.py --workdir="$out" "$@"
+cropvlm evaluate --targets=zoom_digits/target \
   --croppers="sft=zoom_digits/cropper,grpo=$out/cropper" --out="$out" --report

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains in two processes on this machine as two hosts would: bash launch/multihost_local.sh --config=... --workdir=...
-# Takes the arguments of apps.train. XLA_FLAGS=--xla_force_host_platform_device_count=4 gives each process four CPU devices.
+# Takes the arguments of `cropvlm train`. XLA_FLAGS=--xla_force_host_platform_device_count=4 gives each process four CPU devices.
 set -euo pipefail
 [ -n "${VIRTUAL_ENV:-}" ] || source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')

@@ -1,13 +1,16 @@
 # Sourced by the other scripts: makes .venv with the extras named in $1 (once), and enters it.
+# It installs the versions of launch/constraints.txt, which are the tested ones; NEWEST=1 takes the newest.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-stamp=.venv/.installed-${1:-base}
+stamp=.venv/.installed-${1:-base}${NEWEST:+-newest}
 if [ ! -x .venv/bin/python ]; then
   python3 -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
   python3 -m venv .venv
 fi
-if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
+if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ launch/constraints.txt -nt "$stamp" ]; then
   echo "installing into .venv ..."
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${1:+[$1]}"
+  versions=(--constraint launch/constraints.txt)
+  [ -z "${NEWEST:-}" ] || versions=(--upgrade)
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${versions[@]}" -e ".${1:+[$1]}"
   touch "$stamp"
 fi
 source .venv/bin/activate

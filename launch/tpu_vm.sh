@@ -3,8 +3,7 @@
 # included), and starts it again after every preemption until it ends well:
 #
 #   NAME=mine TYPE=v5litepod-16 BUCKET=my-bucket bash launch/tpu_vm.sh \
-#     python -m cropvlm_jax.apps.train --distributed --config=experiments/zoom_digits.py \
-#     --workdir=runs/mine
+#     cropvlm train --distributed --config=experiments/zoom_digits.py --workdir=runs/mine
 #   NAME=mine bash launch/tpu_vm.sh delete
 #
 # Ctrl-C stops the run, which saves first; the TPU stays, and costs, until it is deleted. `runs/`

@@ -30,7 +30,8 @@ case $1 in
     ln -s ~/storage/runs ~/storage/data cropvlm_jax
     [ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
     .local/bin/uv venv --quiet --allow-existing --python 3.11 venv # the images have 3.10
-    .local/bin/uv pip install --quiet --python venv -e './cropvlm_jax[tpu,data]'
+    .local/bin/uv pip install --quiet --python venv -c cropvlm_jax/launch/constraints.txt \
+      -e './cropvlm_jax[tpu,data]'
     ;;
   run)
     stop

@@ -42,7 +42,7 @@ def test_the_manifest_takes_a_whole_slice_and_restarts_stopped_hosts():
     docker = (ROOT / "launch" / "Dockerfile").read_text()
     (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
     assert mount["name"] == volume["name"] and f"ln -s {mount['mountPath']}/runs " in docker
-    python, _, module, distributed, config, workdir = container["command"]
-    assert (python, module, distributed) == ("python", "cropvlm_jax.apps.train", "--distributed")
+    program, name, distributed, config, workdir = container["command"]
+    assert (program, name, distributed) == ("cropvlm", "train", "--distributed")
     config, workdir = (flag.split("=")[1] for flag in (config, workdir))
     assert (ROOT / config).is_file() and workdir.startswith("runs/")
