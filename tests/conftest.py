@@ -6,6 +6,12 @@ import os
 import tempfile
 
 import jaxtyping
+import pytest
+
+# Also where a TPU's library is installed, tests run on the CPU; and they need no network.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Torch's threads would fight over the cores with jax's and with the other test process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,13 +24,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-# Modules whose annotated shapes and dtypes are checked whenever a test calls or traces a function.
+# Modules whose annotated types, shapes and dtypes are checked whenever a test calls or traces one of
+# their functions.
 CHECKED = (
+    "cropvlm_jax.grpo",
     "cropvlm_jax.pixels.device",
     "cropvlm_jax.pixels.resampling",
 )
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
+FULL = bool(os.environ.get("FULL"))  # of launch/test.sh: everything is installed, nothing may skip
 LONGEST = ("test_step.py", "test_sharding.py", "test_loop.py", "test_apps.py")
 
 
@@ -32,3 +41,26 @@ def pytest_collection_modifyitems(items: list) -> None:
     """Begins with the files that take longest, or one process is left with them in the end."""
     rank = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
+
+def fail_if_skipped(report: pytest.CollectReport | pytest.TestReport) -> None:
+    """Makes a skip a failure where everything that tests need is said to be installed."""
+    if FULL and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"FULL=1, yet this was skipped: {report.longrepr}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    """Files that are skipped as a whole."""
+    report = yield
+    fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Single tests."""
+    report = yield
+    fail_if_skipped(report)
+    return report

@@ -100,7 +100,8 @@ def parse_flags(name: str, argv: list[str]) -> list[str]:
         message = str(getattr(error.args[0], "args", error.args)[0]).replace("\n", ". ")
         where = config_line(error, argv)
         end(
-            f"{name}: {where}unknown setting {message} All settings are in docs/config.md",
+            f"{name}: {where}unknown setting {sentence(message)} "
+            "All settings are in docs/config.md",
             WRONG_COMMAND_LINE,
         )
 
@@ -110,8 +111,12 @@ def plain(message: str) -> str:
     if missing := re.match(r"flag --(\S+)=None: .* must have a value other than None", message):
         return f"--{missing[1]}=... is required."
     message = re.sub(r"^Unknown command line flag '(\S+)'", r"unknown flag --\1", message)
-    message = message.removeprefix("flag ").replace(" ?", "?")
-    return message if message.endswith(("?", ".")) else f"{message}."
+    return sentence(message.removeprefix("flag ").replace(" ?", "?"))
+
+
+def sentence(text: str) -> str:
+    """A text with a period at its end, where it has none and is no question."""
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def config_paths(argv: list[str]) -> list[str]:
