@@ -24,10 +24,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-# Modules whose annotated types, shapes and dtypes are checked whenever a test calls or traces one of
-# their functions.
+# Modules whose annotated types and shapes are checked whenever a test calls or traces a function.
 CHECKED = (
-    "cropvlm_jax.grpo",
     "cropvlm_jax.pixels.device",
     "cropvlm_jax.pixels.resampling",
 )
