@@ -14,7 +14,8 @@ import pathlib
 
 from absl import app, flags
 
-from cropvlm_jax.evals import benchmarks
+from cropvlm_jax.evals.records import read_records
+from cropvlm_jax.evals.statistics import summarise
 
 EVALUATION = flags.DEFINE_string("evaluation", None, "Folder of apps.evaluate.", required=True)
 SAVE = flags.DEFINE_string("save", None, "File to write.", required=True)
@@ -26,9 +27,9 @@ def main(argv: list[str]) -> None:
     del argv
     folder = pathlib.Path(EVALUATION.value)
     whole = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    records = benchmarks.read_records(folder / whole["records"])
+    records = read_records(folder / whole["records"])
     asked = [record for record in records if record["category"] in FIELDS]
-    results = benchmarks.summarise(whole["protocol"], asked)
+    results = summarise(whole["protocol"], asked)
     saved = {
         "trained_with": whole["trained_with"]["grpo"],
         "croppers_trained_with": whole["trained_with"],

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Measures croppers in front of frozen readers on a benchmark, with controls.
 
-The controls are no crop, crops from the centre and at random, the whole picture enlarged, and the
-true box where it is known. Every score has a 95% interval.
+The controls are no crop, crops from the centre and at random, the whole picture enlarged, the true
+box where it is known and, with two croppers or more, the first one's boxes at the scale that was
+the best on validation items. Every score has a 95% interval.
 
 Example:
 
@@ -25,13 +26,14 @@ from PIL import Image
 
 from cropvlm_jax import apps, parallel
 from cropvlm_jax.api import CropVLM
-from cropvlm_jax.evals import benchmarks, sheet
+from cropvlm_jax.evals import best_scale, sheet
+from cropvlm_jax.evals.records import read_records
+from cropvlm_jax.evals.registry import BENCHMARKS
+from cropvlm_jax.evals.run import evaluate
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.registry import open_reader
 
-BENCHMARK = flags.DEFINE_enum(
-    "benchmark", "zoom_digits", list(benchmarks.BENCHMARKS), "What to answer."
-)
+BENCHMARK = flags.DEFINE_enum("benchmark", "zoom_digits", list(BENCHMARKS), "What to answer.")
 FOLDER = flags.DEFINE_string("folder", None, "Of the benchmark's data; zoom_digits needs none.")
 TARGETS = flags.DEFINE_list(
     "targets",
@@ -40,10 +42,27 @@ TARGETS = flags.DEFINE_list(
     "tesseract; the one to report first. @PIXELS after a name limits the pictures it sees.",
 )
 CROPPERS = flags.DEFINE_list(
-    "croppers", None, "name=model pairs, the one to report last.", required=True
+    "croppers",
+    None,
+    "name=model pairs: the one to compare with first, the one to report last.",
+    required=True,
 )
 EXPANSIONS = flags.DEFINE_list(
     "expansions", [], "Factors of the boxes' areas to try besides 1, such as 0.5,2,4."
+)
+BEST_SCALE_SPLIT = flags.DEFINE_string(
+    "best_scale_split",
+    None,
+    "With two croppers or more, the split on which the best scale of the first one's boxes is "
+    "chosen, such as validation or val. By default the benchmark's own; where it has none, the "
+    "control is left out.",
+)
+BEST_SCALE_ITEMS = flags.DEFINE_integer(
+    "best_scale_items",
+    best_scale.ITEMS,
+    "Most items of that split, each read by the first target at nine scales; 0 leaves the control "
+    "out.",
+    lower_bound=0,
 )
 OUT = flags.DEFINE_string(
     "out", None, "Folder for results.json, records and pictures.", required=True
@@ -70,6 +89,7 @@ PANELS = 6  # items of the picture sheet
 def table(results: dict[str, Any]) -> str:
     """The results as a text table."""
     metric = next(iter(results["protocol"]["metrics"]))
+    width = max(10, *map(len, results["accuracy"]))
     lines = []
     for target, found in results["targets"].items():
         lines.append(f"{target}: {metric} of {results['n']} items, 95% interval, gain over no crop")
@@ -78,9 +98,13 @@ def table(results: dict[str, Any]) -> str:
             low, high = row["score_interval"]
             score = f"{row['score']:6.1%}  [{low:6.1%}, {high:6.1%}]"
             counts = f"{row['rescued']} rescued, {row['harmed']} harmed"
-            lines.append(f"{name:>10}  {score}  {row['gain']:+7.1%}  {counts}")
+            lines.append(f"{name:>{width}}  {score}  {row['gain']:+7.1%}  {counts}")
+        if "condition" in results["best_scale"]:
+            lines.append(lead_line(results, found["scores"][metric]))
         if found["failures"]:
             lines.append(f"failures: {found['failures']}")
+    if "left_out" in results["best_scale"]:
+        lines.append(f"no best scale of the first boxes: {results['best_scale']['left_out']}")
     figures = [
         f"{name} {results[name]:.3f}"
         for name in ("coverage", "area", "valid")
@@ -89,7 +113,25 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "boxes of the last cropper: " + ", ".join(figures)])
 
 
-def picture_sheet(source: Any, results: dict, records: list[dict]) -> Image.Image:
+def lead_line(results: dict[str, Any], scores: dict[str, Any]) -> str:
+    """The last cropper's lead over the first one's boxes at their best scale.
+
+    Args:
+        results: of the evaluation.
+        scores: of a target by condition.
+    """
+    best, last = results["best_scale"], list(results["protocol"]["croppers"])[-1]
+    row, items = scores[best["condition"]], best["validation"]["n"]
+    low, high = row["lead_interval"]
+    return (
+        f"lead of {last} over {best['condition']}: {row['lead']:+.1%}  [{low:+.1%}, {high:+.1%}]  "
+        f"(areas x{best['chosen_scale']:g}, chosen on {items} items of {best['split']})"
+    )
+
+
+def picture_sheet(
+    source: Any, results: dict[str, Any], records: list[dict[str, Any]]
+) -> Image.Image:
     """The first items, a column for each cropper."""
     panels = []
     target, croppers = next(iter(results["targets"])), list(results["protocol"]["croppers"])
@@ -117,31 +159,43 @@ def runs(models: dict[str, str]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def read_croppers(pairs: list[str]) -> dict[str, str]:
+    """Models by name, from what --croppers says."""
+    split = [pair.split("=", 1) for pair in pairs]
+    if any(len(parts) != 2 for parts in split):
+        raise app.UsageError(f"--croppers takes name=model pairs, got {pairs}")
+    return {name: model for name, model in split}
+
+
+def read_expansions(factors: list[str]) -> list[float]:
+    """Factors, from what --expansions says."""
+    try:
+        numbers = [float(factor) for factor in factors]
+    except ValueError:
+        numbers = [0.0]
+    if any(not number > 0 for number in numbers):
+        raise app.UsageError(f"--expansions takes positive numbers, got {factors}")
+    return numbers
+
+
+def load_options() -> dict[str, Any]:
+    """How models are loaded: their type, and where there are several devices, their mesh."""
+    devices = jax.local_devices()
+    several = max(len(devices), FSDP.value) > 1
+    mesh = parallel.make_mesh(fsdp=FSDP.value, devices=devices) if several else None
+    return {"dtype": jnp.dtype(DTYPE.value), "mesh": mesh}
+
+
 def main(argv: list[str]) -> None:
+    """Evaluates as the flags say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    pairs = [pair.split("=", 1) for pair in CROPPERS.value]
-    if any(len(pair) != 2 for pair in pairs):
-        raise app.UsageError(f"--croppers takes name=model pairs, got {CROPPERS.value}")
-    models = {name: model for name, model in pairs}
-    try:
-        expansions = [float(factor) for factor in EXPANSIONS.value]
-    except ValueError:
-        expansions = [0.0]
-    if any(not factor > 0 for factor in expansions):
-        raise app.UsageError(f"--expansions takes positive numbers, got {EXPANSIONS.value}")
+    models, expansions = read_croppers(CROPPERS.value), read_expansions(EXPANSIONS.value)
     if REPORT.value:
         from cropvlm_jax.evals import report  # needs matplotlib: say so before the work, not after
-    devices = jax.local_devices()
-    mesh = (
-        parallel.make_mesh(fsdp=FSDP.value, devices=devices)
-        if max(len(devices), FSDP.value) > 1
-        else None
-    )
-    options: dict[str, Any] = {"dtype": jnp.dtype(DTYPE.value), "mesh": mesh}
-    source = benchmarks.BENCHMARKS[BENCHMARK.value].open(FOLDER.value, SEED.value)
-    out = pathlib.Path(OUT.value)
-    results = benchmarks.evaluate(
+    options, out = load_options(), pathlib.Path(OUT.value)
+    source = BENCHMARKS[BENCHMARK.value].open(FOLDER.value, SEED.value)
+    results = evaluate(
         BENCHMARK.value,
         source,
         [open_reader(spec, **options) for spec in TARGETS.value],
@@ -150,9 +204,17 @@ def main(argv: list[str]) -> None:
         expansions=expansions,
         limit=LIMIT.value or (SCENES if BENCHMARK.value == "zoom_digits" else None),
         seed=SEED.value,
+        validation=best_scale.open_validation(
+            BENCHMARK.value,
+            source,
+            FOLDER.value,
+            SEED.value,
+            split=BEST_SCALE_SPLIT.value,
+            limit=BEST_SCALE_ITEMS.value,
+        ),
     )
     items = results["n"] + len(results["unreadable"])
-    records = benchmarks.read_records(out / results["records"])[:items]
+    records = read_records(out / results["records"])[:items]
     trained = runs(models)
     results["trained_with"] = {name: run["target"] for name, run in trained.items()}
     summary = out / "summary.json"

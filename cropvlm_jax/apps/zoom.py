@@ -20,6 +20,7 @@ from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.evals import sheet
 from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.registry import open_reader
 
 CROPPER = flags.DEFINE_string(
     "cropper",
@@ -28,7 +29,10 @@ CROPPER = flags.DEFINE_string(
     required=True,
 )
 TARGET = flags.DEFINE_string(
-    "target", None, "The model that answers, named in the same ways; without it, only the box."
+    "target",
+    None,
+    "The reader that answers: a model named in the same ways, openai:MODEL, rapidocr:v4, "
+    "tesseract; @PIXELS after a name limits the pictures it sees. Without it, only the box.",
 )
 IMAGE = flags.DEFINE_string("image", None, "Picture file, of any format and size.", required=True)
 QUESTION = flags.DEFINE_string("question", None, "What to ask about the picture.", required=True)
@@ -38,12 +42,14 @@ OUT = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
+    """Zooms as the flags say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     if not pathlib.Path(IMAGE.value).is_file():
         raise app.UsageError(f"--image={IMAGE.value}: no such file")
     image = Image.fromarray(host.to_rgb(IMAGE.value))
-    zoom = CropVLM.from_pretrained(CROPPER.value, TARGET.value)(image, QUESTION.value)
+    target = open_reader(TARGET.value) if TARGET.value else None
+    zoom = CropVLM.from_pretrained(CROPPER.value, target)(image, QUESTION.value)
     lines = [f"box (percent): {list(zoom.box)}"]
     if TARGET.value:
         lines += [f"answer: {zoom.answer}", f"answer without the crop: {zoom.answer_without_crop}"]

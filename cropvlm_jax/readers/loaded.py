@@ -58,6 +58,10 @@ class LoadedModel:
             grids.append(grid)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *seen), grids
 
+    def tokens_of(self, height: int, width: int) -> int:
+        """How many tokens the model reads of a picture of this size."""
+        return self.source.image_tokens(height, width, self.longest_edge)
+
     def row(self, images: Any, conversation: Conversation, reply_tokens: int) -> Row:
         """A conversation as a row of a batch.
 

@@ -172,8 +172,7 @@ class VLMReader(LoadedModel):
     def image_tokens(self, images: Sequence[Sequence[np.ndarray]]) -> int:
         """How many tokens all these pictures take together."""
         pictures = [picture for of_question in images for picture in of_question]
-        sizes = [picture.shape[:2] for picture in pictures]
-        return sum(self.source.image_tokens(h, w, self.longest_edge) for h, w in sizes)
+        return sum(self.tokens_of(*picture.shape[:2]) for picture in pictures)
 
     def logits(
         self,

@@ -8,11 +8,15 @@ import pytest
 from PIL import Image
 
 from cropvlm_jax.data.source import Source
-from cropvlm_jax.evals import benchmarks, report
+from cropvlm_jax.evals import figures, report
+from cropvlm_jax.evals.best_scale import Validation
+from cropvlm_jax.evals.records import read_records
+from cropvlm_jax.evals.run import evaluate
 from cropvlm_jax.readers.base import Reply
 
 SECTIONS = (
     "Scores and controls",
+    "The control's scale, chosen on validation",
     "How tight should the box be?",
     "What it looks at",
     "Transfer",
@@ -72,9 +76,18 @@ def page(tmp_path_factory):
     source = Source("colours", rows, str)
     croppers = {"wrong <corner>": Corner(50, 50, 100, 100), "right": Corner(0, 0, 60, 60)}
     readers = [Reader("first"), Reader("second & last")]
-    results = benchmarks.evaluate("jsonl", source, readers, croppers, folder, expansions=(0.5, 4))
+    others = [row | {"question": "Which?"} for row in rows if "missing" not in row["image"]]
+    results = evaluate(
+        "jsonl",
+        source,
+        readers,
+        croppers,
+        folder,
+        expansions=(0.5, 4),
+        validation=Validation("val <i>", Source("others", others, str)),
+    )
     results["trained_with"] = {"right": "first"}
-    records = benchmarks.read_records(folder / results["records"])
+    records = read_records(folder / results["records"])
     steps = np.arange(1, 50)
     rows = [{"step": int(i), "reward": float(-1 / i), "area": 0.3} for i in steps]
     rows[9] |= {"eval/reward": -0.2, "area": float("nan")}
@@ -95,6 +108,11 @@ def test_it_has_all_its_parts(page):
     assert f"{100 * scores['score']:.1f}%" in text and scores["rescued"] > 0
     assert f"{scores['rescued']} : {scores['harmed']}" in text
     assert "trained with first" in text and "read by" in text
+    best = results["best_scale"]
+    assert "wrong &lt;corner&gt;, its best scale" in text and "val &lt;i&gt;" in text
+    assert "points ahead of wrong &lt;corner&gt;'s boxes" in text
+    chosen = best["validation"]["scores"][f"{best['chosen_scale']:g}"]
+    assert f"<b>{100 * chosen:.1f}%</b></td>" in text
     for name, value in results["protocol"]["versions"].items():
         assert name in text and value in text
 
@@ -136,14 +154,28 @@ def test_the_box_is_where_the_cropper_put_it(page):
 
 
 def test_running_means():
-    np.testing.assert_allclose(report._smooth(np.full(40, 2.0)), 2)
+    np.testing.assert_allclose(figures._smooth(np.full(40, 2.0)), 2)
     values = np.random.default_rng(0).random(90)
-    np.testing.assert_allclose(report._smooth(values)[45], values[42:49].mean())
-    assert report._smooth(np.array([1.0])) == [1.0]
+    np.testing.assert_allclose(figures._smooth(values)[45], values[42:49].mean())
+    assert figures._smooth(np.array([1.0])) == [1.0]
 
 
 def test_curves_of_a_run_that_ends_with_held_out_examples(page):
     rows = [{"step": step, "reward": 1.0, "area": 0.2} for step in (1, 2)]
     rows.append({"step": 3, "eval/reward": 1.1})
-    figure = report._training_figure(page[2], {"right": rows})
+    figure = figures.training_figure(page[2], {"right": rows})
     assert {axis.get_title() for axis in figure.axes} >= {"reward", "area of the boxes"}
+
+
+def test_without_the_control_the_page_says_why(page, tmp_path):
+    text, folder, results = page
+    source = Source(
+        "one",
+        [{"example_id": "a", "image": str(folder / "0.png"), "question": "?", "answers": ["red"]}],
+        str,
+    )
+    alone = evaluate("jsonl", source, [Reader("reader")], {"one": Corner(0, 0, 60, 60)}, tmp_path)
+    report.write(tmp_path, alone, read_records(tmp_path / alone["records"]), source, {})
+    written = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "is left out: no validation items were given" in written
+    assert SECTIONS[1] not in written

@@ -1,0 +1,99 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What croppers win for frozen targets on a benchmark, with the controls that put it in proportion.
+
+Every item is answered without a crop and with crops of several makes, all cut from the original
+pixels: these are the conditions. A line of JSON an item is appended to a file of records, so that
+an evaluation that was killed goes on where it stopped; the results are computed from the records.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cropvlm_jax.evals.best_scale import Validation, choose_scale
+from cropvlm_jax.evals.conditions import CONTROLS, Conditions, best_scale_of, sorted_expansions
+from cropvlm_jax.evals.items import check_answers
+from cropvlm_jax.evals.registry import BENCHMARKS
+from cropvlm_jax.evals.statistics import summarise
+from cropvlm_jax.evals.study import Cropper, Study
+from cropvlm_jax.readers.base import Reader
+
+NO_VALIDATION = Validation()
+
+
+def evaluate(
+    name: str,
+    source: Any,
+    targets: Sequence[Reader],
+    croppers: Mapping[str, Cropper],
+    out: str | os.PathLike,
+    *,
+    expansions: Sequence[float] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    validation: Validation = NO_VALIDATION,
+) -> dict[str, Any]:
+    """Answers the items of a benchmark under all conditions.
+
+    Conditions are `CONTROLS`, each cropper's box by its name, these boxes and the true one
+    expanded, such as "sft x4", and, where there are two croppers and validation items, the first
+    one's box at its best scale, such as "sft_best_scale". Records are appended to
+    `{name}.{digest}.jsonl`, whose digest is of the protocol and the models' weights: the same call
+    goes on, another one begins anew.
+
+    Args:
+        name: of the benchmark, one of `BENCHMARKS`.
+        source: its items, from `Benchmark.open`.
+        targets: answer; of different names; the one to report first.
+        croppers: by name; the one to compare with first, the one to report last.
+        out: folder for the records.
+        expansions: factors of the boxes' areas besides 1.
+        limit: only the first items.
+        seed: of the random crops.
+        validation: other items, on which the best scale is chosen.
+
+    Returns:
+        What `summarise` returns, with `records`, the name of their file, and in `best_scale` how
+        that was chosen.
+
+    Raises:
+        ValueError: there is no cropper, names are not unique or are taken, an item has no answers,
+            or a target has no likelihoods where the benchmark is about them.
+        OSError: another process works on the same evaluation.
+    """
+    benchmark = BENCHMARKS[name]
+    _check(name, targets, croppers)
+    total = len(source) if limit is None else min(limit, len(source))
+    check_answers(source, total)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    best = choose_scale(name, targets, croppers, source, validation, out)
+    conditions = Conditions(
+        croppers=tuple(croppers),
+        expansions=sorted_expansions(expansions),
+        seed=seed,
+        best_scale=best.factor,
+    )
+    study = Study(name, benchmark, targets, croppers, conditions)
+    protocol = study.protocol(source, benchmark.split) | {"best_scale": dict(best.protocol)}
+    file, records = study.collect(source, total, out, name, protocol)
+    results = summarise(protocol, records)
+    results["best_scale"] |= {"validation": dict(best.validation)} if best.validation else {}
+    return results | {"records": file}
+
+
+def _check(name: str, targets: Sequence[Reader], croppers: Mapping[str, Cropper]) -> None:
+    """Refuses targets and croppers that the benchmark `name` cannot be answered with."""
+    if not croppers or not targets:
+        raise ValueError("an evaluation takes at least one cropper and one target")
+    names = [target.name for target in targets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"targets need different names, got {', '.join(names)}")
+    controls = {*CONTROLS, best_scale_of(next(iter(croppers)))}
+    if taken := set(croppers) & controls:
+        raise ValueError(f"croppers cannot be named {', '.join(sorted(taken))}: these are controls")
+    for target in targets:
+        if BENCHMARKS[name].likelihood and not hasattr(target, "answer_tokens"):
+            raise ValueError(f"{name} is about likelihoods, which {target.name} does not tell")

@@ -1,0 +1,255 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Asking targets about items under conditions, into a file of records."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import numpy as np
+from absl import logging
+
+from cropvlm_jax.data.source import Example
+from cropvlm_jax.evals import conditions as shown
+from cropvlm_jax.evals.conditions import CONTROLS, INVALID, Conditions
+from cropvlm_jax.evals.items import Item, begin_record, read_item, read_parts
+from cropvlm_jax.evals.records import Record, name_records, open_records
+from cropvlm_jax.evals.registry import SCORERS, Benchmark
+from cropvlm_jax.progress import Progress
+from cropvlm_jax.readers.base import REFUSAL, Reader, Reply
+
+CHUNK = 32  # items that are worked on together, always the same ones
+PACKAGES = ("cropvlm-jax", "jax", "flax", "numpy", "pillow", "tokenizers")
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+class Cropper(Protocol):
+    """What says where to look; `api.CropVLM` is one.
+
+    A cropper may also have `tokens_of(height, width)`, how many tokens it makes of a picture.
+    """
+
+    def propose(self, images: Sequence[Any], questions: Sequence[str]) -> np.ndarray:
+        """Percent boxes, int `[n, 4]`."""
+        ...
+
+
+class Asked(NamedTuple):
+    """What a target is asked about an item under a condition."""
+
+    pictures: list[np.ndarray]
+    question: str
+    example: Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is asked about every item.
+
+    Attributes:
+        name: of the benchmark.
+        benchmark: how it is asked and scored.
+        targets: answer; of different names.
+        croppers: by name, the one to report last.
+        conditions: what targets are shown.
+    """
+
+    name: str
+    benchmark: Benchmark
+    targets: Sequence[Reader]
+    croppers: Mapping[str, Cropper]
+    conditions: Conditions
+
+    def protocol(self, source: Any, split: str) -> dict[str, Any]:
+        """All that the records depend on, and nothing else.
+
+        Args:
+            source: of the items.
+            split: of the data set that they are from.
+        """
+        return {
+            "benchmark": self.name,
+            "split": split,
+            "source": hashlib.sha256(source.fingerprint.encode()).hexdigest()[:16],
+            "metrics": {metric: SCORERS[metric].description for metric in self.benchmark.metrics},
+            "prompt": self.benchmark.prompt,
+            "conditions": CONTROLS if self.conditions.controls else {},
+            "targets": {
+                target.name: _describe(target) | getattr(target, "settings", {})
+                for target in self.targets
+            },
+            "croppers": {name: _describe(cropper) for name, cropper in self.croppers.items()},
+            "expansions": list(self.conditions.expansions),
+            "seed": self.conditions.seed,
+            "backend": jax.default_backend(),
+            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        }
+
+    def collect(
+        self, source: Any, total: int, out: Path, stem: str, protocol: Mapping[str, Any]
+    ) -> tuple[str, list[Record]]:
+        """Asks about items, but for those that are in the file of records already.
+
+        Args:
+            source: of the items.
+            total: how many of them, from the first on.
+            out: folder of the file, which exists.
+            stem: how its name begins.
+            protocol: of this study.
+
+        Returns:
+            The name of the file, and the records of the items.
+        """
+        name = name_records(stem, protocol)
+        with open_records(out / name, protocol) as file:
+            done = len(file)
+            for record in file.records(total):
+                if _unanswered(record):  # by a server that may be back
+                    file.append(self.ask([read_item(source, record["index"])]))
+            progress = Progress(total, done, what=f"{stem} item")
+            for start in range(done - done % CHUNK, total, CHUNK):  # a chunk is done as a whole
+                for part in read_parts(source, range(start, min(start + CHUNK, total))):
+                    if part[-1].number < done:
+                        continue
+                    file.append([r for r in self.ask(part) if r["index"] >= done])
+                    progress.update(len(file))
+            return name, file.records(total)
+
+    def ask(self, items: Sequence[Item]) -> list[Record]:
+        """Records of items: the croppers' boxes, and the replies under every condition."""
+        records = [begin_record(item) for item in items]
+        kept = [item for item in items if not item.unreadable]
+        begun = [record for record in records if "unreadable" not in record]
+        if not kept:
+            return records
+        for name, cropper in self.croppers.items():
+            _propose(name, cropper, kept, begun)
+        for record in begun:
+            record["boxes"] = self.conditions.boxes(record["index"], record["boxes"])
+        conditions = dict.fromkeys(self.conditions.without_box)
+        conditions |= dict.fromkeys(name for record in begun for name in record["boxes"])
+        for target in self.targets:
+            for condition in conditions:
+                self._answer(target, condition, kept, begun)
+        return records
+
+    def _answer(
+        self, target: Reader, condition: str, items: Sequence[Item], records: Sequence[Record]
+    ) -> None:
+        """Asks a target under a condition, and writes its replies into the records."""
+        pairs = [
+            (item, record)
+            for item, record in zip(items, records, strict=True)
+            if condition in self.conditions.without_box or condition in record["boxes"]
+        ]
+        asked = [
+            Asked(
+                pictures=shown.pictures(item.image, condition, record["boxes"]),
+                question=self.benchmark.ask(item.example),
+                example=item.example,
+            )
+            for item, record in pairs
+        ]
+        began = time.perf_counter()
+        replies = _replies(target, asked, self.benchmark.likelihood)
+        seconds = (time.perf_counter() - began) / len(asked)
+        stage = f"answer/{target.name}/{condition}"
+        for (_, record), row, reply in zip(pairs, asked, replies, strict=True):
+            told = self._told(reply, row.example)
+            record["replies"].setdefault(target.name, {})[condition] = told
+            record["seconds"][stage] = seconds
+            if hasattr(target, "image_tokens") and not reply.unanswered:
+                record["image_tokens"][stage] = target.image_tokens([row.pictures])
+
+    def _told(self, reply: Reply, example: Example) -> dict[str, Any]:
+        """A reply and its scores, as records have them."""
+        scores: dict[str, float | None] = {
+            metric: 0.0 if reply.failure else SCORERS[metric].score(reply.text, example)
+            for metric in self.benchmark.metrics
+        }
+        if reply.unanswered:  # which says nothing of the pictures
+            scores = dict.fromkeys(scores)
+        told: dict[str, Any] = {"text": reply.text, "scores": scores}
+        return told | {"failure": reply.failure} if reply.failure else told
+
+
+def _propose(name: str, cropper: Cropper, items: Sequence[Item], records: Sequence[Record]) -> None:
+    """Asks a cropper for boxes, and writes them into the records."""
+
+    def propose(rows: Sequence[Item]) -> Sequence[Any]:
+        questions = [item.example["question"] for item in rows]
+        return list(cropper.propose([item.image for item in rows], questions))
+
+    began = time.perf_counter()
+    boxes = _refused_alone(propose, items, lambda reason: INVALID)
+    seconds = (time.perf_counter() - began) / len(items)
+    for item, record, box in zip(items, records, boxes, strict=True):
+        record["boxes"][name] = [int(v) for v in box]
+        record["seconds"][f"propose/{name}"] = seconds
+        if hasattr(cropper, "tokens_of"):
+            record["image_tokens"][f"propose/{name}"] = cropper.tokens_of(*item.image.shape[:2])
+
+
+def _replies(target: Any, asked: Sequence[Asked], likelihood: bool) -> list[Reply]:
+    """A target's replies; one to a question that it refuses says so."""
+
+    def answer(rows: Sequence[Asked]) -> list[Reply]:
+        if likelihood:
+            return _likeliest(target, rows)
+        return target.answer([row.pictures for row in rows], [row.question for row in rows])
+
+    return _refused_alone(answer, asked, lambda reason: Reply("", f"{REFUSAL}: {reason}"))
+
+
+def _likeliest(target: Any, asked: Sequence[Asked]) -> list[Reply]:
+    """Of each item's options the one whose tokens are the likeliest on average."""
+    options = [option for row in asked for option in row.example["options"]]
+    each = [row for row in asked for _ in row.example["options"]]
+    sums = target.log_likelihood(
+        [row.pictures for row in each], [row.question for row in each], options
+    )
+    means = sums / target.answer_tokens(options)
+    ends = np.cumsum([len(row.example["options"]) for row in asked])[:-1]
+    return [
+        Reply(row.example["options"][int(part.argmax())])
+        for row, part in zip(asked, np.split(means, ends), strict=True)
+    ]
+
+
+def _refused_alone(
+    function: Callable[[Sequence[Row]], Sequence[Result]],
+    rows: Sequence[Row],
+    failed: Callable[[str], Result],
+) -> list[Result]:
+    """What `function` makes of the rows; of a row that it refuses, what `failed` says."""
+    try:
+        return list(function(rows))
+    except ValueError as error:
+        if len(rows) == 1:
+            logging.warning("an item was refused: %s", error)
+            return [failed(str(error))]
+        return [result for row in rows for result in _refused_alone(function, [row], failed)]
+
+
+def _unanswered(record: Mapping[str, Any]) -> bool:
+    """Whether something kept a target from answering the item."""
+    replies = (told for by_name in record.get("replies", {}).values() for told in by_name.values())
+    return any(Reply("", told.get("failure", "")).unanswered for told in replies)
+
+
+def _describe(model: Any) -> dict[str, Any]:
+    """A model's input size and its weights' digest, where it has any."""
+    described: dict[str, Any] = {"kind": type(model).__name__}
+    if hasattr(model, "params"):
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(model.params):
+            digest.update(np.asarray(leaf).tobytes())
+        described |= {"longest_edge": model.longest_edge, "weights": digest.hexdigest()[:16]}
+    return described
