@@ -149,7 +149,9 @@ def digits_seeds() -> str:
     for seed, results in runs.items():
         shares = [percent(results[name]) for name in ("coverage", "area", "valid")]
         seconds = f"{results['train_seconds']:.0f} s" if "train_seconds" in results else "-"
-        boxes.append([seed, str(results["n"]), *shares, seconds])
+        scale = results["best_scale"].get("chosen_scale")
+        size = f"area x{scale:g}" if scale else "-"
+        boxes.append([seed, str(results["n"]), *shares, seconds, size])
     return "\n\n".join(
         [
             "Accuracy of the frozen reader, with 95% intervals over scenes:",
@@ -159,8 +161,19 @@ def digits_seeds() -> str:
                 ["seed", *(NAMES[name] for name in compared(shown))],
                 [[seed, *leads(found, shown)] for seed, found in scores.items()],
             ),
-            "GRPO's boxes, and the time that training took:",
-            table(["seed", "scenes", "true box covered", "area", "valid", "training"], boxes),
+            "GRPO's boxes, the time that training took, and the best size of SFT's boxes:",
+            table(
+                [
+                    "seed",
+                    "scenes",
+                    "true box covered",
+                    "area",
+                    "valid",
+                    "training",
+                    "SFT, best size",
+                ],
+                boxes,
+            ),
         ]
     )
 
@@ -384,15 +397,11 @@ def assumptions() -> str:
     )
 
 
-def cost_line() -> str:
-    """The sentence of README.md about `computed_cost`."""
-    found = [cost.partition(" (")[0].replace(",", " and") for cost in costs("v5e-8")]
-    cells = [f"{cost} at {edge} px" for cost, edge in zip(found, EDGES, strict=True)]
-    return (
-        f"The paper's GRPO stage on 8 chips of v5e: {cells[0]}, {cells[1]},\n{cells[2]}. "
-        "Computed from the compiler's reports, never run; it does not count the other stages:\n"
-        "[what they assume](docs/results.md#hours-and-dollars-computed)."
-    )
+def speedrun_cost() -> str:
+    """What `launch/speedrun.sh` should take, from the script that its head names."""
+    from speedrun_cost import lines  # which takes assumptions from this module
+
+    return "\n".join(f"- {line}" for line in lines())
 
 
 def figures() -> dict[str, float]:
@@ -435,10 +444,11 @@ def results_page() -> str:
         memory_7b=memory_7b(),
         computed_cost=computed_cost(),
         assumptions=assumptions(),
+        speedrun_cost=speedrun_cost(),
     )
 
 
-BLOCKS = {"digits": digits_means, "memory": memory, "cost": cost_line}
+BLOCKS = {"digits": digits_means, "memory": memory, "cost": speedrun_cost}
 MARKED = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- end of figures -->", re.DOTALL)
 
 

@@ -72,6 +72,7 @@ def results_of(lead: float = 0.2) -> dict:
         "area": 0.04,
         "valid": 1.0,
         "train_seconds": 300.0,
+        "best_scale": {"chosen_scale": 0.5},
         "targets": {"zoom_digits/target": {"scores": {"exact": scores}}},
     }
 
