@@ -27,7 +27,6 @@ from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.models.decode import read_prompt
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import Reader
@@ -43,11 +42,7 @@ def _propose(
     """Greedy boxes, int32 `[B, 4]`."""
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
-    prefix = read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
-    unused = jax.random.key(0)
-    return rollout.sample(
-        model, grammar, prefix, batch.prompt[:, -1], unused, group=1, temperature=0.0
-    ).boxes[:, 0]
+    return rollout.propose(model, grammar, image_tokens, batch.prompt, batch.prompt_valid)
 
 
 class Zoom(NamedTuple):

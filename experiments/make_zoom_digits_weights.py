@@ -32,7 +32,7 @@ from cropvlm_jax.hub import tokenizer as tokenizer_lib
 from cropvlm_jax.hub.export import export, write_processor_files
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.conversations import Conversation
-from cropvlm_jax.models.decode import completion_logits, read_prompt
+from cropvlm_jax.models.decode import completion_logits
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import (
     ANSWER_INSTRUCTION,
@@ -86,7 +86,7 @@ TARGET = (
     Course(
         3e-3,
         (
-            Stage(500, 4, (1.0, 1.5), jitter=0.05, alone=1.0),
+            Stage(1000, 4, (1.0, 1.5), jitter=0.05, alone=1.0),
             Stage(300, 4, (1.0, 4.0), jitter=0.15, alone=0.3),
             Stage(600, 4, (1.0, 15.0), jitter=0.2, alone=0.2),
             Stage(1200, 4, (1.0, 60.0), jitter=0.25, alone=0.2, whole=0.1),
@@ -289,9 +289,7 @@ def locating_scores(
     @jax.jit
     def propose(batch: batching.SupervisedBatch) -> jax.Array:
         image_tokens = model.encode_images(batch.images)
-        prefix = read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
-        key = jax.random.key(0)
-        return rollout.sample(model, grammar, prefix, batch.prompt[:, -1], key, 1, 0.0).boxes[:, 0]
+        return rollout.propose(model, grammar, image_tokens, batch.prompt, batch.prompt_valid)
 
     boxes = np.asarray(propose(batch))
     middle = (truth[:, :2] + truth[:, 2:]) / 2

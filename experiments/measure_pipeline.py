@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     tokenizer = train_tokenizer((CROP_INSTRUCTION, ANSWER_INSTRUCTION), 400)
     prompts = SmolVLMConversations(tokenizer, config.image_seq_len)
     step = config, config, GRPOConfig(), Grammar.from_tokenizer(tokenizer)
-    template = AnswerTemplate.from_prompts(prompts)
+    template = AnswerTemplate.from_conversations(prompts)
     pages = [document(seed) for seed in range(PICTURES.value)]
     print(f"{'px':>5} {'tiles':>5} {'pictures/s a core':>18}", end="")
     print("".join(f"  {'needs on a ' + chip.name:>16} {'cores':>6}" for chip in CHIPS))

@@ -38,7 +38,7 @@ CONFIG = SmolVLMConfig(
     image_token_id=TOKENIZER.token_to_id("<image>"),
 )
 PROMPTS = SmolVLMConversations(TOKENIZER, CONFIG.image_seq_len)
-TEMPLATE = rewards.AnswerTemplate.from_prompts(PROMPTS)
+TEMPLATE = rewards.AnswerTemplate.from_conversations(PROMPTS)
 SEEN = batching.CropperInput(PROMPTS, SIDE, SIDE, 20)
 PREPARE = batching.Preparer(SEEN, PROMPTS, CANVAS, 10)
 

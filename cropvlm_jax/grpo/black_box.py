@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """GRPO with a reward from outside of the graph: an OCR reader, an API, any `readers.base.Reader`.
 
-The step of `step.py` in two jitted halves with a host call between them. Weights, keys and sums are
-the fused step's: nothing is stale. The backward pass needs what the forward pass kept (the pullback
-is an array tree like any other), so nothing is computed twice. With several microbatches the
-two sides overlap: while the host scores one, the device learns from the one before and rolls out
-the one after.
+The methods of `GRPOStep` in two jitted halves with a host call between them. Weights, keys and sums
+are the fused step's: nothing is stale. The backward pass needs what the forward pass kept (the
+pullback is a tree of arrays like any other), so nothing is computed twice. With several
+microbatches the two sides overlap: while the host scores one, the device learns from the one before
+and rolls out the one after.
 
 Shape letters: B prompts, G rollouts a prompt.
 """
@@ -14,7 +14,7 @@ Shape letters: B prompts, G rollouts a prompt.
 import collections
 import concurrent.futures
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,23 +25,33 @@ from cropvlm_jax import scoring
 from cropvlm_jax.data import batching
 from cropvlm_jax.data.batching import Batch
 from cropvlm_jax.grpo.config import GRPOConfig
-from cropvlm_jax.grpo.step import Halves, evaluation_sums, rate
+from cropvlm_jax.grpo.rewards import weigh
+from cropvlm_jax.grpo.rollout import Rollouts
+from cropvlm_jax.grpo.step import (
+    Experience,
+    Gradients,
+    GRPOStep,
+    ReadPrompts,
+    Sums,
+    evaluation_sums,
+)
+from cropvlm_jax.microbatching import check_divides
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.train_state import TrainState
 
 
-def ask(target: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> np.ndarray:
-    """Shows the target the picture and each crop of it, and scores what it says.
+def ask(reader: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> np.ndarray:
+    """Shows the reader the picture and each crop of it, and scores what it says.
 
     Args:
-        target: answers.
+        reader: answers.
         config: `accuracy` is the metric.
         batch: the prompts, NumPy arrays, with `spoken`.
         boxes: int `[B, G, 4]`; each different one is asked about once.
 
     Returns:
-        fp32 `[B, G]`, 0..1; NaN where something kept the target from answering.
+        fp32 `[B, G]`, 0..1; NaN where something kept the reader from answering.
     """
     images, questions, golds, places = [], [], [], []
     for row, (canvas, size, spoken) in enumerate(
@@ -55,7 +65,7 @@ def ask(target: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> 
             questions.append(question)
             golds.append(answers)
             places.append((row, np.flatnonzero(which.reshape(-1) == number)))
-    replies = target.answer(images, questions)
+    replies = reader.answer(images, questions)
     scores = np.full(boxes.shape[:2], np.nan, np.float32)
     for reply, answers, (row, columns) in zip(replies, golds, places, strict=True):
         if not reply.unanswered:
@@ -63,98 +73,157 @@ def ask(target: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> 
     if np.isnan(scores).all():
         logging.warning(
             "%s answered none of %d questions, the last: %s",
-            *(target.name, len(replies), replies[-1].failure),
+            reader.name,
+            len(replies),
+            replies[-1].failure,
         )
     return scores
 
 
-def seen_by_cropper(batch: Batch) -> Batch:
+def without_host_parts(batch: Batch) -> Batch:
     """The batch without what the host alone uses, so that it does not travel."""
     return batch._replace(canvas=None, spoken=None)
 
 
-def make_black_box_step(
-    halves: Halves,
-    target: Reader,
-    config: GRPOConfig,
-    put: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree),
-    jit: Callable[..., Any] = jax.jit,
-    shardings: Any = None,
-):
-    """Builds the step, which jits its halves.
+def to_default_device(tree: Any) -> Any:
+    """A tree of NumPy arrays on the default device."""
+    return jax.tree.map(jnp.asarray, tree)
 
-    Args:
-        halves: of the step.
-        target: gives the reward.
-        config: settings.
-        put: puts a tree of NumPy arrays `[B, ...]` on the devices.
-        jit: as `jax.jit`.
-        shardings: of the state that comes out.
 
-    Returns:
-        `(state, batch, key) -> (state, metrics)` of a batch of NumPy arrays; the state is donated.
+class _Attempt(NamedTuple):
+    """A microbatch whose boxes the host is scoring.
+
+    Attributes:
+        batch: on the devices.
+        prompts: as the policy has read them.
+        rollouts: what it proposed.
+        scores: fp32 `[B, G]`, once the host has them.
     """
 
-    def learn(state: TrainState, batch: Batch, attempt: Any, scores: jax.Array, total: Any):
-        reward, parts = rate(config, attempt.rollouts.boxes, {"accuracy": scores})
-        sums, seen = halves.learn(state, batch, attempt, reward, parts)
-        return sums if total is None else jax.tree.map(jnp.add, total, sums), seen
+    batch: Batch
+    prompts: ReadPrompts
+    rollouts: Rollouts
+    scores: concurrent.futures.Future[np.ndarray]
 
-    first_half, second_half = jit(halves.roll_out), jit(learn)
-    update = jit(halves.update, donate_argnums=0, out_shardings=(shardings, None))
-    n = config.gradient_accumulation_steps
 
-    def score(batch: Batch, boxes: jax.Array) -> np.ndarray:
-        return ask(target, config, batch, np.asarray(boxes))
+class BlackBoxStep:
+    """A GRPO step whose reward comes from a reader on the host; takes batches of NumPy arrays."""
 
-    def step(state: TrainState, batch: Batch, key: jax.Array):
-        if batch.size.shape[0] % n:
-            raise ValueError(
-                f"gradient_accumulation_steps={n} does not divide {batch.size.shape[0]} prompts"
-            )
-        keys = jax.random.split(key, n) if n > 1 else key[None]
-        total: Any = None
+    def __init__(
+        self,
+        step: GRPOStep,
+        reader: Reader,
+        *,
+        put: Callable[[Any], Any] = to_default_device,
+        jit: Callable[..., Any] = jax.jit,
+        state_shardings: Any = None,
+    ):
+        """Jits the halves; nothing is compiled yet.
+
+        Args:
+            step: the step, without a target.
+            reader: gives the reward.
+            put: puts a tree of NumPy arrays `[B, ...]` on the devices.
+            jit: as `jax.jit`.
+            state_shardings: of the state that comes out; None leaves them to `jit`.
+        """
+        self.step, self.reader, self.put = step, reader, put
+        self._roll_out, self._learn = jit(self.roll_out), jit(self.learn)
+        self._update = jit(step.update, donate_argnums=0, out_shardings=(state_shardings, None))
+        self._propose = jit(step.propose)
+
+    def __call__(
+        self, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step: the new state, in place of the old one, and its metrics.
+
+        Raises:
+            RuntimeError: the reader answered no question of the batch.
+            ValueError: the microbatches do not divide the batch.
+        """
+        config = self.step.config
+        count = config.gradient_accumulation_steps
+        check_divides(count, batch.size.shape[0])
+        keys = jax.random.split(key, count) if count > 1 else key[None]
+        total: Gradients | None = None
         answered, learned = False, []
-        waiting: collections.deque[Any] = collections.deque()
-        with concurrent.futures.ThreadPoolExecutor(1) as host:
-            for i in range(n + 1):
-                if i < n:
-                    micro = jax.tree.map(lambda x, i=i: x[i::n], batch)
-                    on_devices = put(seen_by_cropper(micro))
-                    attempt = first_half(state, on_devices, keys[i])
-                    scores = host.submit(score, micro, attempt.rollouts.boxes)
-                    waiting.append((on_devices, attempt, scores))
+        waiting: collections.deque[_Attempt] = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(1) as host_thread:
+            for i in range(count + 1):
+                if i < count:
+                    part = jax.tree.map(lambda x, i=i: x[i::count], batch)
+                    waiting.append(self.begin(state, part, keys[i], host_thread))
                 # The device has the next rollouts to do while this waits for the host.
-                if i == n or len(waiting) > 1:
-                    on_devices, attempt, scores = waiting.popleft()
-                    known = scores.result()
-                    answered |= bool(np.isfinite(known).any())
-                    total, seen = second_half(state, on_devices, attempt, put(known), total)
+                if i == count or len(waiting) > 1:
+                    attempt = waiting.popleft()
+                    scores = attempt.scores.result()
+                    answered |= bool(np.isfinite(scores).any())
+                    total, experience = self._learn(
+                        state,
+                        attempt.batch,
+                        attempt.prompts,
+                        attempt.rollouts,
+                        self.put(scores),
+                        total,
+                    )
                     if config.num_iterations > 1:
-                        learned.append((on_devices, seen))
-                    del attempt, scores  # or a third prefix stays on the device
+                        learned.append((attempt.batch, experience))
+                    del attempt  # or a third prefix stays on the device
         if not answered:
-            raise RuntimeError(f"{target.name} answered no question of this batch: see the log")
-        once_more = None, None
-        if config.num_iterations > 1:
-            once_more = jax.tree.map(lambda *x: jnp.stack(x), *learned) if n > 1 else learned[0]
-        return update(state, *total, *once_more)
+            raise RuntimeError(
+                f"{self.reader.name} answered no question of this batch: see the log"
+            )
+        return self._update(state, total, *_stacked(learned))
 
-    return step
+    def begin(
+        self,
+        state: TrainState,
+        batch: Batch,
+        key: jax.Array,
+        host_thread: concurrent.futures.Executor,
+    ) -> _Attempt:
+        """Rolls out a microbatch and has the host score it."""
+        on_devices = self.put(without_host_parts(batch))
+        prompts, rollouts = self._roll_out(state, on_devices, key)
+        scores = host_thread.submit(self.score, batch, rollouts.boxes)
+        return _Attempt(on_devices, prompts, rollouts, scores)
+
+    def roll_out(
+        self, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[ReadPrompts, Rollouts]:
+        """The first half, on the devices: the policy reads the prompts and samples boxes."""
+        prompts = self.step.read_prompts(state, batch)
+        return prompts, self.step.sample(state, batch, prompts, key)
+
+    def score(self, batch: Batch, boxes: jax.Array) -> np.ndarray:
+        """What happens between the halves, on the host: the reader answers."""
+        return ask(self.reader, self.step.config, batch, np.asarray(boxes))
+
+    def learn(
+        self,
+        state: TrainState,
+        batch: Batch,
+        prompts: ReadPrompts,
+        rollouts: Rollouts,
+        scores: jax.Array,
+        total: Gradients | None,
+    ) -> tuple[Gradients, Experience]:
+        """The second half, on the devices: gradients, added to those of earlier microbatches."""
+        rewards = weigh(self.step.config, rollouts.boxes, {"accuracy": scores})
+        gradients, experience = self.step.learn(state, batch, prompts, rollouts, rewards)
+        if total is not None:
+            gradients = jax.tree.map(jnp.add, total, gradients)
+        return gradients, experience
+
+    def evaluate(self, state: TrainState, batch: Batch) -> Sums:
+        """Sums and counts as of `GRPOStep.evaluate`, from the reader's answers."""
+        boxes = self._propose(state, self.put(without_host_parts(batch)))
+        scores = self.put(self.score(batch, boxes))
+        return evaluation_sums(boxes, weigh(self.step.config, boxes, {"accuracy": scores}))
 
 
-def make_black_box_evaluation(
-    greedy: Callable[[TrainState, Batch], jax.Array],
-    target: Reader,
-    config: GRPOConfig,
-    put: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree),
-):
-    """As `step.make_evaluation`; `greedy` is that of `step.make_greedy`, jitted."""
-
-    def evaluate(state: TrainState, batch: Batch):
-        boxes = greedy(state, put(seen_by_cropper(batch)))
-        scores = put(ask(target, config, batch, np.asarray(boxes)))
-        reward, parts = rate(config, boxes, {"accuracy": scores})
-        return evaluation_sums(boxes, reward, parts)
-
-    return evaluate
+def _stacked(learned: list[tuple[Batch, Experience]]) -> tuple[Batch | None, Experience | None]:
+    """Batches and experience of all microbatches, as `GRPOStep.update` takes them."""
+    if not learned:
+        return None, None
+    return learned[0] if len(learned) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *learned)

@@ -62,7 +62,7 @@ class GRPOConfig:
     format_weight: float = 0.0
     loss_type: objective.LossType = "grpo"
     normaliser: int | None = None
-    scale_rewards: objective.Scale = "group"
+    scale_rewards: objective.ScaleRewards = "group"
     likelihood_weight: float = 1.0
     likelihood: Literal["sum", "mean"] = "sum"
     gain: bool = False

@@ -5,16 +5,31 @@
 Shape letters: B prompts, G rollouts a prompt, T reply tokens.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 LossType = Literal["grpo", "dr_grpo", "dapo"]
-Scale = Literal["group", "batch", "none"]
+ScaleRewards = Literal["group", "batch", "none"]
 
 
-def zero_variance(rewards: jax.Array) -> jax.Array:
+class Surrogate(NamedTuple):
+    """What `clipped_surrogate` finds.
+
+    Attributes:
+        value: fp32 `[B, G, T]`, to be maximised.
+        clipped_low: bool `[B, G, T]`, where the lower bound stops the gradient.
+        clipped_high: bool `[B, G, T]`, where the upper bound stops it.
+    """
+
+    value: jax.Array
+    clipped_low: jax.Array
+    clipped_high: jax.Array
+
+
+def zero_variance(rewards: Float[Array, "B G"]) -> Bool[Array, " B"]:
     """Groups whose finite rewards are equal up to fp32 rounding: they teach nothing.
 
     Args:
@@ -29,8 +44,10 @@ def zero_variance(rewards: jax.Array) -> jax.Array:
     return ~(high - low > 1e-6 * jnp.maximum(1, jnp.maximum(jnp.abs(high), jnp.abs(low))))
 
 
-def advantages(rewards: jax.Array, scale: Scale, epsilon: float = 1e-4) -> jax.Array:
-    """Rewards relative to their group: (r - mean) / (std + epsilon).
+def advantages(
+    rewards: Float[Array, "B G"], scale_rewards: ScaleRewards, stabiliser: float = 1e-4
+) -> Float[Array, "B G"]:
+    """Rewards relative to their group: (r - mean) / (std + stabiliser).
 
     The std, with n - 1 as in the official code, is the group's in GRPO (arXiv 2402.03300); that of
     all rewards of the batch in Lite PPO (arXiv 2508.08221), which keeps near-ties small; "none" as
@@ -39,8 +56,8 @@ def advantages(rewards: jax.Array, scale: Scale, epsilon: float = 1e-4) -> jax.A
 
     Args:
         rewards: fp32 `[B, G]`.
-        scale: whose standard deviation to divide by.
-        epsilon: keeps the division finite.
+        scale_rewards: whose standard deviation to divide by.
+        stabiliser: keeps the division finite.
 
     Returns:
         fp32 `[B, G]`.
@@ -56,15 +73,17 @@ def advantages(rewards: jax.Array, scale: Scale, epsilon: float = 1e-4) -> jax.A
     centred = centre(centre(rewards, -1), -1)
     tied = zero_variance(jnp.where(scored, rewards, jnp.nan))
     centred = jnp.where(tied[:, None], 0.0, centred)
-    if scale == "none":
+    if scale_rewards == "none":
         return centred
-    axis = -1 if scale == "group" else None
-    deviations = centred if scale == "group" else centre(centre(rewards, None), None)
+    axis = -1 if scale_rewards == "group" else None
+    deviations = centred if scale_rewards == "group" else centre(centre(rewards, None), None)
     degrees = jnp.maximum(scored.sum(axis, keepdims=True) - 1, 1)
-    return centred / (jnp.sqrt((deviations**2).sum(axis, keepdims=True) / degrees) + epsilon)
+    return centred / (jnp.sqrt((deviations**2).sum(axis, keepdims=True) / degrees) + stabiliser)
 
 
-def kl_to_reference(log_probs: jax.Array, reference: jax.Array) -> jax.Array:
+def kl_to_reference(
+    log_probs: Float[Array, "B G T"], reference: Float[Array, "B G T"]
+) -> Float[Array, "B G T"]:
     """The k3 estimate of KL(policy || reference) at the sampled actions: never negative.
 
     Formula: exp(d) - d - 1 with d = reference - policy (http://joschu.net/blog/kl-approx.html).
@@ -74,35 +93,38 @@ def kl_to_reference(log_probs: jax.Array, reference: jax.Array) -> jax.Array:
 
 
 def clipped_surrogate(
-    log_probs: jax.Array,
-    old_log_probs: jax.Array,
-    advantages: jax.Array,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """PPO's pessimistic surrogate (arXiv 1707.06347), to be maximised.
+    log_probs: Float[Array, "B G T"],
+    old_log_probs: Float[Array, "B G T"],
+    advantages: Float[Array, "B G"],
+    epsilon: float,
+    epsilon_high: float,
+) -> Surrogate:
+    """PPO's pessimistic surrogate (arXiv 1707.06347), with DAPO's two bounds (arXiv 2503.14476).
+
+    Formula: min(ratio * advantage, clip(ratio, 1 - epsilon, 1 + epsilon_high) * advantage).
 
     Args:
-        log_probs: `[B, G, T]` of the policy being updated.
-        old_log_probs: `[B, G, T]` of the policy that sampled.
-        advantages: `[B, G]`.
-        clip_low: the ratio counts down to 1 - clip_low.
-        clip_high: the ratio counts up to 1 + clip_high.
-
-    Returns:
-        The surrogate `[B, G, T]`, and where a bound stops its gradient, the lower and the upper,
-        bool `[B, G, T]`.
+        log_probs: of the policy being updated.
+        old_log_probs: of the policy that sampled.
+        advantages: of the rollouts.
+        epsilon: the ratio counts down to 1 - epsilon.
+        epsilon_high: the ratio counts up to 1 + epsilon_high.
     """
     ratio = jnp.exp(log_probs - old_log_probs)
     advantages = advantages[..., None]
-    clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-    low = (ratio < 1 - clip_low) & (advantages < 0)
-    high = (ratio > 1 + clip_high) & (advantages > 0)
-    return jnp.minimum(ratio * advantages, clipped * advantages), low, high
+    clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon_high)
+    return Surrogate(
+        value=jnp.minimum(ratio * advantages, clipped * advantages),
+        clipped_low=(ratio < 1 - epsilon) & (advantages < 0),
+        clipped_high=(ratio > 1 + epsilon_high) & (advantages > 0),
+    )
 
 
 def aggregate(
-    values: jax.Array, mask: jax.Array, kind: LossType, normaliser: int
+    values: Float[Array, "B G T"],
+    mask: Bool[Array, "B G T"],
+    loss_type: LossType,
+    normaliser: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums token values to a loss that is not divided yet, so that microbatches add up exactly.
 
@@ -113,14 +135,14 @@ def aggregate(
     Args:
         values: `[B, G, T]`.
         mask: bool `[B, G, T]`, tokens that count.
-        kind: which of the three.
+        loss_type: which of the three.
         normaliser: what "dr_grpo" divides a reply's sum by.
 
     Returns:
         The sum and what to divide it by in the end.
     """
     per_reply, lengths = jnp.where(mask, values, 0.0).sum(-1), mask.sum(-1)
-    if kind == "dapo":
+    if loss_type == "dapo":
         return per_reply.sum(), lengths.sum()
-    divisor = jnp.maximum(lengths, 1) if kind == "grpo" else normaliser
+    divisor = jnp.maximum(lengths, 1) if loss_type == "grpo" else normaliser
     return (per_reply / divisor).sum(), (lengths > 0).sum()

@@ -3,22 +3,40 @@
 """What a box is worth: how likely it makes the frozen target give the gold answer, and whether the
 target gives it.
 
-Shape letters: B prompts, G rollouts, S pixels of a side, I tokens of a picture, D width, C crop
-tokens, Q question tokens, A gold answer tokens, T tokens of the target's own answer.
+Shape letters: B prompts, G rollouts a prompt, I tokens of a picture, P tokens up to the end of the
+whole picture, C crop tokens, Q question tokens, A gold answer tokens, T tokens of the target's own
+answer.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, UInt8
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import Batch
+from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.models.conversations import Conversations
+from cropvlm_jax.models.decode import greedy_decode
 from cropvlm_jax.models.llama import KVCache
 from cropvlm_jax.models.vlm import VLM, ImageTokens
+from cropvlm_jax.scoring import in_graph
+from cropvlm_jax.scoring.text import Metric
+
+
+class Rewards(NamedTuple):
+    """What boxes are worth.
+
+    Attributes:
+        total: fp32 `[B, G]`, the weighted sum of the parts.
+        parts: fp32 `[B, G]` by name: "likelihood" (nats), "accuracy" (0..1), "area" (0..1).
+    """
+
+    total: jax.Array
+    parts: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +56,9 @@ class AnswerTemplate:
     end: int
 
     @classmethod
-    def from_prompts(cls, prompts: Conversations) -> "AnswerTemplate":
+    def from_conversations(cls, conversations: Conversations) -> "AnswerTemplate":
         """Reads the parts off any answer conversation."""
-        prompt = prompts.answer("Any question?", answer="Any answer")
+        prompt = conversations.answer("Any question?", answer="Any answer")
         ids, (first, second) = prompt.ids.tolist(), prompt.images
         return cls(
             first=tuple(ids[: first.stop]),
@@ -50,32 +68,131 @@ class AnswerTemplate:
         )
 
 
-def read_picture(target: VLM, template: AnswerTemplate, picture: ImageTokens) -> KVCache:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetRewards:
+    """Asks the frozen target about boxes, inside the graph.
+
+    Attributes:
+        template: of the target's tokenizer.
+        config: which rewards, and their weights.
+        vocabulary: of the target's tokenizer; needed where `config.accuracy_weight` is not 0.
+    """
+
+    template: AnswerTemplate
+    config: GRPOConfig
+    vocabulary: in_graph.Vocabulary | None = None
+
+    def __call__(
+        self,
+        target: VLM,
+        batch: Batch,
+        boxes: Int[Array, "B G 4"],
+        whole: ImageTokens | None = None,
+    ) -> Rewards:
+        """What boxes are worth to the target: it reads the whole picture once, then each crop.
+
+        Args:
+            target: the frozen target.
+            batch: the prompts.
+            boxes: percent boxes.
+            whole: image tokens `[B, 1, I, ...]` of the whole pictures, where another model's tower
+                has made the same already.
+
+        Raises:
+            ValueError: the accuracy reward lacks the vocabulary or the gold answers.
+        """
+        config = self.config
+        if whole is None:
+            whole = encode_whole(target, batch.canvas, batch.size)
+        picture = read_picture(target, self.template, whole)
+
+        def ask(boxes: jax.Array) -> dict[str, jax.Array]:
+            return self.ask(target, batch, picture, boxes)
+
+        answers = in_chunks(ask, boxes, config.reward_chunk or boxes.shape[1])
+        parts: dict[str, jax.Array] = {}
+        if config.likelihood_weight:
+            span = answer_span(self.template, batch, config.official_span)
+            parts["likelihood"] = log_likelihood(answers["gold"], span, config.likelihood)
+            if config.gain:
+                alone = answer_log_probs(target, self.template, picture, batch, None)
+                parts["likelihood"] -= log_likelihood(alone, span, config.likelihood)
+        if config.accuracy_weight:
+            if self.vocabulary is None or batch.gold is None:
+                raise ValueError(
+                    "accuracy_weight needs `vocabulary` of the target's tokenizer and batches with "
+                    "`gold` answers"
+                )
+            metric = cast(Metric, config.accuracy)
+            parts["accuracy"] = in_graph.score(self.vocabulary, batch.gold, answers["own"], metric)
+        return weigh(config, boxes, parts)
+
+    def ask(
+        self, target: VLM, batch: Batch, picture: KVCache, boxes: Int[Array, "B g 4"]
+    ) -> dict[str, jax.Array]:
+        """Shows the target the crops of a few boxes.
+
+        Returns:
+            "gold": fp32 `[B, g, A]`, log-probabilities of the gold answer's tokens; "own": int32
+            `[B, g, T]`, the target's own answer. What has no weight is left out.
+        """
+        crops = target.encode_crops(batch.canvas, batch.size, boxes)
+        answers = {}
+        if self.config.likelihood_weight:
+            answers["gold"] = answer_log_probs(target, self.template, picture, batch, crops)
+        if self.config.accuracy_weight:
+            most = self.config.answer_tokens
+            answers["own"] = own_answers(target, self.template, picture, batch, crops, most)
+        return answers
+
+
+def weigh(config: GRPOConfig, boxes: Int[Array, "B G 4"], parts: dict[str, jax.Array]) -> Rewards:
+    """Sums up the parts of the reward by their weights, after adding what boxes cost by themselves.
+
+    Args:
+        config: has the weights.
+        boxes: percent boxes.
+        parts: fp32 `[B, G]` by name, what the target says.
+    """
+    weights = {
+        "likelihood": config.likelihood_weight,
+        "accuracy": config.accuracy_weight,
+        "area": -config.area_weight,
+    }
+    if config.area_weight:
+        parts = parts | {"area": geometry.area(boxes)}
+    weighted = [weights[name] * part for name, part in parts.items()]
+    return Rewards(jnp.stack(weighted).sum(0), parts)
+
+
+def encode_whole(
+    target: VLM, canvas: UInt8[Array, "B Hc Wc 3"], size: Int[Array, "B 2"]
+) -> ImageTokens:
+    """Image tokens `[B, 1, I, ...]` of the whole pictures.
+
+    Args:
+        target: the frozen target.
+        canvas: original pixels, padded at the bottom and right.
+        size: height and width of the pictures inside their canvases.
+    """
+    whole = jnp.broadcast_to(jnp.array(geometry.FULL), (canvas.shape[0], 1, 4))
+    return target.encode_crops(canvas, size, whole)
+
+
+def read_picture(target: VLM, template: AnswerTemplate, whole: ImageTokens) -> KVCache:
     """The target reads the whole picture, once a prompt.
 
     Args:
         target: the frozen target.
         template: of its tokenizer.
-        picture: `[B, 1, I, ...]`, the whole one.
+        whole: image tokens `[B, 1, I, ...]`.
 
     Returns:
         The prefix cache that all answers about this picture share, G = 1.
     """
-    shape = (*jax.tree.leaves(picture)[0].shape[:2], len(template.first))
+    shape = (*jax.tree.leaves(whole)[0].shape[:2], len(template.first))
     ids = jnp.broadcast_to(jnp.array(template.first), shape)
-    return target.read(ids, jnp.ones_like(ids, bool), picture)[1]
-
-
-def encode_pictures(target: VLM, canvas: jax.Array, size: jax.Array) -> ImageTokens:
-    """Whole pictures `[B, 1, I, ...]` as the target sees them.
-
-    Args:
-        target: the frozen target.
-        canvas: uint8 `[B, Hc, Wc, 3]`.
-        size: int `[B, 2]`, height and width inside the canvas.
-    """
-    whole = jnp.broadcast_to(jnp.array(geometry.FULL), (canvas.shape[0], 1, 4))
-    return target.encode_crops(canvas, size, whole)
+    return target.read(ids, jnp.ones_like(ids, bool), whole)[1]
 
 
 def in_chunks(function: Callable[[jax.Array], Any], boxes: jax.Array, chunk: int) -> Any:
@@ -96,7 +213,7 @@ def in_chunks(function: Callable[[jax.Array], Any], boxes: jax.Array, chunk: int
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, g, *x.shape[3:]), parts)
 
 
-def _ask(
+def _questions(
     template: AnswerTemplate, batch: Batch, crops: ImageTokens | None
 ) -> tuple[jax.Array, jax.Array]:
     """What follows the whole picture, up to "Assistant:": the crop, if any, and the question.
@@ -145,7 +262,7 @@ def answer_log_probs(
     Returns:
         fp32 `[B, G, A]`, meaningless in the padding.
     """
-    asked, asked_valid = _ask(template, batch, crops)
+    asked, asked_valid = _questions(template, batch, crops)
     answer = _spread(batch.answer, asked.shape[1])
     valid = _spread(batch.answer_valid, asked.shape[1])
     ids = jnp.concatenate([asked, answer[..., :-1]], -1)
@@ -189,14 +306,14 @@ def log_likelihood(
     return total if reduction == "sum" else total / jnp.maximum(span.sum(-1), 1)[:, None]
 
 
-def greedy_answers(
+def own_answers(
     target: VLM,
     template: AnswerTemplate,
     picture: KVCache,
     batch: Batch,
     crops: ImageTokens,
     max_tokens: int,
-) -> jax.Array:
+) -> Int[Array, "B G T"]:
     """What the target itself answers: the likeliest next token again and again.
 
     Args:
@@ -204,34 +321,20 @@ def greedy_answers(
         template: of its tokenizer.
         picture: what `read_picture` returned.
         batch: the prompts.
-        crops: `[B, G, I, ...]` from `encode_crops`.
+        crops: image tokens `[B, G, I, ...]` from `encode_crops`.
         max_tokens: T, where an answer is cut; decoding stops earlier once all have ended.
 
     Returns:
-        int32 `[B, G, T]`; what follows an end token is end tokens.
+        Token ids; what follows an end token is end tokens.
     """
-    ids, valid = _ask(template, batch, crops)
-    b, g, asked = ids.shape
-    slots = asked - 1 + max_tokens
-    cache = KVCache.empty(target.config.text, (b, g, slots), picture.keys.dtype)
-    # All but the last token, which the first pass of the loop reads.
-    _, cache = target.read(ids[..., :-1], valid[..., :-1], crops, picture, cache)
-
-    def unfinished(carry):
-        i, _, ended, *_ = carry
-        return (i < max_tokens) & ~ended.all()
-
-    def decode(carry):
-        i, token, ended, answers, cache = carry
-        one = jnp.ones((b, g, 1), bool)
-        slot = asked - 1 + i
-        hidden, cache = target.read(token[..., None], one, None, picture, cache, slot)
-        token = jnp.argmax(target.text.logits(hidden[:, :, 0]), -1).astype(jnp.int32)
-        token = jnp.where(ended, template.end, token)
-        answers = answers.at[:, :, i].set(token)
-        return i + 1, token, ended | (token == template.end), answers, cache
-
-    answers = jnp.full((b, g, max_tokens), template.end, jnp.int32)
-    last = ids[..., -1].astype(jnp.int32)
-    start = (jnp.int32(0), last, jnp.zeros((b, g), bool), answers, cache)
-    return jax.lax.while_loop(unfinished, decode, start)[3]
+    ids, valid = _questions(template, batch, crops)
+    # The decoding reads the last token, which the first one of the answer follows.
+    _, asked = target.read(ids[..., :-1], valid[..., :-1], crops, picture)
+    return greedy_decode(
+        target,
+        picture,
+        ids[..., -1],
+        end_token=template.end,
+        max_tokens=max_tokens,
+        own=asked,
+    )

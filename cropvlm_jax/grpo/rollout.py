@@ -1,18 +1,22 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling a group of boxes on it, scoring boxes teacher-forced.
+"""Sampling a group of boxes on a shared prompt, and the log-probabilities of given boxes.
 
-Shape letters: B prompts, G rollouts a prompt, P prompt tokens, T reply tokens, A actions.
+Shape letters: B prompts, G rollouts a prompt, P prompt tokens, T reply tokens, A actions, I tokens
+of a picture, D width.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cropvlm_jax.geometry import BoxTokens, Grammar, GrammarState
+from cropvlm_jax.models.decode import read_prompt
 from cropvlm_jax.models.llama import NEGATIVE, KVCache
-from cropvlm_jax.models.smolvlm.model import SmolVLM
+from cropvlm_jax.models.vlm import VLM
 
 
 class Rollouts(NamedTuple):
@@ -27,118 +31,242 @@ class Rollouts(NamedTuple):
     log_probs: jax.Array
 
 
-def masked_log_softmax(logits: jax.Array, allowed: jax.Array, temperature: float) -> jax.Array:
-    """Log-probabilities `[..., A]` of the policy: logits over temperature, allowed actions only."""
+class ReplyLogProbs(NamedTuple):
+    """Teacher-forced log-probabilities of the replies that name given boxes.
+
+    Attributes:
+        reply: the replies' tokens, arrays `[B, G, T, ...]`.
+        actions: fp32 `[B, G, T, A]`, of every action; meaningful where `reply.allowed` has any.
+        chosen: fp32 `[B, G, T]`, of the action that the reply takes.
+        well_formed: fp32 `[B, G, T]`, that a token of the whole vocabulary is one which the grammar
+            allows there.
+    """
+
+    reply: BoxTokens
+    actions: jax.Array
+    chosen: jax.Array
+    well_formed: jax.Array
+
+
+class SamplerCarry(NamedTuple):
+    """What one decode pass hands to the next. C is `grammar.chunk`, the tokens of a pass.
+
+    Attributes:
+        state: where each reply stands, arrays `[B, G, ...]`.
+        tokens: int32 `[B, G, C]`, what the next pass reads: the last choice and what it forces.
+        valid: bool `[B, G, C]`, which of these tokens are real.
+        cache: keys and values of all that the replies have read so far.
+        log_probs: fp32 `[B, G]`, of the choices made so far.
+    """
+
+    state: GrammarState
+    tokens: jax.Array
+    valid: jax.Array
+    cache: KVCache
+    log_probs: jax.Array
+
+
+def masked_log_softmax(
+    logits: Float[Array, "*shape A"], allowed: Bool[Array, "*shape A"], temperature: float
+) -> Float[Array, "*shape A"]:
+    """Log-probabilities of the policy: logits over temperature, among the allowed actions only."""
     return jax.nn.log_softmax(jnp.where(allowed, logits / temperature, NEGATIVE))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Writes one box a rollout, under the grammar, in `grammar.iterations` passes.
+
+    A pass reads what was chosen last together with the tokens that this choice forces, and chooses
+    the next action. With SmolVLM's tokenizer the reply "[12, 5, 40, 100]." is written so:
+
+        pass  reads                 chooses  because
+        1     last prompt token, [  1        x1 begins
+        2     1                     2        x1 = 12; a third digit is impossible: ", " is forced
+        3     2 ","  " "            5        y1 begins
+        4     5                     end      y1 = 5
+        5     ","  " "              4        x2 begins
+        6     4                     0        x2 = 40; 400 is impossible: ", " is forced
+        7     0 ","  " "            1        y2 begins
+        8     1, and a 0 on trial   0, 0     y2 = 10 after the 1, then 100 after the 0 on trial
+
+    Pass 8 makes two choices. Where a 0 would leave the choice between 10 and 100, that 0 is read on
+    trial beside what is written; its cache slot becomes invalid where another digit is chosen. So
+    no reply needs a ninth pass, and no device waits to hear from the others. What follows the last
+    choice ("].", the end token) is forced, so it is never read.
+
+    Attributes:
+        model: the cropper.
+        grammar: of its tokenizer.
+        prefix: the prompts without their last tokens, G = 1.
+        noise: fp32 `[12, B, G, A]`, Gumbel noise of each choice, numbered by `grammar.choice`;
+            zeros choose the likeliest actions. Results do not depend on how the batch is sharded.
+        temperature: of the sampling.
+        log_prob_temperature: of the log-probabilities that are returned.
+    """
+
+    model: VLM
+    grammar: Grammar
+    prefix: KVCache
+    noise: jax.Array
+    temperature: float
+    log_prob_temperature: float
+
+    def __call__(self, last_token: Int[Array, " B"]) -> Rollouts:
+        """Samples G boxes for each prompt, whose last token is `last_token`."""
+        carry = self.start(last_token)
+        carry = jax.lax.fori_loop(0, self.grammar.iterations, self.decode_pass, carry)
+        return Rollouts(carry.state.box, carry.log_probs)
+
+    def start(self, last_token: Int[Array, " B"]) -> SamplerCarry:
+        """The carry before the first pass, which reads the last prompt token and the opening."""
+        grammar = self.grammar
+        _, batch, group, _ = self.noise.shape
+        slots = grammar.iterations * grammar.chunk
+        opening = jnp.asarray((0, *grammar.opening), jnp.int32)
+        opening = jnp.pad(opening, (0, grammar.chunk - opening.size))
+        tokens = jnp.broadcast_to(opening, (batch, group, grammar.chunk))
+        tokens = tokens.at[:, :, 0].set(last_token[:, None])
+        return SamplerCarry(
+            state=grammar.start(jnp.zeros((batch, group, 4), jnp.int32)),
+            tokens=tokens,
+            valid=jnp.broadcast_to(jnp.arange(grammar.chunk) <= len(grammar.opening), tokens.shape),
+            cache=KVCache.empty(
+                self.model.config.text, (batch, group, slots), self.prefix.keys.dtype
+            ),
+            log_probs=jnp.zeros((batch, group)),
+        )
+
+    def decode_pass(self, i: jax.Array, carry: SamplerCarry) -> SamplerCarry:
+        """Pass `i`: reads `carry.tokens`, and makes one choice, or two after a 0 on trial."""
+        grammar, slot = self.grammar, i * self.grammar.chunk
+        newest = jnp.where(carry.valid, jnp.arange(grammar.chunk), 0).max(-1)
+        # What precedes a 0 on trial is a digit alone, so the slot after it is free.
+        trial = grammar.may_be_ten(carry.state)
+        zero = jnp.where(trial, grammar.actions[0], carry.tokens[:, :, 1])
+        hidden, cache = self.model.read(
+            carry.tokens.at[:, :, 1].set(zero),
+            carry.valid.at[:, :, 1].set(trial | carry.valid[:, :, 1]),
+            None,
+            self.prefix,
+            carry.cache,
+            slot,
+        )
+        last = jnp.take_along_axis(hidden, newest[..., None, None], 2)[:, :, 0]
+        action, log_prob = self.choose(carry.state, last)
+        after = grammar.advance(carry.state, action)
+        second, second_log_prob = self.choose(after[0], hidden[:, :, 1])
+        after_second = grammar.advance(after[0], second)
+
+        is_ten = trial & (action == 0)
+        state, tokens, valid = jax.tree.map(
+            lambda two, one: jnp.where(jnp.expand_dims(is_ten, range(2, two.ndim)), two, one),
+            after_second,
+            after,
+        )
+        on_trial = trial[..., None] & (jnp.arange(cache.valid.shape[-1]) == slot + 1)
+        return SamplerCarry(
+            state=state,
+            tokens=tokens,
+            valid=valid,
+            cache=cache._replace(valid=cache.valid & (~on_trial | is_ten[..., None])),
+            log_probs=carry.log_probs + log_prob + jnp.where(is_ten, second_log_prob, 0.0),
+        )
+
+    def choose(
+        self, state: GrammarState, hidden: Float[Array, "B G D"]
+    ) -> tuple[Int[Array, "B G"], Float[Array, "B G"]]:
+        """An action for each reply, and its log-probability: 0 where the reply is complete."""
+        grammar = self.grammar
+        allowed = grammar.allowed(state)
+        logits = self.model.text.logits(hidden, jnp.asarray(grammar.actions))
+        number = jnp.minimum(grammar.choice(state), 11)[None, ..., None]
+        noise = jnp.take_along_axis(self.noise, number, 0)[0]
+        action = jnp.argmax(masked_log_softmax(logits, allowed, self.temperature) + noise, -1)
+        log_probs = masked_log_softmax(logits, allowed, self.log_prob_temperature)
+        chosen = jnp.take_along_axis(log_probs, action[..., None], -1)[..., 0]
+        return action, jnp.where(state.coordinate < 4, chosen, 0.0)
+
+
 def sample(
-    model: SmolVLM,
+    model: VLM,
     grammar: Grammar,
     prefix: KVCache,
-    last_token: jax.Array,
-    key: jax.Array,
+    last_token: Int[Array, " B"],
+    key: PRNGKeyArray,
+    *,
     group: int,
     temperature: float,
-    log_prob_temperature: float | None = None,
+    log_prob_temperature: float,
 ) -> Rollouts:
-    """Samples G boxes a prompt on a shared prefix, under the box grammar.
-
-    An iteration appends what was chosen and the tokens that it forces. Where a 0 may follow that
-    would leave the choice between 10 and 100, it is read on trial: both choices are made in one
-    pass, and the slot of a 0 that was not chosen is invalid ever after. So every reply is complete
-    after `grammar.iterations` passes, and no device waits to hear from the others.
-
-    Choice c of rollout (b, g), numbered by `grammar.choice`, uses entry (c, b, g) of the Gumbel
-    noise `[12, B, G, A]`: results do not depend on how the batch is sharded.
+    """Samples `group` boxes for each prompt, as `Sampler` says.
 
     Args:
         model: the cropper.
         grammar: of its tokenizer.
-        prefix: what `decode.read_prompt` returned.
-        last_token: the last prompt token `[B]`.
+        prefix: what `models.decode.read_prompt` returned.
+        last_token: the last prompt token.
         key: PRNG key.
         group: G.
-        temperature: of the sampling; 0 takes the likeliest action.
-        log_prob_temperature: of the log-probabilities returned; by default that of the sampling.
+        temperature: of the sampling, above 0.
+        log_prob_temperature: of the log-probabilities that are returned.
     """
-    batch = last_token.shape[0]
-    actions = jnp.asarray(grammar.actions)
-    zero = grammar.actions[0]
-    slots = grammar.iterations * grammar.chunk
-    cache = KVCache.empty(model.config.text, (batch, group, slots), prefix.keys.dtype)
-    noise = jnp.zeros((12, batch, group, len(grammar.actions)))
-    if temperature:
-        noise = jax.random.gumbel(key, noise.shape)
-
-    opening = jnp.asarray((0, *grammar.opening), jnp.int32)
-    opening = jnp.pad(opening, (0, grammar.chunk - opening.size))
-    tokens = jnp.broadcast_to(opening, (batch, group, grammar.chunk))
-    tokens = tokens.at[:, :, 0].set(last_token[:, None])
-    valid = jnp.broadcast_to(jnp.arange(grammar.chunk) <= len(grammar.opening), tokens.shape)
-
-    def choose(state: GrammarState, hidden: jax.Array):
-        """An action, its log-probability, and what `advance` makes of it."""
-        allowed = grammar.allowed(state)
-        logits = model.text.logits(hidden, actions)
-        number = jnp.minimum(grammar.choice(state), 11)[None, ..., None]
-        own_noise = jnp.take_along_axis(noise, number, 0)[0]
-        action = jnp.argmax(masked_log_softmax(logits, allowed, temperature or 1.0) + own_noise, -1)
-        scored = masked_log_softmax(logits, allowed, log_prob_temperature or temperature or 1.0)
-        chosen = jnp.take_along_axis(scored, action[..., None], -1)[..., 0]
-        return action, jnp.where(state.coordinate < 4, chosen, 0.0), grammar.advance(state, action)
-
-    def iterate(i: jax.Array, carry: Any):
-        state, tokens, valid, cache, log_probs = carry
-        newest = jnp.where(valid, jnp.arange(grammar.chunk), 0).max(-1)
-        # What precedes a 0 on trial is a digit alone, so the slot after it is free.
-        trial = grammar.may_be_ten(state)
-        tokens = tokens.at[:, :, 1].set(jnp.where(trial, zero, tokens[:, :, 1]))
-        valid = valid.at[:, :, 1].set(trial | valid[:, :, 1])
-        slot = i * grammar.chunk
-        hidden, cache = model.read(tokens, valid, None, prefix, cache, slot)
-        last = jnp.take_along_axis(hidden, newest[..., None, None], 2)[:, :, 0]
-        action, log_prob, after = choose(state, last)
-        is_ten = trial & (action == 0)
-        _, of_ten, after_ten = choose(after[0], hidden[:, :, 1])
-
-        def either(ten: jax.Array, other: jax.Array) -> jax.Array:
-            return jnp.where(is_ten.reshape(is_ten.shape + (1,) * (ten.ndim - 2)), ten, other)
-
-        state, tokens, valid = jax.tree.map(either, after_ten, after)
-        on_trial = trial[..., None] & (jnp.arange(slots) == slot + 1)
-        cache = cache._replace(valid=cache.valid & (~on_trial | is_ten[..., None]))
-        log_probs += log_prob + jnp.where(is_ten, of_ten, 0.0)
-        return state, tokens, valid, cache, log_probs
-
-    state = grammar.start(jnp.zeros((batch, group, 4), jnp.int32))
-    start = state, tokens, valid, cache, jnp.zeros((batch, group))
-    state, *_, log_probs = jax.lax.fori_loop(0, grammar.iterations, iterate, start)
-    return Rollouts(state.box, log_probs)
+    shape = (12, last_token.shape[0], group, len(grammar.actions))
+    sampler = Sampler(
+        model=model,
+        grammar=grammar,
+        prefix=prefix,
+        noise=jax.random.gumbel(key, shape),
+        temperature=temperature,
+        log_prob_temperature=log_prob_temperature,
+    )
+    return sampler(last_token)
 
 
-def action_log_probs(
-    model: SmolVLM,
+def propose(
+    model: VLM,
+    grammar: Grammar,
+    image_tokens: Float[Array, "B N I D"],
+    prompt: Int[Array, "B P"],
+    prompt_valid: Bool[Array, "B P"],
+) -> Int[Array, "B 4"]:
+    """The likeliest box for each prompt: the choice with the highest probability at each step.
+
+    Args:
+        model: the cropper.
+        grammar: of its tokenizer.
+        image_tokens: what its `encode_images` made of the tiles.
+        prompt: token ids, padded on the left.
+        prompt_valid: which of them are real.
+    """
+    sampler = Sampler(
+        model=model,
+        grammar=grammar,
+        prefix=read_prompt(model, image_tokens, prompt, prompt_valid),
+        noise=jnp.zeros((12, prompt.shape[0], 1, len(grammar.actions))),
+        temperature=1.0,
+        log_prob_temperature=1.0,
+    )
+    return sampler(prompt[:, -1]).boxes[:, 0]
+
+
+def reply_log_probs(
+    model: VLM,
     grammar: Grammar,
     prefix: KVCache,
-    last_token: jax.Array,
-    boxes: jax.Array,
+    last_token: Int[Array, " B"],
+    boxes: Int[Array, "B G 4"],
     temperature: float,
-) -> tuple[jax.Array, jax.Array, BoxTokens]:
-    """Teacher-forced log-probabilities of the replies that name `boxes`, on the shared prefix.
+) -> ReplyLogProbs:
+    """Log-probabilities of the replies that name `boxes`, read at once on the shared prefix.
 
     Args:
         model: policy or reference.
         grammar: of its tokenizer.
-        prefix: what `decode.read_prompt` returned.
-        last_token: the last prompt token `[B]`.
-        boxes: int `[B, G, 4]`.
+        prefix: what `models.decode.read_prompt` returned.
+        last_token: the last prompt token.
+        boxes: what the replies name.
         temperature: that the logits are divided by.
-
-    Returns:
-        fp32 `[B, G, T, A]` of every action at every reply token, meaningful where the reply's
-        `allowed` has any; fp32 `[B, G, T]`, the log-probability over the whole vocabulary that a
-        token is one that the grammar allows there; and the replies, arrays `[B, G, T, ...]`.
     """
     reply = grammar.encode(boxes)
     first = jnp.broadcast_to(last_token[:, None, None], (*boxes.shape[:2], 1))
@@ -146,10 +274,15 @@ def action_log_probs(
     valid = jnp.concatenate([jnp.ones_like(first, bool), reply.valid[..., :-1]], -1)
     hidden, _ = model.read(tokens, valid, None, prefix)
     logits = model.text.logits(hidden, jnp.asarray(grammar.actions))
-    # Unused, these vocabulary-sized logits are never computed.
-    everything = model.text.logits(hidden)
-    only = jnp.take_along_axis(everything, reply.tokens[..., None], -1)[..., 0]
-    any_of = jax.nn.logsumexp(jnp.where(reply.allowed, logits, NEGATIVE), -1)
-    well_formed = jnp.where(reply.allowed.any(-1), any_of, only)
-    well_formed -= jax.nn.logsumexp(everything, -1)
-    return masked_log_softmax(logits, reply.allowed, temperature), well_formed, reply
+    actions = masked_log_softmax(logits, reply.allowed, temperature)
+    # Where nobody uses `well_formed`, these vocabulary-sized logits are never computed.
+    vocabulary = model.text.logits(hidden)
+    forced = jnp.take_along_axis(vocabulary, reply.tokens[..., None], -1)[..., 0]
+    any_allowed = jax.nn.logsumexp(jnp.where(reply.allowed, logits, NEGATIVE), -1)
+    well_formed = jnp.where(reply.allowed.any(-1), any_allowed, forced)
+    return ReplyLogProbs(
+        reply=reply,
+        actions=actions,
+        chosen=jnp.take_along_axis(actions, reply.action[..., None], -1)[..., 0],
+        well_formed=well_formed - jax.nn.logsumexp(vocabulary, -1),
+    )

@@ -22,8 +22,8 @@ ImageTokens = Any
 class Decoder(Protocol):
     """The text half of a `VLM`."""
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """fp32 `[..., V]` of hidden states `[..., D]`."""
+    def logits(self, hidden: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+        """fp32 `[..., V]` of hidden states `[..., D]`, or `[..., A]` of the A token ids wanted."""
 
 
 class VLM(Protocol):

@@ -20,10 +20,10 @@ from jax.sharding import Mesh
 from cropvlm_jax import parallel
 from cropvlm_jax.data import batching
 from cropvlm_jax.geometry import Grammar
-from cropvlm_jax.grpo.black_box import make_black_box_evaluation, make_black_box_step
+from cropvlm_jax.grpo.black_box import BlackBoxStep
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import AnswerTemplate
-from cropvlm_jax.grpo.step import make_evaluation, make_greedy, make_halves, make_step
+from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora
 from cropvlm_jax.readers.base import Reader
@@ -180,8 +180,14 @@ def build(
             create,
             seen,
             prepare=batching.Preparer(seen, None, canvas, answer_tokens),
-            make_step=lambda steps: make_halves(policy, grammar, optimizer(steps), settings, base),
-            evaluation=make_greedy(policy, grammar),
+            make_step=lambda steps: GRPOStep(
+                policy=policy,
+                grammar=grammar,
+                optimizer=optimizer(steps),
+                config=settings,
+                base=base,
+            ),
+            evaluation=lambda state, batch: None,
             flops=lambda batch: grpo_flops(*outside, batch, adaptation),
             decode_bytes=lambda batch: decode_bytes(*outside, batch, adaptation, dtype.itemsize),
             black_box=black_box,
@@ -216,8 +222,7 @@ def build(
             max_length=GOLD_CHARACTERS,
         )
         vocabulary = Vocabulary.from_tokenizer(target.tokenizer)
-    template = AnswerTemplate.from_prompts(answer_prompts)
-    models = policy, reader, grammar, template
+    template = AnswerTemplate.from_conversations(answer_prompts)
     shapes = cropper.config, target.config, settings, grammar, template
     return Stage(
         cropper,
@@ -226,10 +231,26 @@ def build(
         create,
         seen,
         prepare=batching.Preparer(seen, answer_prompts, canvas, answer_tokens, gold),
-        make_step=lambda steps: make_step(
-            *models, optimizer(steps), settings, base, vocabulary, shared_tower
+        make_step=lambda steps: GRPOStep(
+            policy=policy,
+            target=reader,
+            grammar=grammar,
+            template=template,
+            optimizer=optimizer(steps),
+            config=settings,
+            base=base,
+            vocabulary=vocabulary,
+            shared_tower=shared_tower,
         ),
-        evaluation=make_evaluation(*models, settings, vocabulary),
+        evaluation=GRPOStep(
+            policy=policy,
+            target=reader,
+            grammar=grammar,
+            template=template,
+            optimizer=optimizer(1),
+            config=settings,
+            vocabulary=vocabulary,
+        ).evaluate,
         flops=lambda batch: grpo_flops(*shapes, batch, adaptation, shared_tower),
         decode_bytes=lambda batch: decode_bytes(*shapes, batch, adaptation, dtype.itemsize),
         target=target,
@@ -286,9 +307,6 @@ def jit_black_box(
     state; both take batches of NumPy arrays."""
     assert stage.black_box is not None
     shardings, batched = state_shardings(stage, mesh, steps), parallel.batch_sharding(mesh)
-    settings = GRPOConfig(
-        **config.grpo, gradient_accumulation_steps=config.gradient_accumulation_steps
-    )
 
     def put(tree: Any) -> Any:
         return parallel.to_devices(tree, batched, len(jax.tree.leaves(tree)[0]))
@@ -296,7 +314,7 @@ def jit_black_box(
     def jit(function: Callable[..., Any], **options: Any) -> Any:
         return jax.jit(parallel.on_mesh(mesh, function), **options)
 
-    halves = stage.make_step(steps)
-    step = make_black_box_step(halves, stage.black_box, settings, put, jit, shardings)
-    greedy = jit_evaluation(stage, mesh, shardings)
-    return step, make_black_box_evaluation(greedy, stage.black_box, settings, put), shardings
+    step = BlackBoxStep(
+        stage.make_step(steps), stage.black_box, put=put, jit=jit, state_shardings=shardings
+    )
+    return step, step.evaluate, shardings

@@ -15,14 +15,9 @@ from flax import nnx
 
 from cropvlm_jax import geometry, scoring
 from cropvlm_jax.data import batching
-from cropvlm_jax.grpo.black_box import (
-    ask,
-    make_black_box_evaluation,
-    make_black_box_step,
-    seen_by_cropper,
-)
+from cropvlm_jax.grpo.black_box import BlackBoxStep, ask, without_host_parts
 from cropvlm_jax.grpo.config import GRPOConfig
-from cropvlm_jax.grpo.step import make_evaluation, make_greedy, make_halves, make_step
+from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.export import export, write_processor_files
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.readers.base import Reply
@@ -77,6 +72,12 @@ def vlm(tmp_path_factory) -> VLMReader:
     return reader
 
 
+def make_step(config, **target):
+    return GRPOStep(
+        policy=GRAPHDEF, grammar=tiny.GRAMMAR, optimizer=OPTIMIZER, config=config, **target
+    )
+
+
 @pytest.mark.parametrize("accumulate, updates", [(1, 1), (2, 2)])
 def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates):
     config = dataclasses.replace(
@@ -84,11 +85,10 @@ def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates):
     )
     inside, outside = make_batches()
     vocabulary = in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER)
-    models = GRAPHDEF, GRAPHDEF, tiny.GRAMMAR, tiny.TEMPLATE
-    fused = jax.jit(make_step(*models, OPTIMIZER, config, None, vocabulary))
+    inner = make_step(config, target=GRAPHDEF, template=tiny.TEMPLATE, vocabulary=vocabulary)
+    fused = jax.jit(inner)
     want, want_metrics = fused(make_state(), inside, KEY)
-    halves = make_halves(GRAPHDEF, tiny.GRAMMAR, OPTIMIZER, config)
-    step = make_black_box_step(halves, vlm, config)
+    step = BlackBoxStep(make_step(config), vlm)
     state = make_state()
     got, metrics = step(state, outside, KEY)
 
@@ -109,9 +109,8 @@ def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates):
     want, want_metrics = fused(want, inside, jax.random.key(8))
     np.testing.assert_allclose(metrics["loss"], want_metrics["loss"], 0, 1e-4)
 
-    greedy = jax.jit(make_greedy(GRAPHDEF, tiny.GRAMMAR))
-    sums = make_black_box_evaluation(greedy, vlm, config)(got, outside)
-    want_sums = jax.jit(make_evaluation(*models, config, vocabulary))(got, inside)
+    sums = step.evaluate(got, outside)
+    want_sums = jax.jit(inner.evaluate)(got, inside)
     assert sums.keys() == want_sums.keys()
     for name in sums:
         np.testing.assert_allclose(sums[name], want_sums[name], 1e-5, 1e-6, err_msg=name)
@@ -159,22 +158,23 @@ def test_what_kept_the_target_from_answering_teaches_nothing():
     np.testing.assert_array_equal(np.isnan(scores), [[False, False, True]] * 4)
     np.testing.assert_array_equal(scores[:, :2], 0)  # a refusal is an answer, and a bad one
 
-    halves = make_halves(GRAPHDEF, tiny.GRAMMAR, OPTIMIZER, config)
-    rollouts = jax.jit(halves.roll_out)(make_state(), seen_by_cropper(batch), KEY).rollouts.boxes
+    step = make_step(config)
+    roll_out = jax.jit(BlackBoxStep(step, ruler).roll_out)
+    rollouts = roll_out(make_state(), without_host_parts(batch), KEY)[1].boxes
     widths = geometry.to_pixels(np.asarray(rollouts[0]), batch.size[0])[:, 2]
     widths -= geometry.to_pixels(np.asarray(rollouts[0]), batch.size[0])[:, 0]
     failing = Ruler(lambda width: "HTTP 500: no" if width == widths[0] else "")
-    _, metrics = make_black_box_step(halves, failing, config)(make_state(), batch, KEY)
+    _, metrics = BlackBoxStep(step, failing)(make_state(), batch, KEY)
     assert 0 < metrics["unscored"] < 1 and np.isfinite(metrics["grad_norm"])
     silent = Ruler(lambda width: "HTTP 503: no")
     assert np.isnan(ask(silent, config, batch, boxes)).all()
     with pytest.raises(RuntimeError, match="ruler answered no question"):
-        make_black_box_step(halves, silent, config)(make_state(), batch, KEY)
+        BlackBoxStep(step, silent)(make_state(), batch, KEY)
 
 
 def test_the_next_rollouts_are_made_while_the_host_scores():
     config = dataclasses.replace(CONFIG, accuracy="contains", gradient_accumulation_steps=4)
-    halves, order = make_halves(GRAPHDEF, tiny.GRAMMAR, OPTIMIZER, config), []
+    order = []
     rolled_2 = threading.Event()
 
     class Slow(Ruler):
@@ -197,6 +197,6 @@ def test_the_next_rollouts_are_made_while_the_host_scores():
         return call
 
     _, batch = make_batches()
-    make_black_box_step(halves, Slow(), config, jit=jit)(make_state(), batch, KEY)
+    BlackBoxStep(make_step(config), Slow(), jit=jit)(make_state(), batch, KEY)
     calls = " ".join(name for name in order if name != "score")
     assert calls == "roll_out roll_out learn roll_out learn roll_out learn learn update"

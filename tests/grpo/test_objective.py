@@ -9,7 +9,7 @@ from cropvlm_jax.grpo import objective
 
 RNG = np.random.default_rng(0)
 REWARDS = RNG.normal(-20, 3, (5, 8)).astype(np.float32)
-SCALES, AGGREGATIONS = ("group", "batch", "none"), ("grpo", "dr_grpo", "token")
+SCALES, AGGREGATIONS = ("group", "batch", "none"), ("grpo", "dr_grpo", "dapo")
 
 
 def plain_advantages(rewards: np.ndarray, scale: str) -> np.ndarray:
@@ -132,10 +132,10 @@ def test_aggregation(kind):
     want = {
         "grpo": np.mean([reply.mean() for reply in replies]),
         "dr_grpo": np.mean([reply.sum() / 10 for reply in replies]),
-        "token": np.concatenate(replies).mean(),
+        "dapo": np.concatenate(replies).mean(),
     }
     np.testing.assert_allclose(total / count, want[kind], rtol=1e-5)
-    assert count == (mask.sum() if kind == "token" else 6 * 4 - 5)
+    assert count == (mask.sum() if kind == "dapo" else 6 * 4 - 5)
 
     # Microbatches of any size, one of them with nothing in it, add up to the whole.
     parts = [

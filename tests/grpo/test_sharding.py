@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh
 
 from cropvlm_jax import parallel
 from cropvlm_jax.grpo.config import GRPOConfig
-from cropvlm_jax.grpo.step import make_step
+from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.smolvlm.architecture import ARCHITECTURE
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
@@ -49,7 +49,14 @@ def main(folder: pathlib.Path) -> None:
         num_generations=4, beta=0.1, reward_chunk=2, loss_type="dapo", gradient_accumulation_steps=2
     )
     batches = [tiny.make_batch(tiny.make_examples(16, seed)) for seed in range(STEPS)]
-    inner = make_step(graphdef, graphdef, tiny.GRAMMAR, tiny.TEMPLATE, optimizer, config)
+    inner = GRPOStep(
+        policy=graphdef,
+        target=graphdef,
+        grammar=tiny.GRAMMAR,
+        template=tiny.TEMPLATE,
+        optimizer=optimizer,
+        config=config,
+    )
     for name, sizes in MESHES.items():
         mesh = parallel.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
         params, *frozen = jax.tree.map(np.array, (policy, reference, target))

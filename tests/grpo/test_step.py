@@ -1,15 +1,9 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The fused step against the same algorithm written naively, one rollout and one token at a time.
-
-The naive version shares the models' whole-sequence forward, the prompts and the host's image
-processing with the package, and nothing else: no cache, no shared prefix, no left padding, no
-grammar tables, no device crop.
-"""
+"""The fused step against the same algorithm written naively (`oracles/naive_grpo.py`)."""
 
 import dataclasses
 import functools
-import re
 from typing import Any
 
 import jax
@@ -19,96 +13,34 @@ import optax
 import pytest
 import tiny
 from flax import nnx
-from PIL import Image
+from oracles import naive_grpo
+from oracles.naive_grpo import (
+    BATCH,
+    CONFIG,
+    EXAMPLES,
+    GRAPHDEF,
+    KEY,
+    LEARNING_RATE,
+    POLICY,
+    REFERENCE,
+    TARGET,
+    TARGET_GRAPHDEF,
+    Case,
+    Result,
+    jitted,
+    naive_rollouts,
+)
 
-from cropvlm_jax import geometry, scoring
+from cropvlm_jax import geometry
 from cropvlm_jax.data import batching, order
-from cropvlm_jax.grpo import rewards, rollout
-from cropvlm_jax.grpo.config import GRPOConfig
-from cropvlm_jax.grpo.step import judge, make_step
+from cropvlm_jax.grpo import rewards
+from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.models import lora
-from cropvlm_jax.models.smolvlm.model import SmolVLM
-from cropvlm_jax.pixels import host
+from cropvlm_jax.pixels import device, host
 from cropvlm_jax.scoring import in_graph
 from cropvlm_jax.train_state import TrainState
 
-GROUP, TEMPERATURE, LEARNING_RATE = 4, 0.8, 1.0
 SAMPLER_GAP = 0.25  # by which a decoding would be wrong about its log-probabilities
-KEY = jax.random.key(7)
-EXAMPLES = tiny.make_examples(4)
-EXAMPLES[2]["answers"] = ["At: 10:42"]
-GOLD = (["th th"], ["iefWhich", "Which"], ["this this"], ["ief help", "11 this"])  # or nearly
-GRAPHDEF, POLICY = tiny.make_model(0)
-REFERENCE = jax.tree.map(lambda a, b: 0.8 * a + 0.2 * b, POLICY, tiny.make_model(1)[1])
-TARGET = tiny.make_model(2)[1]
-# Of the same shape, but told apart.
-TARGET_CONFIG = dataclasses.replace(tiny.CONFIG, model_type="smolvlm")
-TARGET_GRAPHDEF = nnx.graphdef(nnx.eval_shape(lambda: SmolVLM(TARGET_CONFIG, rngs=nnx.Rngs(0))))
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What is trained on what.
-
-    Attributes:
-        config: settings of the step.
-        adapters: train low-rank adapters of the cropper, not all of it.
-        grid: tiles of the cropper's pictures.
-        spoilt: the rollouts `(b, g)` whose likelihood turns NaN.
-    """
-
-    config: GRPOConfig
-    adapters: bool = False
-    grid: tuple[int, int] = (0, 0)
-    spoilt: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def longest_edge(self) -> int:
-        return tiny.SIDE * max(1, *self.grid)
-
-    @functools.cached_property
-    def batch(self) -> batching.Batch:
-        batch = tiny.make_batch(EXAMPLES, self.longest_edge)
-        if not self.config.accuracy_weight:
-            return batch
-        gold = [scoring.encode_gold(a, self.config.accuracy, 3, 40) for a in GOLD]
-        return batch._replace(gold=jax.tree.map(lambda *x: np.stack(x), *gold))
-
-    @functools.cached_property
-    def model(self) -> tuple[nnx.GraphDef, nnx.State, tuple[nnx.State, ...]]:
-        """The policy: its graph, what is trained and what is not."""
-        if not self.adapters:
-            return GRAPHDEF, POLICY, ()
-        settings = lora.LoRAConfig(rank=2, alpha=4, dropout=0.0)
-        adapted = lora.add(nnx.merge(GRAPHDEF, POLICY), settings, nnx.Rngs(0))
-        graphdef, trained, frozen = nnx.split(adapted, lora.LoRAParam, ...)
-        rng = np.random.default_rng(0)  # a fresh adapter's second half is zero
-        trained = jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.1, x.shape)), trained)
-        return graphdef, jax.tree.map(jnp.float32, trained), (frozen,)
-
-    @property
-    def reference(self) -> nnx.State:
-        return POLICY if self.adapters else REFERENCE
-
-    @property
-    def spoil(self) -> np.ndarray:
-        """bool `[B, G]`."""
-        spoil = np.zeros((len(EXAMPLES), GROUP), bool)
-        for rollout_ in self.spoilt:
-            spoil[rollout_] = True
-        return spoil
-
-    def plain(self, trained: nnx.State) -> nnx.State:
-        """All weights of the plain model, adapters merged."""
-        graphdef, _, frozen = self.model
-        if not self.adapters:
-            return trained
-        return nnx.split(lora.merge(nnx.merge(graphdef, trained, *frozen)))[1]
-
-
-CONFIG = GRPOConfig(num_generations=GROUP, temperature=TEMPERATURE, beta=0.1)
-BATCH = Case(CONFIG).batch
 
 # Each has several features; microbatches and reward chunks change along.
 CASES = {
@@ -160,8 +92,6 @@ CASES = {
 }
 
 
-# The fused step -----------------------------------------------------------------------------------
-
 # Updates like SGD and keeps the gradient, exactly, as its state.
 KEEP_GRADIENT = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -169,20 +99,21 @@ KEEP_GRADIENT = optax.GradientTransformation(
 )
 
 
-@dataclasses.dataclass
-class Result:
-    """What one step did.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class FlawedStep(GRPOStep):
+    """A step whose sampler errs about its log-probabilities, and some of whose rewards are NaN."""
 
-    `pictures` uint8 `[B, 1 + G, S, S, 3]` are what the target saw: the whole and the crops;
-    `gradient` is that of the last update.
-    """
+    spoil: np.ndarray | None = None  # bool `[B, G]`
 
-    boxes: np.ndarray
-    pictures: np.ndarray
-    likelihood: np.ndarray
-    metrics: dict[str, float]
-    gradient: Any
-    params: Any
+    def sample(self, *args: Any):
+        rollouts = super().sample(*args)
+        return rollouts._replace(log_probs=rollouts.log_probs + SAMPLER_GAP)
+
+    def reward(self, *args: Any):
+        prompts, found = super().reward(*args)
+        if self.spoil is not None:
+            found = jax.tree.map(lambda x: jnp.where(self.spoil, jnp.nan, x), found)
+        return prompts, found
 
 
 def make_state(case: Case) -> TrainState:
@@ -195,418 +126,50 @@ def make_state(case: Case) -> TrainState:
     )
 
 
-def jitted(step: Any, **options: Any):
-    return jax.jit(step, compiler_options=FAST_COMPILE, **options)
-
-
-def build(case: Case):
-    return make_step(
-        case.model[0],
-        TARGET_GRAPHDEF,
-        tiny.GRAMMAR,
-        tiny.TEMPLATE,
-        KEEP_GRADIENT,
-        case.config,
-        GRAPHDEF if case.adapters else None,
-        in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER),
+def build(case: Case, kind: Any = GRPOStep, **options: Any) -> GRPOStep:
+    return kind(
+        policy=case.model[0],
+        grammar=tiny.GRAMMAR,
+        optimizer=KEEP_GRADIENT,
+        config=case.config,
+        base=GRAPHDEF if case.adapters else None,
+        target=TARGET_GRAPHDEF,
+        template=tiny.TEMPLATE,
+        vocabulary=in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER),
+        **options,
     )
+
+
+@functools.partial(jitted, static_argnums=3)
+@functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
+def cut(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax.Array:
+    """What the target sees: uint8 `[B, 1 + G, S, S, 3]` of boxes `[B, G, 4]`."""
+    whole = jnp.array([geometry.FULL])
+    return device.crop(canvas, size, jnp.concatenate([whole, boxes]), side)
 
 
 def fused(case: Case) -> tuple[Result, TrainState]:
-    """Runs one fused step and listens in."""
-    sample, log_likelihood, encode = (
-        rollout.sample,
-        rewards.log_likelihood,
-        SmolVLM.encode_images,
-    )
-    boxes, likelihoods, pictures = [], [], []
+    """Runs one fused step."""
+    step = build(case, FlawedStep, spoil=case.spoil if case.spoilt else None)
+    state, metrics, experience = jitted(step.run)(make_state(case), case.batch, KEY)
+    count = case.config.gradient_accumulation_steps
 
-    def note(values: jax.Array, where: list[np.ndarray]):
-        jax.debug.callback(lambda x: where.append(np.asarray(x)), values, ordered=True)
+    def in_order(parts: jax.Array) -> np.ndarray:
+        """Microbatch i holds every `count`-th row."""
+        if count == 1:
+            return np.asarray(parts)
+        return np.asarray(parts).swapaxes(0, 1).reshape(len(EXAMPLES), *parts.shape[2:])
 
-    def listening_sample(*args: Any):
-        rollouts = sample(*args)
-        note(rollouts.boxes, boxes)
-        return rollouts._replace(log_probs=rollouts.log_probs + SAMPLER_GAP)
-
-    def listening_likelihood(*args: Any):
-        likelihood = log_likelihood(*args)
-        if likelihood.shape[1] == 1:  # without the crop
-            return likelihood
-        if case.spoilt:
-            likelihood = jnp.where(case.spoil, jnp.nan, likelihood)
-        note(likelihood, likelihoods)
-        return likelihood
-
-    def listening_encode(model: SmolVLM, seen: jax.Array):
-        if model.config == TARGET_CONFIG:
-            note(seen, pictures)
-        return encode(model, seen)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "sample", listening_sample)
-        patch.setattr(rewards, "log_likelihood", listening_likelihood)
-        patch.setattr(SmolVLM, "encode_images", listening_encode)
-        state, metrics = jitted(build(case))(make_state(case), case.batch, KEY)
-        jax.effects_barrier()
-
-    def in_order(parts: list[np.ndarray]) -> np.ndarray:
-        return np.stack(parts, 1).reshape(len(EXAMPLES), *parts[0].shape[1:])
-
-    reads = (
-        len(pictures) // case.config.gradient_accumulation_steps
-    )  # of the target in a microbatch
-    pictures = [np.concatenate(pictures[i : i + reads], 1) for i in range(0, len(pictures), reads)]
+    boxes = in_order(experience.boxes)
     result = Result(
-        in_order(boxes),
-        in_order(pictures),
-        in_order(likelihoods),
+        boxes,
+        np.asarray(cut(case.batch.canvas, case.batch.size, boxes, tiny.SIDE)),
+        in_order(experience.rewards.parts["likelihood"]),
         metrics,
         state.opt_state,
         state.params,
     )
     return result, state
-
-
-# The naive version --------------------------------------------------------------------------------
-
-LENGTH = 96  # of every sequence; what follows its end is never seen by a causal model
-
-
-def logits_of(params: nnx.State, ids: jax.Array, pictures: jax.Array) -> jax.Array:
-    """Logits fp32 `[T, V]` of one whole sequence, without a mask."""
-    model = nnx.merge(GRAPHDEF, params)
-    return model(ids[None], jnp.ones((1, ids.size), bool), pictures[None])[0]
-
-
-naive_logits = jitted(logits_of)
-
-
-def extended(ids: Any) -> np.ndarray:
-    assert len(ids) <= LENGTH
-    return np.pad(np.array(ids, np.int32), (0, LENGTH - len(ids)))
-
-
-def written(box: tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, box)) + (", " if len(box) < 4 else "].")
-
-
-def values(box: tuple[int, ...]) -> range:
-    """What may come after the first coordinates `box`."""
-    return range(100) if len(box) < 2 else range(box[len(box) - 2] + 1, 101)
-
-
-def next_characters(prefix: str) -> str:
-    """Characters that may follow `prefix` in the text of a valid box, by looking at all boxes."""
-    found, partial = set(), [()]
-    while partial:
-        box = partial.pop()
-        for value in values(box):
-            text = written((*box, value))
-            if text.startswith(prefix) and len(text) > len(prefix):
-                found.add(text[len(prefix)])
-            elif prefix.startswith(text) and len(box) < 3:
-                partial.append((*box, value))
-    return "".join(sorted(found))
-
-
-def a_text(prefix: str, box: tuple[int, ...] = ()) -> str | None:
-    """The text of some valid box that begins with `prefix`."""
-    for value in values(box):
-        text = written((*box, value))
-        if text.startswith(prefix) or prefix.startswith(text):
-            text = text if len(box) == 3 else a_text(prefix, (*box, value))
-            if text is not None and text.startswith(prefix):
-                return text
-    return None
-
-
-@dataclasses.dataclass
-class NaiveRollout:
-    """One sampled reply.
-
-    `choices` maps the index of each chosen token of `ids` to the tokens it was chosen from.
-    """
-
-    box: tuple[int, ...]
-    ids: list[int]
-    choices: dict[int, list[int]]
-
-
-def naive_rollout(params: nnx.State, prompt: Any, tiles: np.ndarray, noise: Any) -> NaiveRollout:
-    """Writes a box token by token; `noise(c)` is the Gumbel noise `[12]` of choice c."""
-
-    def encode(text: str):
-        return tiny.TOKENIZER.encode(f" {text}<end_of_utterance>", add_special_tokens=False)
-
-    prompt, text, choices = list(prompt), "", {}
-    while options := next_characters(text):
-        if not re.search("[0-9]", options):
-            text += options  # forced
-            assert len(options) == 1
-            continue
-        candidates = {}
-        for character in options:
-            encoding = encode(a_text(text + character))
-            index = [start for start, _ in encoding.offsets].index(1 + len(text))
-            candidates[character] = encoding.ids[index]
-            ids = prompt + encoding.ids[:index]
-        tokens = list(candidates.values())
-        logits = naive_logits(params, extended(ids), tiles)[len(ids) - 1]
-        scores = np.asarray(logits, np.float64)[tokens] / TEMPERATURE
-        number = 3 * text.count(",") + len(re.search("[0-9]*$", text)[0])  # by coordinate and digit
-        scores += np.asarray(noise(number))[["0123456789,]".index(c) for c in options]]
-        if len(options) > 1:
-            choices[len(ids)] = tokens
-        text += options[int(np.argmax(scores))]
-    box = tuple(int(number) for number in re.findall("[0-9]+", text))
-    return NaiveRollout(box, prompt + encode(text).ids, choices)
-
-
-@functools.cache
-def naive_rollouts(
-    accumulate: int, adapters: bool = False, grid: tuple[int, int] = (0, 0)
-) -> list[list[NaiveRollout]]:
-    """All rollouts; microbatch j of n takes examples j, j + n, ... and the j-th of n keys."""
-    batch = len(EXAMPLES) // accumulate
-    keys = jax.random.split(KEY, accumulate) if accumulate > 1 else [KEY]
-    case = Case(CONFIG, adapters, grid)
-    policy = case.plain(case.model[1])
-
-    @functools.cache
-    def gumbel(microbatch: int) -> np.ndarray:
-        return np.asarray(jax.random.gumbel(keys[microbatch], (12, batch, GROUP, 12)))
-
-    rollouts = []
-    for b, example in enumerate(EXAMPLES):
-        prompt, tiles = naive_prompt(case, example)
-
-        def noise(choice: int, b: int = b, g: int = 0) -> np.ndarray:
-            return gumbel(b % accumulate)[choice, b // accumulate, g]
-
-        rollouts.append(
-            [
-                naive_rollout(policy, prompt, tiles, functools.partial(noise, g=g))
-                for g in range(GROUP)
-            ]
-        )
-    return rollouts
-
-
-def naive_prompt(case: Case, example: dict[str, Any]) -> tuple[list[int], np.ndarray]:
-    """What the cropper reads: token ids and tiles."""
-    tiles, grid = host.tile(example["image"], tiny.SIDE, case.longest_edge)
-    assert grid == case.grid
-    return tiny.PROMPTS.crop(example["question"], grid).ids.tolist(), tiles
-
-
-def naive_pictures(example: dict[str, Any], box: tuple[int, ...]) -> np.ndarray:
-    """The whole picture and its crop by PIL, as the target sees them: uint8 `[2, S, S, 3]`."""
-    height, width = example["image"].shape[:2]
-    left, top, right, bottom = (
-        round(percent * side / 100) for percent, side in zip(box, (width, height) * 2, strict=True)
-    )
-    left, top = min(left, width - 1), min(top, height - 1)
-    right, bottom = max(right, left + 1), max(bottom, top + 1)
-    crop = Image.fromarray(example["image"]).crop((left, top, right, bottom))
-    pictures = [
-        host.tile(picture, tiny.SIDE, tiny.SIDE)[0]
-        for picture in (example["image"], np.asarray(crop))
-    ]
-    return np.concatenate(pictures)
-
-
-def naive_likelihood(
-    example: dict[str, Any], pictures: np.ndarray, config: GRPOConfig = CONFIG
-) -> float:
-    """Asks with all the pictures, and reads the answer off the whole conversation."""
-    prompt = tiny.PROMPTS.answer(example["question"], len(pictures), example["answers"][0])
-    logits = naive_logits(TARGET, extended(prompt.ids), pictures)
-    log_probs = np.asarray(jax.nn.log_softmax(logits))
-    start, stop = prompt.completion.start, prompt.completion.stop
-    if config.official_span:
-        colons = np.flatnonzero(prompt.ids[:stop] == tiny.TOKENIZER.token_to_id(":"))
-        start = int(colons[-1]) + 1
-    answer = [log_probs[t - 1, prompt.ids[t]] for t in range(start, stop)]
-    return float(np.mean(answer) if config.likelihood == "mean" else np.sum(answer))
-
-
-def naive_answer(example: dict[str, Any], pictures: np.ndarray, max_tokens: int) -> str:
-    """Lets the target write its answer, one token at a time."""
-    ids = tiny.PROMPTS.answer(example["question"], len(pictures)).ids.tolist()
-    prompt = len(ids)
-    while len(ids) < prompt + max_tokens:
-        ids.append(int(np.argmax(naive_logits(TARGET, extended(ids), pictures)[len(ids) - 1])))
-        if ids[-1] == tiny.TOKENIZER.token_to_id("<end_of_utterance>"):
-            break
-    return tiny.TOKENIZER.decode(ids[prompt:]).strip()
-
-
-def naive_advantages(rewards: np.ndarray, scale: str) -> np.ndarray:
-    every = rewards[np.isfinite(rewards)]
-    advantages = np.zeros(rewards.shape)
-    for row, got in zip(rewards, advantages, strict=True):
-        group = row[np.isfinite(row)]
-        if len(group) > 1:
-            divisor = {"group": group, "batch": every, "none": None}[scale]
-            divisor = 1 if divisor is None else divisor.std(ddof=1) + 1e-4
-            got[:] = np.where(np.isfinite(row), (row - group.mean()) / divisor, 0)
-    return advantages
-
-
-def log_probs_of(
-    params: nnx.State, ids: jax.Array, tiles: jax.Array, allowed: jax.Array, temperature: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probabilities `[T - 1]` of tokens 1.. among the tokens `allowed`, bool `[T - 1, V]`, and
-    that they are among those, which says something where the grammar leaves a choice; entropies."""
-    logits = logits_of(params, ids, tiles)[:-1]
-    among = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, -jnp.inf))
-    inside = jnp.log(jnp.where(allowed, jax.nn.softmax(logits), 0).sum(-1))
-    written = jax.nn.log_softmax(logits)[jnp.arange(ids.size - 1), ids[1:]]
-    inside = jnp.where(allowed.all(-1), written, inside)
-    entropy = -jnp.where(allowed, jnp.exp(among) * among, 0).sum(-1)
-    return among[jnp.arange(ids.size - 1), ids[1:]], inside, entropy
-
-
-naive_log_probs = jitted(log_probs_of)
-
-
-@functools.partial(jitted, static_argnums=0)
-@functools.partial(jax.value_and_grad, argnums=1, has_aux=True)
-def naive_reply(
-    adapters: bool,
-    trained: nnx.State,
-    reply: tuple[jax.Array, ...],
-    advantage: jax.Array,
-    old: jax.Array,
-    reference: jax.Array,
-    settings: dict[str, Any],
-):
-    """Sum of a reply's token losses, what else there is to know, and the gradient."""
-    ids, tiles, allowed, chosen, is_reply = reply
-    params = Case(CONFIG, adapters).plain(trained)
-    log_probs, inside, entropy = log_probs_of(params, ids, tiles, allowed, settings["temperature"])
-    ratio = jnp.exp(log_probs - old)
-    low, high = 1 - settings["epsilon"], 1 + settings["epsilon_high"]
-    gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
-    kl = jnp.exp(reference - log_probs) - (reference - log_probs) - 1
-    # What decoding without the grammar does: any of the allowed tokens is as good.
-    malformed = -jnp.where(is_reply, inside, 0).sum() / is_reply.sum()
-    loss = settings["beta"] * kl - gain + settings["format_weight"] * malformed
-    sums = {
-        "kl": jnp.where(chosen, kl, 0).sum(),
-        "entropy": jnp.where(chosen, entropy, 0).sum(),
-        "clip_low_fraction": (chosen & (ratio < low) & (advantage < 0)).sum(),
-        "clip_high_fraction": (chosen & (ratio > high) & (advantage > 0)).sum(),
-    }
-    return jnp.where(chosen, loss, 0).sum(), (sums, malformed)
-
-
-def naive(case: Case, seen: np.ndarray) -> Result:
-    """One step; where the pictures are `seen` but for a grey level, the target gets those.
-
-    A grey level moves a random target's likelihoods by more than the rest may.
-    """
-    config = case.config
-    rollouts = naive_rollouts(config.gradient_accumulation_steps, case.adapters, case.grid)
-    pictures = np.array(
-        [
-            [naive_pictures(example, r.box) for r in group]
-            for example, group in zip(EXAMPLES, rollouts, strict=True)
-        ]
-    )
-    seen = np.stack([np.broadcast_to(seen[:, :1], seen[:, 1:].shape), seen[:, 1:]], 2)
-    difference = np.abs(seen.astype(int) - pictures)
-    print("pixels off", (difference > 0).mean(), "by two", (difference > 1).mean())
-    assert (difference > 1).mean() < 1e-3 and (difference > 0).mean() < 1e-2
-    assert difference.max() <= 3
-
-    # Rewards and advantages.
-    boxes = np.array([[r.box for r in group] for group in rollouts])
-    likelihood = np.array(
-        [
-            [naive_likelihood(example, p, config) for p in group]
-            for example, group in zip(EXAMPLES, seen, strict=True)
-        ]
-    )
-    likelihood[case.spoil] = np.nan
-    parts = {"likelihood": likelihood}
-    if config.gain:
-        alone = [naive_likelihood(e, p[0, :1], config) for e, p in zip(EXAMPLES, seen, strict=True)]
-        parts["likelihood"] = likelihood - np.array(alone)[:, None]
-    if config.accuracy_weight:
-        own = [
-            [naive_answer(example, p, config.answer_tokens) for p in group]
-            for example, group in zip(EXAMPLES, seen, strict=True)
-        ]
-        parts["accuracy"] = np.array(
-            [
-                [scoring.score(answer, gold, config.accuracy) for answer in group]
-                for gold, group in zip(GOLD, own, strict=True)
-            ]
-        )
-        print("answers", own, parts["accuracy"])
-        assert parts["accuracy"][~case.spoil].std() > 0.1
-    if config.area_weight:
-        width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-        parts["area"] = width * height / 1e4
-    reward = sum(
-        {"area": -1}.get(name, 1) * getattr(config, f"{name}_weight") * part
-        for name, part in parts.items()
-    )
-    scored = np.isfinite(reward)
-    advantages = naive_advantages(reward, config.scale_rewards)
-    metrics = {f"reward/{name}": part[scored].mean() for name, part in parts.items()}
-    metrics["reward"] = reward[scored].mean()
-
-    # What each reply was chosen from.
-    settings = {
-        name: getattr(config, name) for name in ("beta", "format_weight", "epsilon", "epsilon_high")
-    }
-    settings["temperature"] = TEMPERATURE if config.temperature_in_log_probs else 1.0
-    start = case.plain(case.model[1])
-    learned = []
-    for b, g in zip(*np.nonzero(scored), strict=True):
-        prompt, tiles = naive_prompt(case, EXAMPLES[b])
-        r = rollouts[b][g]
-        allowed = np.ones((LENGTH, tiny.CONFIG.text.vocab_size), bool)
-        chosen = np.zeros(LENGTH, bool)
-        for position, candidates in r.choices.items():
-            allowed[position] = np.isin(np.arange(allowed.shape[1]), candidates)
-            chosen[position] = True
-        positions = np.arange(LENGTH)
-        is_reply = (positions >= len(prompt)) & (positions < len(r.ids))
-        inputs = extended(r.ids), tiles, allowed[1:]
-        old, *_ = naive_log_probs(start, *inputs, settings["temperature"])
-        reference, *_ = naive_log_probs(case.reference, *inputs, settings["temperature"])
-        reply = (*inputs, chosen[1:], is_reply[1:])
-        learned.append((reply, np.float32(advantages[b, g]), old, reference))
-
-    # Updates.
-    params, totals = case.model[1], []
-    tokens = sum(len(rollouts[b][g].choices) for b, g in zip(*np.nonzero(scored), strict=True))
-    divisor = tokens if config.loss_type == "dapo" else scored.sum()
-    for _ in range(config.num_iterations):
-        summed = "loss", "kl", "entropy", "malformed", "clip_low_fraction", "clip_high_fraction"
-        total = dict.fromkeys(summed, 0.0)
-        gradient = jax.tree.map(jnp.zeros_like, params)
-        for inputs in learned:
-            length = {
-                "grpo": inputs[0][3].sum(),
-                "dr_grpo": config.normaliser or tiny.GRAMMAR.max_choices,
-                "dapo": 1,
-            }[config.loss_type]
-            (part, (sums, malformed)), grads = naive_reply(case.adapters, params, *inputs, settings)
-            total["loss"] += float(part) / length / divisor
-            total["malformed"] += float(malformed) / len(learned)
-            for name, value in sums.items():
-                total[name] += float(value) / tokens
-            gradient = jax.tree.map(lambda g, x, n=length * divisor: g + x / n, gradient, grads)
-        total["grad_norm"] = float(optax.tree.norm(gradient))
-        params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, gradient)
-        totals.append(total)
-    metrics |= {name: np.mean([total[name] for total in totals]) for name in totals[0]}
-    return Result(boxes, pictures, likelihood, metrics, gradient, params)
 
 
 def assert_gradients_close(got: Any, want: Any, tolerance: float):
@@ -629,7 +192,7 @@ def assert_same(got: Result, want: Result, gain: bool):
     tolerances = {"loss": (0, 1e-5), "kl": (1e-4, 1e-6)}
     if gain:  # a difference of likelihoods, and small: as exact as they are
         tolerances |= dict.fromkeys(("reward", "reward/likelihood"), (0, 2e-5))
-    for name in want.metrics.keys() & got.metrics.keys():
+    for name in want.metrics:
         rtol, atol = tolerances.get(name, (1e-5, 1e-6))
         np.testing.assert_allclose(
             got.metrics[name], want.metrics[name], rtol=rtol, atol=atol, err_msg=name
@@ -649,7 +212,7 @@ def test_the_examples_put_the_step_to_the_test():
     for r in rollouts:
         assert geometry.is_valid(np.array(r.box))
     likelihood = [
-        naive_likelihood(EXAMPLES[0], naive_pictures(EXAMPLES[0], r.box))
+        naive_grpo.naive_likelihood(EXAMPLES[0], naive_grpo.naive_pictures(EXAMPLES[0], r.box))
         for r in naive_rollouts(1)[0]
     ]
     assert np.std(likelihood) > 0.02
@@ -658,9 +221,11 @@ def test_the_examples_put_the_step_to_the_test():
 def test_what_follows_a_sequence_is_never_seen():
     ids = tiny.PROMPTS.crop(EXAMPLES[0]["question"]).ids
     tiles, _ = host.tile(EXAMPLES[0]["image"], tiny.SIDE, tiny.SIDE)
-    alone = naive_logits(POLICY, ids, tiles)
+    alone = naive_grpo.naive_logits(POLICY, ids, tiles)
     np.testing.assert_allclose(
-        alone, naive_logits(POLICY, extended(ids), tiles)[: len(ids)], atol=1e-4
+        alone,
+        naive_grpo.naive_logits(POLICY, naive_grpo.extended(ids), tiles)[: len(ids)],
+        atol=1e-4,
     )
 
 
@@ -668,19 +233,15 @@ def test_what_follows_a_sequence_is_never_seen():
 def test_fused_equals_naive(name):
     case = CASES[name]
     got, state = fused(case)
-    want = naive(case, got.pictures)
+    want = naive_grpo.naive(case, got.pictures)
     assert_same(got, want, case.config.gain)
-    compared = {"loss", "reward", "grad_norm"}
-    compared |= {f"reward/{part}" for part in ("likelihood", "accuracy", "area")}
-    compared |= {"kl", "entropy", "malformed", "clip_low_fraction", "clip_high_fraction"}
-    assert got.metrics.keys() & compared <= want.metrics.keys()
+    # The decoding's own log-probabilities have no part in the naive version.
+    assert got.metrics.keys() == want.metrics.keys() | {"sampler_gap"}
     assert ("kl" in got.metrics) == (case.config.beta > 0)
     np.testing.assert_allclose(got.metrics["sampler_gap"], SAMPLER_GAP, atol=1e-4)
-    assert got.metrics["unscored"] == case.spoil.mean()
     # One rollout that is left has nothing to be compared with.
     assert got.metrics["zero_variance_groups"] == ((~case.spoil).sum(-1) < 2).mean()
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((got.params, got.metrics)))
-    np.testing.assert_allclose(got.metrics["area"], geometry.area(got.boxes).mean(), rtol=1e-5)
     assert state.step == 1
     if case.config.num_iterations > 1:
         assert_gradients_close(
@@ -769,8 +330,9 @@ def test_a_tower_that_is_not_trained_is_used_once():
     target = nnx.State({k: POLICY[k] if k in untouched else v for k, v in TARGET.items()})
 
     def run(graphdef: Any, params: Any, frozen: Any, shared_tower: bool):
-        models = graphdef, TARGET_GRAPHDEF, tiny.GRAMMAR, tiny.TEMPLATE, KEEP_GRADIENT
-        step = make_step(*models, CONFIG, GRAPHDEF, shared_tower=shared_tower)
+        step = dataclasses.replace(
+            build(everywhere), policy=graphdef, shared_tower=shared_tower, vocabulary=None
+        )
         params, frozen, own = jax.tree.map(jnp.copy, (params, frozen, target))
         state = TrainState.create(params, KEEP_GRADIENT, frozen=frozen, target=own)
         return jitted(step)(state, BATCH, KEY)
@@ -795,8 +357,7 @@ def test_reference_and_target_share_a_tower_that_the_policy_trains():
     target = nnx.State({k: POLICY[k] if k in alike else v for k, v in TARGET.items()})
 
     def run(shared_tower: bool):
-        models = graphdef, TARGET_GRAPHDEF, tiny.GRAMMAR, tiny.TEMPLATE, KEEP_GRADIENT
-        step = make_step(*models, CONFIG, GRAPHDEF, shared_tower=shared_tower)
+        step = dataclasses.replace(build(Case(CONFIG, adapters=True)), shared_tower=shared_tower)
         params, held, own = jax.tree.map(jnp.copy, (trained, frozen, target))
         state = TrainState.create(params, KEEP_GRADIENT, frozen=held, target=own)
         return jitted(step)(state, BATCH, KEY)
@@ -830,13 +391,13 @@ def test_reward_chunks_change_nothing():
     def score(chunk: int):
         target = nnx.merge(GRAPHDEF, TARGET)
         batch = jax.tree.map(jnp.asarray, BATCH)
-        whole = rewards.encode_pictures(target, batch.canvas, batch.size)
+        whole = rewards.encode_whole(target, batch.canvas, batch.size)
         picture = rewards.read_picture(target, tiny.TEMPLATE, whole)
 
         def ask(boxes: jax.Array) -> Any:
             crops = target.encode_crops(batch.canvas, batch.size, boxes)
-            asked = target, tiny.TEMPLATE, picture, batch, crops
-            return rewards.answer_log_probs(*asked), rewards.greedy_answers(*asked, 5)
+            gold = rewards.answer_log_probs(target, tiny.TEMPLATE, picture, batch, crops)
+            return gold, rewards.own_answers(target, tiny.TEMPLATE, picture, batch, crops, 5)
 
         return rewards.in_chunks(ask, jnp.asarray(boxes), chunk)
 
@@ -860,13 +421,11 @@ def test_invalid_boxes_are_worth_the_official_corner():
     boxes = np.array([[corner, *invalid] for corner in corners])
 
     @jitted
-    def judged(batch: batching.Batch, boxes: jax.Array):
-        reader = nnx.merge(GRAPHDEF, TARGET)
-        return judge(reader, tiny.TEMPLATE, None, CONFIG, batch, boxes)
+    def worth(batch: batching.Batch, boxes: jax.Array):
+        target = nnx.merge(GRAPHDEF, TARGET)
+        return rewards.TargetRewards(template=tiny.TEMPLATE, config=CONFIG)(target, batch, boxes)
 
-    reward, parts = judged(tiny.make_batch(examples), boxes)
-    np.testing.assert_array_equal(reward, parts["likelihood"])
-    likelihood = np.asarray(parts["likelihood"])
+    likelihood = np.asarray(worth(tiny.make_batch(examples), boxes).parts["likelihood"])
     np.testing.assert_allclose(likelihood, np.broadcast_to(likelihood[:, :1], (2, 3)), rtol=1e-6)
 
 

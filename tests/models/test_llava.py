@@ -22,9 +22,9 @@ from PIL import Image
 from cropvlm_jax import geometry, parallel, scoring
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data import batching
-from cropvlm_jax.grpo import rewards, rollout
+from cropvlm_jax.grpo import rewards
 from cropvlm_jax.grpo.config import GRPOConfig
-from cropvlm_jax.grpo.step import make_step
+from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION
@@ -205,26 +205,22 @@ def test_step_rewards_what_transformers_says(pair):
         reward_chunk=1,
     )
     optimizer = optax.sgd(1.0)
-    template = rewards.AnswerTemplate.from_prompts(prompts)
-    step = make_step(
-        policy, reader, tiny.GRAMMAR, template, optimizer, settings, vocabulary=vocabulary
+    template = rewards.AnswerTemplate.from_conversations(prompts)
+    step = GRPOStep(
+        policy=policy,
+        target=reader,
+        grammar=tiny.GRAMMAR,
+        template=template,
+        optimizer=optimizer,
+        config=settings,
+        vocabulary=vocabulary,
     )
-    found = []
-    sample = rollout.sample
-
-    def listening(*args):
-        rollouts = sample(*args)
-        jax.debug.callback(lambda boxes: found.append(np.asarray(boxes)), rollouts.boxes)
-        return rollouts
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "sample", listening)
-        state = TrainState.create(params, optimizer, target=weights)
-        _, metrics = jax.jit(step, compiler_options=FAST_COMPILE)(state, batch, jax.random.key(3))
-        jax.effects_barrier()
+    state = TrainState.create(params, optimizer, target=weights)
+    run = jax.jit(step.run, compiler_options=FAST_COMPILE)
+    _, metrics, experience = run(state, batch, jax.random.key(3))
 
     target, likelihoods, scores = VLMReader.from_pretrained(folder), [], []
-    for example, boxes in zip(examples, found[0], strict=True):
+    for example, boxes in zip(examples, np.asarray(experience.boxes), strict=True):
         picture, question, answer = example["image"], example["question"], example["answers"][0]
         for box in boxes:
             left, top, right, bottom = geometry.to_pixels(box, np.array(picture.shape[:2]))

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save_file
 from cropvlm_jax import geometry, parallel
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo import rewards
-from cropvlm_jax.grpo import step as step_lib
 from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.weights import FILE, load_weights
@@ -316,18 +316,18 @@ def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, t
     source = Pretrained.open(folder, processor={"max_pixels": PIXELS})
     reader, weights = nnx.split(source.load())
     prompts = source.conversations()
-    template = rewards.AnswerTemplate.from_prompts(prompts)
+    template = rewards.AnswerTemplate.from_conversations(prompts)
     examples = tiny.make_examples(2)
     prepare = dataclasses.replace(tiny.PREPARE, answer_prompts=prompts)
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
     config = GRPOConfig(num_generations=2, likelihood_weight=1.0, gain=True, accuracy_weight=0.0)
     boxes = np.array([[[0, 0, 100, 100], [20, 30, 55, 90]], [[5, 60, 95, 70], [1, 1, 40, 40]]])
 
-    def judge(weights, batch, boxes):
-        model = nnx.merge(reader, weights)
-        return step_lib.judge(model, template, None, config, batch, boxes)[1]["likelihood"]
+    def likelihood(weights, batch, boxes):
+        ask = rewards.TargetRewards(template=template, config=config)
+        return ask(nnx.merge(reader, weights), batch, boxes).parts["likelihood"]
 
-    got = jax.jit(judge)(weights, jax.tree.map(jnp.asarray, batch), boxes)
+    got = jax.jit(likelihood)(weights, jax.tree.map(jnp.asarray, batch), boxes)
     for example, row, values in zip(examples, boxes, np.asarray(got), strict=True):
         picture = example["image"]
         asked = example["question"], example["answers"][0]
@@ -344,13 +344,13 @@ def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, t
 
     policy, params = tiny.make_model(0)
     optimizer = optax.sgd(1e-2)
-    step = step_lib.make_step(
-        policy,
-        reader,
-        tiny.GRAMMAR,
-        template,
-        optimizer,
-        dataclasses.replace(config, beta=0.0, gain=False),
+    step = GRPOStep(
+        policy=policy,
+        target=reader,
+        grammar=tiny.GRAMMAR,
+        template=template,
+        optimizer=optimizer,
+        config=dataclasses.replace(config, beta=0.0, gain=False),
     )
     state = TrainState.create(params=params, optimizer=optimizer, target=weights)
     state, metrics = jax.jit(step)(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
