@@ -292,15 +292,20 @@ class GRPOStep:
     # 5. The optimizer ---------------------------------------------------------------------------
 
     def update(
-        self, state: TrainState, gradients: Gradients, batch: Batch, experience: Experience
+        self,
+        state: TrainState,
+        gradients: Gradients,
+        batch: Batch | None,
+        experience: Experience | None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Applies the gradients, and `num_iterations - 1` more that the same rollouts give.
 
         Args:
             state: before the step.
             gradients: summed over all microbatches.
-            batch: of all microbatches, stacked where there are several.
-            experience: the same.
+            batch: of all microbatches, stacked where there are several; None will do where
+                `num_iterations` is 1.
+            experience: what was learned from, stacked or None in the same way.
         """
         after, sums = self.apply(state, gradients)
 

@@ -6,7 +6,7 @@ Shape letters: B prompts, G continuations of each, N pictures of a prompt, I tok
 T text tokens, S key slots, D text width.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from cropvlm_jax.models.llama import KVCache
 ImageTokens = Any
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """The text half of a `VLM`."""
 
@@ -26,6 +27,7 @@ class Decoder(Protocol):
         """fp32 `[..., V]` of hidden states `[..., D]`, or `[..., A]` of the A token ids wanted."""
 
 
+@runtime_checkable
 class VLM(Protocol):
     """A model that answers a question about a picture and a crop of it.
 

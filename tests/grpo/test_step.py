@@ -405,9 +405,8 @@ def test_reward_chunks_change_nothing():
     for log_probs, own in results[1:]:
         np.testing.assert_allclose(log_probs, results[0][0], rtol=0, atol=1e-5)
         jax.tree.map(np.testing.assert_array_equal, own, results[0][1])
-    total, mean = (
-        rewards.log_likelihood(results[0][0], BATCH.answer_valid, kind) for kind in ("sum", "mean")
-    )
+    span = jnp.asarray(BATCH.answer_valid)
+    total, mean = (rewards.log_likelihood(results[0][0], span, kind) for kind in ("sum", "mean"))
     np.testing.assert_allclose(total, mean * BATCH.answer_valid.sum(-1)[:, None], rtol=1e-5)
     with pytest.raises(ValueError, match="reward_chunk=3"):
         score(3)
