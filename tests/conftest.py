@@ -34,10 +34,17 @@ CHECKED = (
     "cropvlm_jax.pixels.device",
     "cropvlm_jax.pixels.resampling",
 )
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+jaxtyping.install_import_hook(CHECKED, "runtime_types.check")
 
 FULL = bool(os.environ.get("FULL"))  # of launch/test.sh: everything is installed, nothing may skip
-LONGEST = ("test_step.py", "test_sharding.py", "test_loop.py", "test_apps.py")
+LONGEST = (
+    "test_step.py",
+    "test_sharding.py",
+    "test_loop.py",
+    "test_apps.py",
+    "test_aot.py",
+    "test_cli.py",
+)
 
 
 def pytest_collection_modifyitems(items: list) -> None:

@@ -4,7 +4,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 
 def check_supported(part: str, found: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
@@ -35,6 +35,7 @@ def _message(part: str, key: str, value: Any, expected: str) -> str:
     return f"{part + ': ' if part else ''}{key}={value!r} is not supported, only {expected}"
 
 
+@runtime_checkable
 class VLMConfig(Protocol):
     """What the config of every architecture offers: a frozen, comparable description of a shape."""
 
