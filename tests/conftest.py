@@ -33,6 +33,7 @@ CHECKED = (
     "cropvlm_jax.grpo.step",
     "cropvlm_jax.pixels.device",
     "cropvlm_jax.pixels.resampling",
+    "cropvlm_jax.scoring.in_graph",
 )
 jaxtyping.install_import_hook(CHECKED, "runtime_types.check")
 

@@ -5,7 +5,7 @@
 import functools
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,17 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The data set's folder; cropvlm_jax.data says what it holds."
     SPLITS: tuple[str, ...] = ("train", "val", "test")
 
-    def __init__(self, *, splits: Sequence[str] = (), file_format: str | None = None, **kwargs):
-        """As TFDS does; `splits` are those to write, by default all that the folder has."""
-        super().__init__(file_format=file_format or "array_record", **kwargs)
+    def __init__(
+        self, *, splits: Sequence[str] = (), file_format: str | None = None, **options: Any
+    ):
+        """Makes a builder.
+
+        Args:
+            splits: The splits to write, by default all that the folder has.
+            file_format: As TFDS takes it.
+            **options: What else TFDS's builders take.
+        """
+        super().__init__(file_format=file_format or "array_record", **options)
         self._splits = tuple(splits)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -67,7 +75,10 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
             disable_shuffling=True,
         )
 
-    def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager):
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
+        """Opens the splits; called by TFDS for what to write, `SHARD` examples at a time."""
         self.info.metadata["folder"] = os.path.realpath(dl_manager.manual_dir)
         sources = {}
         for split in self._splits or self.SPLITS:
@@ -92,6 +103,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
     def _examples(
         self, split: str, source: Source, indices: range
     ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The usable examples of a shard, with their indices."""
         left_out = self.info.metadata["skipped"].setdefault(split, list(source.skipped))
         for index in indices:
             logging.log_every_n_seconds(
@@ -176,14 +188,14 @@ def prepare(
     """Writes splits of a data set below `data_dir`; what is there already is kept as it is.
 
     Args:
-        name: one of `data.sources.NAMES`.
-        folder: where the data set is.
-        data_dir: where TFDS keeps prepared data sets.
-        splits: to write.
+        name: One of `data.sources.NAMES`.
+        folder: The folder that the data set is in.
+        data_dir: The folder in which TFDS keeps prepared data sets.
+        splits: The splits to write.
 
     Raises:
-        FileNotFoundError: the folder does not hold the data set.
-        ValueError: name or split is unknown, no picture is usable, or other splits or another
+        FileNotFoundError: The folder does not hold the data set.
+        ValueError: Name or split is unknown, no picture is usable, or other splits or another
             folder have been prepared already.
     """
     if not Path(folder).is_dir() or not any(Path(folder).iterdir()):
@@ -211,8 +223,8 @@ def open_prepared(name: str, data_dir: str | os.PathLike, split: str) -> Source:
     """Opens what `prepare` wrote: the source's examples, pictures as the bytes of their files.
 
     Raises:
-        FileNotFoundError: it has not been prepared.
-        ValueError: it has no such split.
+        FileNotFoundError: The data set has not been prepared.
+        ValueError: The data set was prepared without this split.
     """
     builder = _builder(name, data_dir)
     if not builder.info.splits:
@@ -241,14 +253,14 @@ class _Rows(Sequence):
 
     @property
     def fingerprint(self) -> str:
-        """As told by the source: reading examples would read their pictures."""
+        """What the source had when it was prepared: reading examples would read their pictures."""
         told = self._records.dataset_info.metadata["fingerprints"][self._records.split]
         return f"{told} {self._indices}"
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, place):
+    def __getitem__(self, place: Any) -> Any:
         index = self._indices[place]
         if isinstance(index, range):
             return _Rows(self._records, index)

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 from absl import logging
 
 from cropvlm_jax.data import batching, seed_boxes
+from cropvlm_jax.data.source import Examples
 from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 
@@ -31,15 +32,16 @@ ATTEMPTS = 20  # examples tried for one place in a batch before the data is call
 class Mixture:
     """Several sources as one: source after source, or drawn in proportion to weights."""
 
-    def __init__(self, sources: Sequence[Any], weights: Sequence[float] | None = None):
+    def __init__(self, sources: Sequence[Examples], weights: Sequence[float] | None = None):
         """Joins the sources.
 
         Args:
-            sources: random-access examples.
-            weights: of the sources, in any unit; None draws every example equally often.
+            sources: The examples.
+            weights: How often examples of each source are drawn, in any unit; None draws every
+                example of all sources equally often.
 
         Raises:
-            ValueError: there is not one positive weight for each source.
+            ValueError: There is not one positive weight for each source.
         """
         if not sources:
             raise ValueError("a mixture needs at least one source")
@@ -51,7 +53,8 @@ class Mixture:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def _find(self, index: int) -> tuple[Any, int]:
+    def _find(self, index: int) -> tuple[Examples, int]:
+        """The source that has an example, and its index there."""
         which = int(np.searchsorted(self._ends, index, side="right"))
         return self._sources[which], index - (int(self._ends[which - 1]) if which else 0)
 
@@ -66,11 +69,11 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Tells apart mixtures of other examples."""
+        """The fingerprints of the sources, in their order."""
         return "\n".join(source.fingerprint for source in self._sources)
 
     def order(self, seed: int) -> Iterator[int]:
-        """Indices without end; each pass over a source is shuffled anew."""
+        """Indices of examples without end; each pass over a source is shuffled anew."""
         if self._weights is None:
             dataset = grain.MapDataset.range(len(self)).shuffle(seed).repeat()
         else:
@@ -87,15 +90,14 @@ def open_mixture(sources: Mapping[str, Any], seed: int) -> Mixture:
     """Opens the sources of a run.
 
     Args:
-        sources: settings by name, as `training.config.source` makes them. Their data set is
-            `kind`, or the name itself: one of `sources.NAMES`, or "zoom_digits", which has no
-            folder.
-        seed: of scenes that are drawn.
+        sources: Settings by name, as training configures them. The data set is `kind`, or the name
+            itself: one of `sources.NAMES`, or "zoom_digits", which has no folder.
+        seed: Seed of the scenes of "zoom_digits".
 
     Raises:
-        ValueError: a setting is wrong, or no source is named.
+        ValueError: A setting is wrong, or no source is named.
     """
-    opened: list[Any] = []
+    opened: list[Examples] = []
     for name, settings in sources.items():
         kind = settings.kind or name
         if kind == "zoom_digits":
@@ -107,7 +109,8 @@ def open_mixture(sources: Mapping[str, Any], seed: int) -> Mixture:
             source = builders.open_prepared(kind, settings.folder, settings.split)
         else:
             source = open_source(kind, settings.folder, settings.split)
-        source = source.part(*settings.part)
+        start, stop = settings.part
+        source = source.part(start, stop)
         opened.append(seed_boxes.labelled(source, settings.boxes) if settings.boxes else source)
     weights = [settings.weight for settings in sources.values()]
     return Mixture(opened, weights if any(weights) else None)
@@ -117,9 +120,9 @@ class Plan(NamedTuple):
     """The examples of every batch of a run.
 
     Attributes:
-        batches: int64 `[steps, B]`, indices in the source; one bucket a batch.
-        buckets: int32 `[n]`, bucket of each example, -1 for those that are left out.
-        waiting: how many examples drawn wait in batches that never filled, by bucket.
+        batches: Indices of examples, int64 `[steps, B]`; those of a batch are of one bucket.
+        buckets: The bucket of each example, -1 for those that are left out; int32 `[n]`.
+        waiting: How many examples were drawn for batches that never filled, by bucket.
     """
 
     batches: np.ndarray
@@ -136,17 +139,18 @@ class Plan(NamedTuple):
 
 
 def bucket_examples(
-    source: Any, cropper: batching.CropperInput, first: int | None = None
+    source: Examples, cropper: batching.CropperInput, first: int | None = None
 ) -> np.ndarray:
     """The bucket of every example, from the headers of the pictures.
 
     Args:
-        source: random-access examples that tell their `picture_size(index)`.
-        cropper: how the cropper sees them.
-        first: how many examples to look at; None is all.
+        source: The examples.
+        cropper: What the cropper sees of an example.
+        first: How many examples to look at; None looks at all.
 
     Returns:
-        int32 `[n]`: 100 rows + columns, -1 where the header cannot be read (named in the log).
+        100 times the rows of tiles plus the columns, int32 `[n]`; -1 where the header cannot be
+        read (the log names these).
     """
     count = len(source) if first is None else min(first, len(source))
     if cropper.single_bucket:
@@ -155,11 +159,12 @@ def bucket_examples(
 
     def bucket(index: int) -> int:
         try:
-            rows, cols = cropper.grid(*source.picture_size(index))
+            height, width = source.picture_size(index)
+            rows, columns = cropper.grid(height, width)
         except (ValueError, OSError) as error:
             logging.warning("left out example %d: %s", index, error)
             return -1
-        return 100 * rows + cols
+        return 100 * rows + columns
 
     buckets = np.empty(count, np.int32)
     with futures.ThreadPoolExecutor() as pool:
@@ -178,13 +183,13 @@ def plan_batches(
     """Fills batches with examples of one bucket, in the order in which they fill up.
 
     Args:
-        order: indices of examples; may be endless where `steps` is given.
-        buckets: int `[n]`, of every example, -1 for those to leave out.
+        order: Indices of examples; may be endless where `steps` is given.
+        buckets: The bucket of every example, -1 for those to leave out; int `[n]`.
         batch_size: B.
-        steps: batches wanted, at least 1; None takes what `order` fills.
+        steps: How many batches are wanted, at least 1; None fills as many as `order` has examples.
 
     Raises:
-        ValueError: no batch can be filled.
+        ValueError: No batch can be filled.
     """
     if not (buckets >= 0).any():
         raise ValueError(f"none of the {len(buckets)} examples can be used; see the log")
@@ -213,21 +218,26 @@ class PlannedBatches:
     """
 
     def __init__(
-        self, source: Any, prepare: Any, plan: Plan, columns: slice | np.ndarray = slice(None)
+        self,
+        source: Examples,
+        prepare: Callable[[Any, int], Any],
+        plan: Plan,
+        columns: slice | np.ndarray = slice(None),
     ):
         """Binds the plan to its data.
 
         Args:
-            source: random-access examples.
-            prepare: makes a row of an example.
-            plan: the order.
-            columns: the rows of each batch that this process loads.
+            source: The examples.
+            prepare: Makes a row of an example and its index: a `batching.Preparer` or
+                `batching.BoxPreparer`.
+            plan: The examples of every batch.
+            columns: Which examples of each batch this process loads.
         """
         self._source, self._prepare, self._plan, self._columns = source, prepare, plan, columns
 
     @property
     def fingerprint(self) -> str:
-        """Tells apart runs that see other examples, or the same in another order."""
+        """A digest of the examples and their order: other runs have another."""
         batches = self._plan.batches.tobytes()
         return hashlib.sha256(self._source.fingerprint.encode() + batches).hexdigest()[:16]
 
@@ -255,10 +265,10 @@ def iterate(batches: PlannedBatches, start: int = 0, workers: int = 0) -> Iterat
     """Batches from number `start` on, prepared ahead.
 
     Args:
-        batches: the plan's.
-        start: batches that a run has seen before.
-        workers: processes that prepare batches; 0 takes threads, enough where decoding pictures is
-            the work, because that runs outside of Python's lock.
+        batches: The batches of a run.
+        start: Number of the first one; those before it were used already.
+        workers: Processes that prepare batches. 0 takes threads, which is enough where decoding
+            pictures is the work, because that runs outside of Python's lock.
     """
     dataset = grain.MapDataset.source(batches)[start:]
     if not workers:

@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from absl import logging
 
@@ -27,15 +27,15 @@ class Example(_Required, total=False):
     """One question about one picture.
 
     Attributes:
-        example_id: unique in the source, stable between runs.
-        image: encoded bytes, a path, or uint8 `[H, W, 3]`: what `host.to_rgb` takes.
-        question: as the data set words it.
-        answers: gold answers, all annotators'; empty in splits that hide them.
-        box: percent box of the evidence, where the data set knows it.
-        options: choices of a multiple-choice question.
-        label: letter of the right option.
-        category: the data set's own grouping, for reports.
-        cycle_category: which order the options are in, where questions come in several.
+        example_id: A name that no other example of the source has, the same in every run.
+        image: Encoded bytes, a path, or uint8 `[H, W, 3]`: what `host.to_rgb` takes.
+        question: The question as the data set words it.
+        answers: The gold answers of all annotators; empty in splits that hide them.
+        box: Percent box of the evidence, where the data set knows it.
+        options: The choices of a multiple-choice question.
+        label: The letter of the right option.
+        category: The data set's own grouping, for reports.
+        cycle_category: Which order the options are in, where each question comes in several.
     """
 
     box: Box
@@ -45,15 +45,32 @@ class Example(_Required, total=False):
     cycle_category: str
 
 
+class Examples(Protocol):
+    """Random access to examples: a `Source`, drawn scenes, or a mixture of several of these."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that other examples, or the same in another order, would not have."""
+        ...
+
+    def picture_size(self, index: int) -> tuple[int, int]:
+        """Height and width of an example's picture; raises `OSError` or `ValueError`."""
+        ...
+
+
 class Source:
     """Random-access examples of one split; rows that could not be understood are left out.
 
     Attributes:
-        name: for logs and reports.
-        rows: the examples, whose `image` says where the picture is; a list, or what has a
-            `fingerprint` of its own.
-        read_image: turns that into what `Example.image` holds.
-        skipped: one line for each row left out: which, and why.
+        name: The name that logs and reports use.
+        rows: The examples, whose `image` says where the picture is: a list, or a sequence that has
+            a `fingerprint` of its own.
+        read_image: Turns such an `image` into what `Example.image` holds.
+        skipped: One line for each row left out: which row, and why.
     """
 
     def __init__(
@@ -66,11 +83,14 @@ class Source:
         """Wraps rows that are parsed already.
 
         Args:
-            name: for logs and reports.
-            rows: examples whose `image` says where the picture is.
-            read_image: turns that into what `Example.image` holds; raises `OSError` or `ValueError`
-                on a picture that is not there. Picklable, as data workers are processes.
-            skipped: why rows were left out.
+            name: The name that logs and reports use.
+            rows: Examples whose `image` says where the picture is.
+            read_image: Turns such an `image` into what `Example.image` holds; raises `OSError` or
+                `ValueError` where there is no picture. Picklable, as data workers are processes.
+            skipped: One line for each row left out: which row, and why.
+
+        Raises:
+            ValueError: There is no row.
         """
         self.name, self.skipped = name, list(skipped)
         self.rows, self.read_image = rows, read_image
@@ -99,7 +119,7 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Tells apart sources of other examples, wherever they are and whatever their pictures."""
+        """A digest of the examples but for their pictures, the same wherever they are stored."""
         if not isinstance(self.rows, list):
             return self.rows.fingerprint  # type: ignore[attr-defined]
         digest = hashlib.sha256()
@@ -111,8 +131,8 @@ class Source:
         """Height and width of an example's picture, from its header.
 
         Raises:
-            OSError: the picture is missing or broken.
-            ValueError: it is too large, or lies where it must not.
+            OSError: The picture is missing or broken.
+            ValueError: The picture is too large, or lies outside of the data folder.
         """
         return host.picture_size(self[index]["image"])
 
@@ -128,8 +148,8 @@ def inside(folder: str | os.PathLike, relative: str) -> Path:
     """A file of the data folder.
 
     Raises:
-        ValueError: the path leads out of the folder, by `..`, by being absolute or through a link.
-        FileNotFoundError: there is no such file.
+        ValueError: The path leads out of the folder, by `..`, by being absolute or through a link.
+        FileNotFoundError: There is no such file.
     """
     root = os.path.realpath(folder)
     path = Path(os.path.realpath(os.path.join(root, relative)))

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scores of `scoring/text.py` in the graph, on token ids: decoding, normalisation, distance.
 
-Texts are int32 codepoints and then -1. All but `score` works on one reply and is vmapped.
+A text is an array of codepoints, and of -1 after the last. All functions but `score` work on one
+reply; `score` vmaps them.
 Shape letters: B prompts, G rollouts, T tokens, L characters, K gold answers of N characters.
 """
 
@@ -17,8 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from cropvlm_jax.scoring.text import MAX_PERIODS, PUNCTUATION, WORDS, GoldAnswers, Metric
+
+Text = Int[Array, " L"]
 
 _SPACE, _PERIOD, _APOSTROPHE, _I_WITH_DOT, _REPLACEMENT = map(ord, " .'\u0130\ufffd")
 
@@ -27,12 +31,13 @@ class Vocabulary(NamedTuple):
     """What every token writes.
 
     Attributes:
-        data: uint8, the bytes of all tokens in a row.
-        start: int32 `[V + 1]`, where a token's bytes start and its predecessor's end.
+        data: The bytes of all tokens, one after the other.
+        start: Where the bytes of each token start in `data`, and last where they end; int32
+            `[V + 1]` of V tokens.
     """
 
-    data: jax.Array
-    start: jax.Array
+    data: UInt8[Array, " bytes"]
+    start: Int[Array, " starts"]
 
     @classmethod
     def from_tokenizer(cls, tokenizer: tokenizers.Tokenizer) -> "Vocabulary":
@@ -77,31 +82,31 @@ class Vocabulary(NamedTuple):
 def score(
     vocabulary: Vocabulary,
     gold: GoldAnswers,
-    token_ids: jax.Array,
+    token_ids: Int[Array, "B G T"],
     metric: Metric,
     max_bytes: int = 128,
-) -> jax.Array:
+) -> Float[Array, "B G"]:
     """`scoring.score(tokenizer.decode(token_ids).strip(), answers, metric)` of every reply.
 
     Args:
-        vocabulary: of the tokenizer that the replies are written with.
-        gold: of `scoring.encode_gold` for the same metric, arrays `[B, K, N]` and `[B, K]`.
-        token_ids: int `[B, G, T]`. Special tokens write nothing, so they serve as padding.
-        metric: static.
-        max_bytes: static; replies of more score 0. Time and memory grow with it.
+        vocabulary: What the tokens of the replies write.
+        gold: What `scoring.encode_gold` makes for the same metric, arrays `[B, K, N]` and `[B, K]`.
+        token_ids: The replies. Special tokens write nothing, so they serve as padding.
+        metric: The metric, static.
+        max_bytes: Replies of more bytes score 0. Static; time and memory grow with it.
 
     Returns:
-        fp32 `[B, G]`, 0..1.
+        Scores, 0..1.
     """
 
-    def one(token_ids: jax.Array, gold: GoldAnswers) -> jax.Array:
+    def one(token_ids: Int[Array, " T"], gold: GoldAnswers) -> Float[Array, ""]:
         data, fits = _bytes(vocabulary, token_ids, max_bytes)
         return jnp.where(fits, _score(_strip(_decode(data)), gold, metric), 0.0)
 
     return jax.vmap(jax.vmap(one, (0, None)))(token_ids, gold)
 
 
-def _score(reply: jax.Array, gold: GoldAnswers, metric: Metric) -> jax.Array:
+def _score(reply: Text, gold: GoldAnswers, metric: Metric) -> Float[Array, ""]:
     if metric in ("evalai", "vicrop"):
         return _accuracy(_evalai(reply) if metric == "evalai" else _vicrop(reply), gold)
     if metric == "anls":
@@ -118,14 +123,14 @@ def _score(reply: jax.Array, gold: GoldAnswers, metric: Metric) -> jax.Array:
 # Comparison ---------------------------------------------------------------------------------------
 
 
-def _accuracy(text: jax.Array, gold: GoldAnswers) -> jax.Array:
+def _accuracy(text: Text, gold: GoldAnswers) -> Float[Array, ""]:
     """The weight of the gold answer that `text` equals, or 0."""
     n = gold.text.shape[-1]
     text = jnp.pad(text, (0, n), constant_values=-1)
     return jnp.sum(gold.weight * (text[:n] == gold.text).all(-1)) * (text[n] < 0)
 
 
-def _anls(text: jax.Array, length: jax.Array, gold: GoldAnswers, strict: bool) -> jax.Array:
+def _anls(text: Text, length: Int[Array, ""], gold: GoldAnswers, strict: bool) -> Float[Array, ""]:
     """The best similarity, 0 below 0.5, or with `strict` also at 0.5."""
     distance = jax.vmap(_levenshtein, (None, 0))(text, gold.text)
     length = jnp.maximum(length, gold.length)
@@ -134,7 +139,7 @@ def _anls(text: jax.Array, length: jax.Array, gold: GoldAnswers, strict: bool) -
     return jnp.where(enough, 1 - distance / jnp.maximum(length, 1), 0).max()
 
 
-def _levenshtein(text: jax.Array, gold: jax.Array) -> jax.Array:
+def _levenshtein(text: Text, gold: Int[Array, " N"]) -> Int[Array, ""]:
     """Edit distance, by anti-diagonals: entry i of the t-th is `gold[:i]` to `text[:t - i]`."""
     n, m = gold.shape[0], text.shape[0]
     index = jnp.arange(n + 1)
@@ -142,7 +147,7 @@ def _levenshtein(text: jax.Array, gold: jax.Array) -> jax.Array:
     end = size + jnp.sum(text >= 0)
     backwards = jnp.pad(text[::-1], n)
 
-    def step(t, carry):
+    def step(t: Int[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         before, last, distance = carry
         characters = jax.lax.dynamic_slice(backwards, [n + m + 1 - t], [n])
         substituted = before[:-1] + (characters != gold)
@@ -157,7 +162,8 @@ def _levenshtein(text: jax.Array, gold: jax.Array) -> jax.Array:
 # Normalisation ------------------------------------------------------------------------------------
 
 
-def _evalai(text: jax.Array) -> jax.Array:
+def _evalai(text: Text) -> Int[Array, " M"]:
+    """EvalAI's normalisation of a reply."""
     text = _lower(text)
     text = _pack(text, (text != ord(",")) & (text != ord("?")))
     owns = (text == _APOSTROPHE) & (_ahead(text) == ord("s"))
@@ -166,11 +172,13 @@ def _evalai(text: jax.Array) -> jax.Array:
     return _words(_punctuation(text))
 
 
-def _vicrop(text: jax.Array) -> jax.Array:
+def _vicrop(text: Text) -> Int[Array, " M"]:
+    """EvalAI's normalisation without its first step, as ViCrop has it."""
     return _words(_lower(_punctuation(jnp.pad(text, (0, text.shape[0]), constant_values=-1))))
 
 
-def _punctuation(text: jax.Array) -> jax.Array:
+def _punctuation(text: Text) -> Text:
+    """Removes punctuation, or puts a space in its place."""
     decimal = _lookup(text, str.isdecimal)
     grouped = jnp.any((text == ord(",")) & _behind(decimal, False) & _ahead(decimal, False))
     marks = text[:, None] == jnp.array([*map(ord, PUNCTUATION)])
@@ -182,7 +190,7 @@ def _punctuation(text: jax.Array) -> jax.Array:
     return _pack(text, ~(period & (jnp.cumsum(period) <= MAX_PERIODS)))
 
 
-def _words(text: jax.Array) -> jax.Array:
+def _words(text: Text) -> Text:
     """Replaces the words that `WORDS` lists and drops the articles."""
     keys, values = _word_table()
     width = keys.shape[1]
@@ -207,25 +215,26 @@ def _words(text: jax.Array) -> jax.Array:
     return _interleave(new, extra)[: text.shape[0]]
 
 
-def _collapse(text: jax.Array) -> jax.Array:
+def _collapse(text: Text) -> Text:
     """Every run of whitespace becomes one space, and none at the ends."""
     inner = (text >= 0) & ~_lookup(text, str.isspace)
     separates = _ahead(inner, False) & (jnp.cumsum(inner) > 0)
     return _pack(jnp.where(inner, text, _SPACE), inner | separates)
 
 
-def _strip(text: jax.Array) -> jax.Array:
+def _strip(text: Text) -> Text:
+    """Removes whitespace at both ends."""
     inner = (text >= 0) & ~_lookup(text, str.isspace)
     return _pack(text, (jnp.cumsum(inner) > 0) & (jnp.cumsum(inner[::-1])[::-1] > 0))
 
 
-def _lower(text: jax.Array) -> jax.Array:
+def _lower(text: Text) -> Text:
     """As `str.lower`: `İ` becomes two codepoints, `Σ` looks at the letters around it."""
     lowered = text + _lookup(text, _shift)
     cased = _lookup(text, _cased)
     looked_at = (text >= 0) & ~_lookup(text, _ignorable)
 
-    def follows_cased(looked_at: jax.Array, cased: jax.Array) -> jax.Array:
+    def follows_cased(looked_at: Bool[Array, " L"], cased: Bool[Array, " L"]) -> Bool[Array, " L"]:
         last = jax.lax.cummax(jnp.where(looked_at, 2 * jnp.arange(len(cased)) + cased, 0))
         return _behind(last, 0) % 2 == 1
 
@@ -236,7 +245,7 @@ def _lower(text: jax.Array) -> jax.Array:
     return _interleave(lowered, dot)[: text.shape[0]]  # `İ` took two bytes: there is room
 
 
-def _raw_length(text: jax.Array) -> jax.Array:
+def _raw_length(text: Text) -> Int[Array, ""]:
     """`len(text.upper())`."""
     return jnp.sum(text >= 0) + jnp.sum(_lookup(text, _extra_capitals))
 
@@ -245,9 +254,9 @@ def _raw_length(text: jax.Array) -> jax.Array:
 
 
 def _bytes(
-    vocabulary: Vocabulary, token_ids: jax.Array, max_bytes: int
-) -> tuple[jax.Array, jax.Array]:
-    """The bytes of a reply, int32 `[max_bytes]`, then -1; and whether these are all."""
+    vocabulary: Vocabulary, token_ids: Int[Array, " T"], max_bytes: int
+) -> tuple[Int[Array, " {max_bytes}"], Bool[Array, ""]]:
+    """The bytes of a reply, followed by -1; and whether these are all."""
     stop = vocabulary.start[token_ids + 1]
     end = jnp.cumsum(stop - vocabulary.start[token_ids])
     position = jnp.arange(max_bytes)
@@ -256,7 +265,7 @@ def _bytes(
     return jnp.where(position < end[-1], data, -1), end[-1] <= max_bytes
 
 
-def _decode(data: jax.Array) -> jax.Array:
+def _decode(data: Int[Array, " L"]) -> Text:
     """Bytes to codepoints, as `bytes.decode(errors="replace")` and `Tokenizer.decode`."""
     second, third, fourth = (_ahead(data, -1, i) for i in (1, 2, 3))
     size = 1 + sum(jnp.where(data >= lead, 1, 0) for lead in (0xC0, 0xE0, 0xF0))
@@ -284,28 +293,30 @@ def _decode(data: jax.Array) -> jax.Array:
 # Characters ---------------------------------------------------------------------------------------
 
 
-def _pack(text: jax.Array, keep: jax.Array) -> jax.Array:
+def _pack(text: Text, keep: Bool[Array, " L"]) -> Text:
     """Closes the gaps that dropped characters, and those below 0, leave."""
     keep &= text >= 0
     place = jnp.where(keep, jnp.cumsum(keep) - 1, text.shape[0])
     return jnp.full_like(text, -1).at[place].set(text, mode="drop")
 
 
-def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Two characters, or none (-1), in the place of every one: `[2 L]`."""
+def _interleave(first: Text, second: Text) -> Int[Array, " 2*L"]:
+    """Two characters, or none (-1), in the place of every one."""
     both = jnp.stack([first, second], -1).reshape(-1)
     return _pack(both, both >= 0)
 
 
-def _ahead(values: jax.Array, fill: int | bool = -1, by: int = 1) -> jax.Array:
+def _ahead(values: Shaped[Array, " L"], fill: int | bool = -1, by: int = 1) -> Shaped[Array, " L"]:
+    """At every place what stands `by` places after it; `fill` at the end."""
     return jnp.pad(values[by:], (0, by), constant_values=fill)
 
 
-def _behind(values: jax.Array, fill: int | bool = -1, by: int = 1) -> jax.Array:
+def _behind(values: Shaped[Array, " L"], fill: int | bool = -1, by: int = 1) -> Shaped[Array, " L"]:
+    """At every place what stands `by` places before it; `fill` at the beginning."""
     return jnp.pad(values[:-by], (by, 0), constant_values=fill)
 
 
-def _lookup(text: jax.Array, of: Callable[[str], int]) -> jax.Array:
+def _lookup(text: Text, of: Callable[[str], int]) -> Shaped[Array, " L"]:
     """What `of` says of every character; of -1, 0."""
     page, pages = map(jnp.asarray, _table(of))
     return pages[page[text >> 8], text & 0xFF]

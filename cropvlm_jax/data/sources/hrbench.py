@@ -66,7 +66,7 @@ def _example(name: str, row: rows.Row) -> rows.Row:
     }
 
 
-def _check_columns(path: Path, columns: list[str]):
+def _check_columns(path: Path, columns: list[str]) -> None:
     missing = [name for name in (*COLUMNS, "image") if name not in columns]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}; found {', '.join(columns)}")
@@ -147,7 +147,8 @@ def _fields(row: bytes) -> list[Span] | None:
 
 
 def _tsv_text(row: bytes, span: Span) -> str:
-    field = row[slice(*span)]
+    begin, end = span
+    field = row[begin:end]
     if len(field) > 1 and field.startswith(b'"') and field.endswith(b'"'):
         field = field[1:-1].replace(b'""', b'"')
     return field.decode()
@@ -196,7 +197,7 @@ class _ParquetPictures:
         self._group, self._next, self._last = -1, 0, ""
         self._stream: Iterator[Any] = iter(())
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
         return type(self), (self._path,)
 
     def __call__(self, place: tuple[int, int]) -> bytes:

@@ -201,8 +201,8 @@ def _place(candidate: _Candidate, text: str, layer: Any, page: Any) -> Box | Non
         return None
     x, y = ctypes.c_int(), ctypes.c_int()
     corners = []
-    for point in (low, high):
-        raw.FPDF_PageToDevice(page.raw, 0, 0, _FINE, _FINE, 0, *point, x, y)
+    for right, up in (low, high):
+        raw.FPDF_PageToDevice(page.raw, 0, 0, _FINE, _FINE, 0, right, up, x, y)
         corners.append((x.value, y.value))
     pixels = np.sort(np.array(corners), axis=0)
     if pixels.min() < 0 or pixels.max() > _FINE:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cropvlm_jax.data.source import Box
+
 SPLITS = ("train", "validation", "test")
 _SPLIT_ENDS = (0.60, 0.75, 1.0)
 
@@ -41,8 +43,6 @@ QUESTIONS = (
     "Can you tell which digit the {color} frame contains?",
     "What is written in the {color} frame?",
 )
-
-Box = tuple[int, int, int, int]
 
 _MIN_SIZE = 512
 _MAX_SIDE = 46  # of a frame, in pixels
@@ -107,7 +107,7 @@ class ZoomDigits:
 
     @property
     def fingerprint(self) -> str:
-        """Tells apart sources of other scenes."""
+        """A text that other scenes would not have."""
         return repr(self)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
