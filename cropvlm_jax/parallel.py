@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Meshes, shardings and processes: the only file that names mesh axes.
 
-A table of an architecture says what the axes of its weights mean (`models.logical_axes`), an
-activation's axes are named where it is constrained; one table here says which mesh axis each
-meaning is split over (`RULES`).
-An axis that the mesh does not divide stays whole, and heads stay whole in any case.
+A table of each architecture says what the axes of its weights mean (`models.logical_axes`), and
+the axes of an activation are named where it is constrained. One table here, `RULES`, says which
+mesh axis each meaning is split over. An axis that the mesh does not divide stays whole, and a head
+is never split.
 """
 
 import contextlib
@@ -14,13 +14,18 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Shaped
+
+Tree = Any  # of arrays
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -48,9 +53,9 @@ def joined(
     and Slurm do, may be left out. Only process 0 logs more than warnings.
 
     Args:
-        coordinator_address: host:port of process 0.
-        num_processes: of all hosts together.
-        process_id: from 0 on.
+        coordinator_address: Host and port of process 0, "host:port".
+        num_processes: Number of processes on all hosts together.
+        process_id: Number of this process, from 0 on.
     """
     jax.distributed.initialize(
         coordinator_address,
@@ -75,13 +80,13 @@ def make_mesh(
     """A mesh over all devices; slices of a TPU pod, which the slower network joins, split `data`.
 
     Args:
-        data: replicas of the weights; -1 takes what the other axes leave.
-        fsdp: devices that share one copy of weights and optimizer.
-        tensor: devices that share each matmul.
-        devices: to use; None takes all there are.
+        data: How many replicas of the weights there are; -1 takes what the other axes leave.
+        fsdp: How many devices share one copy of weights and optimizer.
+        tensor: How many devices share each matmul.
+        devices: The devices to use; None takes all there are.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices, or `data` is not a multiple
+        ValueError: The sizes do not multiply to the number of devices, or `data` is not a multiple
             of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
@@ -109,13 +114,13 @@ def _spec(
     shape: tuple[int, ...],
     units: Mapping[str, int],
 ) -> PartitionSpec:
-    """What the rules make of an array of `shape`.
+    """How the rules split an array.
 
     Args:
-        mesh: has the sizes.
-        axes: logical axes, as many as `shape` has.
-        shape: of the array.
-        units: how many indivisible parts a logical axis has, where that is not its size.
+        mesh: The mesh that the array is split over.
+        axes: The meaning of each axis of the array, None where it is never split.
+        shape: The array's shape.
+        units: How many indivisible parts an axis of a meaning has, where that is not its size.
     """
     spec = []
     for logical, size in zip(axes, shape, strict=True):
@@ -123,64 +128,64 @@ def _spec(
         parts = math.prod(mesh.shape[n] for n in np.atleast_1d(name))
         whole = units.get(logical or "", size)
         if whole % parts:
-            _say(f"{logical} stay whole: {whole} do not divide over {name}={parts}")
+            _log_once(f"{logical} stay whole: {whole} do not divide over {name}={parts}")
         spec.append(name if parts > 1 and whole % parts == 0 else None)
     return PartitionSpec(*spec)
 
 
 @functools.cache
-def _say(text: str) -> None:
-    """Logs the same text only once."""
+def _log_once(text: str) -> None:
+    """Logs a text the first time."""
     logging.info("%s", text)
 
 
 def state_shardings(
     mesh: Mesh | AbstractMesh,
-    state: Any,
+    state: Tree,
     heads: Mapping[str, int],
     logical_axes: Sequence[tuple[str, tuple[str | None, ...]]],
-) -> Any:
+) -> Tree:
     """Shardings of a train state (or any tree that holds weights under their usual paths).
 
     Optimizer moments have the paths of their weights inside, and so the same shardings.
 
     Args:
-        mesh: from `make_mesh`.
-        state: arrays or their shapes, of one model.
-        heads: attention heads of each part of that model that may be split, `config.heads`.
-        logical_axes: patterns of weights' paths and the meanings of those weights' axes, of that
+        mesh: The mesh that the state is spread over.
+        state: Arrays of one model, or their shapes.
+        heads: Attention heads of each part of that model that may be split, `config.heads`.
+        logical_axes: Patterns of weights' paths and the meanings of those weights' axes, of that
             model's architecture; the first pattern found in a path counts.
     """
 
-    def sharding(keys: Any, x: Any) -> NamedSharding:
+    def sharding(keys: Any, leaf: Any) -> NamedSharding:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         axes = next((axes for pattern, axes in logical_axes if re.search(pattern, path)), ())
-        if len(axes) != len(x.shape):
+        if len(axes) != len(leaf.shape):
             return NamedSharding(mesh, PartitionSpec())  # norms, scalars
         tower = next((tower for tower in heads if f"{tower}/" in path), None)
         units = {"heads": heads[tower]} if tower else {}
-        return NamedSharding(mesh, _spec(mesh, axes, x.shape, units))
+        return NamedSharding(mesh, _spec(mesh, axes, leaf.shape, units))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+def on_mesh(mesh: Mesh, function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """`function`, to be jitted with shardings of `mesh`, with the `constrain`s inside in force."""
 
     @functools.wraps(function)
-    def traced(*args: Any) -> Any:
+    def traced(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*args)
+            return function(*args, **kwargs)
 
     return traced
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
     """Says how an activation is split under `on_mesh`; elsewhere it changes nothing.
 
     Args:
-        x: the activation.
-        *axes: logical axes of its first axes; the others stay whole.
+        x: The activation.
+        *axes: The meanings of its first axes, None for one that stays whole; the others stay whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -190,20 +195,20 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def split(
-    function: Callable[..., Any], axes: Sequence[str | None], units: Mapping[str, int]
-) -> Callable[..., Any]:
-    """`function`, which the partitioner cannot split, run by each device on its part of the arrays.
+    function: Callable[..., Result], axes: Sequence[str | None], units: Mapping[str, int]
+) -> Callable[..., Result]:
+    """Lets each device run a function, which the partitioner cannot split, on its part of arrays.
 
     Args:
-        function: of arrays of one shape, and to such.
-        axes: logical axes of that shape.
-        units: how many indivisible parts a logical axis has, where that is not its size.
+        function: Takes arrays of one shape and returns arrays of that shape.
+        axes: The meanings of that shape's axes, None for one that stays whole.
+        units: How many indivisible parts an axis of a meaning has, where that is not its size.
 
     Returns:
-        `function` of whole arrays under `on_mesh`; elsewhere the same as `function`.
+        The function of whole arrays, to be called under `on_mesh`; elsewhere it is `function`.
     """
 
-    def call(*arrays: jax.Array) -> Any:
+    def call(*arrays: Shaped[Array, "..."]) -> Result:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return function(*arrays)
@@ -221,7 +226,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
+def put_batch(mesh: Mesh, batch: Tree) -> Tree:
     """A batch on the devices, split by its rows where they divide over the mesh, else whole."""
     rows = len(jax.tree.leaves(batch)[0])
     return jax.device_put(batch, NamedSharding(mesh, _spec(mesh, ("batch",), (rows,), {})))
@@ -232,11 +237,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+def local_rows(sharding: NamedSharding, batch_size: int) -> Int[np.ndarray, " rows"]:
     """The rows of a global batch that this process's devices hold, in order.
 
     Raises:
-        ValueError: the batch does not divide over the devices.
+        ValueError: The batch does not divide over the devices.
     """
     try:
         parts = sharding.addressable_devices_indices_map((batch_size,)).values()
@@ -246,26 +251,32 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
             f"it, do not divide over the mesh {dict(sharding.mesh.shape)}"
         ) from error
     spans = sorted({index[0].indices(batch_size)[:2] for index in parts if index})
-    return np.concatenate([np.arange(*span) for span in spans])
+    return np.concatenate([np.arange(start, stop) for start, stop in spans])
 
 
-def to_devices(batch: Any, sharding: NamedSharding, batch_size: int) -> Any:
+def to_devices(batch: Tree, sharding: NamedSharding, batch_size: int) -> Tree:
     """The global batch whose `local_rows` are `batch`, a tree of NumPy arrays."""
 
-    def place(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))
+    def place(rows: Shaped[np.ndarray, "rows ..."]) -> Shaped[Array, "batch ..."]:
+        shape = (batch_size, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return jax.tree.map(place, batch)
 
 
 def check_same_on_all_hosts(text: str, what: str) -> None:
-    """Raises where hosts disagree, before they wait for each other forever."""
+    """Raises where hosts disagree about a text, before they wait for each other forever.
+
+    Args:
+        text: What has to be the same.
+        what: What it describes, for the message: "the hosts do not see the same {what}".
+    """
     if jax.process_count() > 1:
         data = np.frombuffer(text.encode(), np.uint8)
         multihost_utils.assert_equal(data, f"the hosts do not see the same {what}")
 
 
-def abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+def abstract(x: Shaped[Array, "..."]) -> jax.ShapeDtypeStruct:
     """Shape, dtype and sharding of an array."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
@@ -277,8 +288,8 @@ def on_all_hosts(ok: bool) -> bool:
     return bool(multihost_utils.process_allgather(ok).all())
 
 
-def gather(tree: Any) -> Any:
-    """The arrays, whole on every host."""
+def gather(tree: Tree) -> Tree:
+    """The arrays of a tree, whole on every host."""
     if jax.process_count() == 1:
         return tree
     return multihost_utils.process_allgather(tree, tiled=True)

@@ -28,7 +28,7 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES_OF_A_FUNCTION = 80  # from `def` to the last line, decorators aside
 MOST_NESTED_FUNCTIONS = 3  # at any depth; lambdas are not counted
 MOST_LINES_OF_A_MODULE = 450
-MOST_STARRED_ARGUMENTS = 100  # `f(*values)` in the whole package; lower it, never raise it
+MOST_STARRED_ARGUMENTS = 78  # `f(*values)` in the whole package; lower it, never raise it
 
 ARCHITECTURE = re.compile("smolvlm|llava|qwen", re.IGNORECASE)
 MODELS = re.compile("models/")
@@ -46,7 +46,6 @@ NOT_YET = {
     },
     "test_functions_do_not_nest_deeply": {
         "grpo/step.py": "lead",
-        "pixels/device.py": "H",
         "training/loop.py": "C",
         "training/stage.py": "C",
     },
@@ -69,7 +68,6 @@ NOT_YET = {
         "apps/train.py": "F",
     },
     "test_docstrings_say_the_thing_itself": {
-        "pixels/device.py": "H",
         "training/costs.py": "C",
     },
 }
@@ -238,7 +236,8 @@ def test_rooms_import_one_way():
 WITHOUT_JAX = [
     f"cropvlm_jax.{path.removesuffix('.py').replace('/', '.')}"
     for path in TREES
-    if path.startswith(("geometry/", "data/")) or path.endswith("conversations.py")
+    if path.startswith(("geometry/", "data/"))
+    or path.endswith(("/conversations.py", "/image_processing.py"))
 ]
 # Grain imports jax where it is installed, and builders.py takes TensorFlow Datasets, which do not.
 STUBBED = """

@@ -1,90 +1,100 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Examples to rows of fixed shapes: tiles, canvas and token ids, as NumPy arrays.
+"""Examples become rows of fixed shapes: tiles, canvas and token ids, as NumPy arrays.
 
-Shape letters: B examples, Hc Wc canvas, N tiles of S px, P Q A C tokens of prompt, question,
-answer, completion.
+Shape letters: B examples, Hc Wc canvas, N tiles of S px; tokens: P of the prompt, Q of the
+question, A of the answer, C of the completion.
 """
 
 import collections
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cropvlm_jax import geometry
-from cropvlm_jax.models.conversations import Conversations
+from cropvlm_jax.geometry.boxes import Array
 from cropvlm_jax.pixels import host
+from cropvlm_jax.scoring import GoldAnswers
 
-SPOKEN_BYTES = 4096  # most of a question and its answers, for a target outside of the graph
+if TYPE_CHECKING:
+    from cropvlm_jax.models.conversations import Conversations
+
+SPOKEN_BYTES = 4096  # of a question and its answers at most, for a target outside of the graph
 
 
 class Batch(NamedTuple):
     """What a GRPO step reads; the true boxes of a source never get here.
 
     Attributes:
-        canvas: uint8 `[B, Hc, Wc, 3]`, original pixels padded at the bottom and right.
-        size: int32 `[B, 2]`, height and width inside the canvas.
-        tiles: uint8 `[B, N, S, S, 3]`, what the cropper sees.
-        crop_prompt: int32 `[B, P]`, padded on the left.
-        crop_prompt_valid: bool `[B, P]`.
-        question: int32 `[B, Q]`, from after the crop to "Assistant:", padded on the left.
-        question_valid: bool `[B, Q]`.
-        answer: int32 `[B, A]`, the gold reply and its end token, padded on the right.
-        answer_valid: bool `[B, A]`.
-        example_id: int32 `[B]`, index in the source.
-        gold: what the accuracy reward compares answers with, or None where it is not used.
-        spoken: uint8 `[B, SPOKEN_BYTES]`, question and gold answers as `read_spoken` reads them;
-            for targets outside of the graph, and then `question` and `answer` are None.
+        canvas: The original pixels, padded at the bottom and right; uint8 `[B, Hc, Wc, 3]`.
+        size: Height and width of the picture inside the canvas, int32 `[B, 2]`.
+        tiles: What the cropper sees of the picture, uint8 `[B, N, S, S, 3]`.
+        crop_prompt: The tokens that ask for a box, padded on the left; int32 `[B, P]`.
+        crop_prompt_valid: Which of these are real, bool `[B, P]`.
+        question: The tokens that ask the target, from after the crop to "Assistant:", padded on
+            the left; int32 `[B, Q]`. None for a target outside of the graph.
+        question_valid: Which of these are real, bool `[B, Q]`.
+        answer: The gold reply and its end token, padded on the right; int32 `[B, A]`. None for a
+            target outside of the graph.
+        answer_valid: Which of these are real, bool `[B, A]`.
+        example_id: Index of the example in the source, int32 `[B]`.
+        gold: What the accuracy reward compares answers with, or None where it is not used.
+        spoken: Question and gold answers as `read_spoken` reads them, uint8 `[B, SPOKEN_BYTES]`;
+            None for a target inside of the graph.
     """
 
-    canvas: Any
-    size: Any
-    tiles: Any
-    crop_prompt: Any
-    crop_prompt_valid: Any
-    question: Any
-    question_valid: Any
-    answer: Any
-    answer_valid: Any
-    example_id: Any
-    gold: Any = None
-    spoken: Any = None
+    canvas: Array
+    size: Array
+    tiles: Array
+    crop_prompt: Array
+    crop_prompt_valid: Array
+    question: Array | None
+    question_valid: Array | None
+    answer: Array | None
+    answer_valid: Array | None
+    example_id: Array
+    gold: GoldAnswers | None = None
+    spoken: Array | None = None
 
 
 class SupervisedBatch(NamedTuple):
     """What a supervised step reads: B conversations.
 
     Attributes:
-        images: uint8 `[B, N, S, S, 3]`, in the order of the prompt.
-        prompt: token ids `[B, P]`, padded on the left so that the completion follows at once.
-        prompt_valid: bool `[B, P]`.
-        completion: token ids `[B, C]`, padded on the right.
-        completion_valid: bool `[B, C]`.
-        example_id: int32 `[B]`, index in the source, or None where there is none.
+        images: The pictures in the order of the prompt, uint8 `[B, N, S, S, 3]`.
+        prompt: Token ids, padded on the left so that the completion follows at once; int32
+            `[B, P]`.
+        prompt_valid: Which of these are real, bool `[B, P]`.
+        completion: Token ids, padded on the right; int32 `[B, C]`.
+        completion_valid: Which of these are real, bool `[B, C]`.
+        example_id: Index of the example in the source, int32 `[B]`, or None where there is none.
     """
 
-    images: Any
-    prompt: Any
-    prompt_valid: Any
-    completion: Any
-    completion_valid: Any
-    example_id: Any = None
+    images: Array
+    prompt: Array
+    prompt_valid: Array
+    completion: Array
+    completion_valid: Array
+    example_id: Array | None = None
 
 
 def pad(sequence: np.ndarray, length: int, side: str) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids `[length]` and which are real, bool `[length]`.
+    """Pads token ids with zeros.
 
     Args:
-        sequence: token ids.
-        length: to pad to.
-        side: "left" or "right".
+        sequence: Token ids, at most `length` of them.
+        length: How many there are to be.
+        side: Where zeros go, "left" or "right".
+
+    Returns:
+        Token ids `[length]`, and which of them are real, bool `[length]`.
 
     Raises:
-        ValueError: the sequence is longer than `length`.
+        ValueError: The sequence is longer than `length`.
     """
     missing = length - len(sequence)
     if missing < 0:
@@ -135,23 +145,23 @@ def read_spoken(data: np.ndarray) -> tuple[str, list[str]]:
 
 
 @functools.cache
-def _crop_prompt_length(prompts: Conversations, grid: tuple[int, int]) -> int:
+def _crop_prompt_length(conversations: "Conversations", grid: tuple[int, int]) -> int:
     """Tokens of the crop conversation about a picture of `grid`, but for the question's."""
-    return len(prompts.crop("A", grid).ids)
+    return len(conversations.crop("A", grid).ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class CropperInput:
-    """How the cropper sees an example: tiles, and the prompt that asks for a box.
+    """What the cropper sees of an example: tiles, and the prompt that asks for a box.
 
     Attributes:
-        prompts: of the cropper's tokenizer.
-        tile_size: S.
-        longest_edge: pixels of the longest side of what is split into tiles.
-        question_tokens: most tokens of a question.
+        conversations: The conversations of the cropper.
+        tile_size: S, pixels of a tile's side.
+        longest_edge: Pixels of the longest side of what is split into tiles.
+        question_tokens: The most tokens of a question.
     """
 
-    prompts: Conversations
+    conversations: "Conversations"
     tile_size: int
     longest_edge: int
     question_tokens: int
@@ -170,8 +180,13 @@ class CropperInput:
         return host.tile(image, self.tile_size, self.longest_edge)
 
     def pad(self, prompt: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """A prompt padded on the left to its bucket's P, and which tokens are real."""
-        return pad(prompt, _crop_prompt_length(self.prompts, grid) + self.question_tokens, "left")
+        """Pads a prompt on the left to P, the same for all pictures of a grid.
+
+        Returns:
+            Token ids `[P]`, and which of them are real, bool `[P]`.
+        """
+        length = _crop_prompt_length(self.conversations, grid) + self.question_tokens
+        return pad(prompt, length, "left")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,55 +194,68 @@ class Preparer:
     """Turns a source's example into a row of a GRPO batch.
 
     Attributes:
-        cropper: how the cropper sees it.
-        answer_prompts: of the target's tokenizer; None where the target is outside of the graph.
-        canvas: Hc, Wc; a larger picture is shrunk to fit.
-        answer_tokens: most tokens of a gold answer.
-        gold: makes of the gold answers what the accuracy reward compares with; None without it.
+        cropper: What the cropper sees of the example.
+        target_conversations: The conversations of the target; None where it is outside of the
+            graph.
+        canvas: Hc and Wc; a larger picture is shrunk to fit.
+        answer_tokens: The most tokens of a gold answer.
+        gold: Makes of the gold answers what the accuracy reward compares with; None without that
+            reward.
     """
 
     cropper: CropperInput
-    answer_prompts: Conversations | None
+    target_conversations: "Conversations | None"
     canvas: tuple[int, int]
     answer_tokens: int
-    gold: Callable[[Sequence[str]], Any] | None = None
+    gold: Callable[[Sequence[str]], GoldAnswers] | None = None
 
-    def __call__(self, example: Any, index: int) -> Batch:
+    def __call__(self, example: Mapping[str, Any], index: int) -> Batch:
         """One row, without the batch axis.
 
         Raises:
-            OSError: the picture is broken.
-            ValueError: a text does not fit the batch's shapes, or there is no answer.
+            OSError: The picture is broken.
+            ValueError: A text does not fit the batch's shapes, or there is no answer.
         """
         image = host.to_rgb(example["image"])
-        tiles, grid = self.cropper.tiles(image)
-        image = host.shrink_to_fit(image, *self.canvas)
         question, answers = example["question"], example["answers"]
-        prompt = self.cropper.prompts.crop(question, grid)
-        seen = (
-            host.pad_to_canvas(image, *self.canvas),
-            np.array(image.shape[:2], np.int32),
-            tiles,
-            *self.cropper.pad(prompt.ids, grid),
-        )
-        if self.answer_prompts is None:
-            nothing = (None,) * 4
-            return Batch(*seen, *nothing, np.int32(index), spoken=write_spoken(question, answers))
-        conversation = self.answer_prompts.answer(question, 2, gold_answer(answers))
-        return Batch(
-            *seen,
-            *pad(conversation.ids[conversation.question], self.question_length, "left"),
+        tiles, grid = self.cropper.tiles(image)
+        prompt = self.cropper.conversations.crop(question, grid)
+        crop_prompt, crop_prompt_valid = self.cropper.pad(prompt.ids, grid)
+        height, width = self.canvas
+        image = host.shrink_to_fit(image, height, width)
+        asked = answered = asked_valid = answered_valid = gold = spoken = None
+        if self.target_conversations is None:
+            spoken = write_spoken(question, answers)
+        else:
+            conversation = self.target_conversations.answer(question, 2, gold_answer(answers))
+            asked, asked_valid = pad(
+                conversation.ids[conversation.question], self.question_length, "left"
+            )
             # The period and the end of the utterance follow the answer.
-            *pad(conversation.ids[conversation.completion], self.answer_tokens + 2, "right"),
-            np.int32(index),
-            None if self.gold is None else self.gold(answers),
+            answered, answered_valid = pad(
+                conversation.ids[conversation.completion], self.answer_tokens + 2, "right"
+            )
+            gold = None if self.gold is None else self.gold(answers)
+        return Batch(
+            canvas=host.pad_to_canvas(image, height, width),
+            size=np.array(image.shape[:2], np.int32),
+            tiles=tiles,
+            crop_prompt=crop_prompt,
+            crop_prompt_valid=crop_prompt_valid,
+            question=asked,
+            question_valid=asked_valid,
+            answer=answered,
+            answer_valid=answered_valid,
+            example_id=np.int32(index),
+            gold=gold,
+            spoken=spoken,
         )
 
     @property
     def question_length(self) -> int:
-        """Q: tokens from after the crop to "Assistant:"."""
-        assert self.answer_prompts is not None
-        shortest = self.answer_prompts.answer("A")
+        """Q: the tokens from after the crop to "Assistant:"."""
+        assert self.target_conversations is not None
+        shortest = self.target_conversations.answer("A")
         return len(shortest.ids[shortest.question]) + self.cropper.question_tokens
 
 
@@ -236,28 +264,35 @@ class BoxPreparer:
     """Turns an example with a box into a row of a supervised batch.
 
     Attributes:
-        cropper: how the cropper sees it.
-        reply_tokens: C, of the longest reply that names a box.
+        cropper: What the cropper sees of the example.
+        reply_tokens: C, the tokens of the longest reply that names a box.
     """
 
     cropper: CropperInput
     reply_tokens: int
 
-    def __call__(self, example: Any, index: int) -> SupervisedBatch:
+    def __call__(self, example: Mapping[str, Any], index: int) -> SupervisedBatch:
         """One row, without the batch axis.
 
         Raises:
-            OSError: the picture is broken.
-            ValueError: the question does not fit the batch's shapes, or there is no box.
+            OSError: The picture is broken.
+            ValueError: The question does not fit the batch's shapes, or there is no box.
         """
         if "box" not in example:
             raise ValueError("there is no box to learn from")
         tiles, grid = self.cropper.tiles(host.to_rgb(example["image"]))
         box_text = geometry.to_text(example["box"])
-        prompt = self.cropper.prompts.crop(example["question"], grid, box_text)
+        conversation = self.cropper.conversations.crop(example["question"], grid, box_text)
+        before = conversation.ids[: conversation.completion.start]
+        prompt, prompt_valid = self.cropper.pad(before, grid)
+        completion, completion_valid = pad(
+            conversation.ids[conversation.completion], self.reply_tokens, "right"
+        )
         return SupervisedBatch(
-            tiles,
-            *self.cropper.pad(prompt.ids[: prompt.completion.start], grid),
-            *pad(prompt.ids[prompt.completion], self.reply_tokens, "right"),
-            np.int32(index),
+            images=tiles,
+            prompt=prompt,
+            prompt_valid=prompt_valid,
+            completion=completion,
+            completion_valid=completion_valid,
+            example_id=np.int32(index),
         )

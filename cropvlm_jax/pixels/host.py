@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures on the host: any file to RGB, and what models make of them, fixed canvases."""
+"""Pictures on the host, with PIL: any file to RGB, what models see of it, and fixed canvases."""
 
 import io
 import math
@@ -103,7 +103,8 @@ def fitted(height: int, width: int, tile_size: int) -> tuple[int, int]:
 
 def grid(height: int, width: int, tile_size: int, longest_edge: int) -> tuple[int, int]:
     """Rows and columns of the tiles that a picture of this size gets from `tile`."""
-    height, width = fitted(*resized(height, width, longest_edge), tile_size)
+    height, width = resized(height, width, longest_edge)
+    height, width = fitted(height, width, tile_size)
     if height == width == tile_size:
         return 0, 0
     return height // tile_size, width // tile_size
@@ -120,13 +121,13 @@ def tile(
     rescaling and normalising, to the last bit.
 
     Args:
-        image: uint8 `[H, W, 3]`.
-        tile_size: The input size of the vision tower, e.g. 512.
-        longest_edge: The resolution to look at, e.g. 512, 1024 or 2048.
+        image: The picture, uint8 `[H, W, 3]`.
+        tile_size: The input size of the vision tower, such as 512.
+        longest_edge: The longest edge that the picture is resized to, such as 512, 1024 or 2048.
 
     Returns:
-        Tiles uint8 `[N, tile_size, tile_size, 3]` and `(rows, cols)`; N is rows * cols + 1, and an
-        image that is not split has (0, 0).
+        Tiles uint8 `[N, tile_size, tile_size, 3]` and their `(rows, columns)`. N is rows * columns
+        + 1; a picture that is not split is one tile, of (0, 0).
     """
     height, width = resized(image.shape[0], image.shape[1], longest_edge)
     picture = _lanczos(Image.fromarray(image), height, width)
@@ -134,12 +135,12 @@ def tile(
     picture = _lanczos(picture, height, width)
     if height == width == tile_size:
         return np.asarray(picture)[None], (0, 0)
-    rows, cols = height // tile_size, width // tile_size
-    tiles = np.empty((rows * cols + 1, tile_size, tile_size, 3), np.uint8)
-    grid = np.asarray(picture).reshape(rows, tile_size, cols, tile_size, 3)
-    tiles[:-1].reshape(rows, cols, tile_size, tile_size, 3)[:] = grid.swapaxes(1, 2)
+    rows, columns = height // tile_size, width // tile_size
+    tiles = np.empty((rows * columns + 1, tile_size, tile_size, 3), np.uint8)
+    cells = np.asarray(picture).reshape(rows, tile_size, columns, tile_size, 3)
+    tiles[:-1].reshape(rows, columns, tile_size, tile_size, 3)[:] = cells.swapaxes(1, 2)
     tiles[-1] = np.asarray(_lanczos(picture, tile_size, tile_size))
-    return tiles, (rows, cols)
+    return tiles, (rows, columns)
 
 
 def bicubic_square(
@@ -152,9 +153,9 @@ def bicubic_square(
     pictures so long that they would be enlarged to over 2**24 pixels may differ by a grey level.
 
     Args:
-        image: uint8 `[H, W, 3]`.
-        side: S, the input size of the vision tower, e.g. 336.
-        fill: colour that the picture is padded with to a square; None takes its centre.
+        image: The picture, uint8 `[H, W, 3]`.
+        side: S, the input size of the vision tower, such as 336.
+        fill: The colour that the picture is padded with to a square; None takes its centre.
 
     Returns:
         uint8 `[S, S, 3]`.
@@ -171,7 +172,7 @@ def bicubic_square(
     if high * wide > 2**24:  # only the centre and what the filter reaches from there
         scale = np.array([width / wide, height / high])
         ends = np.array([[left, top], [left + side, top + side]]) * scale
-        reach = math.ceil(2 * max(*scale, 1)) + 1
+        reach = math.ceil(2 * max(scale.max(), 1)) + 1
         x, y = np.maximum(ends[0].astype(int) - reach, 0)
         right, bottom = np.ceil(ends[1]).astype(int) + reach
         picture = Image.fromarray(image[y:bottom, x:right])
@@ -188,14 +189,14 @@ def smart_tiles(image: np.ndarray, limits: geometry.PixelLimits) -> np.ndarray:
     Equal to transformers' PIL image processor, before rescaling and normalising, to the last bit.
 
     Args:
-        image: uint8 `[H, W, 3]`.
-        limits: of the processor; S is its factor.
+        image: The picture, uint8 `[H, W, 3]`.
+        limits: The limits of the processor; S is its factor.
 
     Returns:
-        uint8 `[rows, columns, S, S, 3]`.
+        Tiles uint8 `[rows, columns, S, S, 3]`.
 
     Raises:
-        ValueError: one side is more than 200 times the other.
+        ValueError: One side is more than 200 times the other.
     """
     (height, width), side = image.shape[:2], limits.factor
     high, wide = geometry.smart_resize(height, width, side, limits.min_pixels, limits.max_pixels)
@@ -215,8 +216,8 @@ def shrink_to_fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
     scale = min(height / image.shape[0], width / image.shape[1])
     if scale >= 1:
         return image
-    size = (max(int(edge * scale), 1) for edge in image.shape[:2])
-    return np.asarray(_lanczos(Image.fromarray(image), *size))
+    high, wide = (max(int(edge * scale), 1) for edge in image.shape[:2])
+    return np.asarray(_lanczos(Image.fromarray(image), high, wide))
 
 
 def pad_to_canvas(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -55,7 +55,7 @@ def make_batches() -> tuple[batching.Batch, batching.Batch]:
     inside = tiny.make_batch(EXAMPLES)
     gold = [scoring.encode_gold(answers, "anls", 3, 40) for answers in GOLD]
     inside = inside._replace(gold=jax.tree.map(lambda *x: np.stack(x), *gold))
-    prepare = dataclasses.replace(tiny.PREPARE, answer_prompts=None)
+    prepare = dataclasses.replace(tiny.PREPARE, target_conversations=None)
     outside = batching.stack([prepare(example, i) for i, example in enumerate(EXAMPLES)])
     return inside, outside
 

@@ -199,7 +199,7 @@ def test_shardings_of_the_256m_shape(caplog):
     state, heads = state_256m(), SmolVLMConfig.smolvlm_256m().heads
     names = ("8x1x1", "2x4x1", "4x1x2")
     table: dict[str, list[str]] = {}
-    parallel._say.cache_clear()
+    parallel._log_once.cache_clear()
     with caplog.at_level("INFO"):
         for name in names:
             mesh = AbstractMesh(MESHES[name], parallel.AXES)

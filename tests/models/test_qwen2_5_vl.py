@@ -318,7 +318,7 @@ def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, t
     prompts = source.conversations()
     template = rewards.AnswerTemplate.from_conversations(prompts)
     examples = tiny.make_examples(2)
-    prepare = dataclasses.replace(tiny.PREPARE, answer_prompts=prompts)
+    prepare = dataclasses.replace(tiny.PREPARE, target_conversations=prompts)
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
     config = GRPOConfig(num_generations=2, likelihood_weight=1.0, gain=True, accuracy_weight=0.0)
     boxes = np.array([[[0, 0, 100, 100], [20, 30, 55, 90]], [[5, 60, 95, 70], [1, 1, 40, 40]]])
