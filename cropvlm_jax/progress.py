@@ -15,10 +15,10 @@ class Progress:
         """Starts the clock.
 
         Args:
-            total: steps in all.
-            start: steps done before, by an earlier process.
-            what: name of a step.
-            every_seconds: between plain lines.
+            total: How many steps there are in all.
+            start: How many of them an earlier process has done.
+            what: What a step is called.
+            every_seconds: How long it takes from one plain line to the next.
         """
         self._total, self._start, self._what = total, start, what
         self._began, self._last = time.monotonic(), float("-inf")

@@ -1,10 +1,11 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes for the supervised stage: a labeller's replies to seed boxes to expanded labels.
+"""Boxes for the supervised stage: a labeller's replies become seed boxes and expanded labels.
 
-Replies and labels are JSONL files. A reply is `{"example_id", "reply"}`, with `"resized"`, the
-`[height, width]` that the labeller saw, where that is known; a label is `{"example_id", "box",
-"seed"}`, percent boxes after expansion (whole numbers) and before it (unrounded).
+A *labeller* is a model that is asked to point at the evidence. Replies and labels are JSONL files.
+A reply is `{"example_id", "reply"}`, with `"resized"`, the `[height, width]` of the picture that
+the labeller saw, where that is known. A label is `{"example_id", "box", "seed"}`: the percent box
+after expansion (whole numbers) and before it (unrounded).
 """
 
 import json
@@ -50,7 +51,7 @@ def parse(reply: str, size: tuple[int, int]) -> tuple[float, float, float, float
         size: `geometry.frame_size` of the image in the labeller's frame.
 
     Raises:
-        ValueError: there is no box, it is not ordered, or no part of it is in the image.
+        ValueError: There is no box, it is not ordered, or no part of it is in the image.
     """
     match = _NAMED.search(reply) or _BARE.search(reply)
     if match is None:
@@ -106,11 +107,11 @@ def collect(
     An example whose picture is broken or refused is named in the log and skipped.
 
     Args:
-        source: examples.
-        indices: which of them, from `unanswered`.
-        ask: turns a picture uint8 `[H, W, 3]` and a prompt into `reply` and, if known, `resized`.
-        path: file of replies to append to.
-        progress: is told how many are done.
+        source: The examples.
+        indices: Indices of those to ask about, from `unanswered`.
+        ask: Turns a picture uint8 `[H, W, 3]` and a prompt into `reply` and, if known, `resized`.
+        path: The file of replies to append to.
+        progress: Called after each example with the number of those done.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
@@ -136,8 +137,8 @@ def load_labeller(name: str, max_pixels: int | None) -> Callable[[np.ndarray, st
     """A transformers model for `collect` to ask; its replies are greedy.
 
     Args:
-        name: folder or hub id of an image-text-to-text model.
-        max_pixels: limit of Qwen's processors; by default what the model's own says.
+        name: Folder or hub id of an image-text-to-text model.
+        max_pixels: Most pixels of a picture, for Qwen's processors; None keeps the model's own.
 
     Raises:
         ImportError: PyTorch or transformers is absent.
@@ -191,16 +192,17 @@ def make_labels(
     """Labels from replies, in the order of the source.
 
     Args:
-        source: examples.
-        replies: from `read_replies`; examples without one are left out, and counted in the log.
-        frame: one of `geometry.FRAMES`.
-        max_pixels: the labeller's limit, for replies that do not carry `resized`.
-        bounds: quintile bounds `[4]`; by default those of the seed boxes.
-        whole_image_on_failure: as the official code does, the whole image becomes the seed box of
-            a reply that `parse` refuses; by default such replies are left out.
+        source: The examples.
+        replies: What `read_replies` returns; examples without a reply are left out, and counted in
+            the log.
+        frame: The frame that the labeller writes boxes in, one of `geometry.FRAMES`.
+        max_pixels: The limit of the labeller's processor, for replies that do not carry `resized`.
+        bounds: Areas where the quintiles begin, `[4]`; None takes those of the seed boxes.
+        whole_image_on_failure: Whether the whole image becomes the seed box of a reply that `parse`
+            refuses, as in the official code; by default such replies are left out.
 
     Raises:
-        ValueError: not one label came of it.
+        ValueError: Not one label came of it.
     """
     names, seeds, failed, unusable = [], [], 0, 0
     known = _ids(source)
@@ -269,7 +271,7 @@ def labelled(source: Source, path: str | os.PathLike) -> Source:
     """The examples of a source that a label file has a box for, with that `box`.
 
     Raises:
-        ValueError: a line is no label, or no example has one.
+        ValueError: A line is no label, or no example has one.
     """
     labels: dict[str, Box] = {}
     for where, read in rows.jsonl_rows(Path(path)):

@@ -1,8 +1,15 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cropvlm_jax import geometry
 from cropvlm_jax.data import batching
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 
 def test_the_gold_answer_is_that_of_most_annotators():
@@ -10,3 +17,64 @@ def test_the_gold_answer_is_that_of_most_annotators():
     assert batching.gold_answer(["b", "a"]) == "b"
     with pytest.raises(ValueError, match="no answer"):
         batching.gold_answer([])
+
+
+@given(
+    tokens=st.lists(st.integers(0, 2**31 - 1), max_size=20),
+    spare=st.integers(0, 9),
+    side=st.sampled_from(["left", "right"]),
+)
+def test_padding_keeps_tokens_and_marks_them(tokens, spare, side):
+    sequence = np.array(tokens, np.int32)
+    padded, valid = batching.pad(sequence, len(tokens) + spare, side)
+    assert len(padded) == len(valid) == len(tokens) + spare and padded.dtype == np.int32
+    np.testing.assert_array_equal(padded[valid], sequence)
+    assert not padded[~valid].any()
+    empty = valid[:spare] if side == "left" else valid[len(tokens) :]
+    assert not empty.any()
+    if tokens:
+        with pytest.raises(ValueError, match="over the limit"):
+            batching.pad(sequence, len(tokens) - 1, side)
+
+
+@given(question=texts, answers=st.lists(texts, min_size=1, max_size=10))
+def test_what_is_spoken_comes_back(question, answers):
+    try:
+        spoken = batching.write_spoken(question, answers)
+    except ValueError as error:
+        assert "bytes, over" in str(error)
+        return
+    assert spoken.shape == (batching.SPOKEN_BYTES,) and spoken.dtype == np.uint8
+    assert batching.read_spoken(spoken) == (question, answers)
+
+
+def test_rows_of_every_kind_stack():
+    examples = tiny.make_examples(3)
+    batch = tiny.make_batch(examples)
+    for i, example in enumerate(examples):
+        row = tiny.PREPARE(example, i)
+        for name, value in row._asdict().items():
+            column = getattr(batch, name)
+            if value is None:
+                assert column is None, name
+            else:
+                np.testing.assert_array_equal(column[i], value, name)
+        assert row.spoken is None and row.gold is None
+
+
+def test_a_box_becomes_the_reply_that_names_it():
+    example = tiny.make_examples(1)[0]
+    prepare = batching.BoxPreparer(tiny.SEEN, tiny.GRAMMAR.max_length)
+    with pytest.raises(ValueError, match="no box"):
+        prepare(example, 0)
+    box = (12, 5, 40, 100)
+    row = prepare(example | {"box": box}, 7)
+    written = row.completion[row.completion_valid].tolist()
+    expected = tiny.GRAMMAR.encode(np.array(box))
+    assert written == expected.tokens[expected.valid].tolist()
+    assert row.example_id == 7
+    assert tiny.TOKENIZER.decode(written).strip() == geometry.to_text(box)
+    asked = tiny.PREPARE(example, 7)
+    np.testing.assert_array_equal(
+        row.prompt[row.prompt_valid], asked.crop_prompt[asked.crop_prompt_valid]
+    )
