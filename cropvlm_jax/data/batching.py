@@ -52,13 +52,13 @@ class Batch(NamedTuple):
     tiles: Array
     crop_prompt: Array
     crop_prompt_valid: Array
-    question: Array | None
-    question_valid: Array | None
-    answer: Array | None
-    answer_valid: Array | None
+    question: Array
+    question_valid: Array
+    answer: Array
+    answer_valid: Array
     example_id: Array
-    gold: GoldAnswers | None = None
-    spoken: Array | None = None
+    gold: Any = None  # GoldAnswers
+    spoken: Array = None
 
 
 class SupervisedBatch(NamedTuple):
@@ -79,7 +79,7 @@ class SupervisedBatch(NamedTuple):
     prompt_valid: Array
     completion: Array
     completion_valid: Array
-    example_id: Array | None = None
+    example_id: Array = None
 
 
 def pad(sequence: np.ndarray, length: int, side: str) -> tuple[np.ndarray, np.ndarray]:
