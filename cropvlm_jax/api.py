@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 from PIL import Image
 
 from cropvlm_jax import geometry
@@ -38,8 +39,8 @@ from cropvlm_jax.readers.vlm import VLMReader
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _propose(
     graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, grammar: geometry.Grammar
-) -> jax.Array:
-    """Greedy boxes, int32 `[B, 4]`."""
+) -> Int[Array, "B 4"]:
+    """Greedy boxes."""
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
     return rollout.propose(model, grammar, image_tokens, batch.prompt, batch.prompt_valid)

@@ -106,7 +106,7 @@ def _page(
     """The page.
 
     Args:
-        results: as of `write`.
+        results: of the evaluation, as `write` takes them.
         drawn: SVGs of the figures by name.
         kinds: the examples to show.
         pictures: of the examples, by index.

@@ -26,7 +26,7 @@ class Reply(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The failure without its particulars: "empty", "refusal", "timeout", "HTTP 500" ..."""
+        """The failure without its particulars: such as "refusal" or "HTTP 500"."""
         return self.failure.partition(":")[0]
 
     @property

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
 from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.hub.pretrained import Pretrained
@@ -30,8 +31,8 @@ from cropvlm_jax.readers.loaded import LoadedModel, Picture, check_texts
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _answer(
     graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, end_token: int, max_tokens: int
-) -> jax.Array:
-    """Greedy replies, int32 `[B, max_tokens]`."""
+) -> Int[Array, "B {max_tokens}"]:
+    """Greedy replies; what follows an end token is end tokens."""
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
     prefix = read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
@@ -41,8 +42,10 @@ def _answer(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _log_likelihood(graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch) -> jax.Array:
-    """Summed log-probabilities of the completions, fp32 `[B]`."""
+def _log_likelihood(
+    graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch
+) -> Float[Array, " B"]:
+    """Summed log-probabilities of the completions, fp32."""
     logits = completion_logits(
         nnx.merge(graphdef, params),
         batch.images,
@@ -58,9 +61,11 @@ def _log_likelihood(graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch)
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(
-    graphdef: nnx.GraphDef, params: Any, inputs: tuple[jax.Array, jax.Array, jax.Array]
-) -> jax.Array:
-    """Logits of whole sequences, fp32 `[B, T, V]`, from token ids, which are real, and pictures."""
+    graphdef: nnx.GraphDef,
+    params: Any,
+    inputs: tuple[Int[Array, "B T"], Bool[Array, "B T"], Float[Array, "B N S S 3"]],
+) -> Float[Array, "B T V"]:
+    """Logits of whole sequences, fp32, from token ids, which are real, and pictures."""
     ids, valid, images = inputs
     return nnx.merge(graphdef, params)(ids, valid, images)
 
