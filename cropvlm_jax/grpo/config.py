@@ -74,7 +74,7 @@ class GRPOConfig:
     reward_chunk: int | None = None
     gradient_accumulation_steps: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_generations < 2:
             raise ValueError(
                 f"num_generations={self.num_generations}: advantages compare at least 2 rollouts"
