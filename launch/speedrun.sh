@@ -3,7 +3,7 @@
 #
 # What: data, seed boxes, SFT, GRPO, evaluation and export of a SmolVLM-256M cropper, for a frozen SmolVLM-256M that
 #   sees 512 px. Data is TextVQA (34,602 training questions; half for SFT, half for GRPO), which is on the Hugging Face
-#   Hub. Settings: experiments/speedrun.py. Result: runs/speedrun/cropper, and the report runs/speedrun/textvqa/report.html.
+#   Hub. Settings: experiments/speedrun.py. Results: runs/speedrun/cropper and runs/speedrun/textvqa/report.html.
 # Hardware: v5e with 8 chips (v5litepod-8, one host), 100 GB of disk. Seed boxes come from Qwen2.5-VL-7B in PyTorch,
 #   which needs an NVIDIA GPU of 24 GB: run this script there first. It stops after the boxes; copy
 #   data/seed_boxes/textvqa.jsonl to the same place on the TPU VM, and run it there.
@@ -12,8 +12,8 @@
 #   chip and hour:
 #     512 px: SFT 0.6 min, GRPO 2.5 min, evaluation 0.6 min; $0.60
 #     1024 px: SFT 2.6 min, GRPO 5.4 min, evaluation 0.8 min; $1.41
-#   Downloads (about 10 GB), compiling (minutes a stage) and the seed boxes come on top. At this rate the host prepares
-#   more than 100 pictures a second: --config.data.workers is set to its cores; where it cannot keep up, it takes longer.
+#   Downloads (about 10 GB), compiling (minutes a stage) and the seed boxes come on top. At this rate the host must
+#   prepare more than 100 pictures a second, for which all its cores are set to work; if it cannot, it takes longer.
 #
 # Variables: PIXELS=1024 for a cropper that sees 1024 px; OUT=runs/mine for another folder; DATASET for a mirror of
 # lmms-lab/textvqa. Run it again after a stop: what is finished is not done again, and training goes on where it was.
@@ -57,7 +57,7 @@ cropvlm train --config="experiments/speedrun.py:grpo_$PIXELS" --workdir="$OUT/gr
 
 say "5 of 6: evaluation"
 cropvlm evaluate --benchmark=textvqa --folder=data/textvqa --targets="$target" --dtype=bfloat16 \
-  --croppers="sft=$OUT/sft/cropper,grpo=$OUT/grpo/cropper" --out="$OUT/textvqa" --report
+  --croppers="sft=$OUT/sft/cropper,grpo=$OUT/grpo/cropper" --best_scale_split=train --out="$OUT/textvqa" --report
 
 say "6 of 6: export"
 cropvlm export --model="$OUT/grpo/cropper" --out="$OUT/cropper" --dtype=bfloat16

@@ -33,22 +33,31 @@ from cropvlm_jax.evals.run import evaluate
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.registry import open_reader
 
-BENCHMARK = flags.DEFINE_enum("benchmark", "zoom_digits", list(BENCHMARKS), "What to answer.")
-FOLDER = flags.DEFINE_string("folder", None, "Of the benchmark's data; zoom_digits needs none.")
+BENCHMARK = flags.DEFINE_enum(
+    "benchmark", "zoom_digits", list(BENCHMARKS), "Whose questions to answer."
+)
+FOLDER = flags.DEFINE_string(
+    "folder", None, "Where the benchmark's data lies; zoom_digits needs none."
+)
 TARGETS = flags.DEFINE_list(
     "targets",
     ["zoom_digits/target"],
-    "What answers: folders, bundled models or hub ids of VLMs, openai:MODEL, rapidocr:v4, "
-    "tesseract; the one to report first. @PIXELS after a name limits the pictures it sees.",
+    "The frozen readers that answer, with commas between, the one to report first: folders, "
+    "bundled models or Hugging Face ids of VLMs, openai:MODEL, rapidocr:v4, rapidocr:v6, "
+    "tesseract. @PIXELS after a name limits the pictures that it sees.",
 )
 CROPPERS = flags.DEFINE_list(
     "croppers",
     None,
-    "name=model pairs: the one to compare with first, the one to report last.",
+    "The croppers as NAME=MODEL, with commas between: the one to compare with first, the one to "
+    "report last. A model is a folder, such as a run's cropper/, a bundled one or a Hugging Face "
+    "id.",
     required=True,
 )
 EXPANSIONS = flags.DEFINE_list(
-    "expansions", [], "Factors of the boxes' areas to try besides 1, such as 0.5,2,4."
+    "expansions",
+    [],
+    "Also evaluate boxes whose areas are multiplied by these factors, such as 0.5,2,4.",
 )
 BEST_SCALE_SPLIT = flags.DEFINE_string(
     "best_scale_split",
@@ -65,23 +74,31 @@ BEST_SCALE_ITEMS = flags.DEFINE_integer(
     lower_bound=0,
 )
 OUT = flags.DEFINE_string(
-    "out", None, "Folder for results.json, records and pictures.", required=True
+    "out",
+    None,
+    "Folder to write results.json, records of each item and pictures to.",
+    required=True,
 )
 LIMIT = flags.DEFINE_integer(
-    "limit", None, "Only the first items; of zoom_digits, which never ends, 1,000.", lower_bound=1
+    "limit",
+    None,
+    "Take only the first items. Default: all; of zoom_digits, which never ends, 1,000.",
+    lower_bound=1,
 )
-SEED = flags.DEFINE_integer("seed", 0, "Of zoom_digits' scenes and the random crops.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of zoom_digits' scenes and of the random crops.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of our models' weights and computation."
+    "dtype", "float32", ["float32", "bfloat16"], "Precision in which VLMs of this package compute."
 )
 FSDP = flags.DEFINE_integer(
     "fsdp",
     1,
-    "Devices that share the weights of our models, which a 7B target needs; all devices there are "
-    "share the batches.",
+    "How many devices share one copy of the weights, which a 7B reader needs. All devices of the "
+    "machine share the batches in any case.",
     lower_bound=1,
 )
-REPORT = flags.DEFINE_bool("report", False, "Write report.html, which works offline, and PNGs.")
+REPORT = flags.DEFINE_bool(
+    "report", False, "Also write report.html, which works offline, and its charts."
+)
 SCENES = 1000
 PANELS = 6  # items of the picture sheet
 
