@@ -28,7 +28,7 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES_OF_A_FUNCTION = 80  # from `def` to the last line, decorators aside
 MOST_NESTED_FUNCTIONS = 3  # at any depth; lambdas are not counted
 MOST_LINES_OF_A_MODULE = 450
-MOST_STARRED_ARGUMENTS = 78  # `f(*values)` in the whole package; lower it, never raise it
+MOST_STARRED_ARGUMENTS = 52  # `f(*values)` in the whole package; lower it, never raise it
 
 ARCHITECTURE = re.compile("smolvlm|llava|qwen", re.IGNORECASE)
 MODELS = re.compile("models/")
@@ -39,33 +39,21 @@ APPS = re.compile("apps/")  # where flags are defined and results are printed
 # clean, and the table with the last of them.
 NOT_YET = {
     "test_functions_are_short": {
-        "grpo/rollout.py": "lead",
-        "grpo/step.py": "lead",
         "training/loop.py": "C",
         "training/stage.py": "C",
     },
     "test_functions_do_not_nest_deeply": {
-        "grpo/step.py": "lead",
         "training/loop.py": "C",
         "training/stage.py": "C",
-    },
-    "test_modules_are_short": {
-        "grpo/step.py": "lead",
     },
     "test_no_room_but_models_asks_for_a_config_s_class": {
         "training/costs.py": "C",
     },
     "test_no_shared_module_names_an_architecture": {
-        "grpo/rollout.py": "lead",
-        "grpo/step.py": "lead",
         "training/costs.py": "C",
     },
     "test_everything_public_is_documented": {
         "apps/aot.py": "C",
-        "apps/export.py": "F",
-        "apps/label.py": "F",
-        "apps/prepare.py": "F",
-        "apps/train.py": "F",
     },
     "test_docstrings_say_the_thing_itself": {
         "training/costs.py": "C",

@@ -29,6 +29,7 @@ DTYPE = flags.DEFINE_enum(
 
 
 def main(argv: list[str]) -> None:
+    """Exports as the flags say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     source = Pretrained.open(MODEL.value)

@@ -72,6 +72,7 @@ OUT = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
+    """Labels as the flags say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     folder, replies, out = (os.path.expanduser(flag.value) for flag in (FOLDER, REPLIES, OUT))

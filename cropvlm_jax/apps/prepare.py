@@ -29,6 +29,7 @@ DATA_DIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
+    """Prepares the data set that the flags name."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     folder, data_dir = (os.path.expanduser(flag.value) for flag in (FOLDER, DATA_DIR))

@@ -62,6 +62,7 @@ STOPPED = 128 + 15  # what a process ended by SIGTERM exits with: launchers star
 
 
 def main(argv: list[str]) -> None:
+    """Trains as the settings say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
     alone = not (DISTRIBUTED.value or COORDINATOR.value)
