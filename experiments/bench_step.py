@@ -50,14 +50,14 @@ from jax.extend import core
 
 from cropvlm_jax import parallel
 from cropvlm_jax.data import batching
-from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import linear
 from cropvlm_jax.pixels import host
-from cropvlm_jax.training.config import paper_grpo
+from cropvlm_jax.training.compilation import compile_step
+from cropvlm_jax.training.config import load_config
 from cropvlm_jax.training.costs import CHIPS
-from cropvlm_jax.training.loop import compile_step
-from cropvlm_jax.training.stage import build, jit_step
+from cropvlm_jax.training.presets import paper_grpo
+from cropvlm_jax.training.stages import open_stage
 
 EVERY_CASE = [
     "512-float32-lora",
@@ -242,12 +242,12 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
         config.lora.targets = DECODER
     if case.mode == "full":
         config.lora.rank = 0
-    stage, mesh = build(config, abstract=True), parallel.make_mesh()
-    step, shardings = jit_step(stage, mesh, UPDATES)
+    stage, mesh = open_stage(load_config(config), abstract=True), parallel.make_mesh()
+    program = stage.compile(mesh, UPDATES)
 
-    @functools.partial(jax.jit, out_shardings=shardings, donate_argnums=0)
+    @functools.partial(jax.jit, out_shardings=program.shardings, donate_argnums=0)
     def create(weights: Any) -> Any:
-        return stage.create(weights, UPDATES)
+        return stage.init(weights, UPDATES)
 
     rng = np.random.default_rng(0)
     rows = []
@@ -259,7 +259,7 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
     state = create(random_weights(stage.weights, rng))
 
     began = time.perf_counter()
-    compiled = compile_step(step, state, batch, key)
+    compiled = compile_step(program.step, state, batch, key)
     compile_seconds = time.perf_counter() - began
     seconds: list[float] = []
     while not enough(seconds, at_least):
@@ -269,18 +269,19 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
         seconds.append(time.perf_counter() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     stats = jax.local_devices()[0].memory_stats() or {}  # of a CPU there are none
-    flops, chip = stage.flops(batch), CHIPS.get(jax.devices()[0].device_kind)
+    flops = stage.cost(program.trace(state, batch, key))
+    chip = CHIPS.get(jax.devices()[0].device_kind)
     median = statistics.median(seconds[1:])
     yield {
         "seconds": median,
         "compile_seconds": compile_seconds,
         "peak_mib": stats.get("peak_bytes_in_use", peak) >> 20,
-        "decode_iterations": Grammar.from_tokenizer(stage.cropper.tokenizer).iterations,
+        "decode_iterations": stage.cropper.grammar.iterations,
         "flops": flops,
         "mfu": sum(flops.values()) / (median * chip.flops) if chip else None,
     }
     if apart:
-        yield {"phases": time_apart(stage.make_step(UPDATES), (state, batch, key), at_least)}
+        yield {"phases": time_apart(stage.step(UPDATES), (state, batch, key), at_least)}
 
 
 def matmul_rates() -> dict[str, dict[str, float]]:

@@ -13,14 +13,18 @@ import io
 import os
 import time
 
+import jax
 import numpy as np
+import optax
 from absl import app, flags, logging
+from flax import nnx
 from PIL import Image, ImageDraw
 
 from cropvlm_jax.data import batching
 from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import AnswerTemplate
+from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import (
@@ -28,7 +32,10 @@ from cropvlm_jax.models.smolvlm.conversations import (
     CROP_INSTRUCTION,
     SmolVLMConversations,
 )
+from cropvlm_jax.models.smolvlm.model import SmolVLM
+from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
+from cropvlm_jax.training.stages.grpo import PHASES
 
 PICTURES = flags.DEFINE_integer("pictures", 24, "Pictures at each resolution.", lower_bound=1)
 CHIPS = [chip for chip in costs.CHIPS.values() if chip.name in ("v5e", "v6e")]
@@ -54,8 +61,17 @@ def main(argv: list[str]) -> None:
     config = SmolVLMConfig.smolvlm_256m()
     tokenizer = train_tokenizer((CROP_INSTRUCTION, ANSWER_INSTRUCTION), 400)
     prompts = SmolVLMConversations(tokenizer, config.image_seq_len)
-    step = config, config, GRPOConfig(), Grammar.from_tokenizer(tokenizer)
-    template = AnswerTemplate.from_conversations(prompts)
+    model, params = nnx.split(nnx.eval_shape(lambda: SmolVLM(config, rngs=nnx.Rngs(0))))
+    step = GRPOStep(
+        policy=model,
+        grammar=Grammar.from_tokenizer(tokenizer),
+        optimizer=optax.adam(1e-4),
+        config=GRPOConfig(),
+        target=model,
+        template=AnswerTemplate.from_conversations(prompts),
+    )
+    weights = {"params": params, "reference": params, "target": params}
+    state = jax.eval_shape(lambda w: TrainState.create(optimizer=step.optimizer, **w), weights)
     pages = [document(seed) for seed in range(PICTURES.value)]
     print(f"{'px':>5} {'tiles':>5} {'pictures/s a core':>18}", end="")
     print("".join(f"  {'needs on a ' + chip.name:>16} {'cores':>6}" for chip in CHIPS))
@@ -68,7 +84,8 @@ def main(argv: list[str]) -> None:
         for i, page in enumerate(pages):
             prepare(example | {"image": page}, i)
         rate = len(pages) / (time.perf_counter() - began)
-        cost = sum(costs.grpo_flops(*step, template, batch).values())
+        program = jax.make_jaxpr(step)(state, batch, jax.random.key(0))
+        cost = sum(costs.count_flops(program, PHASES, backward="update").values())
         line = f"{edge:>5} {batch.tiles.shape[1]:>5} {rate:>18.1f}"
         for chip in CHIPS:
             need = UTILISATION * chip.flops / cost

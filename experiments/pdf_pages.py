@@ -11,7 +11,8 @@ Starts from the cropper of `experiments/paper/sft_1024.py`, and takes its number
 
 import ml_collections
 
-from cropvlm_jax.training.config import paper_grpo, source
+from cropvlm_jax.training.config import source
+from cropvlm_jax.training.presets import paper_grpo
 
 
 def get_config() -> ml_collections.ConfigDict:

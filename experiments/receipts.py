@@ -62,9 +62,8 @@ def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
         config.target = "rapidocr:v4@160"
         config.steps = 160
         config.learning_rate = 2e-4
-        config.gradient_accumulation_steps = (
-            4  # a microbatch is rolled out while the reader reads the one before
-        )
+        # A microbatch is rolled out while the reader reads the one before.
+        config.gradient_accumulation_steps = 4
         config.grpo.num_generations = 8
         config.grpo.beta = 0.0
         config.grpo.format_weight = 0.1

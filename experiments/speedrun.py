@@ -8,7 +8,7 @@ SFT takes the first half of the training questions and GRPO the second. The crop
 
 import ml_collections
 
-from cropvlm_jax.training.config import paper_grpo, paper_sft
+from cropvlm_jax.training.presets import paper_grpo, paper_sft
 
 
 def get_config(run: str) -> ml_collections.ConfigDict:

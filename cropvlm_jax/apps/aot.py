@@ -13,7 +13,7 @@ No weights are read. A batch that does not fit is followed by a search for the l
 """
 
 import bisect
-import collections
+import dataclasses
 import datetime
 import importlib.metadata
 import importlib.util
@@ -28,15 +28,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import app, flags, logging
 from jax.experimental import topologies
 from ml_collections import config_flags
 
 from cropvlm_jax import apps, geometry, parallel
+from cropvlm_jax.training.config import TrainConfig, load_config
 from cropvlm_jax.training.costs import CHIPS
-from cropvlm_jax.training.stage import build, jit_step
+from cropvlm_jax.training.hlo import collectives
+from cropvlm_jax.training.stages import open_stage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Module of the run; unknown keys fail.")
 flags.mark_flag_as_required("config")
@@ -48,7 +49,6 @@ SAVE = flags.DEFINE_string("save", None, "JSON file to write the report to.")
 GIB = 2**30
 STEPS = 1000  # of the schedule where the config leaves it to the data: a constant of the program
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
-COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
 
 def shape_name(topology: str) -> str:
@@ -74,63 +74,11 @@ def shape_name(topology: str) -> str:
     return f"{kind}:" + "x".join(map(str, reversed(sides) if 1 in sides else sides))
 
 
-def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """What a chip exchanges with others in a step.
-
-    Args:
-        hlo: text of the optimised module. The body of a loop counts as often as its condition, a
-            counter below a constant, lets it run, and once where that says nothing.
-
-    Returns:
-        By kind, `count` of the operations and `bytes` of their results.
-    """
-    computations: dict[str, list[str]] = {}
-    entry = ""
-    for line in hlo.splitlines():
-        if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            entry = head[2] if head[1] else entry
-            body = computations[head[2]] = []
-        elif line.startswith("  ") and computations:
-            body.append(line)
-
-    def iterations(condition: str) -> int:
-        lines = "\n".join(computations[condition])
-        constants = re.findall(r"= s32\[\]\S* constant\((\d+)\)", lines)
-        counted = len(constants) == 1 and re.search(r"ROOT .* compare\(.*direction=LT", lines)
-        return int(constants[0]) if counted else 1
-
-    def total(name: str) -> collections.Counter[tuple[str, str]]:
-        found: collections.Counter[tuple[str, str]] = collections.Counter()
-        for line in computations[name]:
-            # Of a start and its done, the done alone: its type is that of the result.
-            if operation := re.search(rf" = (.*?) ({COLLECTIVES})(-done)?\(", line):
-                for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", operation[1]):
-                    bits = int((re.findall(r"\d+", dtype) or [8])[0])
-                    size = math.prod(map(int, shape.split(","))) if shape else 1
-                    found[operation[2], "bytes"] += size * bits // 8
-                found[operation[2], "count"] += 1
-            times = 1
-            if condition := re.search(r"condition=%([\w.-]+)", line):
-                times = iterations(condition[1])
-            for called in re.findall(
-                r"(?:body|condition|calls|_computation|_computations)=\{?(%[\w.-]+(?:, %[\w.-]+)*)",
-                line,
-            ):
-                for inner in called.split(", "):
-                    for key, value in total(inner[1:]).items():
-                        found[key] += times * value
-        return found
-
-    table: dict[str, dict[str, int]] = {}
-    for (kind, what), value in sorted(total(entry).items()):
-        table.setdefault(kind, {})[what] = value
-    return table
-
-
 class Slice:
     """A TPU slice that is not there, and a run's step to be compiled for it.
 
     Attributes:
+        config: settings of the run.
         chips: how many there are.
         chip: the kind.
         mesh: of the chips, as the config asks for.
@@ -139,7 +87,7 @@ class Slice:
         multiple: what batches are multiples of, microbatches times `split`.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, topology: str):
+    def __init__(self, config: TrainConfig, topology: str):
         """Describes the slice and builds the run.
 
         Args:
@@ -154,27 +102,34 @@ class Slice:
         # A host of 2 x 2 chips, the default of some versions, has none for a single one.
         options = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
         devices: Any = topologies.get_topology_desc(name, "tpu", **options).devices
+        self.config = config
         self.chips, self.chip = len(devices), CHIPS[devices[0].device_kind]
-        self.mesh = parallel.make_mesh(**config.mesh, devices=devices)
+        axes = dataclasses.asdict(config.mesh)
+        self.mesh = parallel.make_mesh(**axes, devices=devices)
         batched = parallel.batch_sharding(self.mesh)
         self.split = self.chips // batched.shard_shape((self.chips,))[0]
         self.multiple = self.split * config.gradient_accumulation_steps
-        if config.batch_size % self.multiple or not config.batch_size:
+        if config.batch_size % self.multiple:
             raise ValueError(
                 f"batch_size={config.batch_size} is not a multiple of {self.multiple}, the "
                 f"microbatches times the chips that split them, on {dict(self.mesh.shape)}"
             )
-        self.stage, self._side = build(config, abstract=True), config.data.longest_edge
-        steps = config.steps or STEPS
-        self._step, _ = jit_step(self.stage, self.mesh, steps)
-        self._state = jax.eval_shape(lambda w: self.stage.create(w, steps), self.stage.weights)
+        self.stage = open_stage(config, abstract=True)
+        self._program = self.stage.compile(self.mesh, config.steps or STEPS)
+        self._state = jax.eval_shape(self._program.create, self.stage.weights)
+        self._key = jax.eval_shape(lambda: jax.random.key(0))
 
     def batch(self, rows: int) -> Any:
         """Shapes of a batch of square pictures."""
-        image = np.zeros((self._side, self._side, 3), np.uint8)
+        side = self.config.data.longest_edge
+        image = np.zeros((side, side, 3), np.uint8)
         example = {"image": image, "question": "?", "answers": ["0"], "box": geometry.FULL}
         row = self.stage.prepare(example, 0)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), row)
+
+    def cost(self, rows: int) -> dict[str, float]:
+        """Operations of a step on `rows` prompts by phase, over all chips."""
+        return self.stage.cost(self._program.trace(self._state, self.batch(rows), self._key))
 
     def compile(self, rows: int, dump: str | None = None) -> Any:
         """The step compiled for batches of `rows`, or what the compiler says if they do not fit.
@@ -185,8 +140,7 @@ class Slice:
                 read all that newer compilers make, three-part asynchronous operations for one.
         """
         logging.info("compiling for a batch of %d: this may take minutes", rows)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        lowered = self._step.lower(self._state, self.batch(rows), key)
+        lowered = self._program.step.lower(self._state, self.batch(rows), self._key)
         try:
             options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if dump else None
             return lowered.compile(options)
@@ -196,6 +150,10 @@ class Slice:
             logging.info("a batch of %d does not fit", rows)
             return str(error)
 
+    def fits(self, rows: int) -> bool:
+        """Whether the step fits the chips' memory with batches of `rows`."""
+        return not isinstance(self.compile(rows), str)
+
 
 def largest(fits: Callable[[int], bool], multiple: int, too_large: int) -> int:
     """The largest multiple below `too_large` that fits, found by bisection; 0 if none does."""
@@ -203,7 +161,7 @@ def largest(fits: Callable[[int], bool], multiple: int, too_large: int) -> int:
     return multiple * bisect.bisect_left(sizes, True, key=lambda size: not fits(size))
 
 
-def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
+def make_report(config: TrainConfig, topology: str) -> dict[str, Any]:
     """What the step of a run takes on a slice.
 
     Args:
@@ -215,13 +173,18 @@ def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, A
         the batch does not fit.
     """
     tpu = Slice(config, topology)
-    chip, batch = tpu.chip, tpu.batch(config.batch_size)
-    flops = tpu.stage.flops(batch)
-    read = tpu.stage.decode_bytes(tpu.batch(config.batch_size // tpu.split))
+    return describe(tpu, topology) | measure(tpu)
+
+
+def describe(tpu: Slice, topology: str) -> dict[str, Any]:
+    """The part of a report that is known before compiling: the run, its work, and its bounds."""
+    config, chip, batch = tpu.config, tpu.chip, tpu.batch(tpu.config.batch_size)
+    flops = tpu.cost(config.batch_size)
+    read = tpu.stage.decoding(tpu.batch(config.batch_size // tpu.split))
     compute = {phase: 1e3 * count / tpu.chips / chip.flops for phase, count in flops.items()}
     memory = {phase: 1e3 * count / chip.hbm for phase, count in read.items()}
     is_grpo = config.stage == "grpo"
-    report = {
+    return {
         "topology": topology,
         "chip": chip.name,
         "chips": tpu.chips,
@@ -231,34 +194,30 @@ def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, A
         "group": config.grpo.num_generations if is_grpo else None,
         "longest_edge": config.data.longest_edge,
         "tiles": (batch.tiles if is_grpo else batch.images).shape[1],
-        "fits": True,
-        "largest_prompts": None,
-        "peak_hbm_gib": None,
-        "hbm_gib": None,
         "flops": flops,
-        "compiler_flops": None,
         "decode_bytes": read,
         "roofline_ms": {phase: max(compute[phase], memory.get(phase, 0)) for phase in flops},
-        "collectives": None,
-        "compile_seconds": None,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "date": datetime.date.today().isoformat(),
     }
-    began = time.monotonic()
+
+
+def measure(tpu: Slice) -> dict[str, Any]:
+    """The part of a report that the compiler tells."""
+    rows, began = tpu.config.batch_size, time.monotonic()
+    unknown = dict.fromkeys(
+        ("largest_prompts", "hbm_gib", "compiler_flops", "collectives", "compile_seconds")
+    )
     with tempfile.TemporaryDirectory() as folder:
-        compiled = tpu.compile(config.batch_size, folder)
+        compiled = tpu.compile(rows, folder)
         modules = [path.read_text() for path in pathlib.Path(folder).glob("*.after_codegen.txt")]
     if isinstance(compiled, str):
-
-        def fits(rows: int) -> bool:
-            return not isinstance(tpu.compile(rows), str)
-
         logging.info("%s", compiled)
         needed = re.search(r"([\d.]+)G\b", compiled)  # the first figure; then what there is
-        return report | {
+        return unknown | {
             "fits": False,
             "peak_hbm_gib": float(needed[1]) if needed else None,
-            "largest_prompts": largest(fits, tpu.multiple, config.batch_size),
+            "largest_prompts": largest(tpu.fits, tpu.multiple, rows),
         }
     found = compiled.memory_analysis()
     parts = {
@@ -266,7 +225,8 @@ def make_report(config: ml_collections.ConfigDict, topology: str) -> dict[str, A
         "temporaries": found.temp_size_in_bytes,
         "code": found.generated_code_size_in_bytes,
     }
-    return report | {
+    return unknown | {
+        "fits": True,
         "compile_seconds": round(time.monotonic() - began, 1),
         "peak_hbm_gib": found.peak_memory_in_bytes / GIB,
         "hbm_gib": {name: size / GIB for name, size in parts.items()},
@@ -311,6 +271,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
+    """Makes, prints and saves the report that the flags ask for."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
     if not importlib.util.find_spec("libtpu"):
@@ -320,7 +281,7 @@ def main(argv: list[str]) -> None:
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # other compilers may be at work
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # the time is to be the compiler's
-    report = make_report(CONFIG.value, TOPOLOGY.value)
+    report = make_report(load_config(CONFIG.value), TOPOLOGY.value)
     flag = flags.FLAGS["config"]
     report["config"] = config_flags.get_config_filename(flag)
     report["overrides"] = config_flags.get_override_values(flag)

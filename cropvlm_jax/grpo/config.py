@@ -11,16 +11,11 @@ from cropvlm_jax.scoring.text import HostMetric
 
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig:
-    """Settings of the step.
-
-    The official code, as far as a grammar allows: num_generations=6, temperature=0.8,
-    temperature_in_log_probs=False, beta=0.01, loss_type="dr_grpo", normaliser=32,
-    scale_rewards="none", official_span=True, gradient_accumulation_steps=16 of 16 prompts, and
-    `official` conversations.
+    """Settings of the step; `training.presets.OFFICIAL` says where the released code differs.
 
     Attributes:
         num_generations: rollouts a prompt.
-        temperature: of the sampling.
+        temperature: what logits are divided by when boxes are sampled.
         temperature_in_log_probs: whether log-probabilities are those of the sampling distribution;
             False reproduces the official code, which does not divide their logits.
         num_iterations: times that the optimizer is applied to the same rollouts; ratios leave 1,
@@ -38,16 +33,19 @@ class GRPOConfig:
             code's is 32, its limit of tokens, and it counts a reply's forced tokens too.
         scale_rewards: whose standard deviation centred rewards are divided by: their "group"'s, the
             whole "batch"'s, or "none".
-        likelihood_weight: of the gold answer's log-likelihood.
-        likelihood: its reduction, "sum" as the official code or "mean".
-        gain: count the likelihood from what it is without the crop.
-        official_span: reproduces the official code, which counts only the tokens after the last ":"
-            of an answer that has one.
-        accuracy_weight: of the score, 0..1, of the target's own answer against `Batch.gold`.
-        accuracy: its metric, that which `Batch.gold` was encoded for; "contains" and
-            "nearly_contains" are for targets outside of the graph.
-        answer_tokens: where that answer is cut.
-        area_weight: cost of the whole picture; a box costs its share.
+        likelihood_weight: weight in the reward of the gold answer's log-likelihood.
+        likelihood: whether that is the "sum" over the answer's tokens, as in the official code, or
+            their "mean".
+        gain: whether the likelihood counts from what it is without the crop.
+        official_span: whether to reproduce the official code, which counts only the tokens after
+            the last ":" of an answer that has one.
+        accuracy_weight: weight in the reward of the score, 0..1, of the target's own answer against
+            the gold ones.
+        accuracy: the metric that gives this score; "contains" and "nearly_contains" are for targets
+            outside of the graph.
+        answer_tokens: the most tokens of the target's own answer.
+        area_weight: what the reward loses for a box of the whole picture; a smaller box loses its
+            share of that.
         reward_chunk: rollouts of a prompt that the target reads at once; None is all of them.
         gradient_accumulation_steps: microbatches a step, a divisor of the batch.
     """

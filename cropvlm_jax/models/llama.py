@@ -132,11 +132,16 @@ def attend(
     b, g, t, h, c = query.shape
     einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     query = query.reshape(b, g, t, keys.shape[3], -1, c) * c**-0.5
-    logits = einsum("bgtkrc,bgskc->bgkrts", query, keys)
+    slots = keys.shape[2]
+    # The mask leaves every query the slots before it, a good half: what `training.costs` counts.
+    causal = functools.partial(jax.named_scope, f"useful_{slots + 1}_of_{2 * slots}")
+    with causal():
+        logits = einsum("bgtkrc,bgskc->bgkrts", query, keys)
     logits = jnp.where(mask[:, :, None, None], logits, NEGATIVE)
     if prefix is None:
         weights = jax.nn.softmax(logits).astype(values.dtype)
-        out = einsum("bgkrts,bgskc->bgtkrc", weights, values)
+        with causal():
+            out = einsum("bgkrts,bgskc->bgtkrc", weights, values)
     else:
         prefix_keys, prefix_values, prefix_mask = prefix
         shared = einsum("bgtkrc,bpkc->bgkrtp", query, prefix_keys)
@@ -144,7 +149,8 @@ def attend(
         weights = jax.nn.softmax(jnp.concatenate([shared, logits], -1)).astype(values.dtype)
         over_prefix, over_own = jnp.split(weights, [prefix_keys.shape[1]], axis=-1)
         out = einsum("bgkrtp,bpkc->bgtkrc", over_prefix, prefix_values)
-        out += einsum("bgkrts,bgskc->bgtkrc", over_own, values)
+        with causal():
+            out += einsum("bgkrts,bgskc->bgtkrc", over_own, values)
     return out.reshape(b, g, t, h, c).astype(query.dtype)
 
 

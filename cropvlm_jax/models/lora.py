@@ -38,7 +38,7 @@ class LoRAConfig:
     """Which layers are adapted, and how; the defaults are the paper's.
 
     Attributes:
-        rank: R.
+        rank: R, the rank of the two factors of an adapter; as a flag, 0 trains all weights.
         alpha: the adapter's output is multiplied by alpha / rank.
         dropout: share of an adapter's inputs that `with_dropout` drops.
         targets: regular expression that a linear layer's whole dotted path matches, as in

@@ -51,7 +51,9 @@ class Checkpoints:
         self._best = best
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def save(self, step: int, state: Any, place: Mapping[str, Any], metrics: Mapping[str, float]):
+    def save(
+        self, step: int, state: Any, place: Mapping[str, Any], metrics: Mapping[str, float]
+    ) -> None:
         """Begins to save step `step`; waits for the save before it, not for this one.
 
         Args:

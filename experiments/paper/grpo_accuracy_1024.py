@@ -4,7 +4,7 @@
 
 import ml_collections
 
-from cropvlm_jax.training.config import paper_grpo
+from cropvlm_jax.training.presets import paper_grpo
 
 
 def get_config() -> ml_collections.ConfigDict:

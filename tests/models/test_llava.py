@@ -35,9 +35,9 @@ from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.scoring import in_graph
 from cropvlm_jax.train_state import TrainState
-from cropvlm_jax.training.config import default_config
-from cropvlm_jax.training.costs import picture_flops
-from cropvlm_jax.training.stage import build
+from cropvlm_jax.training import costs
+from cropvlm_jax.training.config import default_config, load_config
+from cropvlm_jax.training.stages import open_stage
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -338,7 +338,16 @@ def test_a_picture_costs_its_matmuls():
     layers = weights(model.vision.layers) / 24 * 23 * 577 + 2 * 577**2 * 1024 * 23
     others = (model.vision.patch_embedding.kernel.size + weights(model.projector)) * 576
     passes = 336 * 700 * 700 * 3 + 336 * 336 * 700 * 3  # over a canvas whose longer side is 700 px
-    assert picture_flops(config, (400, 700)) == 2 * (layers + others + passes)
+    graph, weights_ = nnx.split(model)
+
+    def encode(weights_, canvas, size, boxes):
+        with jax.named_scope("here"):
+            return nnx.merge(graph, weights_).encode_crops(canvas, size, boxes)
+
+    canvas, size = np.zeros((1, 400, 700, 3), np.uint8), np.array([[400, 700]])
+    program = jax.make_jaxpr(encode)(weights_, canvas, size, np.zeros((1, 1, 4), int))
+    found = costs.count_flops(program, ("here",), backward="here")["here"]
+    assert found == pytest.approx(2 * (layers + others + passes), rel=1e-9)
 
 
 LOAD = """
@@ -374,7 +383,7 @@ def test_7b_is_split_over_eight_chips(tmp_path):
     run.cropper, run.target, run.dtype = "zoom_digits/cropper", str(tmp_path), "bfloat16"
     run.target_processor.do_pad = True
     run.data.longest_edge, run.data.canvas = 64, (336, 336)
-    stage = build(run, abstract=True)
+    stage = open_stage(load_config(run), abstract=True)
     assert stage.target.config.pad
     weights = stage.weights["target"]
     mesh = jax.sharding.AbstractMesh((1, 2, 4), parallel.AXES)
@@ -389,6 +398,8 @@ def test_7b_is_split_over_eight_chips(tmp_path):
     assert max(b for a, b in zip(sizes, whole, strict=True) if a == b) < 1e6
     picture = np.zeros((100, 100, 3), np.uint8)
     row = stage.prepare({"image": picture, "question": "What?", "answers": ["3"]}, 0)
-    phases = stage.flops(batching.stack([row]))
+    state = jax.eval_shape(lambda weights: stage.init(weights, 1), stage.weights)
+    step, key = stage.step(1), jax.eval_shape(lambda: jax.random.key(0))
+    phases = stage.cost(jax.make_jaxpr(step)(state, batching.stack([row]), key))
     assert phases["reward"] > 8 * 2 * 6.7e9 * 600
     assert jnp.dtype(jax.tree.leaves(weights)[0].dtype) == jnp.bfloat16

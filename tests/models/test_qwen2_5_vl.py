@@ -38,7 +38,7 @@ from cropvlm_jax.models.qwen2_5_vl.weights import WEIGHTS
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import config as config_lib
-from cropvlm_jax.training import stage
+from cropvlm_jax.training.stages import open_stage
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -491,18 +491,21 @@ def test_the_step_with_a_7b_target_is_built_without_weights(tmp_path):
     config.cropper, config.target = "zoom_digits/cropper", str(tmp_path)
     config.dtype, config.data.longest_edge = "bfloat16", 64
     config.data.canvas, config.grpo.num_generations = (512, 512), 2
-    built = stage.build(config, abstract=True)
+    built = open_stage(config_lib.load_config(config), abstract=True)
     assert built.target.config.image_seq_len == 256
     assert {x.dtype for x in jax.tree.leaves(built.weights["target"])} == {jnp.dtype("bfloat16")}
     row = built.prepare(tiny.make_examples(1)[0], 0)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), row)
-    state = jax.eval_shape(lambda weights: built.create(weights, 1), built.weights)
+    state = jax.eval_shape(lambda weights: built.init(weights, 1), built.weights)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    after, _ = jax.eval_shape(built.make_step(1), state, batch, key)
+    step = built.step(1)
+    after, _ = jax.eval_shape(step, state, batch, key)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     # Two operations a weight and token of the decoder at least: the picture, then two crops.
     decoder = sum(x.size for x in jax.tree.leaves(built.weights["target"]["text"]["layers"]))
-    assert 1 < built.flops(batch)["reward"] / (2 * 3 * 256 * 2 * decoder) < 2
+    flops = built.cost(jax.make_jaxpr(step)(state, batch, key))
+    assert 1 < flops["reward"] / (2 * 3 * 256 * 2 * decoder) < 2
 
     config.target_processor.max_pixels = 1024 * 28**2
-    assert stage.build(config, abstract=True).target.config.image_seq_len == 1024
+    built = open_stage(config_lib.load_config(config), abstract=True)
+    assert built.target.config.image_seq_len == 1024

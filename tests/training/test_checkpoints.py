@@ -133,14 +133,19 @@ def test_a_save_that_was_killed_leaves_no_checkpoint(tmp_path):
     check_restored(tmp_path, 2)
 
 
-CONFIG = {"steps": 5, "grpo": {"group": 4, "beta": 0.1}, "mesh": {"data": 8}, "size": (3, 4)}
+CONFIG = {
+    "steps": 5,
+    "grpo": {"num_generations": 4, "beta": 0.1},
+    "mesh": {"data": 8},
+    "size": (3, 4),
+}
 
 
 def test_a_folder_takes_one_run(tmp_path):
     check_claim(tmp_path, CONFIG, resume=False)
     claim(tmp_path, CONFIG)
     check_claim(tmp_path, CONFIG | {"mesh": {"data": 1}}, resume=True)  # devices may change
-    other = CONFIG | {"grpo": {"group": 8, "beta": 0.1}, "steps": 6, "new": 1}
+    other = CONFIG | {"grpo": {"num_generations": 8, "beta": 0.1}, "steps": 6, "new": 1}
     with pytest.raises(ValueError, match="other settings") as error:
         check_claim(tmp_path, other, resume=True)
     lines = str(error.value).splitlines()[1:]

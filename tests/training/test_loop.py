@@ -5,10 +5,7 @@
 import json
 import os
 import pathlib
-import runpy
 import signal
-import threading
-import time
 
 import jax
 import numpy as np
@@ -18,13 +15,13 @@ from PIL import Image
 
 from cropvlm_jax.data import order
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
-from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.hub.adapters import load_adapter
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import lora
-from cropvlm_jax.training import loop
-from cropvlm_jax.training.config import default_config, paper_grpo, paper_sft, source
-from cropvlm_jax.training.stage import build
+from cropvlm_jax.training import compilation, loop
+from cropvlm_jax.training.checkpoints import Preemption
+from cropvlm_jax.training.config import default_config, load_config, source
+from cropvlm_jax.training.stages import open_stage
 
 
 def quickstart(**changes):
@@ -38,8 +35,7 @@ def quickstart(**changes):
     config.eval.sources.zoom_digits = source(split="validation")
     config.eval.update(every=3, examples=4)
     config.checkpoint.update(every=2, best="eval/reward")
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
+    config.update_from_flattened_dict(changes)
     return config
 
 
@@ -55,6 +51,18 @@ def last_state(workdir: pathlib.Path) -> dict[str, bytes]:
     state = manager.restore(manager.latest_step(), args=items).state
     manager.close()
     return {name: np.asarray(leaf).tobytes() for name, leaf in state.items()}
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has this process sent SIGTERM while step `step` of a run is at work."""
+    requested = Preemption.requested
+
+    def requested_then(self: Preemption, number: int) -> bool:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return requested(self, number)
+
+    monkeypatch.setattr(Preemption, "requested", requested_then)
 
 
 @pytest.fixture(scope="module")
@@ -99,20 +107,12 @@ def test_the_trace_of_a_step_shows_its_phases(unbroken):
     check_trace(unbroken, "prefix", "rollout", "reward", "crop", "reference", "update")
 
 
-def test_a_run_stopped_by_sigterm_resumes_to_the_same_bits(unbroken, tmp_path):
-    def stop_after_step_3():
-        file = tmp_path / "metrics.jsonl"
-        while not file.is_file() or '"step": 3' not in file.read_text():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    stopper = threading.Thread(target=stop_after_step_3, daemon=True)
-    stopper.start()
+def test_a_run_stopped_by_sigterm_resumes_to_the_same_bits(unbroken, tmp_path, monkeypatch):
+    stop_after(5, monkeypatch)
     assert not loop.run(quickstart(), tmp_path)
-    stopper.join()
-    done = max(row["step"] for row in rows(tmp_path))
-    assert 3 <= done < 6
-    assert (tmp_path / "checkpoints" / str(done)).is_dir()  # no step is lost
+    monkeypatch.undo()
+    assert max(row["step"] for row in rows(tmp_path)) == 5
+    assert (tmp_path / "checkpoints" / "5").is_dir()  # no step is lost
     assert not (tmp_path / "cropper").exists()
 
     with (tmp_path / "metrics.jsonl").open(
@@ -164,8 +164,13 @@ def test_supervised_adapters_on_two_buckets_of_a_mixture(tmp_path, monkeypatch):
     config.data.sources.zoom_digits.weight = 1.0
     config.data.sources.halves = source(str(tmp_path), weight=3.0, kind="jsonl")
     compiled = []
-    compile_step = loop.compile_step
-    monkeypatch.setattr(loop, "compile_step", lambda *a: compiled.append(1) or compile_step(*a))
+    compile_step = compilation.compile_step
+
+    def counted(*args):
+        compiled.append(1)
+        return compile_step(*args)
+
+    monkeypatch.setattr(compilation, "compile_step", counted)
     run = tmp_path / "run"
     assert loop.run(config, run, profile=8)
     assert len(compiled) == 2  # once a bucket
@@ -186,19 +191,6 @@ def test_supervised_adapters_on_two_buckets_of_a_mixture(tmp_path, monkeypatch):
     assert (run / "cropper-4" / "model.safetensors").is_file()
 
 
-def test_the_papers_runs_have_the_released_settings():
-    sft = paper_sft(1024)
-    assert (sft.learning_rate, sft.clip_norm, sft.batch_size, sft.seed) == (5e-5, 1.0, 16, 42)
-    assert (sft.lora.rank, sft.lora.alpha, sft.lora.dropout) == (128, 256, 0.05)
-    grpo = paper_grpo(2048, "accuracy")
-    assert (grpo.grpo.num_generations, grpo.grpo.temperature, grpo.grpo.beta) == (6, 0.8, 0.01)
-    assert (grpo.learning_rate, grpo.clip_norm, grpo.data.longest_edge) == (5e-6, 0.1, 2048)
-    parts = [config.data.sources.docvqa.part for config in (sft, grpo)]
-    assert parts == [(0.0, 0.5), (0.5, 1.0)]  # half of the data each
-    with pytest.raises(ValueError, match="neither"):
-        paper_grpo(512, "bleu")
-
-
 # The reward of a black box --------------------------------------------------------------------
 
 
@@ -206,12 +198,11 @@ def black_box(**changes):
     """The quickstart's target, outside of the graph."""
     config = quickstart(target="vlm:zoom_digits/target", steps=4, gradient_accumulation_steps=2)
     config.grpo.update(likelihood_weight=0.0, accuracy_weight=1.0, accuracy="nearly_contains")
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
+    config.update_from_flattened_dict(changes)
     return config
 
 
-def test_a_black_box_gives_the_reward_and_a_stopped_run_resumes_to_the_same_bits(tmp_path):
+def test_a_run_with_a_black_box_stopped_by_sigterm_resumes_to_the_same_bits(tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert loop.run(black_box(), whole)
     training = [row for row in rows(whole) if "loss" in row]
@@ -220,15 +211,11 @@ def test_a_black_box_gives_the_reward_and_a_stopped_run_resumes_to_the_same_bits
     assert training[0]["unscored"] == 0 < training[0]["reward/accuracy"]
     assert [row["step"] for row in rows(whole) if "eval/reward/accuracy" in row] == [3, 4]
 
-    def stop_after_step_2():
-        file = stopped / "metrics.jsonl"
-        while not file.is_file() or '"step": 2' not in file.read_text():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop_after_step_2, daemon=True).start()
-    if not loop.run(black_box(), stopped):
-        assert loop.run(black_box(), stopped)
+    stop_after(2, monkeypatch)
+    assert not loop.run(black_box(), stopped)
+    assert max(row["step"] for row in rows(stopped)) == 2
+    monkeypatch.undo()
+    assert loop.run(black_box(), stopped)
     assert rows(stopped) == rows(whole)
     assert last_state(stopped) == last_state(whole)
 
@@ -240,28 +227,7 @@ def test_what_a_black_box_cannot_do_is_refused(tmp_path, monkeypatch):
         inside = {"target": "zoom_digits/target", "grpo.accuracy": "contains"}
         loop.run(black_box(**inside), tmp_path)
     with pytest.raises(ValueError, match="outside of the graph"):
-        build(black_box(), abstract=True)
+        open_stage(load_config(black_box()), abstract=True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="one process"):
-        build(black_box())
-
-
-EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        "zoom_digits.py",
-        "receipts.py",
-        "pdf_pages.py",
-        *(path.name for path in sorted((EXPERIMENTS / "paper").glob("*.py"))),
-    ],
-)
-def test_experiments_have_known_settings_only(file):
-    (path,) = EXPERIMENTS.rglob(file)
-    config = runpy.run_path(str(path))["get_config"]()
-    known = default_config()
-    assert config.keys() == known.keys()
-    assert all(config[part].keys() == known[part].keys() for part in ("data", "eval", "checkpoint"))
-    assert config.data.sources and GRPOConfig(**config.grpo)
+        open_stage(load_config(black_box()))

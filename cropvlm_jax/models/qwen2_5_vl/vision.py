@@ -77,6 +77,7 @@ class QwenVisionLayer(nnx.Module):
     def __init__(self, config: QwenVisionConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
         self.num_heads, self.precision = config.num_heads, linear.precision(dtype)
         self.block = (config.window_size // config.patch_size) ** 2
+        self.full_layers, self.depth = len(config.fullatt_block_indexes), config.depth
         norm = functools.partial(
             nnx.RMSNorm, epsilon=EPSILON, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -124,10 +125,14 @@ class QwenVisionLayer(nnx.Module):
             mask = own[..., None] == _with_neighbours(own, -1)[:, :, None]
             blocks = (*own.shape, *heads)
             near, seen = (_with_neighbours(a.reshape(blocks)) for a in (keys, values))
-            attended = attend(query.reshape(blocks), near, seen, mask, self.precision)
+            with jax.named_scope("useful_1_of_3"):  # the neighbours are masked
+                attended = attend(query.reshape(blocks), near, seen, mask, self.precision)
             return attended.reshape(x.shape)
 
-        x = x + self.o(jax.lax.cond(full, everywhere, within))
+        # `training.costs` reads in these scopes how much of what is multiplied counts.
+        with jax.named_scope(f"last_branch_{self.full_layers}_of_{self.depth}"):
+            attended = jax.lax.cond(full, everywhere, within)
+        x = x + self.o(attended)
         normed = self.mlp_norm(x)
         return x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
 

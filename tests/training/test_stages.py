@@ -2,23 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a config says is computed."""
 
-import numpy as np
+import gc
+import weakref
+
+import jax
 import pytest
 
-from cropvlm_jax.data import batching
-from cropvlm_jax.training.config import default_config
-from cropvlm_jax.training.stage import build
+from cropvlm_jax.training.config import default_config, load_config
+from cropvlm_jax.training.stages import BlackBoxStage, GRPOStage, SFTStage, open_stage
 
 MODEL = "zoom_digits/target"
 
 
-def shared_config():
+def shared_config(changes):
     config = default_config()
     config.cropper = config.target = MODEL
     config.lora.rank = 2
     config.lora.targets = r"text\.layers\..*"
     config.data.longest_edge, config.data.canvas = 64, (128, 128)
-    return config
+    config.update_from_flattened_dict(changes)
+    return load_config(config)
 
 
 @pytest.mark.parametrize(
@@ -33,17 +36,10 @@ def shared_config():
         ({"data.longest_edge": 128}, False),
     ],
 )
-def test_where_cropper_and_target_share_a_tower(changes, shared):
-    config = shared_config()
-    config.update_from_flattened_dict(changes)
-    picture = np.zeros((128, 128, 3), np.uint8)
-    stage = build(config)
-    row = stage.prepare({"image": picture, "question": "What?", "answers": ["3"]}, 0)
-    batch = batching.stack([row])
-
-    config.cropper = "zoom_digits/cropper"
-    apart = build(config).flops(batch)["reward"]
-    assert (stage.flops(batch)["reward"] < apart) == shared
+def test_where_cropper_and_target_encode_a_picture_once(changes, shared):
+    stage = open_stage(shared_config(changes))
+    assert isinstance(stage, GRPOStage)
+    assert stage.step(1).shared_tower == shared
 
 
 @pytest.mark.parametrize(
@@ -57,8 +53,21 @@ def test_where_cropper_and_target_share_a_tower(changes, shared):
     ],
 )
 def test_when_the_target_holds_a_tower_of_its_own(changes, own):
-    config = shared_config()
-    config.update_from_flattened_dict(changes)
     parts = {"text", "vision", "connector"} if own else {"text"}
     for abstract in (False, True):
-        assert set(build(config, abstract).weights["target"]) == parts
+        assert set(open_stage(shared_config(changes), abstract).weights["target"]) == parts
+
+
+def test_a_config_says_which_stage():
+    assert isinstance(open_stage(shared_config({"stage": "sft"}), abstract=True), SFTStage)
+    outside = {"target": f"vlm:{MODEL}", "grpo.likelihood_weight": 0.0, "grpo.accuracy_weight": 1.0}
+    assert isinstance(open_stage(shared_config(outside)), BlackBoxStage)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora.rank": 0}, {"stage": "sft"}])
+def test_only_the_train_state_holds_weights(changes):
+    stage = open_stage(shared_config(changes))
+    arrays = [weakref.ref(array) for array in jax.tree.leaves(stage.weights)]
+    stage.weights.clear()
+    gc.collect()
+    assert arrays and not any(array() is not None for array in arrays)

@@ -1,0 +1,185 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a run does now and then between its steps: evaluate, save, export."""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from cropvlm_jax import parallel
+from cropvlm_jax.hub.adapters import export_adapter
+from cropvlm_jax.hub.export import export
+from cropvlm_jax.models import lora
+from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training.checkpoints import Checkpoints
+from cropvlm_jax.training.config import CheckpointConfig
+from cropvlm_jax.training.reporting import Reporter
+from cropvlm_jax.training.stages.base import Stage
+from cropvlm_jax.training.stages.program import Program
+from cropvlm_jax.training.training_data import TrainingData
+
+
+@dataclasses.dataclass
+class Moment:
+    """Where a run stands after a step.
+
+    Attributes:
+        step: number of the step, from 1 on.
+        steps: of the run.
+        stopping: whether the run was told to stop.
+        held_out: metrics of the evaluation after this step; empty where there was none.
+    """
+
+    step: int
+    steps: int
+    stopping: bool
+    held_out: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no step follows."""
+        return self.step == self.steps
+
+    def comes_every(self, steps: int) -> bool:
+        """Whether something that is done every `steps` steps, and after the last one, is due."""
+        return steps > 0 and (self.is_last or self.step % steps == 0)
+
+
+class Action(Protocol):
+    """Something that a run does between steps."""
+
+    def due(self, moment: Moment) -> bool:
+        """Whether it is to be done after this step."""
+        ...
+
+    def __call__(self, moment: Moment, state: TrainState) -> None:
+        """Does it."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluates held-out batches.
+
+    Attributes:
+        every: steps between evaluations; 0 never evaluates.
+        program: has the evaluation.
+        data: has the batches.
+        batch_size: rows of a batch, of all hosts together.
+        reporter: gets the metrics.
+    """
+
+    every: int
+    program: Program
+    data: TrainingData
+    batch_size: int
+    reporter: Reporter
+
+    def due(self, moment: Moment) -> bool:
+        """Every `every` steps."""
+        return moment.comes_every(self.every)
+
+    def __call__(self, moment: Moment, state: TrainState) -> None:
+        """Means over all held-out batches, named "eval/..."."""
+        totals: Any = None
+        for batch in self.data.held_out_batches():
+            on_devices = self.program.put(batch, self.batch_size)
+            sums = jax.device_get(self.program.evaluate(state, on_devices))
+            totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+        for name, (total, count) in totals.items():
+            moment.held_out[f"eval/{name}"] = float(total / count) if count else math.nan
+        values = "  ".join(f"{name} {value:.3f}" for name, value in moment.held_out.items())
+        logging.info("after step %d: %s", moment.step, values)
+        self.reporter.write(moment.step, moment.held_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Save:
+    """Saves checkpoints.
+
+    Attributes:
+        config: when.
+        eval_every: steps between evaluations: what may be the best checkpoint is saved.
+        checkpoints: where to.
+        key: of the run.
+        place: tells the data apart from other data.
+    """
+
+    config: CheckpointConfig
+    eval_every: int
+    checkpoints: Checkpoints
+    key: jax.Array
+    place: dict[str, str]
+
+    def due(self, moment: Moment) -> bool:
+        """After every `every` steps, the last one, and one that was evaluated for `best`."""
+        evaluated = bool(self.config.best) and moment.comes_every(self.eval_every)
+        regular = moment.is_last or moment.comes_every(self.config.every)
+        return moment.stopping or regular or evaluated
+
+    def __call__(self, moment: Moment, state: TrainState) -> None:
+        """Begins to save."""
+        contents = saved_parts(state, self.key)
+        self.checkpoints.save(moment.step, contents, self.place, moment.held_out)
+
+
+def saved_parts(state: TrainState, key: jax.Array) -> dict[str, Any]:
+    """What a checkpoint holds: all that training changes, and the key of the run."""
+    return {
+        "step": state.step,
+        "params": state.params,
+        "opt_state": state.opt_state,
+        "key": jax.random.key_data(key),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes the cropper as a Hugging Face folder `cropper-N` while the run goes on.
+
+    Attributes:
+        every: steps between exports; 0 exports none.
+        stage: has the cropper.
+        workdir: of the run.
+    """
+
+    every: int
+    stage: Stage
+    workdir: pathlib.Path
+
+    def due(self, moment: Moment) -> bool:
+        """Every `every` steps; the last export, which all runs make, is not one of them."""
+        return moment.comes_every(self.every) and not (moment.is_last or moment.stopping)
+
+    def __call__(self, moment: Moment, state: TrainState) -> None:
+        """Writes the folder."""
+        export_cropper(self.stage, state, self.workdir, f"-{moment.step}")
+
+
+def export_cropper(
+    stage: Stage, state: TrainState, workdir: pathlib.Path, suffix: str = ""
+) -> None:
+    """Writes the trained cropper as a Hugging Face folder.
+
+    Args:
+        stage: has the folder that the cropper was made from.
+        state: has the weights.
+        workdir: gets the folder `cropper`, and the folder `adapter` where adapters were trained.
+        suffix: of the folders' names.
+    """
+    weights = parallel.gather(state.params), *parallel.gather(state.frozen)
+    model = nnx.merge(stage.cropper.policy, *weights)
+    if jax.process_index():
+        return
+    config = stage.config
+    if lora.adapters(model):
+        export_adapter(workdir / f"adapter{suffix}", model, config.cropper)
+    edge = config.data.longest_edge
+    merged = lora.merge(model)
+    export(workdir / f"cropper{suffix}", merged, stage.cropper.pretrained, longest_edge=edge)

@@ -1,0 +1,134 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tells of the steps of a run: files, the progress line, how fast it is; and traces one of them."""
+
+import contextlib
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+
+from cropvlm_jax.progress import Progress
+from cropvlm_jax.training import costs
+from cropvlm_jax.training.metrics import MetricWriter, Throughput
+
+SHOWN = ("loss", "reward", "area")  # on the progress line
+
+
+class Untold(NamedTuple):
+    """A step that nobody was told of yet.
+
+    Attributes:
+        number: of the step, from 1 on.
+        metrics: scalars, which the devices may still compute.
+        work: what it did, as `Throughput.steps` takes it.
+    """
+
+    number: int
+    metrics: Mapping[str, Any]
+    work: Mapping[str, float]
+
+
+class Reporter:
+    """Reads the metrics of steps while the next one runs, so that no device waits for the host."""
+
+    def __init__(self, workdir: pathlib.Path, steps: int, start: int):
+        """Opens the files.
+
+        Args:
+            workdir: of the run; process 0 writes.
+            steps: of the run.
+            start: steps done before.
+        """
+        self._steps = steps
+        self._writer = MetricWriter(workdir, start) if jax.process_index() == 0 else None
+        self._progress = Progress(steps, start)
+        chip = costs.CHIPS.get(jax.devices()[0].device_kind)
+        self.throughput = Throughput(jax.device_count(), chip and chip.flops)
+        self._untold: list[Untold] = []
+
+    def add(self, number: int, metrics: Mapping[str, Any], work: Mapping[str, float]) -> None:
+        """Takes note of a step, whose metrics need not be there yet."""
+        self._untold.append(Untold(number, metrics, work))
+
+    def tell(self, behind: int = 0) -> None:
+        """Tells of all steps but the last `behind`, for which the host would have to wait.
+
+        Where there is none, something else was done since, which is no part of the next step.
+
+        Raises:
+            FloatingPointError: a gradient was not finite.
+        """
+        if not self._untold:
+            self.throughput.restart()
+        done = self._untold[: len(self._untold) - behind]
+        if not done:
+            return
+        del self._untold[: len(done)]
+        read = jax.device_get([dict(step.metrics) for step in done])
+        speed = self.throughput.steps([step.work for step in done])
+        for step, metrics in zip(done, read, strict=True):
+            self.write(step.number, metrics | speed)
+            note = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
+            if self._writer:
+                self._progress.update(step.number, note)
+            if not math.isfinite(metrics["grad_norm"]):
+                raise FloatingPointError(
+                    f"the gradient of step {step.number} is not finite, so neither are the weights:"
+                    " go on from the checkpoint before with a lower learning rate, in another "
+                    "folder"
+                )
+
+    def write(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """Writes metrics after a step."""
+        if self._writer:
+            self._writer.write(number, metrics)
+
+    def begin_again(self, done: int) -> None:
+        """Forgets how fast the steps were: compiling is not one of them."""
+        self._progress = Progress(self._steps, done)
+        self.throughput.restart()
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._writer:
+            self._writer.close()
+
+
+class StepTracer:
+    """Traces one step with JAX's profiler."""
+
+    def __init__(self, step: int | None, workdir: pathlib.Path, reporter: Reporter):
+        """Traces nothing yet.
+
+        Args:
+            step: number of the step, from 1 on; None traces none.
+            workdir: of the run; the trace goes to `profile` inside of it.
+            reporter: tells of steps, and is made to catch up around the trace.
+        """
+        self._step, self._reporter = step, reporter
+        self._folder = workdir / "profile"
+
+    @contextlib.contextmanager
+    def around(self, number: int) -> Iterator[None]:
+        """Marks the step that runs inside, and traces it on process 0 if it is the one to trace."""
+        traced = number == self._step and jax.process_index() == 0
+        if traced:
+            self._reporter.tell()  # or the step before would be in the trace
+            jax.profiler.start_trace(self._folder)
+            self._reporter.throughput.restart()
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            yield
+        if traced:
+            self._reporter.tell()
+            jax.profiler.stop_trace()
+            logging.info(
+                "the trace of step %d is in %s: pip install xprof, then xprof or TensorBoard with "
+                "--logdir=%s",
+                number,
+                self._folder,
+                self._folder,
+            )

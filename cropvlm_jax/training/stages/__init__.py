@@ -1,0 +1,32 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a run computes: one class a kind of run, behind the `Stage` protocol of `base.py`."""
+
+from jax.sharding import Mesh
+
+from cropvlm_jax.readers.registry import is_black_box
+from cropvlm_jax.training.config import TrainConfig
+from cropvlm_jax.training.stages.base import Stage
+from cropvlm_jax.training.stages.black_box import BlackBoxStage
+from cropvlm_jax.training.stages.grpo import GRPOStage
+from cropvlm_jax.training.stages.sft import SFTStage
+
+
+def open_stage(config: TrainConfig, abstract: bool = False, mesh: Mesh | None = None) -> Stage:
+    """Opens the models that a config names, and puts together what is computed with them.
+
+    Args:
+        config: settings of the run.
+        abstract: read and download no weights; `Stage.weights` are shapes. The very step of a run
+            can then be compiled for machines that are not there.
+        mesh: whose devices share the weights of a large target from the beginning.
+
+    Raises:
+        FileNotFoundError: a model is not there.
+        ValueError: a setting does not go with the models.
+    """
+    if config.stage == "sft":
+        return SFTStage.open(config, abstract)
+    if is_black_box(config.target):
+        return BlackBoxStage.open(config, abstract)
+    return GRPOStage.open(config, abstract, mesh)

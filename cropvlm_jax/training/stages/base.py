@@ -1,0 +1,168 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What every kind of run offers to the trainer, and the parts that they share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.extend.core import ClosedJaxpr
+from jax.sharding import Mesh
+
+from cropvlm_jax.data.batching import CropperInput
+from cropvlm_jax.geometry import Grammar
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models import lora
+from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training.config import TrainConfig
+from cropvlm_jax.training.stages.program import Program
+
+
+class Stage(Protocol):
+    """A kind of run."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """Settings of the run."""
+        ...
+
+    @property
+    def cropper(self) -> "Cropper":
+        """The model being trained."""
+        ...
+
+    @property
+    def target(self) -> Pretrained | None:
+        """The frozen model that gives the reward inside of the graph, or None."""
+        ...
+
+    @property
+    def prepare(self) -> Callable[[Any, int], Any]:
+        """Makes the row of a batch that shows an example, of the example and its index.
+
+        The row is NumPy arrays; processes that know no jax make it.
+        """
+        ...
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The weights of the train state by attribute; shapes where the stage is abstract."""
+        ...
+
+    def init(self, weights: dict[str, Any], steps: int) -> TrainState:
+        """A fresh train state of a run of `steps` batches; to be jitted."""
+        ...
+
+    def compile(self, mesh: Mesh, steps: int) -> Program:
+        """Step and evaluation of a run of `steps` batches, jitted for a mesh."""
+        ...
+
+    def evaluate(self, state: TrainState, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Sums and counts of held-out metrics of a batch, by name."""
+        ...
+
+    def cost(self, program: ClosedJaxpr) -> dict[str, float]:
+        """Operations of a step by phase, of what `Program.trace` returned."""
+        ...
+
+    def decoding(self, batch: Any) -> dict[str, float]:
+        """Bytes that decoding reads from memory, by phase, for the batch of one chip."""
+        ...
+
+    def work(self, batch: Any) -> dict[str, int]:
+        """How many prompts, rollouts and images a step sees."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Cropper:
+    """The model being trained, without its weights, which only the train state is to hold.
+
+    Attributes:
+        pretrained: its folder.
+        policy: its graph, with adapters where they are trained.
+        base: the graph without adapters; None where all weights are trained.
+        shapes: of its weights, "params" and "frozen", as `TrainState` holds them.
+        grammar: of the boxes that it writes.
+        seen: how it sees an example.
+    """
+
+    pretrained: Pretrained
+    policy: nnx.GraphDef
+    base: nnx.GraphDef | None
+    shapes: dict[str, Any]
+    grammar: Grammar
+    seen: CropperInput
+
+    @classmethod
+    def open(cls, config: TrainConfig, abstract: bool) -> tuple["Cropper", dict[str, Any]]:
+        """Opens the model and adds the adapters.
+
+        Args:
+            config: settings of the run.
+            abstract: read no weights.
+
+        Returns:
+            The model, and its weights by attribute of the train state; shapes where `abstract`.
+
+        Raises:
+            FileNotFoundError: the model is not there.
+            ValueError: the model cannot crop.
+        """
+        pretrained = Pretrained.open(config.cropper, weights=not abstract)
+        if not pretrained.architecture.can_crop:
+            raise ValueError(
+                f"cropper={config.cropper!r}: a {pretrained.config.model_type} may not be a cropper"
+            )
+        dtype, limit = jnp.dtype(config.dtype), config.data.question_tokens
+        load = pretrained.abstract if abstract else pretrained.load
+        param_dtype = dtype if config.lora else jnp.float32
+        plain = load(dtype=dtype, param_dtype=param_dtype, remat=config.remat)
+        conversations = pretrained.conversations(
+            official=config.data.official_text, max_question_tokens=limit
+        )
+        seen = CropperInput(conversations, pretrained.tile_size, config.data.longest_edge, limit)
+        grammar = Grammar.from_tokenizer(pretrained.tokenizer)
+        base: nnx.GraphDef | None = None
+        frozen: list[nnx.State] = []
+        if config.lora is None:
+            policy, params = nnx.split(plain)
+        else:
+            base, adapted = nnx.graphdef(plain), add_adapters(plain, config, abstract)
+            policy, params, *frozen = nnx.split(adapted, lora.LoRAParam, ...)
+        weights = {"params": params, "frozen": tuple(frozen)}
+        return cls(pretrained, policy, base, shapes_of(weights), grammar, seen), weights
+
+    def plain(self, weights: dict[str, Any]) -> nnx.State:
+        """Of its weights, or their shapes, those of the model without adapters."""
+        return weights["frozen"][0] if self.base else weights["params"]
+
+
+def add_adapters(model: Any, config: TrainConfig, abstract: bool) -> Any:
+    """The model with the adapters of a run beside its weights."""
+    assert config.lora is not None
+    adapters = config.lora
+
+    def add() -> Any:
+        return lora.add(model, adapters, nnx.Rngs(config.seed))
+
+    return nnx.eval_shape(add) if abstract else add()
+
+
+def shapes_of(tree: Any) -> Any:
+    """A tree with the shapes of its arrays, which stays when the arrays are given away."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def make_optimizer(config: TrainConfig, updates: int) -> optax.GradientTransformation:
+    """AdamW with warm-up, cosine decay over `updates` and gradient clipping."""
+    warmup = round(config.warmup * updates)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, updates)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, b2=config.adam_b2, weight_decay=config.weight_decay),
+    )

@@ -1,0 +1,112 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The GRPO stage whose target is a reader outside of the graph, such as an OCR engine or an API."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr
+from jax.sharding import Mesh
+
+from cropvlm_jax import parallel
+from cropvlm_jax.data.batching import Batch, Preparer
+from cropvlm_jax.grpo.black_box import BlackBoxStep
+from cropvlm_jax.grpo.step import GRPOStep
+from cropvlm_jax.readers.base import Reader
+from cropvlm_jax.readers.registry import open_reader
+from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training import costs
+from cropvlm_jax.training.config import TrainConfig
+from cropvlm_jax.training.stages.base import Cropper, make_optimizer
+from cropvlm_jax.training.stages.grpo import PHASES, init_grpo, rollout_bytes, rollout_work
+from cropvlm_jax.training.stages.jitting import state_shardings
+from cropvlm_jax.training.stages.program import BlackBoxProgram, Program
+
+
+@dataclasses.dataclass(frozen=True)
+class BlackBoxStage:
+    """Learns from what a reader on the host makes of the crops; see `Stage` for the attributes."""
+
+    config: TrainConfig
+    cropper: Cropper
+    reader: Reader
+    prepare: Preparer
+    weights: dict[str, Any]
+    target: None = None
+
+    @classmethod
+    def open(cls, config: TrainConfig, abstract: bool) -> "BlackBoxStage":
+        """Opens cropper and reader; arguments as of `open_stage`."""
+        grpo, data = config.grpo, config.data
+        if abstract:
+            raise ValueError(f"target={config.target!r} is outside of the graph: it has no step")
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"target={config.target!r} gives its reward to one process, and there are "
+                f"{jax.process_count()}: train in one, on all devices of its host"
+            )
+        if grpo.likelihood_weight or not grpo.accuracy_weight:
+            raise ValueError(
+                f"target={config.target!r} says no likelihoods: set grpo.likelihood_weight=0 and "
+                "grpo.accuracy_weight"
+            )
+        cropper, weights = Cropper.open(config, abstract)
+        prepare = Preparer(cropper.seen, None, data.canvas, data.answer_tokens)
+        return cls(config, cropper, open_reader(config.target), prepare, weights)
+
+    def step(self, steps: int) -> GRPOStep:
+        """The parts of the step of a run of `steps` batches that are in the graph."""
+        return GRPOStep(
+            policy=self.cropper.policy,
+            grammar=self.cropper.grammar,
+            optimizer=make_optimizer(self.config, steps * self.config.grpo.num_iterations),
+            config=self.config.grpo,
+            base=self.cropper.base,
+        )
+
+    def init(self, weights: dict[str, Any], steps: int) -> TrainState:
+        """A fresh train state."""
+        return init_grpo(self.config, self.cropper, weights, steps)
+
+    def compile(self, mesh: Mesh, steps: int) -> Program:
+        """Step and evaluation for a mesh; both take batches of NumPy arrays."""
+        shardings, batched = state_shardings(self, mesh, steps), parallel.batch_sharding(mesh)
+
+        def put(tree: Any) -> Any:
+            return parallel.to_devices(tree, batched, len(jax.tree.leaves(tree)[0]))
+
+        def jit(function: Callable[..., Any], **options: Any) -> Any:
+            return jax.jit(parallel.on_mesh(mesh, function), **options)
+
+        step = BlackBoxStep(
+            self.step(steps), self.reader, put=put, jit=jit, state_shardings=shardings
+        )
+
+        def create(weights: dict[str, Any]) -> TrainState:
+            return self.init(weights, steps)
+
+        return BlackBoxProgram(
+            mesh=mesh,
+            shardings=shardings,
+            create=jax.jit(create, out_shardings=shardings),
+            step=step,
+            evaluate=step.evaluate,
+        )
+
+    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Reward, its parts and area of the likeliest boxes; `batch` are NumPy arrays."""
+        return BlackBoxStep(self.step(1), self.reader).evaluate(state, batch)
+
+    def cost(self, program: ClosedJaxpr) -> dict[str, float]:
+        """Operations of a step by phase; the reader's are not known."""
+        return costs.count_flops(program, PHASES, backward="update")
+
+    def decoding(self, batch: Batch) -> dict[str, float]:
+        """Bytes that the rollouts read, for the batch of one chip."""
+        return {"rollout": rollout_bytes(self.config, self.cropper, batch)}
+
+    def work(self, batch: Batch) -> dict[str, int]:
+        """Prompts, rollouts and the cropper's tiles."""
+        return rollout_work(self.config.grpo, batch)

@@ -1,0 +1,258 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The GRPO stage whose target answers inside of the graph."""
+
+import dataclasses
+import functools
+from typing import Any, cast, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend.core import ClosedJaxpr
+from jax.sharding import Mesh
+
+from cropvlm_jax.data.batching import Batch, Preparer
+from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.rewards import AnswerTemplate
+from cropvlm_jax.grpo.step import GRPOStep
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.scoring.in_graph import Vocabulary
+from cropvlm_jax.scoring.text import Metric, encode_gold
+from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training import costs
+from cropvlm_jax.training.config import TrainConfig
+from cropvlm_jax.training.stages.base import Cropper, make_optimizer, shapes_of
+from cropvlm_jax.training.stages.jitting import jit_program
+from cropvlm_jax.training.stages.program import Program
+
+PHASES = ("prefix", "rollout", "reward", "reference", "update")  # scopes of `grpo.step`
+GOLD_ANSWERS, GOLD_CHARACTERS = 10, 64  # most of an example, and of an answer, that are scored
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The frozen model that the cropper is rewarded by, without its weights.
+
+    Attributes:
+        pretrained: its folder.
+        model: its graph.
+        shapes: of its weights as `TrainState.target` holds them.
+        template: the constant parts of its conversation.
+        vocabulary: of its tokenizer; None where its own answers earn nothing.
+        sees_tiles: whether its picture is the cropper's one tile, seen by the same tower, so that
+            they are encoded once.
+    """
+
+    pretrained: Pretrained
+    model: nnx.GraphDef
+    shapes: nnx.State
+    template: AnswerTemplate
+    vocabulary: Vocabulary | None
+    sees_tiles: bool
+
+    @classmethod
+    def open(
+        cls,
+        config: TrainConfig,
+        cropper: Cropper,
+        plain: nnx.State,
+        abstract: bool,
+        mesh: Mesh | None,
+    ) -> tuple["Target", nnx.State]:
+        """Opens the model that `config.target` names.
+
+        Args:
+            config: settings of the run.
+            cropper: the model being trained.
+            plain: its weights without adapters.
+            abstract: read no weights.
+            mesh: whose devices share the weights of a large model from the beginning.
+
+        Returns:
+            The model, and its weights: without its vision tower where the KL reference has the
+            same; shapes where `abstract`.
+        """
+        changes = dataclasses.asdict(config.target_processor)
+        pretrained = Pretrained.open(config.target, not abstract, changes)
+        dtype = jnp.dtype(config.dtype)
+        if abstract:
+            loaded = pretrained.abstract(dtype=dtype)
+        else:
+            spread = mesh if pretrained.architecture.load_over_mesh else None
+            loaded = pretrained.load(dtype=dtype, mesh=spread)
+        model, weights = nnx.split(loaded)
+        tower = cropper.pretrained.architecture.tower
+        same_tower = (
+            pretrained.architecture is cropper.pretrained.architecture
+            # Of shapes nothing else tells that the weights are equal.
+            and (not abstract or cropper.pretrained.folder == pretrained.folder)
+            and _same_weights(plain, weights, tower)
+        )
+        if same_tower and (config.lora or config.grpo.beta):
+            own = {part: x for part, x in weights.items() if part not in tower}
+            weights = nnx.State(own)
+        conversations = pretrained.conversations(official=config.data.official_text)
+        vocabulary = None
+        if config.grpo.accuracy_weight:
+            vocabulary = Vocabulary.from_tokenizer(pretrained.tokenizer)
+        target = cls(
+            pretrained=pretrained,
+            model=model,
+            shapes=shapes_of(weights),
+            template=AnswerTemplate.from_conversations(conversations),
+            vocabulary=vocabulary,
+            # A tile of fewer pixels is not what the target sees of the picture.
+            sees_tiles=same_tower and config.data.longest_edge == cropper.pretrained.tile_size,
+        )
+        return target, weights
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOStage:
+    """Learns from what the target makes of the crops; see `Stage` for the attributes."""
+
+    config: TrainConfig
+    cropper: Cropper
+    frozen_target: Target
+    prepare: Preparer
+    weights: dict[str, Any]
+
+    @classmethod
+    def open(cls, config: TrainConfig, abstract: bool, mesh: Mesh | None) -> "GRPOStage":
+        """Opens cropper and target; arguments as of `open_stage`."""
+        grpo, data = config.grpo, config.data
+        if grpo.accuracy not in get_args(Metric):
+            raise ValueError(
+                f"grpo.accuracy={grpo.accuracy!r} is for targets outside of the graph, such as OCR "
+                f"readers; target={config.target!r} takes one of {get_args(Metric)}"
+            )
+        cropper, weights = Cropper.open(config, abstract)
+        plain = cropper.plain(weights)
+        target, weights["target"] = Target.open(config, cropper, plain, abstract, mesh)
+        gold = None
+        if grpo.accuracy_weight:
+            gold = functools.partial(
+                encode_gold,
+                metric=cast(Metric, grpo.accuracy),
+                max_answers=GOLD_ANSWERS,
+                max_length=GOLD_CHARACTERS,
+            )
+        conversations = target.pretrained.conversations(official=data.official_text)
+        prepare = Preparer(cropper.seen, conversations, data.canvas, data.answer_tokens, gold)
+        return cls(config, cropper, target, prepare, weights)
+
+    @property
+    def target(self) -> Pretrained:
+        """The folder of the target."""
+        return self.frozen_target.pretrained
+
+    def step(self, steps: int) -> GRPOStep:
+        """The step of a run of `steps` batches."""
+        return GRPOStep(
+            policy=self.cropper.policy,
+            grammar=self.cropper.grammar,
+            optimizer=make_optimizer(self.config, steps * self.config.grpo.num_iterations),
+            config=self.config.grpo,
+            base=self.cropper.base,
+            target=self.frozen_target.model,
+            template=self.frozen_target.template,
+            vocabulary=self.frozen_target.vocabulary,
+            tower=self.cropper.pretrained.architecture.tower,
+            shared_tower=self.frozen_target.sees_tiles,
+        )
+
+    def init(self, weights: dict[str, Any], steps: int) -> TrainState:
+        """A fresh train state."""
+        return init_grpo(self.config, self.cropper, weights, steps)
+
+    def compile(self, mesh: Mesh, steps: int) -> Program:
+        """Step and evaluation for a mesh."""
+        return jit_program(self, self.step(steps), mesh, steps)
+
+    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Reward, its parts and area of the likeliest boxes."""
+        return self.step(1).evaluate(state, batch)
+
+    def cost(self, program: ClosedJaxpr) -> dict[str, float]:
+        """Operations of a step by phase."""
+        return costs.count_flops(program, PHASES, backward="update")
+
+    def decoding(self, batch: Batch) -> dict[str, float]:
+        """Bytes that the rollouts and the target's own answers read, for the batch of one chip."""
+        grpo, target = self.config.grpo, self.frozen_target
+        reward = 0.0
+        if grpo.accuracy_weight:
+            template, tokens = target.template, grpo.answer_tokens
+            chunks = grpo.num_generations // (grpo.reward_chunk or grpo.num_generations)
+            prompts, question = batch.question.shape
+            asked = len(template.crop) + question - 1 + tokens
+            replies = prompts * grpo.num_generations
+            decoder = target.pretrained.config.text
+            reward = costs.decoding_bytes(
+                decoder,
+                weights=count(target.shapes["text"]["layers"]),
+                columns=decoder.vocab_size,
+                passes=tokens * grpo.gradient_accumulation_steps * chunks,
+                slots=tokens * (prompts * len(template.first) + replies * asked),
+                itemsize=jnp.dtype(self.config.dtype).itemsize,
+            )
+        return {"rollout": rollout_bytes(self.config, self.cropper, batch), "reward": reward}
+
+    def work(self, batch: Batch) -> dict[str, int]:
+        """Prompts, rollouts, and images: the cropper's tiles, the target's pictures and crops."""
+        done = rollout_work(self.config.grpo, batch)
+        return done | {"images": done["images"] + done["prompts"] + done["rollouts"]}
+
+
+def init_grpo(
+    config: TrainConfig, cropper: Cropper, weights: dict[str, Any], steps: int
+) -> TrainState:
+    """A fresh train state of a GRPO run of `steps` batches, with its KL reference."""
+    if config.grpo.beta and config.lora is None:
+        # A copy, because the step donates the whole state.
+        dtype = jnp.dtype(config.dtype)
+        reference = jax.tree.map(lambda x: x.astype(dtype), weights["params"])
+        weights = weights | {"reference": reference}
+    optimizer = make_optimizer(config, steps * config.grpo.num_iterations)
+    return TrainState.create(optimizer=optimizer, **weights)
+
+
+def rollout_work(config: GRPOConfig, batch: Batch) -> dict[str, int]:
+    """Prompts, rollouts and the cropper's tiles of a step."""
+    prompts, tiles = batch.tiles.shape[:2]
+    rollouts = prompts * config.num_generations
+    return {"prompts": prompts, "rollouts": rollouts, "images": prompts * tiles}
+
+
+def rollout_bytes(config: TrainConfig, cropper: Cropper, batch: Batch) -> float:
+    """Bytes that sampling the boxes reads, for the batch of one chip."""
+    grpo, grammar = config.grpo, cropper.grammar
+    prompts, length = batch.crop_prompt.shape
+    own = prompts * grpo.num_generations * grammar.iterations * grammar.chunk
+    params = cropper.shapes["params"]
+    adapters = params["text"]["layers"] if config.lora and "text" in params else ()
+    return costs.decoding_bytes(
+        cropper.pretrained.config.text,
+        weights=count(cropper.plain(cropper.shapes)["text"]["layers"]) + count(adapters),
+        columns=len(grammar.actions),
+        passes=grammar.iterations * grpo.gradient_accumulation_steps,
+        slots=grammar.iterations * (prompts * (length - 1) + own),
+        itemsize=jnp.dtype(config.dtype).itemsize,
+    )
+
+
+def count(tree: Any) -> int:
+    """Numbers in a tree of arrays or their shapes."""
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def _same_weights(cropper: nnx.State, target: nnx.State, parts: tuple[str, ...]) -> bool:
+    """Whether two models have the same weights in these parts."""
+    for part in parts:
+        one, other = jax.tree.leaves(cropper[part]), jax.tree.leaves(target[part])
+        if [x.shape for x in one] != [x.shape for x in other]:
+            return False
+        if isinstance(one[0], jax.Array) and not all(map(jnp.array_equal, one, other)):
+            return False
+    return True

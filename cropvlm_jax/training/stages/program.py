@@ -1,0 +1,88 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A stage's step and evaluation, jitted for the devices of a mesh."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.extend.core import ClosedJaxpr
+from jax.sharding import Mesh
+
+from cropvlm_jax import microbatching, parallel
+from cropvlm_jax.data.batching import Batch
+from cropvlm_jax.grpo.black_box import without_host_parts
+from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training import compilation
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the trainer runs: the reward is part of the program.
+
+    Attributes:
+        mesh: the devices.
+        shardings: how the train state is spread over them.
+        create: makes the train state of the stage's weights, jitted.
+        step: `(state, batch, key) -> (state, metrics)`, jitted; it donates the state.
+        evaluate: `(state, batch) -> {name: (sum, count)}`, jitted.
+    """
+
+    mesh: Mesh
+    shardings: Any
+    create: Any
+    step: Any
+    evaluate: Callable[[TrainState, Any], Sums]
+
+    def put(self, batch: Any, batch_size: int) -> Any:
+        """A batch as step and evaluation take it: this host's rows of it on the devices."""
+        return parallel.to_devices(batch, parallel.batch_sharding(self.mesh), batch_size)
+
+    def trace(self, state: Any, batch: Any, key: Any) -> ClosedJaxpr:
+        """The program of a step, of arrays or their shapes; `compile` does not trace it again."""
+        return self.step.trace(state, batch, key).jaxpr
+
+    def compile(self, state: TrainState, batch: Any, key: jax.Array) -> Step:
+        """The step compiled for the shapes of a batch."""
+        return compilation.compile_step(self.step, state, batch, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlackBoxProgram(Program):
+    """What the trainer runs where a reader on the host gives the reward.
+
+    `step` is a `grpo.black_box.BlackBoxStep`, which compiles its halves as it goes.
+    """
+
+    def put(self, batch: Any, batch_size: int) -> Any:
+        """A batch as step and evaluation take it: on the host."""
+        return batch
+
+    def trace(self, state: Any, batch: Any, key: Any) -> ClosedJaxpr:
+        """The parts of a step that are in the graph, one after the other."""
+        return jax.make_jaxpr(self._without_reader)(state, without_host_parts(batch), key)
+
+    def _without_reader(self, state: TrainState, batch: Batch, key: jax.Array) -> Any:
+        """A step whose rewards are all 0."""
+        halves, count = self.step, self.step.step.config.gradient_accumulation_steps
+
+        def learn(batch: Batch, key: jax.Array) -> Any:
+            prompts, rollouts = halves.roll_out(state, batch, key)
+            scores = jnp.zeros(rollouts.boxes.shape[:2])
+            return halves.learn(state, batch, prompts, rollouts, scores, None)
+
+        batch, keys = microbatching.split(batch, count), jax.random.split(key, count)
+        keys = keys if count > 1 else keys[0]
+        gradients, experience = microbatching.accumulate(learn, count, batch, keys)
+        return halves.step.update(state, gradients, batch, experience)
+
+    def compile(self, state: TrainState, batch: Any, key: jax.Array) -> Step:
+        """The step, whose halves compile when they first run."""
+        logging.info("the first step of these shapes compiles its halves on its way")
+        return self.step

@@ -1,0 +1,70 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The supervised stage: the cropper imitates the boxes of the sources."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr
+from jax.sharding import Mesh
+
+from cropvlm_jax.data.batching import BoxPreparer, SupervisedBatch
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training import costs
+from cropvlm_jax.training.config import TrainConfig
+from cropvlm_jax.training.sft import SFTStep
+from cropvlm_jax.training.stages.base import Cropper, make_optimizer
+from cropvlm_jax.training.stages.jitting import jit_program
+from cropvlm_jax.training.stages.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTStage:
+    """Imitates boxes; see `Stage` for the attributes."""
+
+    config: TrainConfig
+    cropper: Cropper
+    prepare: BoxPreparer
+    weights: dict[str, Any]
+    target: Pretrained | None = None
+
+    @classmethod
+    def open(cls, config: TrainConfig, abstract: bool) -> "SFTStage":
+        """Opens the cropper; arguments as of `open_stage`."""
+        cropper, weights = Cropper.open(config, abstract)
+        prepare = BoxPreparer(cropper.seen, cropper.grammar.max_length)
+        return cls(config, cropper, prepare, weights)
+
+    def step(self, steps: int) -> SFTStep:
+        """The update of a run of `steps` batches."""
+        optimizer = make_optimizer(self.config, steps)
+        return SFTStep(self.cropper.policy, optimizer, self.config.gradient_accumulation_steps)
+
+    def init(self, weights: dict[str, Any], steps: int) -> TrainState:
+        """A fresh train state."""
+        return TrainState.create(optimizer=make_optimizer(self.config, steps), **weights)
+
+    def compile(self, mesh: Mesh, steps: int) -> Program:
+        """Step and evaluation for a mesh."""
+        return jit_program(self, self.step(steps), mesh, steps)
+
+    def evaluate(
+        self, state: TrainState, batch: SupervisedBatch
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """The held-out loss as `{"loss": (sum, count)}`."""
+        return self.step(1).evaluate(state, batch)
+
+    def cost(self, program: ClosedJaxpr) -> dict[str, float]:
+        """Operations of a step, all of them of its "loss"."""
+        return costs.count_flops(program, ("loss",), backward="loss")
+
+    def decoding(self, batch: SupervisedBatch) -> dict[str, float]:
+        """Nothing: no token is decoded."""
+        return {}
+
+    def work(self, batch: SupervisedBatch) -> dict[str, int]:
+        """Prompts and the cropper's tiles."""
+        rows, tiles = batch.images.shape[:2]
+        return {"prompts": rows, "images": rows * tiles}

@@ -1,0 +1,145 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: from defaults and flags to checked dataclasses, and to docs/config.md."""
+
+import pathlib
+import runpy
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from cropvlm_jax.models.lora import LoRAConfig
+from cropvlm_jax.training.config import (
+    OTHER_NAMES,
+    SourceConfig,
+    TrainConfig,
+    as_config_dict,
+    default_config,
+    load_config,
+    source,
+)
+from cropvlm_jax.training.presets import OFFICIAL, official, paper_grpo, paper_sft
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "experiments"
+
+
+def test_the_defaults_are_those_of_the_dataclasses():
+    assert load_config(default_config()) == TrainConfig() == load_config({})
+
+
+def test_there_and_back():
+    config = default_config()
+    config.lora.rank, config.grpo.reward_chunk, config.gradient_accumulation_steps = 4, 2, 8
+    config.data.sources.textvqa = source("data/textvqa", part=(0.0, 0.5), weight=1)
+    loaded = load_config(config)
+    assert loaded.lora == LoRAConfig(rank=4)
+    assert loaded.grpo.gradient_accumulation_steps == 8 and loaded.grpo.reward_chunk == 2
+    assert loaded.data.sources == {
+        "textvqa": SourceConfig("data/textvqa", weight=1.0, part=(0.0, 0.5))
+    }
+    assert load_config(as_config_dict(loaded)) == loaded
+    assert as_config_dict(loaded).to_dict() == config.to_dict()
+
+
+def test_flags_have_the_types_of_the_settings(monkeypatch):
+    command = [
+        "train",
+        f"--config={EXPERIMENTS / 'zoom_digits.py'}",
+        "--config.learning_rate=1",
+        "--config.grpo.normaliser=32",
+        "--config.grpo.loss_type=dr_grpo",
+        "--config.target_processor.do_pad=true",
+        "--config.data.canvas=(128,256)",
+        "--config.data.sources.zoom_digits.split=validation",
+        "--config.remat",
+    ]
+    monkeypatch.setattr(sys, "argv", command)  # where config_flags looks for overrides
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(command)
+    loaded = load_config(values.config)
+    assert loaded.learning_rate == 1.0 and loaded.remat and loaded.target_processor.do_pad
+    assert loaded.grpo.normaliser == 32 and loaded.data.canvas == (128, 256)
+    assert loaded.data.sources["zoom_digits"].split == "validation"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stpes": 1}, "no setting stpes; there are: adam_b2, batch_size"),
+        ({"grpo": {"group": 8}}, "no setting grpo.group; there are: .* num_generations"),
+        ({"data": {"sources": {"a": {"fold": "x"}}}}, "no setting data.sources.a.fold"),
+        ({"stage": "rl"}, "stage='rl' is not one of 'sft', 'grpo'"),
+        ({"grpo": {"num_generations": 1}}, "grpo.num_generations=1"),
+        ({"grpo": {"loss_type": "token"}}, "grpo.loss_type='token' is not one of"),
+        ({"seed": 1.5}, "seed=1.5 is no int"),
+        ({"remat": 1}, "remat=1 is no bool"),
+        ({"data": {"canvas": [512]}}, "data.canvas"),
+        ({"data": {"sources": {"a": {"part": (0.5, 0.5)}}}}, "data.sources.a.part"),
+        ({"batch_size": 6, "gradient_accumulation_steps": 4}, "does not divide batch_size=6"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"checkpoint": {"keep": 0}}, "checkpoint.keep=0"),
+        ({"lora": {"rank": 2, "dropout": 1.0}}, "lora.dropout=1.0"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(settings)
+
+
+def test_a_setting_that_does_not_exist_cannot_be_set():
+    config = default_config()
+    for section, name in ((config, "stpes"), (config.grpo, "group"), (config.data, "edge")):
+        with pytest.raises(AttributeError, match="does not exist"):
+            setattr(section, name, 1)
+
+
+def test_the_papers_runs_have_the_released_settings():
+    sft = load_config(paper_sft(1024))
+    assert (sft.learning_rate, sft.clip_norm, sft.batch_size, sft.seed) == (5e-5, 1.0, 16, 42)
+    assert sft.lora == LoRAConfig(rank=128, alpha=256.0, dropout=0.05)
+    grpo = load_config(paper_grpo(2048, "accuracy"))
+    assert (grpo.grpo.num_generations, grpo.grpo.temperature, grpo.grpo.beta) == (6, 0.8, 0.01)
+    assert (grpo.grpo.loss_type, grpo.grpo.normaliser) == ("dr_grpo", 32)
+    assert (grpo.grpo.scale_rewards, grpo.grpo.temperature_in_log_probs) == ("none", False)
+    assert (grpo.learning_rate, grpo.clip_norm, grpo.data.longest_edge) == (5e-6, 0.1, 2048)
+    parts = [config.data.sources["docvqa"].part for config in (sft, grpo)]
+    assert parts == [(0.0, 0.5), (0.5, 1.0)]  # half of the data each
+    with pytest.raises(ValueError, match="neither"):
+        paper_grpo(512, "bleu")
+
+
+def test_the_official_preset_sets_every_difference():
+    defects = {difference.setting for difference in OFFICIAL if difference.defect}
+    assert defects == {"grpo.official_span", "data.official_text"}
+    corrected, reproduced = paper_grpo(512, "likelihood"), official(paper_grpo(512, "likelihood"))
+    for setting, value, _, defect in OFFICIAL:
+        section, name = setting.split(".")
+        assert reproduced[section][name] == value
+        assert (corrected[section][name] == value) != defect
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "zoom_digits.py",
+        "receipts.py",
+        "pdf_pages.py",
+        *(path.name for path in sorted((EXPERIMENTS / "paper").glob("*.py"))),
+    ],
+)
+def test_the_settings_of_experiments_are_sound(file):
+    (path,) = EXPERIMENTS.rglob(file)
+    config = load_config(runpy.run_path(str(path))["get_config"]())
+    assert config.data.sources and config.cropper
+
+
+def test_the_page_of_settings_is_current():
+    make = runpy.run_path(str(EXPERIMENTS / "make_config_docs.py"))
+    assert (ROOT / "docs/config.md").read_text() == make["document"](), (
+        "python experiments/make_config_docs.py"
+    )
+    assert all(f"`{name}`" in make["document"]() for name in OTHER_NAMES)
