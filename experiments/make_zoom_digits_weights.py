@@ -7,7 +7,8 @@
 The target learns to read supervised, with a curriculum over crop size (tight crops first, then up
 to the whole picture). The cropper first learns to find frames and to match their colours, on exact
 boxes of enlarged frames; then it imitates *noisy* boxes: jittered, enlarged as the paper enlarges
-its seed boxes, some of them plainly wrong, so that GRPO has something to win. docs/lab.md tells why.
+its seed boxes, some of them plainly wrong, so that GRPO has something to win. docs/lab.md tells
+why.
 """
 
 import dataclasses
