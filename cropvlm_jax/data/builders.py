@@ -228,7 +228,7 @@ def open_prepared(name: str, data_dir: str | os.PathLike, split: str) -> Source:
     """
     builder = _builder(name, data_dir)
     if not builder.info.splits:
-        raise FileNotFoundError(f"{name} has not been prepared in {data_dir}: run apps.prepare")
+        raise FileNotFoundError(f"{name} has not been prepared in {data_dir}: run cropvlm prepare")
     if split not in builder.info.splits:
         raise ValueError(f"{name} was prepared with {', '.join(builder.info.splits)}, not {split}")
     encoded = {"image": tfds.decode.SkipDecoding()}

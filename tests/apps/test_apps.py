@@ -47,7 +47,9 @@ def trained(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "3/3" in done.stderr  # progress, as plain lines where there is no terminal
     assert "checkpoint_manager" not in done.stderr  # which logs a lot
-    assert any("jit_step" in name for name in os.listdir(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+    assert any(
+        name.startswith("jit_") for name in os.listdir(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    )
     return workdir
 
 
