@@ -13,6 +13,7 @@ from PIL import Image
 
 from cropvlm_jax.evals import sheet
 from cropvlm_jax.evals.conditions import NO_CROP
+from cropvlm_jax.evals.figures import last_of
 from cropvlm_jax.evals.statistics import score_of
 from cropvlm_jax.pixels import host
 
@@ -62,7 +63,7 @@ def panel(results: Mapping[str, Any], record: Mapping[str, Any], image: np.ndarr
         word = {RIGHT: "right", WRONG: "wrong"}.get(mark, mark)
         lines.append(f"{title}: {text[:50]!r}, {word}")
     lines.append(f"truth: {record['answers'][0][:60]}")
-    return sheet.panel(Image.fromarray(image), record["boxes"][_last(results)], lines)
+    return sheet.panel(Image.fromarray(image), record["boxes"][last_of(results)], lines)
 
 
 def card(
@@ -75,7 +76,7 @@ def card(
         record: of the item.
         image: uint8 `[H, W, 3]`.
     """
-    box = record["boxes"][_last(results)]
+    box = record["boxes"][last_of(results)]
     x1, y1, x2, y2 = box
     answers = ""
     for title, condition in _conditions(results):
@@ -93,21 +94,16 @@ def card(
     }
 
 
-def _last(results: Mapping[str, Any]) -> str:
-    """The cropper that is reported."""
-    return list(results["protocol"]["croppers"])[-1]
-
-
 def _conditions(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """What an example compares: titles and conditions."""
-    return ("picture alone", NO_CROP), ("with the crop", _last(results))
+    return ("picture alone", NO_CROP), ("with the crop", last_of(results))
 
 
 def _change(results: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[float, float]:
     """The scores of the first target without a crop and with the last cropper's."""
     told = record["replies"][next(iter(results["targets"]))]
     metric = next(iter(results["protocol"]["metrics"]))
-    return score_of(told, NO_CROP, metric), score_of(told, _last(results), metric)
+    return score_of(told, NO_CROP, metric), score_of(told, last_of(results), metric)
 
 
 def _told(results: Mapping[str, Any], record: Mapping[str, Any], condition: str) -> tuple[str, str]:

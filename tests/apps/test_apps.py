@@ -11,7 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.apps import command
@@ -102,6 +102,22 @@ def test_zoom_says_what_the_api_says(tmp_path):
     assert f"box (percent): {list(zoom.box)}" in done.stdout
     assert f"answer: {zoom.answer}" in done.stdout
     Image.open(tmp_path / "zoom.png").verify()
+
+
+def test_zoom_in_front_of_an_ocr_engine(tmp_path):
+    pytest.importorskip("rapidocr_onnxruntime")
+    image = Image.new("RGB", (512, 512), "white")
+    ImageDraw.Draw(image).text((20, 20), "TOTAL 48.15", "black", ImageFont.load_default(60))
+    image.save(tmp_path / "receipt.png")
+    done = run(
+        "zoom",
+        "--cropper=zoom_digits/cropper",
+        "--target=rapidocr:v4@256",
+        f"--image={tmp_path / 'receipt.png'}",
+        "--question=What is the total?",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "answer without the crop: TOTAL 48.15" in done.stdout
 
 
 def test_export_in_bfloat16(tmp_path):
