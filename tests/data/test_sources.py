@@ -861,7 +861,7 @@ def test_data_never_imports_jax():
         import sys
         import cropvlm_jax.data.sources as sources
         for module, _ in sources._OPENERS.values():
-            __import__(f"cropvlm_jax.data.{module}")
+            __import__(f"cropvlm_jax.data.sources.{module}")
         loaded = {"jax", "pyarrow"} & set(sys.modules)
         assert not loaded, loaded
     """
