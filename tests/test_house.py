@@ -26,7 +26,7 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES_OF_A_FUNCTION = 80  # from `def` to the last line, decorators aside
 MOST_NESTED_FUNCTIONS = 3  # at any depth; lambdas are not counted
 MOST_LINES_OF_A_MODULE = 450
-MOST_STARRED_ARGUMENTS = 52  # `f(*values)` in the whole package; lower it, never raise it
+MOST_STARRED_ARGUMENTS = 44  # `f(*values)` in the whole package; lower it, never raise it
 
 ARCHITECTURE = re.compile("smolvlm|llava|qwen", re.IGNORECASE)
 MODELS = re.compile("models/")
