@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, BFloat16, Float
 
 from cropvlm_jax import parallel
 
@@ -29,14 +30,14 @@ LONG = 512  # patches whose logits do not stay in a CPU's cache
 VMEM_BYTES = 48 * 2**20
 
 
-def attend(
-    query: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+def bidirectional_attention(
+    query: Float[Array, "N P D"],
+    keys: Float[Array, "N P D"],
+    values: Float[Array, "N P D"],
     heads: int,
     precision: jax.lax.Precision | None,
-) -> jax.Array:
-    """Bidirectional multi-head attention.
+) -> Float[Array, "N P D"]:
+    """Multi-head attention in which each patch looks at all patches of its image.
 
     Args:
         query: `[N, P, D]`, scaled already.
@@ -64,24 +65,38 @@ def attend(
     return choose(query, keys, values)
 
 
-def _by_head(query, keys, values, heads, precision):
+def _by_head(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    heads: int,
+    precision: jax.lax.Precision | None,
+) -> jax.Array:
+    """Head by head, so that the logits of one stay in a CPU's cache."""
     n, p, d = query.shape
     dot = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
 
     @jax.checkpoint  # the backward pass computes the logits again instead of reading them
-    def head(qkv):
+    def head(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         query, keys, values = qkv
         weights = jax.nn.softmax(dot("pc,sc->ps", query, keys)).astype(values.dtype)
         return dot("ps,sc->pc", weights, values).astype(values.dtype)
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         return x.reshape(n, p, heads, -1).swapaxes(1, 2).reshape(n * heads, p, -1)
 
     attended = jax.lax.map(head, (split(query), split(keys), split(values)))
     return attended.reshape(n, heads, p, -1).swapaxes(1, 2).reshape(n, p, d)
 
 
-def _xla(query, keys, values, heads, precision):
+def _xla(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    heads: int,
+    precision: jax.lax.Precision | None,
+) -> jax.Array:
+    """As XLA compiles it."""
     n, p, d = query.shape
     query, keys, values = (x.reshape(n, p, heads, -1) for x in (query, keys, values))
     einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
@@ -95,7 +110,8 @@ def _has_cudnn(device: Any) -> bool:
     return "NVIDIA" in device.device_kind and float(device.compute_capability) >= 8
 
 
-def _cudnn(query, keys, values, heads):
+def _cudnn(query: jax.Array, keys: jax.Array, values: jax.Array, heads: int) -> jax.Array:
+    """By cuDNN's kernel."""
     n, p, d = query.shape
     query, keys, values = (x.reshape(n, p, heads, -1) for x in (query, keys, values))
     attended = jax.nn.dot_product_attention(query, keys, values, scale=1.0, implementation="cudnn")
@@ -103,7 +119,12 @@ def _cudnn(query, keys, values, heads):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def flash(query: jax.Array, keys: jax.Array, values: jax.Array, channels: int) -> jax.Array:
+def flash(
+    query: BFloat16[Array, "N P D"],
+    keys: BFloat16[Array, "N P D"],
+    values: BFloat16[Array, "N P D"],
+    channels: int,
+) -> BFloat16[Array, "N P D"]:
     """The kernel, for bf16; D and P are multiples of 128.
 
     Args:
@@ -118,11 +139,15 @@ def flash(query: jax.Array, keys: jax.Array, values: jax.Array, channels: int) -
     return _run(_forward_kernel, 1, channels, query, keys, values)[0]
 
 
-def _flash_forward(query, keys, values, channels):
+def _flash_forward(
+    query: jax.Array, keys: jax.Array, values: jax.Array, channels: int
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     return flash(query, keys, values, channels), (query, keys, values)
 
 
-def _flash_backward(channels, residuals, gradient):
+def _flash_backward(
+    channels: int, residuals: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, ...]:
     return _run(_backward_kernel, 3, channels, *residuals, gradient)
 
 
@@ -169,7 +194,10 @@ def _heads(channels: int) -> list[jax.Array]:
     return [(lane >= at) & (lane < at + channels) for at in range(0, LANES, channels)]
 
 
-def _forward_kernel(query_ref, keys_ref, values_ref, out_ref, *, channels):
+def _forward_kernel(
+    query_ref: Any, keys_ref: Any, values_ref: Any, out_ref: Any, *, channels: int
+) -> None:
+    """Attention of the heads in 128 lanes of one image."""
     query, keys, values = query_ref[...], keys_ref[...], values_ref[...]
     out = jnp.zeros(query.shape, jnp.float32)
     for own in _heads(channels):
@@ -179,7 +207,15 @@ def _forward_kernel(query_ref, keys_ref, values_ref, out_ref, *, channels):
     out_ref[...] = out.astype(out_ref.dtype)
 
 
-def _backward_kernel(query_ref, keys_ref, values_ref, out_grad_ref, *grad_refs, channels):
+def _backward_kernel(
+    query_ref: Any,
+    keys_ref: Any,
+    values_ref: Any,
+    out_grad_ref: Any,
+    *grad_refs: Any,
+    channels: int,
+) -> None:
+    """Gradients of queries, keys and values; it computes the weights again."""
     every_query, keys, values = query_ref[...], keys_ref[...], values_ref[...]
     every_out_grad = out_grad_ref[...]
     dtype = keys.dtype

@@ -4,7 +4,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 def check_supported(part: str, found: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
@@ -25,7 +25,16 @@ def check_supported(part: str, found: Mapping[str, Any], supported: Mapping[str,
 
 
 def check_integers(part: str, found: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Refuses settings `keys` that are present and not one integer; arguments as above."""
+    """Refuses settings that are there and are not one integer.
+
+    Args:
+        part: which part of a model the settings belong to, for the message.
+        found: settings by name.
+        keys: names of the settings to look at.
+
+    Raises:
+        ValueError: naming the setting and its value.
+    """
     for key in keys:
         if not isinstance(found.get(key, 0), int):
             raise ValueError(_message(part, key, found[key], "one integer"))
@@ -65,7 +74,7 @@ class VLMConfig(Protocol):
         queries share them."""
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> Self:
+    def from_hf(cls, config: dict[str, Any]) -> "VLMConfig":
         """Reads a parsed `config.json`; unknown keys are ignored, absent keys take HF's defaults.
 
         Raises:

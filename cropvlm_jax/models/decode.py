@@ -10,21 +10,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from cropvlm_jax.models.llama import KVCache
 from cropvlm_jax.models.vlm import VLM, ImageTokens, one_row
 
 
 def read_prompt(
-    model: VLM, image_tokens: ImageTokens, prompt: jax.Array, valid: jax.Array
+    model: VLM, image_tokens: ImageTokens, prompt: Int[Array, "B P"], valid: Bool[Array, "B P"]
 ) -> KVCache:
     """Reads all of a prompt but its last token, which every continuation starts with.
 
     Args:
         model: cropper or target.
         image_tokens: `[B, N, I, ...]` from its `encode_images`.
-        prompt: token ids `[B, P]`, padded on the left.
-        valid: bool `[B, P]`.
+        prompt: token ids, padded on the left.
+        valid: False for padding.
 
     Returns:
         The prefix cache of P - 1 tokens, G = 1.
@@ -35,23 +36,23 @@ def read_prompt(
 def completion_logits(
     model: VLM,
     images: Any,
-    prompt: jax.Array,
-    prompt_valid: jax.Array,
-    completion: jax.Array,
-    completion_valid: jax.Array,
-) -> jax.Array:
+    prompt: Int[Array, "B P"],
+    prompt_valid: Bool[Array, "B P"],
+    completion: Int[Array, "B C"],
+    completion_valid: Bool[Array, "B C"],
+) -> Float[Array, "B C V"]:
     """Logits that predict each token of given completions from what stands before it.
 
     Args:
         model: the model.
         images: as `encode_images` takes them, leaves `[B, N, ...]`.
-        prompt: token ids `[B, P]`, padded on the left so that the completion follows at once.
-        prompt_valid: bool `[B, P]`.
-        completion: token ids `[B, C]`, padded on the right.
-        completion_valid: bool `[B, C]`.
+        prompt: token ids, padded on the left so that the completion follows at once.
+        prompt_valid: False for padding.
+        completion: token ids, padded on the right.
+        completion_valid: False for padding.
 
     Returns:
-        fp32 `[B, C, V]`, meaningless in the padding.
+        fp32 logits, meaningless in the padding.
     """
     image_tokens = one_row(model.encode_images(images))
     # The last completion token is only ever predicted.
@@ -64,12 +65,12 @@ def completion_logits(
 def greedy_decode(
     model: VLM,
     prefix: KVCache,
-    last_token: jax.Array,
+    last_token: Int[Array, "B G"],
     *,
-    end_token: int,
+    end_token: int | jax.Array,
     max_tokens: int,
     own: KVCache | None = None,
-) -> jax.Array:
+) -> Int[Array, "B G T"]:
     """The likeliest next token again and again, until every continuation has ended.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 
 def precision(dtype: Any) -> jax.lax.Precision | None:
@@ -28,7 +29,13 @@ def layer(dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> Callable[..., nnx.Lin
     )
 
 
-def _dot_general(x, kernel, dimensions, precision=None, out_sharding=None):
+def _dot_general(
+    x: jax.Array,
+    kernel: jax.Array,
+    dimensions: Any,
+    precision: jax.lax.PrecisionLike = None,
+    out_sharding: Any = None,
+) -> jax.Array:
     """What `nnx.Linear` multiplies with; the dimensions are always those of `project`."""
     del dimensions, out_sharding
     return project(x, kernel, precision)
@@ -58,16 +65,22 @@ def multiply(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def project(x: jax.Array, kernel: jax.Array, precision: jax.lax.PrecisionLike) -> jax.Array:
-    """`[..., I]` and `[I, O]` to `[..., O]`; backwards it multiplies as it does forwards."""
+def project(
+    x: Float[Array, "*N I"], kernel: Float[Array, "I O"], precision: jax.lax.PrecisionLike
+) -> Float[Array, "*N O"]:
+    """`[..., I]` times `[I, O]`; the backward pass multiplies as the forward pass does."""
     return multiply(x, kernel, ((x.ndim - 1,), (0,)), precision)
 
 
-def _project_forward(x, kernel, precision):
+def _project_forward(
+    x: jax.Array, kernel: jax.Array, precision: jax.lax.PrecisionLike
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return project(x, kernel, precision), (x, kernel)
 
 
-def _project_backward(precision, residuals, grad):
+def _project_backward(
+    precision: jax.lax.PrecisionLike, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     leading = tuple(range(x.ndim - 1))
     of_x = multiply(grad, kernel, ((grad.ndim - 1,), (1,)), precision)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from cropvlm_jax.models import linear, scanned
 from cropvlm_jax.models.config import LlamaConfig
@@ -81,8 +82,11 @@ class Places(NamedTuple):
 
 
 def rotate(
-    x: jax.Array, positions: jax.Array, theta: float, sections: tuple[int, ...] = ()
-) -> jax.Array:
+    x: Float[Array, "B G T H C"],
+    positions: Int[Array, "B G T"] | Int[Array, "3 B G T"],
+    theta: float,
+    sections: tuple[int, ...] = (),
+) -> Float[Array, "B G T H C"]:
     """Rotary position embedding in Llama's rotate-half layout (arXiv 2104.09864).
 
     Args:
@@ -104,31 +108,48 @@ def rotate(
     return turn(x, positions.astype(jnp.float32) * frequencies)
 
 
-def turn(x: jax.Array, angles: jax.Array) -> jax.Array:
+def turn(x: Float[Array, "..."], angles: Float[Array, "..."]) -> Float[Array, "..."]:
     """Rotates channels i and i + C / 2 of `x` `[..., C]` by fp32 angles `[..., C / 2]`."""
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x.dtype)
 
 
-def attend(
-    query: jax.Array,
-    own: tuple[jax.Array, jax.Array, jax.Array],
-    prefix: tuple[jax.Array, jax.Array, jax.Array] | None,
+class PrefixKeys(NamedTuple):
+    """What all continuations of a prompt look at in one layer.
+
+    Attributes:
+        keys: `[B, P, K, C]`, rotated.
+        values: `[B, P, K, C]`.
+        valid: bool `[B, P]`, False in padding.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    valid: jax.Array
+
+
+def grouped_query_attention(
+    query: Float[Array, "B G T H C"],
+    keys: Float[Array, "B G S K C"],
+    values: Float[Array, "B G S K C"],
+    mask: Bool[Array, "B G T S"],
+    prefix: PrefixKeys | None,
     precision: jax.lax.Precision | None,
-) -> jax.Array:
-    """Grouped-query attention over a shared prefix and each continuation's own slots.
+) -> Float[Array, "B G T H C"]:
+    """Attention over a shared prefix and each continuation's own slots.
 
     Args:
-        query: `[B, G, T, H, C]`.
-        own: keys, values `[B, G, S, K, C]` and mask bool `[B, G, T, S]`.
-        prefix: keys, values `[B, P, K, C]` and mask bool `[B, P]`, or None.
+        query: of the new tokens; heads h K, h K + 1, ... share key head h.
+        keys: of the own slots.
+        values: of the own slots.
+        mask: which of the own slots each token may look at.
+        prefix: what every token may look at besides; None where there is no prefix.
         precision: of the matmuls.
 
     Returns:
         `[B, G, T, H, C]`; the softmax is fp32.
     """
-    keys, values, mask = own
     b, g, t, h, c = query.shape
     einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     query = query.reshape(b, g, t, keys.shape[3], -1, c) * c**-0.5
@@ -143,12 +164,11 @@ def attend(
         with causal():
             out = einsum("bgkrts,bgskc->bgtkrc", weights, values)
     else:
-        prefix_keys, prefix_values, prefix_mask = prefix
-        shared = einsum("bgtkrc,bpkc->bgkrtp", query, prefix_keys)
-        shared = jnp.where(prefix_mask[:, None, None, None, None], shared, NEGATIVE)
+        shared = einsum("bgtkrc,bpkc->bgkrtp", query, prefix.keys)
+        shared = jnp.where(prefix.valid[:, None, None, None, None], shared, NEGATIVE)
         weights = jax.nn.softmax(jnp.concatenate([shared, logits], -1)).astype(values.dtype)
-        over_prefix, over_own = jnp.split(weights, [prefix_keys.shape[1]], axis=-1)
-        out = einsum("bgkrtp,bpkc->bgtkrc", over_prefix, prefix_values)
+        over_prefix, over_own = jnp.split(weights, [prefix.keys.shape[1]], axis=-1)
+        out = einsum("bgkrtp,bpkc->bgtkrc", over_prefix, prefix.values)
         with causal():
             out += einsum("bgkrts,bgskc->bgtkrc", over_own, values)
     return out.reshape(b, g, t, h, c).astype(query.dtype)
@@ -157,7 +177,7 @@ def attend(
 class LlamaLayer(nnx.Module):
     """Pre-norm self-attention and SwiGLU."""
 
-    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any) -> None:
         self.config, self.precision = config, linear.precision(dtype)
         norm = functools.partial(
             nnx.RMSNorm,
@@ -177,8 +197,29 @@ class LlamaLayer(nnx.Module):
         self.o = plain(queries, d)
         self.gate, self.up, self.down = plain(d, ff), plain(d, ff), plain(ff, d)
 
-    def __call__(self, x, positions, mask, prefix, cache, slot):
-        """One layer; see `Llama.__call__`. Returns `x` and its own (keys, values)."""
+    def __call__(
+        self,
+        x: Float[Array, "B G T D"],
+        positions: Int[Array, "B G T"] | Int[Array, "3 B G T"],
+        mask: Bool[Array, "B G T S"],
+        prefix: PrefixKeys | None,
+        cache: tuple[jax.Array, jax.Array] | None,
+        slot: jax.Array | int,
+    ) -> tuple[Float[Array, "B G T D"], tuple[jax.Array, jax.Array]]:
+        """One layer.
+
+        Args:
+            x: activations of T new tokens of each continuation.
+            positions: where the tokens stand.
+            mask: which of the own slots each token may look at.
+            prefix: what all continuations have read before.
+            cache: keys and values of the own slots `[B, G, S, K, C]`; None where the T tokens are
+                all there is, S = T.
+            slot: the first slot that the T tokens occupy in `cache`.
+
+        Returns:
+            Activations, and keys and values of the own slots.
+        """
         config = self.config
         normed = self.attention_norm(x)
         heads = (*x.shape[:3], -1, config.head_dim)
@@ -191,7 +232,8 @@ class LlamaLayer(nnx.Module):
         if cache is not None:
             keys = jax.lax.dynamic_update_slice_in_dim(cache[0], keys, slot, axis=2)
             values = jax.lax.dynamic_update_slice_in_dim(cache[1], values, slot, axis=2)
-        attended = kept(attend(query, (keys, values, mask), prefix, self.precision))
+        attended = grouped_query_attention(query, keys, values, mask, prefix, self.precision)
+        attended = kept(attended)
         x = kept(x + self.o(attended.reshape(*x.shape[:3], -1)))
         normed = self.mlp_norm(x)
         gate, up = kept(self.gate(normed)), kept(self.up(normed))
@@ -217,7 +259,8 @@ class Llama(nnx.Module):
             rngs: source of the initial weights.
             dtype: of the computation; norms' statistics, softmax and logits stay fp32.
             param_dtype: of the weights.
-            remat: as of `scanned.scan`.
+            remat: whether the backward pass computes most of a layer again, instead of reading
+                what the forward pass stored.
         """
         self.config, self.dtype, self.remat = config, dtype, remat
         self.embedding = nnx.Embed(
@@ -240,13 +283,13 @@ class Llama(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
-        valid: jax.Array,
+        x: Float[Array, "B G T D"],
+        valid: Bool[Array, "B G T"],
         prefix: KVCache | None = None,
         cache: KVCache | None = None,
         slot: jax.Array | int = 0,
         places: Places | None = None,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[Float[Array, "B G T D"], KVCache]:
         """Runs the layers on T new tokens of each continuation.
 
         Padding may stand anywhere: without `places` a token's position is the number of valid
@@ -282,11 +325,12 @@ class Llama(nnx.Module):
         causal = slots <= slot + jnp.arange(x.shape[2])[:, None]
         mask = causal & own_valid[:, :, None]
 
-        def layer(module: LlamaLayer, x: jax.Array, per_layer: Any):
-            prefix_kv, own_kv = per_layer
+        def layer(module: LlamaLayer, x: jax.Array, per_layer: Any) -> tuple[jax.Array, Any]:
+            shared, own = per_layer
             if prefix is not None:
-                prefix_kv = (prefix_kv[0][:, 0], prefix_kv[1][:, 0], prefix.valid[:, 0])
-            return module(x, positions, mask, prefix_kv, own_kv, slot)
+                keys, values = shared
+                shared = PrefixKeys(keys[:, 0], values[:, 0], prefix.valid[:, 0])
+            return module(x, positions, mask, shared, own, slot)
 
         xs = (
             None if prefix is None else (prefix.keys, prefix.values),
@@ -295,7 +339,9 @@ class Llama(nnx.Module):
         x, (keys, values) = scanned.scan(layer, self.layers, x, xs, remat=self.remat)
         return self.norm(x), KVCache(keys, values, own_valid, skipped)
 
-    def logits(self, hidden: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+    def logits(
+        self, hidden: Float[Array, "*N D"], tokens: Int[Array, " A"] | None = None
+    ) -> Float[Array, "*N V"]:
         """Output logits in fp32.
 
         Args:

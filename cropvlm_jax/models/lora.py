@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from cropvlm_jax.models.linear import multiply
 from cropvlm_jax.models.scanned import kept
@@ -28,7 +29,7 @@ from cropvlm_jax.models.scanned import kept
 LoRAParam = nnx.LoRAParam
 Model = TypeVar("Model", bound=nnx.Module)
 
-# What the names q, k, v, o, gate, up, down, fc1, fc2 and proj of the paper's scripts select:
+# The paper's scripts name q, k, v, o, gate, up, down, fc1, fc2 and proj, which select these:
 # SigLIP's output projection is called out_proj there, and so is not adapted.
 PAPER_TARGETS = r"text\.layers\.(q|k|v|o|gate|up|down)|vision\.layers\.(q|k|v|fc1|fc2)|connector"
 
@@ -50,7 +51,7 @@ class LoRAConfig:
     dropout: float = 0.05
     targets: str = PAPER_TARGETS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank={self.rank} must be at least 1")
         if not 0 <= self.dropout < 1:
@@ -63,23 +64,31 @@ class DropoutKey(nnx.Variable):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def low_rank(
-    x: jax.Array, a: jax.Array, b: jax.Array, precision: jax.lax.Precision | None
-) -> jax.Array:
-    """x A B: `[..., I]`, `[I, R]`, `[R, O]` to `[..., O]`.
+    x: Float[Array, "*N I"],
+    a: Float[Array, "I R"],
+    b: Float[Array, "R O"],
+    precision: jax.lax.PrecisionLike,
+) -> Float[Array, "*N O"]:
+    """The product x A B.
 
-    Its own derivative has the rank-R factor on the left of each weight gradient: that is what the
-    compiler transposes, where it would otherwise transpose the wide activations.
+    It has a derivative of its own, in which the rank-R factor is on the left of each weight
+    gradient: the compiler transposes the left factor, and would otherwise transpose the wide
+    activations.
     """
     return _low_rank_forward(x, a, b, precision)[0]
 
 
-def _low_rank_forward(x, a, b, precision):
+def _low_rank_forward(
+    x: jax.Array, a: jax.Array, b: jax.Array, precision: jax.lax.PrecisionLike
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     last = (x.ndim - 1,)
     low = kept(multiply(x, a, (last, (0,)), precision))
     return multiply(low, b, (last, (0,)), precision), (x, low, a, b)
 
 
-def _low_rank_backward(precision, residuals, grad):
+def _low_rank_backward(
+    precision: jax.lax.PrecisionLike, residuals: tuple[jax.Array, ...], grad: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, low, a, b = residuals
     last, others = (x.ndim - 1,), tuple(range(x.ndim - 1))
     grad_low = multiply(grad, b, (last, (1,)), precision)

@@ -50,7 +50,7 @@ def scan(
     """
     graphdef, weights = nnx.split(layers)
 
-    def body(x, weights_and_xs):
+    def body(x: jax.Array, weights_and_xs: tuple[Any, Any]) -> tuple[jax.Array, Any]:
         weights, per_layer = weights_and_xs
         # Or the partitioner splits activations as the weights are, and gathers the batch instead.
         x = parallel.constrain(x, "batch")
@@ -62,8 +62,8 @@ def scan(
     if depth is None:
         return jax.lax.scan(body, x, (weights, xs))
 
-    def numbered(x, index):
-        def one(stacked):
+    def numbered(x: jax.Array, index: jax.Array) -> tuple[jax.Array, Any]:
+        def one(stacked: jax.Array) -> jax.Array:
             return jax.lax.dynamic_index_in_dim(stacked, index, keepdims=False)
 
         return body(x, jax.tree.map(one, (weights, xs)))

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vision transformers share: patches, the layer, and how CLIP's pixels are normalised.
 
-Shape letters: N images, S pixels of a side, P patches, D width, H heads.
+Shape letters: N images, S pixels of a side, P patches, C numbers of a patch, D
+width.
 """
 
 import functools
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Shaped
 
 from cropvlm_jax.models import attention, linear
 from cropvlm_jax.models.config import ViTConfig
@@ -19,7 +21,7 @@ from cropvlm_jax.models.image_processing import CLIP_MEAN, CLIP_STD
 from cropvlm_jax.models.scanned import kept
 
 
-def patchify(images: jax.Array, patch: int) -> jax.Array:
+def patchify(images: Shaped[Array, "N S S 3"], patch: int) -> Shaped[Array, "N P C"]:
     """Cuts square images into patches.
 
     Args:
@@ -27,7 +29,7 @@ def patchify(images: jax.Array, patch: int) -> jax.Array:
         patch: pixels of a patch's side.
 
     Returns:
-        `[N, P, patch * patch * 3]`, patches row-major, and so the pixels of a patch.
+        `[N, P, C]`, C = patch * patch * 3; patches are row-major, and so are the pixels of a patch.
     """
     grid = images.shape[1] // patch
     used = grid * patch
@@ -61,13 +63,13 @@ class ViTLayer(nnx.Module):
         self.q, self.k, self.v, self.o = layer(d, d), layer(d, d), layer(d, d), layer(d, d)
         self.fc1, self.fc2 = layer(d, ff), layer(ff, d)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[N, P, D]` to `[N, P, D]`."""
+    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N P D"]:
+        """One layer."""
         normed, heads = self.attention_norm(x), self.num_heads
         query, keys, values = kept(self.q(normed)), kept(self.k(normed)), kept(self.v(normed))
         query *= (x.shape[-1] // heads) ** -0.5
         # As large as a layer's input, and a quarter of its time.
-        attended = attention.attend(query, keys, values, heads, self.precision)
+        attended = attention.bidirectional_attention(query, keys, values, heads, self.precision)
         attended = kept(attended, under_remat=True)
         x = kept(x + self.o(attended))
         hidden = kept(self.fc1(self.mlp_norm(x)))

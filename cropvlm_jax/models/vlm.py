@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cropvlm_jax.models.llama import KVCache
 
@@ -23,8 +24,10 @@ ImageTokens = Any
 class Decoder(Protocol):
     """The text half of a `VLM`."""
 
-    def logits(self, hidden: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
-        """fp32 `[..., V]` of hidden states `[..., D]`, or `[..., A]` of the A token ids wanted."""
+    def logits(
+        self, hidden: Float[Array, "*N D"], tokens: Int[Array, " A"] | None = None
+    ) -> Float[Array, "*N V"]:
+        """fp32 logits of hidden states; of the A token ids that are wanted, or of all V."""
 
 
 @runtime_checkable
@@ -52,7 +55,12 @@ class VLM(Protocol):
             `[B, N, I, ...]`.
         """
 
-    def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> ImageTokens:
+    def encode_crops(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        boxes: Int[Array, "B G 4"],
+    ) -> ImageTokens:
         """Image tokens of crops, as `encode_images` makes them of the same pixels.
 
         Args:
@@ -67,13 +75,13 @@ class VLM(Protocol):
 
     def read(
         self,
-        ids: jax.Array,
-        valid: jax.Array,
+        ids: Int[Array, "B G T"],
+        valid: Bool[Array, "B G T"],
         image_tokens: ImageTokens | None = None,
         prefix: KVCache | None = None,
         cache: KVCache | None = None,
         slot: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[Float[Array, "B G T D"], KVCache]:
         """Runs the decoder on T new tokens of each continuation, at the positions due to them.
 
         Args:
@@ -101,7 +109,12 @@ class VLMModule(nnx.Module):
     config: Any
     text: Any
 
-    def cut(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> Any:
+    def cut(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        boxes: Int[Array, "B G 4"],
+    ) -> Any:
         """Crops as `encode_images` takes them, by the same arithmetic as the host's `see`.
 
         Args:
@@ -118,7 +131,12 @@ class VLMModule(nnx.Module):
         """Image tokens `[B, N, I, ...]` of images with leaves `[B, N, ...]`; see `VLM`."""
         raise NotImplementedError
 
-    def encode_crops(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> ImageTokens:
+    def encode_crops(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        boxes: Int[Array, "B G 4"],
+    ) -> ImageTokens:
         """Image tokens `[B, G, I, ...]` of boxes `[B, G, 4]`; see `VLM`."""
         with jax.named_scope("crop"):
             images = self.cut(canvas, size, boxes)
@@ -126,26 +144,28 @@ class VLMModule(nnx.Module):
 
     def read(
         self,
-        ids: jax.Array,
-        valid: jax.Array,
+        ids: Int[Array, "B G T"],
+        valid: Bool[Array, "B G T"],
         image_tokens: ImageTokens | None = None,
         prefix: KVCache | None = None,
         cache: KVCache | None = None,
         slot: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[Float[Array, "B G T D"], KVCache]:
         """Embeds and decodes T new tokens `[B, G, T]`; see `VLM`."""
         x = self.text.embedding(ids)
         if image_tokens is not None:
             x = put_in_place(x, ids == self.config.image_token_id, image_tokens)
         return self.text(x, valid, prefix, cache, slot)
 
-    def __call__(self, ids: jax.Array, valid: jax.Array, images: Any) -> jax.Array:
+    def __call__(
+        self, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], images: Any
+    ) -> Float[Array, "B T V"]:
         """Logits of whole sequences.
 
         Args:
-            ids: int `[B, T]`.
-            valid: bool `[B, T]`.
-            images: leaves `[B, N, ...]` as in `encode_images`.
+            ids: token ids.
+            valid: False for padding.
+            images: what `encode_images` takes, leaves `[B, N, ...]`.
 
         Returns:
             fp32 `[B, T, V]`.
@@ -160,13 +180,15 @@ def one_row(image_tokens: ImageTokens) -> ImageTokens:
     return jax.tree.map(lambda x: x.reshape(len(x), 1, -1, *x.shape[3:]), image_tokens)
 
 
-def put_in_place(x: jax.Array, is_image: jax.Array, image_tokens: jax.Array) -> jax.Array:
-    """Embeddings whose image tokens are replaced by those of pictures, in their order.
+def put_in_place(
+    x: Float[Array, "*N T D"], is_image: Bool[Array, "*N T"], image_tokens: Float[Array, "*N M D"]
+) -> Float[Array, "*N T D"]:
+    """Embeddings in which image tokens have taken their places, in their order.
 
     Args:
-        x: `[..., T, D]`.
-        is_image: bool `[..., T]`.
-        image_tokens: `[..., M, D]`, at least as many as there are places in each row.
+        x: embeddings of the text.
+        is_image: where image tokens belong.
+        image_tokens: at least as many as there are places in each row.
     """
     order = jnp.maximum(jnp.cumsum(is_image, -1) - 1, 0)
     features = jnp.take_along_axis(image_tokens, order[..., None], axis=-2, mode="clip")

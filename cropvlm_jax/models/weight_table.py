@@ -57,10 +57,10 @@ class Weight:
         hf: Hugging Face's name; `{}` is the layer, whose weights are stacked on our leading axis.
         ours: dotted path of our parameter.
         layout: how the arrays differ.
-        tied_to: path of the parameter that stands in where a model has no `ours` of its own.
+        tied_to: path of the parameter that a model uses instead where it has no `ours`.
         also: another name that is read where `hf` is absent, never written.
-        part: which one `ours` is of how many equal parts of Hugging Face's array, along its first
-            axis: rows of a fused array stand together, in order.
+        part: (i, n) where `ours` is the i-th of n equal parts of Hugging Face's array along its
+            first axis. The rows of the n parts stand together in the table, in order.
     """
 
     hf: str
@@ -110,9 +110,13 @@ def layer_norm(hf: str, ours: str) -> Table:
 
 
 def llama_decoder(hf: str, ours: str, head: str = "lm_head", biased: str = "") -> Table:
-    """A Llama decoder under the prefixes `hf` and `ours`, its output head apart.
+    """A Llama decoder.
 
-    Of its linear layers, those that are named in `biased` have biases.
+    Args:
+        hf: prefix of Hugging Face's names, but for the output head.
+        ours: prefix of our paths.
+        head: Hugging Face's name of the output head.
+        biased: our names of the linear layers that have biases, one letter each.
     """
     layer, stacked = hf + "layers.{}.", ours + "layers."
     kernels = {

@@ -37,7 +37,7 @@ def test_kernel_is_as_accurate_as_xla(patches, heads, channels):
 
     with pltpu.force_tpu_interpret_mode():
         kernel = results(functools.partial(attention.flash, channels=channels), jnp.bfloat16)
-    xla = functools.partial(attention.attend, heads=heads)
+    xla = functools.partial(attention.bidirectional_attention, heads=heads)
     bf16 = results(functools.partial(xla, precision=None), jnp.bfloat16)
     fp32 = results(functools.partial(xla, precision=HIGHEST), jnp.float32)
     for got, other, want in zip(kernel, bf16, fp32, strict=True):

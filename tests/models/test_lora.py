@@ -48,7 +48,7 @@ def make_inputs():
     return ids, np.ones(ids.shape, bool), images
 
 
-INPUTS = make_inputs()
+INPUTS = tuple(jnp.asarray(x) for x in make_inputs())
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -113,6 +113,7 @@ def our_logits(model: SmolVLM, batch) -> np.ndarray:
 def greedy(model: SmolVLM, ids, valid, images, steps: int) -> np.ndarray:
     """The simplest cached generation from left-padded prompts."""
     graphdef, params = nnx.split(model)
+    ids, valid, images = jnp.asarray(ids), jnp.asarray(valid), jnp.asarray(images)
 
     @jax.jit
     def prefill(params):
@@ -172,7 +173,7 @@ def test_256m_shape_agrees(tmp_path):
 def test_uint8_pixels_are_normalised():
     config = tiny_config("smolvlm-grid6-gqa3-tied")
     model = SmolVLM(config, rngs=nnx.Rngs(0))
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 48, 48, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 1, 48, 48, 3), np.uint8)
     encode = jax.jit(model.encode_images)
     expected = encode(((pixels / 255 - 0.5) / 0.5).astype(np.float32))
     np.testing.assert_allclose(encode(pixels), expected, atol=1e-5)

@@ -180,7 +180,8 @@ def test_tiny_models_agree(name, tmp_path):
     graphdef, params = nnx.split(model)
     encode = jax.jit(lambda p, images: nnx.merge(graphdef, p).encode_images(images))
     pictures = vlm.one_row(encode(params, ours[2]))
-    valid, places = model.places(ours[0][:, None], ours[1][:, None], pictures)
+    ids, valid = (jnp.asarray(x)[:, None] for x in ours[:2])
+    valid, places = model.places(ids, valid, pictures)
     np.testing.assert_array_equal(valid[:, 0], real)
     positions, deltas = theirs.model.get_rope_index(
         inputs["input_ids"],

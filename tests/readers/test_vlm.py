@@ -139,16 +139,15 @@ def test_logits(pair):
 
 
 def test_greedy_stops_at_the_end_token(reader):
-    ids = np.arange(10, 26).reshape(2, 8)
+    ids = jnp.arange(10, 26).reshape(2, 8)
     model = nnx.merge(reader.graphdef, reader.params)
-    pictures = np.zeros((2, 1, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    pictures = jnp.zeros((2, 1, tiny.SIDE, tiny.SIDE, 3), jnp.uint8)
 
     @jax.jit
     def reply(end_token):
         image_tokens = model.encode_images(pictures)
-        prefix = read_prompt(model, image_tokens, ids, np.ones(ids.shape, bool))
-        last = jnp.asarray(ids[:, -1:])
-        return greedy_decode(model, prefix, last, end_token=end_token, max_tokens=6)[:, 0]
+        prefix = read_prompt(model, image_tokens, ids, jnp.ones(ids.shape, bool))
+        return greedy_decode(model, prefix, ids[:, -1:], end_token=end_token, max_tokens=6)[:, 0]
 
     free = np.asarray(reply(-1))
     assert free.shape == (2, 6) and free.dtype == np.int32

@@ -11,7 +11,8 @@ IMAGE, END = "<image>", "</s>"
 
 
 class LlavaConversations(Conversations):
-    """LLaVA-1.5's answer conversation, in the words of its training for short answers.
+    """LLaVA-1.5's answer conversation, in the words that it was trained with for
+    short answers.
 
     The text is that of the chat template released for transformers, with the end token after a
     reply as in the original code. Questions and answers stay as they are written; with `official`

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
 
 from cropvlm_jax.models import linear
 from cropvlm_jax.models.llama import Llama
@@ -30,8 +31,8 @@ class Projector(nnx.Module):
         layer = linear.layer(dtype, param_dtype, rngs)
         self.fc1, self.fc2 = layer(inputs, outputs), layer(outputs, outputs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., inputs]` to `[..., outputs]`."""
+    def __call__(self, x: Float[Array, "*N I"]) -> Float[Array, "*N O"]:
+        """Features of the tower, `[..., inputs]`, as the decoder reads them, `[..., outputs]`."""
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
@@ -47,7 +48,7 @@ class Llava(VLMModule):
         param_dtype: Any = jnp.float32,
         remat: bool = False,
     ):
-        """Builds randomly initialised weights; arguments as in `Llama`."""
+        """Builds randomly initialised weights; `Llama` documents the arguments."""
         self.config, self.dtype = config, dtype
         options = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         widths = config.vision.hidden_size, config.text.hidden_size
@@ -55,15 +56,13 @@ class Llava(VLMModule):
         self.projector = Projector(*widths, **options)
         self.text = Llama(config.text, remat=remat, **options)
 
-    def encode_images(self, images: jax.Array) -> jax.Array:
+    def encode_images(
+        self, images: UInt8[Array, "B N S S 3"] | Float[Array, "B N S S 3"]
+    ) -> Float[Array, "B N I D"]:
         """Image tokens for the decoder, of one picture a prompt after the other.
 
         Args:
-            images: `[B, N, S, S, 3]`, uint8 pixels, or floats that are normalised
-                already.
-
-        Returns:
-            `[B, N, I, D]`.
+            images: uint8 pixels, or floats that are normalised already.
         """
 
         def encode(images: jax.Array) -> jax.Array:
@@ -73,8 +72,13 @@ class Llava(VLMModule):
 
         return jax.lax.map(encode, images.swapaxes(0, 1)).swapaxes(0, 1)
 
-    def cut(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> jax.Array:
-        """Crops as one square each, uint8 `[B, G, S, S, 3]`; see `VLMModule.cut`."""
+    def cut(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        boxes: Int[Array, "B G 4"],
+    ) -> UInt8[Array, "B G S S 3"]:
+        """Crops as one square each; see `VLMModule.cut`."""
         cut = functools.partial(
             device.bicubic_square, side=self.config.vision.image_size, fill=self.config.fill
         )

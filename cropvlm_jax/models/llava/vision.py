@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from cropvlm_jax.models import linear, scanned
 from cropvlm_jax.models.llava.config import ClipConfig
@@ -37,7 +38,7 @@ class Clip(nnx.Module):
         param_dtype: Any = jnp.float32,
         remat: bool = False,
     ):
-        """Builds randomly initialised weights; arguments as in `Llama`."""
+        """Builds randomly initialised weights; `Llama` documents the arguments."""
         self.config, self.dtype, self.remat = config, dtype, remat
         d = config.hidden_size
         initializer = nnx.initializers.normal(0.02)
@@ -61,15 +62,15 @@ class Clip(nnx.Module):
         )
         self.norm = norm()  # of the last layer's features, for those who read them
 
-    def __call__(self, pixels: jax.Array, depth: int) -> jax.Array:
+    def __call__(self, pixels: Float[Array, "N S S 3"], depth: int) -> Float[Array, "N P D"]:
         """Encodes square images.
 
         Args:
-            pixels: float `[N, S, S, 3]`, S = image_size, as `vit.clip_normalised` returns them.
+            pixels: as `vit.clip_normalised` returns them, S = image_size.
             depth: layers to run.
 
         Returns:
-            What the last of them says of the patches, `[N, P, D]`, P = grid ** 2, row-major.
+            Features of the patches after the last of these layers, P = grid ** 2, row-major.
         """
         x = self.patch_embedding(patchify(pixels, self.config.patch_size))
         first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (len(x), 1, x.shape[2]))

@@ -16,9 +16,9 @@ SYSTEM = "You are a helpful assistant."
 class QwenConversations(Conversations):
     """Qwen2.5-VL's answer conversation, in the words of its chat template.
 
-    Every picture has room for as many tokens as the largest one: those that it does not fill are
-    left out by the model, which knows its grid. Questions and answers stay as they are written;
-    with `official` questions go through `str.capitalize()`.
+    Every picture has room for as many tokens as the largest one. The model knows the picture's
+    grid and leaves out the tokens that the picture does not fill. Questions and answers stay as
+    they are written; with `official` questions go through `str.capitalize()`.
     """
 
     special = (START, END, IMAGE, VISION_START, VISION_END)

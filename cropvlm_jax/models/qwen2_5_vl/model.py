@@ -6,7 +6,7 @@ A picture is cut into square tiles of `merge * patch` (28) pixels, each of which
 of the decoder. Arrays have room for I tiles, rows * columns of which are the picture's.
 
 Shape letters: B prompts, G continuations of each, N pictures, I tiles of a picture, M merge, T
-tokens, D width.
+tokens, D width of the tower or of the decoder.
 """
 
 import functools
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cropvlm_jax.models import linear
 from cropvlm_jax.models.llama import KVCache, Llama, Places
@@ -46,15 +47,17 @@ class TileTokens(NamedTuple):
 class Merger(nnx.Module):
     """The patches of a tile as one token of the decoder."""
 
-    def __init__(self, config: QwenVisionConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
+    def __init__(
+        self, config: QwenVisionConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any
+    ) -> None:
         d = config.hidden_size
         merged = d * config.spatial_merge_size**2
         layer = linear.layer(dtype, param_dtype, rngs)
         self.norm = nnx.RMSNorm(d, epsilon=EPSILON, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.fc1, self.fc2 = layer(merged, merged), layer(merged, config.out_hidden_size)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[N, I, M * M, D]` to `[N, I, D]` of the decoder."""
+    def __call__(self, x: Float[Array, "N I P D"]) -> Float[Array, "N I W"]:
+        """Features of the P = M * M patches of each tile as one vector of the decoder's width."""
         x = self.norm(x).reshape(*x.shape[:2], -1)
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
@@ -71,7 +74,7 @@ class Qwen2_5_VL(VLMModule):
         param_dtype: Any = jnp.float32,
         remat: bool = False,
     ):
-        """Builds randomly initialised weights; arguments as in `Llama`."""
+        """Builds randomly initialised weights; `Llama` documents the arguments."""
         self.config, self.dtype = config, dtype
         options = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
         self.vision = QwenVision(config.vision, **options)
@@ -101,26 +104,31 @@ class Qwen2_5_VL(VLMModule):
             advance=jnp.where(index == rows * columns - 1, jnp.maximum(rows, columns), 0),
         )
 
-    def cut(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> TiledImages:
+    def cut(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        boxes: Int[Array, "B G 4"],
+    ) -> TiledImages:
         """Crops as tiles, leaves `[B, G, ...]`; see `VLMModule.cut`."""
         cut = functools.partial(device.smart_tiles, limits=self.config.limits)
         tiles, grid = jax.vmap(cut)(canvas, size, boxes)
         return TiledImages(tiles, grid)
 
-    def _encode(self, images: TiledImages) -> jax.Array:
-        """Features `[B, I, D]` of one picture a prompt."""
+    def _encode(self, images: TiledImages) -> Float[Array, "B I D"]:
+        """Features of one picture a prompt."""
         tiles = clip_normalised(images.tiles).astype(self.dtype)
         return self.projector(self.vision(tiles, images.grid))
 
     def read(
         self,
-        ids: jax.Array,
-        valid: jax.Array,
+        ids: Int[Array, "B G T"],
+        valid: Bool[Array, "B G T"],
         image_tokens: TileTokens | None = None,
         prefix: KVCache | None = None,
         cache: KVCache | None = None,
         slot: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[Float[Array, "B G T D"], KVCache]:
         """Embeds and decodes T new tokens `[B, G, T]`; see `models.vlm.VLM`.
 
         There are as many `<|image_pad|>` as pictures have tokens, real and padding.

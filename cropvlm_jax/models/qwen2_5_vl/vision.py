@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from cropvlm_jax.models import linear, scanned
 from cropvlm_jax.models.llama import NEGATIVE, turn
@@ -26,10 +27,18 @@ EPSILON = 1e-6  # of the norms, which no config tells
 QUERIES = 1024
 
 
-def tile_places(count: int, grid: jax.Array, side: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Row, column and window of each tile, int `[N, I]`; a window has `side ** 2` tiles at most.
+def tile_places(
+    count: int, grid: Int[Array, "N 2"], side: int
+) -> tuple[Int[Array, "N I"], Int[Array, "N I"], Int[Array, "N I"]]:
+    """Where the tiles of pictures are.
 
-    Padding is in the last window, which it has for itself.
+    Args:
+        count: I, for how many tiles there is room.
+        grid: rows and columns of the tiles.
+        side: tiles of a window's side.
+
+    Returns:
+        Row, column and window of each tile. Padding has a window of its own, the last one.
     """
     index = jnp.arange(count)
     rows, columns = grid[:, :1], grid[:, 1:]
@@ -39,24 +48,24 @@ def tile_places(count: int, grid: jax.Array, side: int) -> tuple[jax.Array, jax.
     return row, column, jnp.where(index < rows * columns, window, count)
 
 
-def attend(
-    query: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    mask: jax.Array,
+def block_attention(
+    query: Float[Array, "N B T H C"],
+    keys: Float[Array, "N B K H C"],
+    values: Float[Array, "N B K H C"],
+    mask: Bool[Array, "N B T K"],
     precision: jax.lax.Precision | None,
-) -> jax.Array:
-    """Attention among the patches of a block; what a query may see is the same for all heads.
+) -> Float[Array, "N B T H C"]:
+    """Attention among the patches of a block.
 
     Args:
-        query: `[N, P, T, H, C]`, P blocks.
-        keys: `[N, P, K, H, C]`.
-        values: `[N, P, K, H, C]`.
-        mask: bool `[N, P, T, K]`.
+        query: of the T patches of B blocks.
+        keys: of the K patches that a block may look at.
+        values: of the same patches.
+        mask: which of them each patch may look at, the same for all heads.
         precision: of the matmuls.
 
     Returns:
-        `[N, P, T, H, C]`; the softmax is fp32.
+        `[N, B, T, H, C]`; the softmax is fp32.
     """
     einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     logits = einsum("npthc,npkhc->nphtk", query * query.shape[-1] ** -0.5, keys)
@@ -74,7 +83,9 @@ def _with_neighbours(x: jax.Array, fill: int = 0) -> jax.Array:
 class QwenVisionLayer(nnx.Module):
     """Pre-norm self-attention, in windows or over the picture, and SwiGLU."""
 
-    def __init__(self, config: QwenVisionConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
+    def __init__(
+        self, config: QwenVisionConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any
+    ) -> None:
         self.num_heads, self.precision = config.num_heads, linear.precision(dtype)
         self.block = (config.window_size // config.patch_size) ** 2
         self.full_layers, self.depth = len(config.fullatt_block_indexes), config.depth
@@ -88,19 +99,21 @@ class QwenVisionLayer(nnx.Module):
         self.gate, self.up, self.down = layer(d, ff), layer(d, ff), layer(ff, d)
 
     def __call__(
-        self, x: jax.Array, angles: jax.Array, window: jax.Array, real: jax.Array, full: jax.Array
-    ) -> jax.Array:
+        self,
+        x: Float[Array, "N T D"],
+        angles: Float[Array, "N T A"],
+        window: Int[Array, "N T"],
+        real: Bool[Array, "N T"],
+        full: Bool[Array, ""],
+    ) -> Float[Array, "N T D"]:
         """One layer.
 
         Args:
-            x: `[N, T, D]`, window after window; T is a multiple of W.
-            angles: fp32 `[N, T, C / 2]`, by which queries and keys are rotated.
-            window: int `[N, T]`.
-            real: bool `[N, T]`, False for padding.
-            full: bool, whether patches look beyond their windows.
-
-        Returns:
-            `[N, T, D]`.
+            x: patches, window after window; T is a multiple of W.
+            angles: A = C / 2, by which queries and keys are rotated.
+            window: the window of each patch.
+            real: False for padding.
+            full: whether patches look beyond their windows.
         """
         n, t, d = x.shape
         normed = self.attention_norm(x)
@@ -114,7 +127,9 @@ class QwenVisionLayer(nnx.Module):
             parts = query.reshape(n, t // size, 1, size, *heads).swapaxes(0, 1)
             mask = jnp.broadcast_to(real[:, None, None], (n, 1, size, t))
             attended = jax.lax.map(
-                lambda part: attend(part, keys[:, None], values[:, None], mask, self.precision),
+                lambda part: block_attention(
+                    part, keys[:, None], values[:, None], mask, self.precision
+                ),
                 parts,
             )
             return attended.swapaxes(0, 1).reshape(x.shape)
@@ -126,7 +141,7 @@ class QwenVisionLayer(nnx.Module):
             blocks = (*own.shape, *heads)
             near, seen = (_with_neighbours(a.reshape(blocks)) for a in (keys, values))
             with jax.named_scope("useful_1_of_3"):  # the neighbours are masked
-                attended = attend(query.reshape(blocks), near, seen, mask, self.precision)
+                attended = block_attention(query.reshape(blocks), near, seen, mask, self.precision)
             return attended.reshape(x.shape)
 
         # `training.costs` reads in these scopes how much of what is multiplied counts.
@@ -149,7 +164,7 @@ class QwenVision(nnx.Module):
         param_dtype: Any = jnp.float32,
         remat: bool = False,
     ):
-        """Builds randomly initialised weights; arguments as in `Llama`."""
+        """Builds randomly initialised weights; `Llama` documents the arguments."""
         self.config, self.remat = config, remat
         self.patch_embedding = linear.layer(dtype, param_dtype, rngs)(
             TEMPORAL_PATCH * 3 * config.patch_size**2, config.hidden_size, use_bias=False
@@ -158,15 +173,17 @@ class QwenVision(nnx.Module):
             lambda r: QwenVisionLayer(config, r, dtype, param_dtype), config.depth, rngs
         )
 
-    def __call__(self, tiles: jax.Array, grid: jax.Array) -> jax.Array:
+    def __call__(
+        self, tiles: Float[Array, "N I S S 3"], grid: Int[Array, "N 2"]
+    ) -> Float[Array, "N I P D"]:
         """Encodes pictures.
 
         Args:
-            tiles: float `[N, I, S, S, 3]`, normalised.
-            grid: int `[N, 2]`, rows and columns of the tiles.
+            tiles: normalised pixels.
+            grid: rows and columns of the tiles.
 
         Returns:
-            `[N, I, M * M, D]`, meaningless in the padding.
+            Features of the P = M * M patches of each tile, meaningless in the padding.
         """
         config = self.config
         n, count = tiles.shape[:2]
@@ -199,7 +216,7 @@ class QwenVision(nnx.Module):
 
         full = jnp.isin(jnp.arange(config.depth), jnp.array(config.fullatt_block_indexes, int))
 
-        def layer(module: QwenVisionLayer, x: jax.Array, full: jax.Array):
+        def layer(module: QwenVisionLayer, x: jax.Array, full: jax.Array) -> tuple[jax.Array, None]:
             return module(x, angles, window, real, full), None
 
         x, _ = scanned.scan(layer, self.layers, x, full, remat=self.remat)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
 
 from cropvlm_jax.models import linear
 from cropvlm_jax.models.llama import Llama
@@ -34,7 +35,7 @@ class SmolVLM(VLMModule):
         param_dtype: Any = jnp.float32,
         remat: bool = False,
     ):
-        """Builds randomly initialised weights; arguments as in `Llama`."""
+        """Builds randomly initialised weights; `Llama` documents the arguments."""
         self.config, self.dtype = config, dtype
         options = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
         self.vision = Siglip(config.vision, **options)
@@ -45,27 +46,25 @@ class SmolVLM(VLMModule):
         )
         self.text = Llama(config.text, **options)
 
-    def encode_images(self, images: jax.Array) -> jax.Array:
+    def encode_images(
+        self, images: UInt8[Array, "B N S S 3"] | Float[Array, "B N S S 3"]
+    ) -> Float[Array, "B N I D"]:
         """Image tokens for the decoder.
 
         The N pictures of a prompt go through the tower one after the other, so that its activations
         are those of one picture a prompt.
 
         Args:
-            images: `[B, S, S, 3]` or `[B, N, S, S, 3]`, uint8 pixels, or floats already normalised
-                to [-1, 1].
-
-        Returns:
-            `[B, I, D]` or `[B, N, I, D]`.
+            images: uint8 pixels, or floats already normalised to [-1, 1].
         """
-        if images.ndim == 4:
-            return self._encode(images)
         if images.shape[1] == 1:  # a loop would copy what its gradient needs
             return self._encode(images[:, 0])[:, None]
         return jax.lax.map(self._encode, images.swapaxes(0, 1)).swapaxes(0, 1)
 
-    def _encode(self, images: jax.Array) -> jax.Array:
-        """Image tokens `[B, I, D]` of one picture a prompt, `[B, S, S, 3]`."""
+    def _encode(
+        self, images: UInt8[Array, "B S S 3"] | Float[Array, "B S S 3"]
+    ) -> Float[Array, "B I D"]:
+        """Image tokens of one picture a prompt."""
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 127.5 - 1.0
         x = self.vision(images.astype(self.dtype))
@@ -75,7 +74,12 @@ class SmolVLM(VLMModule):
         x = x.reshape(-1, small, scale, small, scale, x.shape[-1]).swapaxes(2, 3)
         return self.connector(x.reshape(len(images), small * small, -1))
 
-    def cut(self, canvas: jax.Array, size: jax.Array, boxes: jax.Array) -> jax.Array:
-        """Crops as one tile each, uint8 `[B, G, S, S, 3]`; see `VLMModule.cut`."""
+    def cut(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        boxes: Int[Array, "B G 4"],
+    ) -> UInt8[Array, "B G S S 3"]:
+        """Crops as one tile each; see `VLMModule.cut`."""
         cut = jax.vmap(device.crop, in_axes=(0, 0, 0, None))
         return cut(canvas, size, boxes, self.config.vision.image_size)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from cropvlm_jax.models import linear, scanned
 from cropvlm_jax.models.smolvlm.config import SiglipConfig
@@ -37,7 +38,7 @@ class Siglip(nnx.Module):
         param_dtype: Any = jnp.float32,
         remat: bool = False,
     ):
-        """Builds randomly initialised weights; arguments as in `Llama`."""
+        """Builds randomly initialised weights; `Llama` documents the arguments."""
         self.config, self.remat = config, remat
         d = config.hidden_size
         self.patch_embedding = linear.layer(dtype, param_dtype, rngs)(3 * config.patch_size**2, d)
@@ -51,14 +52,14 @@ class Siglip(nnx.Module):
             d, epsilon=config.layer_norm_eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, pixels: Float[Array, "N S S 3"]) -> Float[Array, "N P D"]:
         """Encodes normalised square images.
 
         Args:
-            pixels: float `[N, S, S, 3]`, S = image_size, in [-1, 1].
+            pixels: in [-1, 1], S = image_size.
 
         Returns:
-            `[N, P, D]`, P = grid ** 2, row-major.
+            Features of the patches, P = grid ** 2, row-major.
         """
         patches = patchify(pixels, self.config.patch_size)
         # Patch i of a side has position i. transformers computes that in fp32, whose rounding

@@ -1,0 +1,106 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every architecture keeps what `models.architecture` promises."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import tiny_llava
+from flax import nnx
+
+from cropvlm_jax import geometry, parallel
+from cropvlm_jax.models.config import LlamaConfig, VLMConfig
+from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig, QwenVisionConfig
+from cropvlm_jax.models.registry import ARCHITECTURES, architecture_of
+
+QWEN = QwenConfig(
+    QwenVisionConfig(2, 24, 40, 2, 32, 4, 2, 16, (1,)),
+    LlamaConfig(64, 32, 72, 2, 4, 2, 8, qkv_bias=True, mrope_section=(1, 1, 2)),
+    image_token_id=7,
+    limits=geometry.PixelLimits(max_pixels=64 * 40, min_pixels=64 * 2, factor=8),
+)
+SHAPES = {"idefics3": tiny.CONFIG, "llava": tiny_llava.make_config(), "qwen2_5_vl": QWEN}
+SIZES = ((40, 40), (40, 90), (128, 33))
+LONGEST = 2 * tiny.SIDE
+
+
+def test_every_architecture_is_tried_here():
+    assert {id(architecture_of(config)) for config in SHAPES.values()} == {
+        id(architecture) for architecture in ARCHITECTURES.values()
+    }
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_the_config_is_read_as_it_is_written(config):
+    assert isinstance(config, VLMConfig)
+    stored = config.to_hf()
+    assert stored["model_type"] == config.model_type
+    again = architecture_of(config).config.from_hf(stored)
+    assert (again.vision, again.text) == (config.vision, config.text)
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_sizes_alone_tell_grid_and_tokens(config):
+    """`grid` and `image_tokens` agree with what `see` makes and the model encodes."""
+    architecture = architecture_of(config)
+    model = nnx.eval_shape(lambda: architecture.model(config, rngs=nnx.Rngs(0)))
+    graphdef, weights = nnx.split(model)
+    for height, width in SIZES:
+        picture = np.zeros((height, width, 3), np.uint8)
+        images, grid = architecture.see(config, picture, LONGEST)
+        assert grid == architecture.grid(config, height, width, LONGEST)
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), images)
+        encode = jax.eval_shape(
+            lambda weights, batch: nnx.merge(graphdef, weights).encode_images(batch), weights, batch
+        )
+        _, pictures, tokens = jax.tree.leaves(encode)[0].shape[:3]
+        counted = architecture.image_tokens(config, height, width, LONGEST)
+        if grid and not architecture.splits_pictures:  # the rest is room for larger pictures
+            assert counted == grid[0] * grid[1] <= pictures * tokens
+        else:
+            assert counted == pictures * tokens
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_tables_fit_the_model(config):
+    """Weights have a row each, large ones are shared by devices, `tower` names parts."""
+    architecture = architecture_of(config)
+    model = nnx.eval_shape(lambda: architecture.model(config, rngs=nnx.Rngs(0)))
+    weights = nnx.state(model, nnx.Param)
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(weights))
+    paths = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves}
+    ours = {row.ours for row in architecture.weights}
+    assert paths <= ours and all(
+        row.tied_to for row in architecture.weights if row.ours not in paths
+    )
+    assert set(architecture.tower) < set(weights)
+    mesh = jax.sharding.AbstractMesh((1, 2, 1), parallel.AXES)
+    shardings = parallel.state_shardings(mesh, weights, config.heads, architecture.logical_axes)
+    for (path, weight), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        if weight.ndim > 1 and path[-1].key in ("kernel", "embedding", "head"):
+            assert "fsdp" in sharding.spec, path
+
+
+WORKER = """
+import pickle, sys
+sys.modules["jax"] = sys.modules["flax"] = None
+see, config, picture, longest_edge = pickle.load(open(sys.argv[1], "rb"))
+images, grid = see(config, picture, longest_edge)
+"""
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_a_process_without_jax_sees_pictures(config, tmp_path):
+    see = architecture_of(config).see
+    job = (see, config, np.zeros((40, 90, 3), np.uint8), LONGEST)
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "job")]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
