@@ -20,7 +20,9 @@ TRAINS = ("local.sh", "multihost_local.sh")  # which hand their arguments to `cr
 # Parses each command line of one command in a process of its own: absl's flags are global.
 PARSE = """
 import importlib, json, os, sys
+from absl import flags
 from cropvlm_jax.apps import command
+from cropvlm_jax.training import config
 name = sys.argv[1]
 module = importlib.import_module(f"cropvlm_jax.apps.{name}")
 for arguments in json.load(sys.stdin):
@@ -29,11 +31,12 @@ for arguments in json.load(sys.stdin):
         sys.argv, code = [name, *arguments], 0
         try:
             rest = command.parse_flags(" ".join(sys.argv), sys.argv)
+            if "config" in flags.FLAGS:
+                config.load_config(flags.FLAGS.config)
             if len(rest) > 1:
                 sys.exit(f"{sys.argv}: unexpected {rest[1:]}")
-        except SystemExit as ended:
-            if isinstance(ended.code, str):
-                print(ended.code, file=sys.stderr)
+        except BaseException as ended:
+            print(*sys.argv, getattr(ended, "code", ended), file=sys.stderr)
             code = 2
         sys.stderr.flush()
         os._exit(code)

@@ -39,12 +39,17 @@ from cropvlm_jax.training.costs import CHIPS
 from cropvlm_jax.training.hlo import collectives
 from cropvlm_jax.training.stages import open_stage
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Module of the run; unknown keys fail.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Python file with the settings of the run, see below."
+)
 flags.mark_flag_as_required("config")
 TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "As Cloud TPU names it, v5e-8, or its shape, v5e:2x4.", required=True
+    "topology",
+    None,
+    "The slice, as Cloud TPU names it, such as v5e-8, or by its shape, such as v5e:2x4.",
+    required=True,
 )
-SAVE = flags.DEFINE_string("save", None, "JSON file to write the report to.")
+SAVE = flags.DEFINE_string("save", None, "JSON file to write the report to, besides printing it.")
 
 GIB = 2**30
 STEPS = 1000  # of the schedule where the config leaves it to the data: a constant of the program

@@ -66,8 +66,16 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
     alone = not (DISTRIBUTED.value or COORDINATOR.value)
-    others = COORDINATOR.value, PROCESSES.value, PROCESS.value
-    with contextlib.nullcontext() if alone else parallel.joined(*others):
+    others = (
+        contextlib.nullcontext()
+        if alone
+        else parallel.joined(
+            coordinator_address=COORDINATOR.value,
+            num_processes=PROCESSES.value,
+            process_id=PROCESS.value,
+        )
+    )
+    with others:
         complete = loop.run(CONFIG.value, WORKDIR.value, RESUME.value, PROFILE.value)
     if not complete:
         sys.exit(STOPPED)
