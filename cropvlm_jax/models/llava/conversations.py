@@ -11,12 +11,12 @@ IMAGE, END = "<image>", "</s>"
 
 
 class LlavaConversations(Conversations):
-    """LLaVA-1.5's answer conversation, in the words that it was trained with for
-    short answers.
+    """LLaVA-1.5's answer conversation.
 
-    The text is that of the chat template released for transformers, with the end token after a
-    reply as in the original code. Questions and answers stay as they are written; with `official`
-    questions go through `str.capitalize()`, as in lmms-eval's TextVQA.
+    The words are those that it was trained with for short answers. The text is that of the chat
+    template released for transformers, with the end token after a reply as in the original code.
+    Questions and answers stay as they are written; with `official`, questions go through
+    `str.capitalize()`, as in lmms-eval's TextVQA.
     """
 
     special = (IMAGE, END)
