@@ -89,7 +89,7 @@ def label_of(results: Results, name: str) -> str:
     """The name of a condition as people read it."""
     best = results["best_scale"]
     if name == best.get("condition"):
-        return f"{best['cropper']}, its best scale"
+        return f"{best['cropper']} at its best scale"
     return NAMES.get(name, name)
 
 

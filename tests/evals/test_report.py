@@ -109,7 +109,7 @@ def test_it_has_all_its_parts(page):
     assert f"{scores['rescued']} : {scores['harmed']}" in text
     assert "trained with first" in text and "read by" in text
     best = results["best_scale"]
-    assert "wrong &lt;corner&gt;, its best scale" in text and "val &lt;i&gt;" in text
+    assert "wrong &lt;corner&gt; at its best scale" in text and "val &lt;i&gt;" in text
     assert "points ahead of wrong &lt;corner&gt;'s boxes" in text
     chosen = best["validation"]["scores"][f"{best['chosen_scale']:g}"]
     assert f"<b>{100 * chosen:.1f}%</b></td>" in text
