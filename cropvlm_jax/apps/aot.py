@@ -1,8 +1,9 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-r"""Compiles a run's step for a TPU slice that is not there, and says what it takes.
+r"""Compiles a run's step for a TPU slice that is not there, and says what memory and time it takes.
 
-The TPU compiler runs on any Linux machine: `pip install -e '.[tpu]'`.
+This is ahead-of-time compilation (AOT). The TPU compiler runs on any Linux machine:
+`pip install -e '.[tpu]'`. The times are lower bounds, at the chip's peak rates.
 
 Example:
 
@@ -40,7 +41,7 @@ from cropvlm_jax.training.hlo import collectives
 from cropvlm_jax.training.stages import open_stage
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Python file with the settings of the run, see below."
+    "config", None, "Python file with the settings of the run; explained below."
 )
 flags.mark_flag_as_required("config")
 TOPOLOGY = flags.DEFINE_string(

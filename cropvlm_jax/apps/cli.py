@@ -38,7 +38,7 @@ COMMANDS = {
         " --image=scene.png --question='What digit is in the red frame?' --out=zoom.png",
     ),
     "label": Command(
-        "Make the boxes that SFT imitates from the replies of a large model.",
+        "Have a large model say where the answers are: the seed boxes that SFT imitates.",
         "cropvlm label --source=textvqa --folder=data/textvqa --replies=replies.jsonl"
         " --model=Qwen/Qwen2.5-VL-7B-Instruct --out=data/seed_boxes/textvqa.jsonl",
     ),

@@ -4,7 +4,8 @@ r"""Measures croppers in front of frozen readers on a benchmark, with controls.
 
 The controls are no crop, crops from the centre and at random, the whole picture enlarged, the true
 box where it is known and, with two croppers or more, the first one's boxes at the scale that was
-the best on validation items. Every score has a 95% interval.
+the best on validation items. Every score has a 95% interval. docs/evaluate.md explains the
+benchmarks, the controls and what is written; docs/readers.md the names of readers.
 
 Example:
 
@@ -34,7 +35,10 @@ from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.registry import open_reader
 
 BENCHMARK = flags.DEFINE_enum(
-    "benchmark", "zoom_digits", list(BENCHMARKS), "Whose questions to answer."
+    "benchmark",
+    "zoom_digits",
+    list(BENCHMARKS),
+    "The questions to answer, and how answers are scored.",
 )
 FOLDER = flags.DEFINE_string(
     "folder", None, "Where the benchmark's data lies; zoom_digits needs none."
@@ -42,16 +46,16 @@ FOLDER = flags.DEFINE_string(
 TARGETS = flags.DEFINE_list(
     "targets",
     ["zoom_digits/target"],
-    "The frozen readers that answer, with commas between, the one to report first: folders, "
-    "bundled models or Hugging Face ids of VLMs, openai:MODEL, rapidocr:v4, rapidocr:v6, "
-    "tesseract. @PIXELS after a name limits the pictures that it sees.",
+    "The frozen readers that answer, with commas between, the one to report first. A reader is "
+    "the folder, the Hugging Face id or the bundled name of a VLM, openai:MODEL, rapidocr:v4, "
+    "rapidocr:v6 or tesseract. @PIXELS after a name limits the pictures that it sees.",
 )
 CROPPERS = flags.DEFINE_list(
     "croppers",
     None,
     "The croppers as NAME=MODEL, with commas between: the one to compare with first, the one to "
-    "report last. A model is a folder, such as a run's cropper/, a bundled one or a Hugging Face "
-    "id.",
+    "report last. A model is a folder, such as a run's cropper/, a Hugging Face id, or "
+    "zoom_digits/cropper, which comes with the package.",
     required=True,
 )
 EXPANSIONS = flags.DEFINE_list(
@@ -69,20 +73,21 @@ BEST_SCALE_SPLIT = flags.DEFINE_string(
 BEST_SCALE_ITEMS = flags.DEFINE_integer(
     "best_scale_items",
     best_scale.ITEMS,
-    "Most items of that split, each read by the first target at nine scales; 0 leaves the control "
-    "out.",
+    "At most so many items of that split, each read by the first target at nine scales; 0 leaves "
+    "the control out.",
     lower_bound=0,
 )
 OUT = flags.DEFINE_string(
     "out",
     None,
-    "Folder to write results.json, records of each item and pictures to.",
+    "Folder for results.json, the records of all items, and pictures.",
     required=True,
 )
 LIMIT = flags.DEFINE_integer(
     "limit",
     None,
-    "Take only the first items. Default: all; of zoom_digits, which never ends, 1,000.",
+    "Take only so many items, the first ones. Default: all; of zoom_digits, which never ends, "
+    "1,000.",
     lower_bound=1,
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of zoom_digits' scenes and of the random crops.")

@@ -19,7 +19,7 @@ from cropvlm_jax.hub.pretrained import Pretrained
 MODEL = flags.DEFINE_string(
     "model",
     None,
-    "The model: a folder, such as a run's cropper/, a bundled model or a Hugging Face id.",
+    "The model: a folder, such as a run's cropper/, or a Hugging Face id.",
     required=True,
 )
 OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)

@@ -1,10 +1,11 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-r"""Makes the boxes that the supervised stage imitates from the replies of a large model.
+r"""Has a large model say where the answers are, and makes seed boxes of its replies.
 
-With --model, that model is asked where the answer to each question is, through `transformers`
-(`pip install -e '.[label]'`), and its replies are kept in the file --replies; given again, the
-command goes on where it stopped. Without --model, the file has replies made elsewhere.
+Seed boxes are what the supervised stage (SFT) imitates. With --model, that model is asked about
+each question, through `transformers` (`pip install -e '.[label]'`), and its replies are kept in the
+file --replies; given again, the command goes on where it stopped. Without --model, the file holds
+replies that were made elsewhere. As in the paper, boxes are enlarged, small ones the most.
 
 Example:
 
@@ -22,17 +23,20 @@ from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.progress import Progress
 
 SOURCE = flags.DEFINE_string(
-    "source", None, "Kind of the data set, such as textvqa, docvqa or jsonl.", required=True
+    "source",
+    None,
+    "Kind of the data set, such as textvqa, docvqa or jsonl; docs/data.md lists all.",
+    required=True,
 )
 FOLDER = flags.DEFINE_string(
-    "folder", None, "Where its files are, as it is distributed.", required=True
+    "folder", None, "Where the data set lies, as it is distributed.", required=True
 )
-SPLIT = flags.DEFINE_string("split", "train", "Which split of it.")
+SPLIT = flags.DEFINE_string("split", "train", "Split of the data set to label.")
 REPLIES = flags.DEFINE_string(
     "replies",
     None,
-    'File of replies, a line of JSON {"example_id": ..., "reply": ...} each: read and, with '
-    "--model, added to.",
+    'File of replies, one line of JSON for each, {"example_id": ..., "reply": ...}. It is read '
+    "and, with --model, added to.",
     required=True,
 )
 MODEL = flags.DEFINE_string("model", None, "Model to ask: a folder or a Hugging Face id.")
@@ -40,33 +44,34 @@ FRAME = flags.DEFINE_enum(
     "frame",
     "smart_resized",
     geometry.FRAMES,
-    "What the numbers of a reply mean: smart_resized for Qwen2.5-VL, thousandths for Qwen2-VL and "
-    "Qwen3-VL; smart_resized_unscaled reproduces a mistake of the official code.",
+    "What the numbers of a reply count: smart_resized, pixels of the picture as Qwen's processor "
+    "resizes it (Qwen2.5-VL); thousandths of width and height (Qwen2-VL, Qwen3-VL); pixels of the "
+    "original; percent. smart_resized_unscaled reproduces a mistake of the official code.",
 )
 MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels",
     None,
-    "Larger pictures are smart-resized for Qwen to at most this; by default what --model's "
-    f"processor says, and {geometry.MAX_PIXELS} for imported replies.",
+    "Most pixels of a picture after Qwen's processor has resized it. Default: what the processor "
+    f"of --model says, and {geometry.MAX_PIXELS} for replies that were made elsewhere.",
     lower_bound=28 * 28,
 )
 BOUNDS = flags.DEFINE_enum(
     "bounds",
     "computed",
     ["computed", "paper"],
-    "Quintiles of the boxes' areas, by which small boxes are enlarged: those of this data set, or "
-    "the paper's.",
+    "How much a box is enlarged depends on the fifth of all boxes that its area is in. Where the "
+    "fifths begin: computed from these boxes, or as in the paper.",
 )
 WHOLE_IMAGE = flags.DEFINE_bool(
     "whole_image_on_failure",
     False,
-    "As the official code does, take the whole picture where a reply has no box; by default such "
+    "Where a reply has no box, take the whole picture, as the official code does; by default such "
     "an example is left out.",
 )
 OUT = flags.DEFINE_string(
     "out",
     None,
-    "File of boxes to write, which a run names as the `boxes` of a source.",
+    "File of seed boxes to write; in a run's config, source(..., boxes=FILE) reads it.",
     required=True,
 )
 

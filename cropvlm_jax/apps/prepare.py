@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Copies a data set into ArrayRecord files, which training reads quickly in any order.
 
-It is worth it for data sets in parquet files; training reads all of them without it too. Runs then
-name the new folder and say so: `source(folder="data/prepared", prepared=True)`.
+Training reads every data set without this too; it pays for data sets in parquet files. A run's
+config then names the new folder: `source("data/prepared", prepared=True)`. Needs
+`pip install -e '.[data]'`.
 
 Example:
 
@@ -22,9 +23,9 @@ SOURCE = flags.DEFINE_enum("source", None, sources.NAMES, "Kind of the data set.
 FOLDER = flags.DEFINE_string(
     "folder", None, "Where the data set lies, as it is distributed.", required=True
 )
-SPLITS = flags.DEFINE_list("splits", None, "Splits to copy.", required=True)
+SPLITS = flags.DEFINE_list("splits", None, "Splits to copy, with commas between.", required=True)
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where to write; several data sets may share the folder.", required=True
+    "data_dir", None, "Folder to write to, which several data sets may share.", required=True
 )
 
 

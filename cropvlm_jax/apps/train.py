@@ -8,7 +8,7 @@ the same command given again goes on from there.
 
 Example, minutes on a CPU, with the models that come with the package:
 
-    cropvlm train --config=experiments/zoom_digits.py --workdir=runs/zoom_digits --config.steps=300
+    cropvlm train --config=experiments/zoom_digits.py --workdir=runs/try --config.steps=300
 
 On several hosts, give the same command on each with --distributed and a workdir that all of them
 see.
@@ -24,22 +24,25 @@ from cropvlm_jax import apps, parallel
 from cropvlm_jax.training import loop
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Python file with the settings of the run, see below."
+    "config", None, "Python file with the settings of the run; explained below."
 )
 flags.mark_flag_as_required("config")
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for metrics, checkpoints and the trained cropper.", required=True
+    "workdir",
+    None,
+    "Folder for metrics, checkpoints and the trained cropper; one for each run.",
+    required=True,
 )
 RESUME = flags.DEFINE_bool(
     "resume",
     True,
-    "Go on with the run that the workdir holds; without this, a workdir in use is refused.",
+    "Go on with the run that the workdir holds; --noresume refuses a workdir that holds one.",
 )
 PROFILE = flags.DEFINE_integer(
     "profile",
     None,
-    "Write a profiler trace of this step, counted from 1 where this process starts, to "
-    "workdir/profile.",
+    "Write a profiler trace of one step to workdir/profile: of the Nth step that this process "
+    "takes, from 2 on.",
     lower_bound=2,
 )
 DISTRIBUTED = flags.DEFINE_bool(

@@ -25,14 +25,16 @@ from cropvlm_jax.readers.registry import open_reader
 CROPPER = flags.DEFINE_string(
     "cropper",
     None,
-    "The cropper: a folder, such as a run's cropper/, a bundled model or a Hugging Face id.",
+    "The cropper: a folder, such as a run's cropper/, a Hugging Face id, or zoom_digits/cropper, "
+    "which comes with the package.",
     required=True,
 )
 TARGET = flags.DEFINE_string(
     "target",
     None,
-    "The reader that answers: a model named in the same ways, openai:MODEL, rapidocr:v4, "
-    "tesseract; @PIXELS after a name limits the pictures it sees. Without it, only the box.",
+    "The reader that answers: a VLM named in the same ways, openai:MODEL, rapidocr:v4, "
+    "rapidocr:v6 or tesseract; @PIXELS after a name limits the pictures that it sees. Without "
+    "--target nobody answers, and only the box is printed.",
 )
 IMAGE = flags.DEFINE_string("image", None, "Picture file, of any format and size.", required=True)
 QUESTION = flags.DEFINE_string("question", None, "What to ask about the picture.", required=True)
