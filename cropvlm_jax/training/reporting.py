@@ -78,8 +78,7 @@ class Reporter:
             if not math.isfinite(metrics["grad_norm"]):
                 raise FloatingPointError(
                     f"the gradient of step {step.number} is not finite, so neither are the weights:"
-                    " go on from the checkpoint before with a lower learning rate, in another "
-                    "folder"
+                    " start again with a lower learning rate, in another folder"
                 )
 
     def write(self, number: int, metrics: Mapping[str, Any]) -> None:
