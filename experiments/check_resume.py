@@ -4,7 +4,7 @@
 
     python experiments/check_resume.py --kills=10 --json=resume.json
 
-Both are `apps.train` on the quickstart's models, with small batches. One is killed by SIGKILL at
+Both are `cropvlm train` on the quickstart's models, with small batches. One is killed by SIGKILL at
 random moments, while it starts, trains, evaluates or saves, and started again each time; once it
 gets a SIGTERM, after which no step may be missing. Then the last checkpoint (weights, optimizer,
 RNG) and the metrics of all steps, which tell the order of the data, are compared bit by bit; not so
@@ -26,10 +26,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
 
-KILLS = flags.DEFINE_integer("kills", 10, "SIGKILLs.", lower_bound=0)
-STEPS = flags.DEFINE_integer("steps", 60, "Of the run.", lower_bound=2)
-SEED = flags.DEFINE_integer("seed", 0, "Of the moments of the kills.")
-JSON = flags.DEFINE_string("json", None, "File for the result.")
+KILLS = flags.DEFINE_integer("kills", 10, "How often the run is killed.", lower_bound=0)
+STEPS = flags.DEFINE_integer("steps", 60, "Steps of the run.", lower_bound=2)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments at which it is killed.")
+JSON = flags.DEFINE_string("json", None, "JSON file to write the result to.")
 STOPPED = 128 + signal.SIGTERM
 
 

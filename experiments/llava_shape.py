@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-1.5-7B without its weights: the published shape as a folder, enough for `apps.aot`.
+"""LLaVA-1.5-7B without its weights: the published shape as a folder, enough for `cropvlm aot`.
 
     python experiments/llava_shape.py runs/llava_shape
 

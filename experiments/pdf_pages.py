@@ -1,12 +1,13 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""GRPO on the pages of any folder of PDFs, which need no label: `cropvlm_jax/data/pdfs.py`.
+"""GRPO on the pages of any folder of PDF files; nobody has to label them.
 
-    python -m cropvlm_jax.apps.train --config=experiments/pdf_pages.py --workdir=runs/pdf_pages \
+    cropvlm train --config=experiments/pdf_pages.py --workdir=runs/pdf_pages \
         --config.data.sources.pdfs.folder=manuals --config.eval.sources.pdfs.folder=manuals
 
-Starts from the cropper of `experiments/paper/sft_1024.py`, and takes its numbers for GRPO from
-`paper_grpo`; documents, not pages, are apart in training and validation.
+`cropvlm_jax/data/sources/pdfs.py` makes questions of the text in the files. The run starts from the
+cropper of `experiments/paper/sft_1024.py` and has the settings of `paper_grpo`. No document has
+pages in both training and validation.
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen2.5-VL-7B without its weights: the published shape as a folder, enough for `apps.aot`.
+"""Qwen2.5-VL-7B without its weights: the published shape as a folder, enough for `cropvlm aot`.
 
     python experiments/qwen_shape.py runs/qwen_shape
 

@@ -7,28 +7,28 @@ graph: how nearly what it reads in the crop contains the answer.
 
     python experiments/receipts_models.py --data=data/sroie --out=runs/receipts/start
     for split in train val; do
-      python -m cropvlm_jax.apps.label --source=sroie --folder=data/sroie --split=$split \
+      cropvlm label --source=sroie --folder=data/sroie --split=$split \
         --replies=runs/receipts/start/replies_$split.jsonl --frame=percent \
         --out=runs/receipts/seed_boxes_$split.jsonl
     done
-    python -m cropvlm_jax.apps.train --config=experiments/receipts.py:sft \
+    cropvlm train --config=experiments/receipts.py:sft \
         --workdir=runs/receipts/sft   # minutes on two cores
-    python -m cropvlm_jax.apps.train --config=experiments/receipts.py:grpo \
+    cropvlm train --config=experiments/receipts.py:grpo \
         --workdir=runs/receipts/grpo   # 20 to 40 minutes
-    python -m cropvlm_jax.apps.train --config=experiments/receipts.py:grpo \
+    cropvlm train --config=experiments/receipts.py:grpo \
         --config.target=tesseract@160 --config.steps=60 --config.eval.every=60 \
         --workdir=runs/receipts/grpo_tesseract   # another reader's, for the transfer matrix
     OTHER=grpo_tesseract=runs/receipts/grpo_tesseract/cropper
-    python -m cropvlm_jax.apps.evaluate --benchmark=sroie --folder=data/sroie \
+    cropvlm evaluate --benchmark=sroie --folder=data/sroie \
         --targets=rapidocr:v4@160,rapidocr:v6@160,tesseract@160 \
         --croppers=sft=runs/receipts/sft/cropper,$OTHER,grpo=runs/receipts/grpo/cropper \
         --out=runs/receipts/evaluation --report
     python experiments/receipts_results.py --evaluation=runs/receipts/evaluation \
         --save=experiments/receipts/results.json
 
-The readers take `pip install 'cropvlm-jax[targets]'`. SFT imitates the boxes of the lines that hold
-the answers, enlarged as the paper enlarges seed boxes; GRPO knows no box. Training, validation and
-test receipts are apart.
+The readers take `pip install -e '.[targets]'` and the program Tesseract. SFT imitates the boxes of
+the lines that hold the answers, enlarged as the paper enlarges seed boxes; GRPO knows no box. No
+receipt is in two of training, validation and test.
 """
 
 import ml_collections

@@ -5,8 +5,8 @@
     python experiments/receipts_models.py --data=FOLDER --out=runs/receipts/start
 
 The cropper is random: `experiments/receipts.py:sft` teaches it boxes. The lines that hold the
-answers are written as a labeller's replies, for `apps.label`. FOLDER is laid out as
-`cropvlm_jax/data/sroie.py` says.
+answers are written as a labeller's replies, for `cropvlm label`. FOLDER is laid out as
+`cropvlm_jax/data/sources/sroie.py` says.
 """
 
 import json

