@@ -9,6 +9,7 @@ downloaded; each becomes canvas, tiles and token ids as in a GRPO run. The need 
 least time that the published peak of a chip allows for the FLOPs of a step.
 """
 
+import functools
 import io
 import os
 import time
@@ -26,6 +27,7 @@ from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.models.smolvlm.architecture import ARCHITECTURE
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import (
     ANSWER_INSTRUCTION,
@@ -76,8 +78,14 @@ def main(argv: list[str]) -> None:
     print(f"{'px':>5} {'tiles':>5} {'pictures/s a core':>18}", end="")
     print("".join(f"  {'needs on a ' + chip.name:>16} {'cores':>6}" for chip in CHIPS))
     for edge in (512, 1024, 2048):
-        cropper = batching.CropperInput(prompts, config.vision.image_size, edge, 64)
-        prepare = batching.Preparer(cropper, prompts, (2048, 2048), 32)
+        cropper_input = batching.CropperInput(
+            conversations=prompts,
+            see=functools.partial(ARCHITECTURE.see, config, longest_edge=edge),
+            grid=functools.partial(ARCHITECTURE.grid, config, longest_edge=edge),
+            splits=ARCHITECTURE.splits(config, edge),
+            question_tokens=64,
+        )
+        prepare = batching.Preparer(cropper_input, prompts, (2048, 2048), 32)
         example = {"question": "What is it?", "answers": ["A page"]}
         batch = batching.stack([prepare(example | {"image": pages[0]}, 0)])
         began = time.perf_counter()

@@ -3,6 +3,7 @@
 """Models small enough to compile in seconds, pictures and questions for them, and batches."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from cropvlm_jax.data import batching
 from cropvlm_jax.grpo import rewards
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.smolvlm.architecture import ARCHITECTURE
 from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import (
     ANSWER_INSTRUCTION,
@@ -39,8 +41,21 @@ CONFIG = SmolVLMConfig(
 )
 PROMPTS = SmolVLMConversations(TOKENIZER, CONFIG.image_seq_len)
 TEMPLATE = rewards.AnswerTemplate.from_conversations(PROMPTS)
-SEEN = batching.CropperInput(PROMPTS, SIDE, SIDE, 20)
-PREPARE = batching.Preparer(SEEN, PROMPTS, CANVAS, 10)
+
+
+def make_cropper_input(longest_edge: int) -> batching.CropperInput:
+    """What the model sees as a cropper, which splits pictures where `longest_edge` is > `SIDE`."""
+    return batching.CropperInput(
+        conversations=PROMPTS,
+        see=functools.partial(ARCHITECTURE.see, CONFIG, longest_edge=longest_edge),
+        grid=functools.partial(ARCHITECTURE.grid, CONFIG, longest_edge=longest_edge),
+        splits=ARCHITECTURE.splits(CONFIG, longest_edge),
+        question_tokens=20,
+    )
+
+
+CROPPER_INPUT = make_cropper_input(SIDE)
+PREPARE = batching.Preparer(CROPPER_INPUT, PROMPTS, CANVAS, 10)
 
 
 def make_model(seed: int) -> tuple[nnx.GraphDef, nnx.State]:
@@ -78,6 +93,5 @@ def make_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def make_batch(examples: list[dict[str, Any]], longest_edge: int = SIDE) -> batching.Batch:
     """The examples as one batch of NumPy arrays, the cropper's pictures split above `SIDE` px."""
-    seen = dataclasses.replace(SEEN, longest_edge=longest_edge)
-    prepare = dataclasses.replace(PREPARE, cropper=seen)
+    prepare = dataclasses.replace(PREPARE, cropper_input=make_cropper_input(longest_edge))
     return batching.stack([prepare(example, i) for i, example in enumerate(examples)])

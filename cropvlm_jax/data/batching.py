@@ -32,7 +32,8 @@ class Batch(NamedTuple):
     Attributes:
         canvas: The original pixels, padded at the bottom and right; uint8 `[B, Hc, Wc, 3]`.
         size: Height and width of the picture inside the canvas, int32 `[B, 2]`.
-        tiles: What the cropper sees of the picture, uint8 `[B, N, S, S, 3]`.
+        tiles: What the cropper sees of the picture, leaves `[B, N, ...]`; of a SmolVLM uint8
+            `[B, N, S, S, 3]`.
         crop_prompt: The tokens that ask for a box, padded on the left; int32 `[B, P]`.
         crop_prompt_valid: Which of these are real, bool `[B, P]`.
         question: The tokens that ask the target, from after the crop to "Assistant:", padded on
@@ -65,7 +66,8 @@ class SupervisedBatch(NamedTuple):
     """What a supervised step reads: B conversations.
 
     Attributes:
-        images: The pictures in the order of the prompt, uint8 `[B, N, S, S, 3]`.
+        images: What the model sees of the pictures, in the order of the prompt, leaves
+            `[B, N, ...]`; of a SmolVLM uint8 `[B, N, S, S, 3]`.
         prompt: Token ids, padded on the left so that the completion follows at once; int32
             `[B, P]`.
         prompt_valid: Which of these are real, bool `[B, P]`.
@@ -145,41 +147,33 @@ def read_spoken(data: np.ndarray) -> tuple[str, list[str]]:
 
 
 @functools.cache
-def _crop_prompt_length(conversations: "Conversations", grid: tuple[int, int]) -> int:
+def _crop_prompt_length(conversations: "Conversations", grid: Any) -> int:
     """Tokens of the crop conversation about a picture of `grid`, but for the question's."""
     return len(conversations.crop("A", grid).ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class CropperInput:
-    """What the cropper sees of an example: tiles, and the prompt that asks for a box.
+    """What the cropper sees of an example: its picture, and the prompt that asks for a box.
 
     Attributes:
         conversations: The conversations of the cropper.
-        tile_size: S, pixels of a tile's side.
-        longest_edge: Pixels of the longest side of what is split into tiles.
+        see: What the cropper sees of a picture uint8 `[H, W, 3]`, leaves `[N, ...]`, and its grid:
+            `Architecture.see` of the cropper's config and `longest_edge`, as `functools.partial`,
+            which data workers can unpickle without jax.
+        grid: Height and width of a picture to the grid that `see` returns for it.
+        splits: Whether larger pictures are split into tiles, so that the shapes of a row depend on
+            the grid, which is the rows and columns of the tiles.
         question_tokens: The most tokens of a question.
     """
 
     conversations: "Conversations"
-    tile_size: int
-    longest_edge: int
+    see: Callable[[np.ndarray], tuple[Any, Any]]
+    grid: Callable[[int, int], Any]
+    splits: bool
     question_tokens: int
 
-    @property
-    def single_bucket(self) -> bool:
-        """Whether every picture is one tile."""
-        return self.longest_edge <= self.tile_size
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the tiles of a picture of this size."""
-        return host.grid(height, width, self.tile_size, self.longest_edge)
-
-    def tiles(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """Tiles uint8 `[N, S, S, 3]` of a picture, and their grid."""
-        return host.tile(image, self.tile_size, self.longest_edge)
-
-    def pad(self, prompt: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def pad(self, prompt: np.ndarray, grid: Any) -> tuple[np.ndarray, np.ndarray]:
         """Pads a prompt on the left to P, the same for all pictures of a grid.
 
         Returns:
@@ -194,7 +188,7 @@ class Preparer:
     """Turns a source's example into a row of a GRPO batch.
 
     Attributes:
-        cropper: What the cropper sees of the example.
+        cropper_input: What the cropper sees of the example.
         target_conversations: The conversations of the target; None where it is outside of the
             graph.
         canvas: Hc and Wc; a larger picture is shrunk to fit.
@@ -203,7 +197,7 @@ class Preparer:
             reward.
     """
 
-    cropper: CropperInput
+    cropper_input: CropperInput
     target_conversations: "Conversations | None"
     canvas: tuple[int, int]
     answer_tokens: int
@@ -218,9 +212,9 @@ class Preparer:
         """
         image = host.to_rgb(example["image"])
         question, answers = example["question"], example["answers"]
-        tiles, grid = self.cropper.tiles(image)
-        prompt = self.cropper.conversations.crop(question, grid)
-        crop_prompt, crop_prompt_valid = self.cropper.pad(prompt.ids, grid)
+        tiles, grid = self.cropper_input.see(image)
+        prompt = self.cropper_input.conversations.crop(question, grid)
+        crop_prompt, crop_prompt_valid = self.cropper_input.pad(prompt.ids, grid)
         height, width = self.canvas
         image = host.shrink_to_fit(image, height, width)
         asked = answered = asked_valid = answered_valid = gold = spoken = None
@@ -256,7 +250,7 @@ class Preparer:
         """Q: the tokens from after the crop to "Assistant:"."""
         assert self.target_conversations is not None
         shortest = self.target_conversations.answer("A")
-        return len(shortest.ids[shortest.question]) + self.cropper.question_tokens
+        return len(shortest.ids[shortest.question]) + self.cropper_input.question_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,11 +258,11 @@ class BoxPreparer:
     """Turns an example with a box into a row of a supervised batch.
 
     Attributes:
-        cropper: What the cropper sees of the example.
+        cropper_input: What the cropper sees of the example.
         reply_tokens: C, the tokens of the longest reply that names a box.
     """
 
-    cropper: CropperInput
+    cropper_input: CropperInput
     reply_tokens: int
 
     def __call__(self, example: Mapping[str, Any], index: int) -> SupervisedBatch:
@@ -280,11 +274,11 @@ class BoxPreparer:
         """
         if "box" not in example:
             raise ValueError("there is no box to learn from")
-        tiles, grid = self.cropper.tiles(host.to_rgb(example["image"]))
+        tiles, grid = self.cropper_input.see(host.to_rgb(example["image"]))
         box_text = geometry.to_text(example["box"])
-        conversation = self.cropper.conversations.crop(example["question"], grid, box_text)
+        conversation = self.cropper_input.conversations.crop(example["question"], grid, box_text)
         before = conversation.ids[: conversation.completion.start]
-        prompt, prompt_valid = self.cropper.pad(before, grid)
+        prompt, prompt_valid = self.cropper_input.pad(before, grid)
         completion, completion_valid = pad(
             conversation.ids[conversation.completion], self.reply_tokens, "right"
         )

@@ -139,28 +139,28 @@ class Plan(NamedTuple):
 
 
 def bucket_examples(
-    source: Examples, cropper: batching.CropperInput, first: int | None = None
+    source: Examples, cropper_input: batching.CropperInput, first: int | None = None
 ) -> np.ndarray:
     """The bucket of every example, from the headers of the pictures.
 
     Args:
         source: The examples.
-        cropper: What the cropper sees of an example.
+        cropper_input: What the cropper sees of an example.
         first: How many examples to look at; None looks at all.
 
     Returns:
-        100 times the rows of tiles plus the columns, int32 `[n]`; -1 where the header cannot be
-        read (the log names these).
+        100 times the rows of tiles plus the columns, int32 `[n]`, or 0 where pictures are not
+        split; -1 where the header cannot be read (the log names these).
     """
     count = len(source) if first is None else min(first, len(source))
-    if cropper.single_bucket:
+    if not cropper_input.splits:
         return np.zeros(count, np.int32)
     told = time.monotonic()
 
     def bucket(index: int) -> int:
         try:
             height, width = source.picture_size(index)
-            rows, columns = cropper.grid(height, width)
+            rows, columns = cropper_input.grid(height, width)
         except (ValueError, OSError) as error:
             logging.warning("left out example %d: %s", index, error)
             return -1

@@ -8,7 +8,7 @@ Each architecture is a folder beside this file, whose `architecture.py` fills in
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -18,6 +18,31 @@ from cropvlm_jax.models.conversations import Conversations
 from cropvlm_jax.models.logical_axes import LogicalAxes
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.models.weight_table import Table
+
+
+class See(Protocol):
+    """What a model sees of a picture."""
+
+    def __call__(self, config: Any, image: np.ndarray, longest_edge: int) -> tuple[Any, Any]:
+        """Prepares a picture.
+
+        Args:
+            config: shape of the model.
+            image: uint8 `[H, W, 3]`.
+            longest_edge: pixels that the longest side is resized to; matters only where the
+                architecture `splits_pictures`.
+
+        Returns:
+            What `VLM.encode_images` takes, leaves `[N, ...]`, and the picture's grid, which is what
+            `Conversations` must know of it.
+        """
+
+
+class GridOf(Protocol):
+    """The grid that `See` returns for a picture, from its size alone."""
+
+    def __call__(self, config: Any, height: int, width: int, longest_edge: int) -> Any:
+        """The grid of a picture of `height` x `width` px."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +67,8 @@ class Architecture:
             settings of the image processor in the folder, and changes that a user makes to them
             under the same names; and the pixels that the longest edge of a picture is resized to.
             It raises a ValueError that names a setting that is not supported.
-        see: `(config, image, longest_edge) -> (images, grid)`: of a picture uint8 `[H, W, 3]`, what
-            `VLM.encode_images` takes, leaves `[N, ...]`, and what `Conversations` must know of it.
-            `longest_edge` matters only where `splits_pictures`.
-        grid: `(config, height, width, longest_edge)` to the grid that `see` returns for a picture
-            of this size.
+        see: what the model sees of a picture.
+        grid: how `see` splits a picture of a size.
         image_tokens: `(config, height, width, longest_edge)` to the number of tokens that the
             decoder reads of a picture of this size.
         processor_settings: the settings of the image processor that a user may change.
@@ -72,8 +94,8 @@ class Architecture:
     end_token: str
     tower: tuple[str, ...]
     configure: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, int]]
-    see: Callable[[Any, np.ndarray, int], tuple[Any, Any]]
-    grid: Callable[[Any, int, int, int], Any]
+    see: See
+    grid: GridOf
     image_tokens: Callable[[Any, int, int, int], int]
     processor_settings: tuple[str, ...] = ()
     splits_pictures: bool = False
@@ -81,3 +103,7 @@ class Architecture:
     load_over_mesh: bool = False
     reads_pixel_values: bool = True
     processor_files: Callable[[Any, Tokenizer, int], dict[str, Any]] | None = None
+
+    def splits(self, config: VLMConfig, longest_edge: int) -> bool:
+        """Whether pictures that are resized to this longest edge may be of more than one tile."""
+        return self.splits_pictures and longest_edge > config.vision.image_size

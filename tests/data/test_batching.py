@@ -64,7 +64,7 @@ def test_rows_of_every_kind_stack():
 
 def test_a_box_becomes_the_reply_that_names_it():
     example = tiny.make_examples(1)[0]
-    prepare = batching.BoxPreparer(tiny.SEEN, tiny.GRAMMAR.max_length)
+    prepare = batching.BoxPreparer(tiny.CROPPER_INPUT, tiny.GRAMMAR.max_length)
     with pytest.raises(ValueError, match="no box"):
         prepare(example, 0)
     box = (12, 5, 40, 100)

@@ -26,8 +26,8 @@ from cropvlm_jax.data.source import Source
 from cropvlm_jax.training.config import source
 
 EDGE = 2 * tiny.SIDE  # up to 2 x 2 tiles
-SEEN = batching.CropperInput(tiny.PROMPTS, tiny.SIDE, EDGE, 20)
-PREPARE = batching.Preparer(SEEN, tiny.PROMPTS, tiny.CANVAS, 10)
+CROPPER_INPUT = tiny.make_cropper_input(EDGE)
+PREPARE = batching.Preparer(CROPPER_INPUT, tiny.PROMPTS, tiny.CANVAS, 10)
 SIZES = {(90, 90): (2, 2), (90, 45): (2, 1), (40, 90): (1, 2)}  # height, width: grid
 
 
@@ -102,19 +102,19 @@ def test_weights_set_the_shares_of_the_sources():
 
 def test_buckets_are_the_grids_that_tiles_have():
     source = make_source(6, {4: b"no picture"})
-    buckets = order.bucket_examples(source, SEEN)
+    buckets = order.bucket_examples(source, CROPPER_INPUT)
     grids = list(SIZES.values())
     expected = [100 * grids[i % 3][0] + grids[i % 3][1] for i in range(6)]
     expected[4] = -1
     assert buckets.tolist() == expected
     for size, grid in SIZES.items():
         picture = np.zeros((*size, 3), np.uint8)
-        assert SEEN.tiles(picture)[1] == grid
+        assert CROPPER_INPUT.see(picture)[1] == grid
 
 
 def planned(source: Source, steps: int, **options) -> order.PlannedBatches:
     mixture = order.Mixture([source])
-    buckets = order.bucket_examples(mixture, SEEN)
+    buckets = order.bucket_examples(mixture, CROPPER_INPUT)
     plan = order.plan_batches(mixture.order(0), buckets, 4, steps)
     return order.PlannedBatches(mixture, PREPARE, plan, **options)
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every architecture keeps what `models.architecture` promises."""
 
+import functools
 import os
 import pickle
 import subprocess
@@ -91,15 +92,18 @@ def test_tables_fit_the_model(config):
 WORKER = """
 import pickle, sys
 sys.modules["jax"] = sys.modules["flax"] = None
-see, config, picture, longest_edge = pickle.load(open(sys.argv[1], "rb"))
-images, grid = see(config, picture, longest_edge)
+see, grid_of, picture = pickle.load(open(sys.argv[1], "rb"))
+images, grid = see(picture)
+assert grid == grid_of(*picture.shape[:2])
 """
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_a_process_without_jax_sees_pictures(config, tmp_path):
-    see = architecture_of(config).see
-    job = (see, config, np.zeros((40, 90, 3), np.uint8), LONGEST)
+    architecture = architecture_of(config)
+    see = functools.partial(architecture.see, config, longest_edge=LONGEST)
+    grid = functools.partial(architecture.grid, config, longest_edge=LONGEST)
+    job = (see, grid, np.zeros((40, 90, 3), np.uint8))
     (tmp_path / "job").write_bytes(pickle.dumps(job))
     path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     command = [sys.executable, "-c", WORKER, str(tmp_path / "job")]

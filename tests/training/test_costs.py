@@ -173,8 +173,8 @@ def test_a_grpo_step_costs_what_its_shapes_say(case):
 
 
 def supervised(longest_edge=2 * tiny.SIDE):
-    seen = dataclasses.replace(tiny.SEEN, longest_edge=longest_edge)
-    prepare = batching.BoxPreparer(seen, tiny.GRAMMAR.max_length)
+    cropper_input = tiny.make_cropper_input(longest_edge)
+    prepare = batching.BoxPreparer(cropper_input, tiny.GRAMMAR.max_length)
     examples = [example | {"box": (1, 2, 30, 40)} for example in EXAMPLES]
     return batching.stack([prepare(example, i) for i, example in enumerate(examples)])
 

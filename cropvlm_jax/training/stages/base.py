@@ -3,6 +3,7 @@
 """What every kind of run offers to the trainer, and the parts that they share."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -88,7 +89,7 @@ class Cropper:
         base: the graph without adapters; None where all weights are trained.
         shapes: of its weights, "params" and "frozen", as `TrainState` holds them.
         grammar: of the boxes that it writes.
-        seen: how it sees an example.
+        input: what it sees of an example.
     """
 
     pretrained: Pretrained
@@ -96,7 +97,7 @@ class Cropper:
     base: nnx.GraphDef | None
     shapes: dict[str, Any]
     grammar: Grammar
-    seen: CropperInput
+    input: CropperInput
 
     @classmethod
     def open(cls, config: TrainConfig, abstract: bool) -> tuple["Cropper", dict[str, Any]]:
@@ -114,7 +115,8 @@ class Cropper:
             ValueError: the model cannot crop.
         """
         pretrained = Pretrained.open(config.cropper, weights=not abstract)
-        if not pretrained.architecture.can_crop:
+        architecture, longest_edge = pretrained.architecture, config.data.longest_edge
+        if not architecture.can_crop:
             raise ValueError(
                 f"cropper={config.cropper!r}: a {pretrained.config.model_type} may not be a cropper"
             )
@@ -125,7 +127,13 @@ class Cropper:
         conversations = pretrained.conversations(
             official=config.data.official_text, max_question_tokens=limit
         )
-        seen = CropperInput(conversations, pretrained.tile_size, config.data.longest_edge, limit)
+        cropper_input = CropperInput(
+            conversations=conversations,
+            see=functools.partial(architecture.see, pretrained.config, longest_edge=longest_edge),
+            grid=functools.partial(architecture.grid, pretrained.config, longest_edge=longest_edge),
+            splits=architecture.splits(pretrained.config, longest_edge),
+            question_tokens=limit,
+        )
         grammar = Grammar.from_tokenizer(pretrained.tokenizer)
         base: nnx.GraphDef | None = None
         frozen: list[nnx.State] = []
@@ -135,7 +143,8 @@ class Cropper:
             base, adapted = nnx.graphdef(plain), add_adapters(plain, config, abstract)
             policy, params, *frozen = nnx.split(adapted, lora.LoRAParam, ...)
         weights = {"params": params, "frozen": tuple(frozen)}
-        return cls(pretrained, policy, base, shapes_of(weights), grammar, seen), weights
+        cropper = cls(pretrained, policy, base, shapes_of(weights), grammar, cropper_input)
+        return cropper, weights
 
     def plain(self, weights: dict[str, Any]) -> nnx.State:
         """Of its weights, or their shapes, those of the model without adapters."""

@@ -53,7 +53,7 @@ class BlackBoxStage:
                 "grpo.accuracy_weight"
             )
         cropper, weights = Cropper.open(config, abstract)
-        prepare = Preparer(cropper.seen, None, data.canvas, data.answer_tokens)
+        prepare = Preparer(cropper.input, None, data.canvas, data.answer_tokens)
         return cls(config, cropper, open_reader(config.target), prepare, weights)
 
     def step(self, steps: int) -> GRPOStep:

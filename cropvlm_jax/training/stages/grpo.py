@@ -139,7 +139,7 @@ class GRPOStage:
                 max_length=GOLD_CHARACTERS,
             )
         conversations = target.pretrained.conversations(official=data.official_text)
-        prepare = Preparer(cropper.seen, conversations, data.canvas, data.answer_tokens, gold)
+        prepare = Preparer(cropper.input, conversations, data.canvas, data.answer_tokens, gold)
         return cls(config, cropper, target, prepare, weights)
 
     @property

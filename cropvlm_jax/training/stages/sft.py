@@ -34,7 +34,7 @@ class SFTStage:
     def open(cls, config: TrainConfig, abstract: bool) -> "SFTStage":
         """Opens the cropper; arguments as of `open_stage`."""
         cropper, weights = Cropper.open(config, abstract)
-        prepare = BoxPreparer(cropper.seen, cropper.grammar.max_length)
+        prepare = BoxPreparer(cropper.input, cropper.grammar.max_length)
         return cls(config, cropper, prepare, weights)
 
     def step(self, steps: int) -> SFTStep:
