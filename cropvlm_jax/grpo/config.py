@@ -14,39 +14,44 @@ class GRPOConfig:
     """Settings of the step; `training.presets.OFFICIAL` says where the released code differs.
 
     Attributes:
-        num_generations: rollouts a prompt.
+        num_generations: rollouts of each prompt.
         temperature: what logits are divided by when boxes are sampled.
         temperature_in_log_probs: whether log-probabilities are those of the sampling distribution;
             False reproduces the official code, which does not divide their logits.
-        num_iterations: times that the optimizer is applied to the same rollouts; ratios leave 1,
-            and clipping begins, with the second.
-        epsilon: lower clip range of the ratio.
-        epsilon_high: upper clip range of the ratio.
+        num_iterations: times that the optimizer is applied to the same rollouts. From the second
+            time on the policy differs from the one that sampled, and the ratio of their
+            probabilities is clipped.
+        epsilon: the ratio is clipped from below at 1 - epsilon.
+        epsilon_high: the ratio is clipped from above at 1 + epsilon_high.
         beta: weight of the KL to the reference; 0 needs no reference at all.
-        format_weight: weight of a reply's mean -log P(what the grammar allows) over its tokens and
-            the whole vocabulary, added to each of its choices. Sampling under the grammar, nothing
-            else keeps the rest unlikely, which decoding without it needs, as `transformers` does
-            after an export.
-        loss_type: mean of a reply's choices and then over replies ("grpo"), their sum over a
-            constant ("dr_grpo"), or mean of all choices of the batch ("dapo").
-        normaliser: the constant of "dr_grpo"; None is the most choices of a reply. The official
-            code's is 32, its limit of tokens, and it counts a reply's forced tokens too.
-        scale_rewards: whose standard deviation centred rewards are divided by: their "group"'s, the
-            whole "batch"'s, or "none".
-        likelihood_weight: weight in the reward of the gold answer's log-likelihood.
-        likelihood: whether that is the "sum" over the answer's tokens, as in the official code, or
-            their "mean".
-        gain: whether the likelihood counts from what it is without the crop.
+        format_weight: weight of a loss that makes the tokens unlikely which the grammar forbids:
+            the mean of -log P(an allowed token) over a completion's tokens, where P is over the
+            whole vocabulary. The sampling never takes a forbidden token, so nothing else teaches
+            this; it is needed where a cropper is decoded without the grammar, as `transformers`
+            does after an export.
+        loss_type: how losses are averaged over choices, the tokens that the policy chooses and the
+            grammar does not force: over each completion and then over completions ("grpo"), summed
+            in each completion and divided by a constant ("dr_grpo"), or over all choices of the
+            batch ("dapo").
+        normaliser: the constant of "dr_grpo"; None is the most choices that a completion can have.
+            The official code's is 32, its limit of tokens, and it counts forced tokens as well.
+        scale_rewards: what rewards less their group's mean are divided by: the standard deviation
+            of their "group", that of the whole "batch", or nothing ("none").
+        likelihood_weight: weight in the reward of the right answer's log-likelihood.
+        likelihood: whether this log-likelihood is the "sum" over the answer's tokens, as in the
+            official code, or their "mean".
+        gain: whether the log-likelihood without the crop is subtracted from that with the crop.
         official_span: whether to reproduce the official code, which counts only the tokens after
             the last ":" of an answer that has one.
-        accuracy_weight: weight in the reward of the score, 0..1, of the target's own answer against
-            the gold ones.
-        accuracy: the metric that gives this score; "contains" and "nearly_contains" are for targets
-            outside of the graph.
+        accuracy_weight: weight in the reward of the score, 0..1, of the target's own answer.
+        accuracy: the metric that scores the target's own answer: a variant of VQA accuracy
+            ("evalai", "vicrop", or "official", which is ANLS unless there are 10 right answers),
+            "anls", or, for targets outside of the graph only, "contains" and
+            "nearly_contains".
         answer_tokens: the most tokens of the target's own answer.
-        area_weight: what the reward loses for a box of the whole picture; a smaller box loses its
-            share of that.
-        reward_chunk: rollouts of a prompt that the target reads at once; None is all of them.
+        area_weight: weight of a cost in the reward: the box's share of the picture's area.
+        reward_chunk: how many of a prompt's rollouts the target reads at once; fewer take less
+            memory. None is all of them.
         gradient_accumulation_steps: microbatches a step, a divisor of the batch.
     """
 

@@ -41,7 +41,7 @@ class LoRAConfig:
     Attributes:
         rank: R, the rank of the two factors of an adapter; as a flag, 0 trains all weights.
         alpha: the adapter's output is multiplied by alpha / rank.
-        dropout: share of an adapter's inputs that `with_dropout` drops.
+        dropout: share of an adapter's inputs that are dropped in SFT; GRPO drops none.
         targets: regular expression that a linear layer's whole dotted path matches, as in
             `text.layers.q` (all layers of the stack) or `connector`.
     """

@@ -51,7 +51,8 @@ class SourceConfig:
             every example is drawn equally often.
         part: the stretch of the split to use, in its order, from 0 to 1.
         boxes: file of seed boxes that `cropvlm label` wrote; without it, the source's own boxes.
-        kind: the name of the data set, where the source has another name.
+        kind: the name of the data set, such as "textvqa"; without it, the source's own name NAME
+            is that of the data set.
         prepared: whether `folder` is what `cropvlm prepare` wrote, which shuffled training reads
             much faster than parquet.
     """
@@ -80,8 +81,8 @@ class DataConfig:
             tile of the model, the picture is split into tiles.
         canvas: height and width of the original pixels that crops are cut from; larger pictures are
             shrunk to fit.
-        question_tokens: questions of more tokens are skipped.
-        answer_tokens: gold answers of more tokens are skipped.
+        question_tokens: examples whose question has more tokens are skipped.
+        answer_tokens: examples whose right answer has more tokens are skipped.
         official_text: whether texts get the official code's capitalisation and final period.
         workers: processes that prepare batches; 0 prepares them in threads of this one.
     """
@@ -107,7 +108,7 @@ class EvalConfig:
 
     Attributes:
         every: steps between evaluations, and one after the last step; 0 never evaluates.
-        examples: how many examples, the first ones of `sources`.
+        examples: how many examples to evaluate on, the first ones of `sources`.
         sources: the data sets by name, each a `SourceConfig`.
     """
 
@@ -146,7 +147,7 @@ class MeshConfig:
     Attributes:
         data: replicas of the weights; -1 takes the devices that the other axes leave.
         fsdp: devices that share one copy of the weights and of the optimizer's state.
-        tensor: devices that share each matmul.
+        tensor: devices that share each matrix multiplication.
     """
 
     data: int = -1
@@ -159,10 +160,12 @@ class TrainConfig:
     """All settings of a run.
 
     Attributes:
-        stage: "sft" imitates the boxes of the sources, "grpo" learns from the target's answers.
-        cropper: the model to train: a folder, bundled model or Hub id.
-        target: the frozen model that a GRPO run is rewarded by: a folder, bundled model or Hub id,
-            or a reader outside of the graph, such as "rapidocr:v4@256" or "openai:gpt-4.1-nano".
+        stage: "sft" imitates the boxes of the sources, "grpo" is rewarded by the target.
+        cropper: the model to train: a folder, a Hugging Face id, or "zoom_digits/cropper", which
+            comes with the package.
+        target: the frozen reader that a GRPO run is rewarded by: a folder, a Hugging Face id, or
+            "zoom_digits/target", which comes with the package; or a reader outside of the graph,
+            such as "rapidocr:v4@256" or "openai:gpt-4.1-nano". `docs/readers.md` lists them.
         target_processor: settings of the target's image processor.
         dtype: type of the computation and of frozen weights; trained weights are always float32.
         remat: whether layers are computed again in the backward pass, which is slower and takes
@@ -170,11 +173,11 @@ class TrainConfig:
         seed: what the order of the data, rollouts, adapters and dropout are drawn from.
         steps: how many batches to train on; 0 takes as many as `epochs` says.
         epochs: passes over the data.
-        batch_size: prompts a step, over all devices.
-        gradient_accumulation_steps: microbatches that a batch is computed in: more take less
-            memory, the gradient is the same.
+        batch_size: prompts of a step, over all devices.
+        gradient_accumulation_steps: how many microbatches a batch is computed in, one after the
+            other. More take less memory; the gradient is the same.
         learning_rate: rate of AdamW after the warm-up; it falls to 0 along a cosine.
-        warmup: share of the updates in which the learning rate rises.
+        warmup: share of all steps, the first ones, in which the learning rate rises.
         clip_norm: norm that gradients are clipped to.
         adam_b2: decay of the optimizer's second moment.
         weight_decay: weight decay of AdamW.
@@ -183,7 +186,8 @@ class TrainConfig:
         data: the examples.
         eval: the evaluation while the run trains.
         checkpoint: when the run is saved.
-        export_every: steps between exports as Hugging Face folders; 0 exports only the last one.
+        export_every: steps between exports as Hugging Face folders; 0 exports only after the last
+            step.
         mesh: how devices share the work.
     """
 
