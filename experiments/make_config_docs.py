@@ -139,8 +139,8 @@ def document() -> str:
     return "\n".join(lines) + "\n"
 
 
-SOURCES = """A run's file adds one with `config.data.sources.NAME = source(...)`, where NAME is a data
-set of [data.md](data.md) and `source` is in `cropvlm_jax.training.config`."""
+SOURCES = """A run's file adds one with `config.data.sources.NAME = source(...)`, where NAME is a
+data set of [data.md](data.md) and `source` is in `cropvlm_jax.training.config`."""
 OFFICIAL_HEAD = """`training.presets.official(config)` sets all of these; `paper_grpo` takes those
 that are no defects.
 """
