@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # by metric: a sum, and what to divide it by
+
 
 def check_divides(count: int, rows: int) -> None:
     """Refuses a number of microbatches that a batch cannot be split into.

@@ -32,10 +32,9 @@ from cropvlm_jax.grpo.step import (
     Gradients,
     GRPOStep,
     ReadPrompts,
-    Sums,
     evaluation_sums,
 )
-from cropvlm_jax.microbatching import check_divides
+from cropvlm_jax.microbatching import Sums, check_divides
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.train_state import TrainState
@@ -216,7 +215,7 @@ class BlackBoxStep:
         return gradients, experience
 
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
-        """Sums and counts as of `GRPOStep.evaluate`, from the reader's answers."""
+        """Sums and counts of reward, its parts and area of the policy's likeliest boxes."""
         boxes = self._propose(state, self.put(without_host_parts(batch)))
         scores = self.put(self.score(batch, boxes))
         return evaluation_sums(boxes, weigh(self.step.config, boxes, {"accuracy": scores}))

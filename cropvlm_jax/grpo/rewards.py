@@ -58,13 +58,13 @@ class AnswerTemplate:
     @classmethod
     def from_conversations(cls, conversations: Conversations) -> "AnswerTemplate":
         """Reads the parts off any answer conversation."""
-        prompt = conversations.answer("Any question?", answer="Any answer")
-        ids, (first, second) = prompt.ids.tolist(), prompt.images
+        conversation = conversations.answer("Any question?", answer="Any answer")
+        ids, (first, second) = conversation.ids.tolist(), conversation.images
         return cls(
             first=tuple(ids[: first.stop]),
             crop=tuple(ids[first.stop : second.stop]),
-            colon=ids[prompt.question.stop - 1],
-            end=ids[prompt.completion.stop - 1],
+            colon=ids[conversation.question.stop - 1],
+            end=ids[conversation.completion.stop - 1],
         )
 
 
@@ -239,7 +239,7 @@ def _questions(
 
 
 def _spread(row: jax.Array, group: int) -> jax.Array:
-    """`[B, T]` to `[B, G, T]`."""
+    """Repeats what all rollouts of a prompt share, `[B, T]`, to `[B, G, T]`."""
     return jnp.broadcast_to(row[:, None], (row.shape[0], group, row.shape[-1]))
 
 

@@ -18,6 +18,8 @@ from cropvlm_jax.models.decode import read_prompt
 from cropvlm_jax.models.llama import NEGATIVE, KVCache
 from cropvlm_jax.models.vlm import VLM
 
+CHOICES = 12  # numbers of choices that `Grammar.choice` gives: three a coordinate
+
 
 class Rollouts(NamedTuple):
     """Sampled boxes.
@@ -99,7 +101,7 @@ class Sampler:
         model: the cropper.
         grammar: of its tokenizer.
         prefix: the prompts without their last tokens, G = 1.
-        noise: fp32 `[12, B, G, A]`, Gumbel noise of each choice, numbered by `grammar.choice`;
+        noise: fp32 `[CHOICES, B, G, A]`, Gumbel noise of each choice, by its `grammar.choice`;
             zeros choose the likeliest actions. Results do not depend on how the batch is sharded.
         temperature: of the sampling.
         log_prob_temperature: of the log-probabilities that are returned.
@@ -180,7 +182,7 @@ class Sampler:
         grammar = self.grammar
         allowed = grammar.allowed(state)
         logits = self.model.text.logits(hidden, jnp.asarray(grammar.actions))
-        number = jnp.minimum(grammar.choice(state), 11)[None, ..., None]
+        number = jnp.minimum(grammar.choice(state), CHOICES - 1)[None, ..., None]
         noise = jnp.take_along_axis(self.noise, number, 0)[0]
         action = jnp.argmax(masked_log_softmax(logits, allowed, self.temperature) + noise, -1)
         log_probs = masked_log_softmax(logits, allowed, self.log_prob_temperature)
@@ -199,7 +201,7 @@ def sample(
     temperature: float,
     log_prob_temperature: float,
 ) -> Rollouts:
-    """Samples `group` boxes for each prompt, as `Sampler` says.
+    """Samples `group` boxes for each prompt, by a `Sampler` with random noise.
 
     Args:
         model: the cropper.
@@ -211,7 +213,7 @@ def sample(
         temperature: of the sampling, above 0.
         log_prob_temperature: of the log-probabilities that are returned.
     """
-    shape = (12, last_token.shape[0], group, len(grammar.actions))
+    shape = (CHOICES, last_token.shape[0], group, len(grammar.actions))
     sampler = Sampler(
         model=model,
         grammar=grammar,
@@ -243,7 +245,7 @@ def propose(
         model=model,
         grammar=grammar,
         prefix=read_prompt(model, image_tokens, prompt, prompt_valid),
-        noise=jnp.zeros((12, prompt.shape[0], 1, len(grammar.actions))),
+        noise=jnp.zeros((CHOICES, prompt.shape[0], 1, len(grammar.actions))),
         temperature=1.0,
         log_prob_temperature=1.0,
     )

@@ -28,14 +28,12 @@ from cropvlm_jax.grpo import objective, rollout
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import AnswerTemplate, Rewards, TargetRewards
 from cropvlm_jax.grpo.rollout import ReplyLogProbs, Rollouts
-from cropvlm_jax.microbatching import accumulate, split
+from cropvlm_jax.microbatching import Sums, accumulate, split
 from cropvlm_jax.models.decode import read_prompt
 from cropvlm_jax.models.llama import KVCache
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.scoring.in_graph import Vocabulary
 from cropvlm_jax.train_state import TrainState
-
-Sums = dict[str, tuple[jax.Array, jax.Array]]  # by metric: a sum, and what to divide it by
 
 
 class ReadPrompts(NamedTuple):
@@ -129,7 +127,7 @@ class GRPOStep:
     def run(
         self, state: TrainState, batch: Batch, key: PRNGKeyArray
     ) -> tuple[TrainState, dict[str, jax.Array], Experience]:
-        """As `__call__`, and also what was learned from, stacked over microbatches if several."""
+        """One step that also returns its experience: of N microbatches stacked, `[N, ...]`."""
         count = self.config.gradient_accumulation_steps
         batch = split(batch, count)
         keys = jax.random.split(key, count) if count > 1 else key
@@ -303,9 +301,9 @@ class GRPOStep:
         Args:
             state: before the step.
             gradients: summed over all microbatches.
-            batch: of all microbatches, stacked where there are several; None will do where
+            batch: the prompts, as `split` returned them; not read where `num_iterations` is 1.
+            experience: what was learned from them, as `run` returns it; not read either where
                 `num_iterations` is 1.
-            experience: what was learned from, stacked or None in the same way.
         """
         after, sums = self.apply(state, gradients)
 
@@ -397,7 +395,7 @@ class GRPOStep:
         return nnx.merge(self.target, state.target, tower)
 
     def target_rewards(self, config: GRPOConfig) -> TargetRewards:
-        """What asks the target."""
+        """What shows boxes to the target, with the settings of `config`."""
         assert self.template is not None
         return TargetRewards(template=self.template, config=config, vocabulary=self.vocabulary)
 
@@ -437,5 +435,5 @@ def evaluation_sums(boxes: Int[Array, "B 1 4"], rewards: Rewards) -> Sums:
 
 
 def _as_fp32(sums: Sums) -> Sums:
-    """Sums that microbatches can add up."""
+    """Sums and counts as fp32 arrays, which microbatches can add up."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)

@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run does now and then between its steps: evaluate, save, export."""
+"""What a run does between its steps, every so many of them: evaluate, save, export."""
 
 import dataclasses
 import math
@@ -59,7 +59,7 @@ class Action(Protocol):
         ...
 
     def __call__(self, moment: Moment, state: TrainState) -> None:
-        """Does it."""
+        """Does it, with the train state after the step; may add to `moment.held_out`."""
         ...
 
 
@@ -104,11 +104,11 @@ class Save:
     """Saves checkpoints.
 
     Attributes:
-        config: when.
-        eval_every: steps between evaluations: what may be the best checkpoint is saved.
-        checkpoints: where to.
-        key: of the run.
-        place: tells the data apart from other data.
+        config: says when.
+        eval_every: steps between evaluations, after which a checkpoint may be the best one.
+        checkpoints: where they go.
+        key: the run's random key, which is saved too.
+        place: the fingerprint of the run's data, by which a resumed run knows that it is the same.
     """
 
     config: CheckpointConfig
@@ -124,7 +124,7 @@ class Save:
         return moment.stopping or regular or evaluated
 
     def __call__(self, moment: Moment, state: TrainState) -> None:
-        """Begins to save."""
+        """Begins to save, and does not wait until that is done."""
         contents = saved_parts(state, self.key)
         self.checkpoints.save(moment.step, contents, self.place, moment.held_out)
 

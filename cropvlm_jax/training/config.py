@@ -288,7 +288,17 @@ def source(
     prepared: bool = False,
 ) -> ml_collections.ConfigDict:
     """Settings of one of the sources of a run; the arguments are those of `SourceConfig`."""
-    return _section(SourceConfig(folder, split, weight, part, boxes, kind, prepared))
+    return _section(
+        SourceConfig(
+            folder=folder,
+            split=split,
+            weight=weight,
+            part=part,
+            boxes=boxes,
+            kind=kind,
+            prepared=prepared,
+        )
+    )
 
 
 def as_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:

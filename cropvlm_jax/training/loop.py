@@ -64,7 +64,14 @@ class Trainer:
         resume: bool = True,
         profile: int | None = None,
     ):
-        """Opens models and data, and makes the train state or reads it; arguments as of `run`."""
+        """Opens models and data, and makes the train state or reads it from a checkpoint.
+
+        Args:
+            config: settings of the run.
+            workdir: gets metrics, checkpoints, the cropper and `summary.json`.
+            resume: go on with the run that `workdir` holds, if it holds one.
+            profile: step to trace, counted from 1 where this call starts; None traces none.
+        """
         self.began = time.monotonic()
         self.config, self.workdir = config, pathlib.Path(workdir)
         settings = as_config_dict(config).to_dict()
@@ -152,7 +159,7 @@ class Trainer:
 
                 moment = Moment(number, self.steps, preemption.requested(number))
                 due = [action for action in self.actions if action.due(moment)]
-                self.reporter.tell(behind=0 if due else 1)
+                self.reporter.report(behind=0 if due else 1)
                 for action in due:
                     action(moment, self.state)
                 if due:  # which is no part of the next step
@@ -165,7 +172,7 @@ class Trainer:
         """The step for the shapes of a batch, compiled when they are first seen, and its work."""
         shapes = tuple(x.shape for x in jax.tree.leaves(batch))
         if shapes not in self.compiled:
-            self.reporter.tell()
+            self.reporter.report()
             flops = self.stage.cost(self.program.trace(self.state, batch, key))
             work = {"flops": sum(flops.values()), **self.stage.work(batch)}
             self.compiled[shapes] = self.program.compile(self.state, batch, key), work

@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run tells: metrics to TensorBoard and JSONL, progress to the terminal or the log."""
+"""Metrics of a run: written to TensorBoard and JSONL files, and those of its speed measured."""
 
 import contextlib
 import json
@@ -74,7 +74,7 @@ class Throughput:
         Args:
             chips: that the steps run on.
             peak_flops: of a chip, per second; None where it is not known.
-            clock: tells seconds.
+            clock: gives the time in seconds.
         """
         self._chips, self._peak_flops, self._clock = chips, peak_flops, clock
         self.restart()
@@ -91,7 +91,7 @@ class Throughput:
         self._waited += self._clock() - began
 
     def steps(self, work: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Tells that steps are done.
+        """Measures the steps that were done since the last call, or since `restart`.
 
         Args:
             work: what each of them did on all chips: `flops`, and how many of other things.

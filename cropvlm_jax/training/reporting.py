@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tells of the steps of a run: files, the progress line, how fast it is; and traces one of them."""
+"""Reports the steps of a run: metric files, progress line, speed; and traces one of them."""
 
 import contextlib
 import math
@@ -18,8 +18,8 @@ from cropvlm_jax.training.metrics import MetricWriter, Throughput
 SHOWN = ("loss", "reward", "area")  # on the progress line
 
 
-class Untold(NamedTuple):
-    """A step that nobody was told of yet.
+class PendingStep(NamedTuple):
+    """A step that is not reported yet.
 
     Attributes:
         number: of the step, from 1 on.
@@ -48,26 +48,27 @@ class Reporter:
         self._progress = Progress(steps, start)
         chip = costs.CHIPS.get(jax.devices()[0].device_kind)
         self.throughput = Throughput(jax.device_count(), chip and chip.flops)
-        self._untold: list[Untold] = []
+        self._pending: list[PendingStep] = []
 
     def add(self, number: int, metrics: Mapping[str, Any], work: Mapping[str, float]) -> None:
         """Takes note of a step, whose metrics need not be there yet."""
-        self._untold.append(Untold(number, metrics, work))
+        self._pending.append(PendingStep(number, metrics, work))
 
-    def tell(self, behind: int = 0) -> None:
-        """Tells of all steps but the last `behind`, for which the host would have to wait.
+    def report(self, behind: int = 0) -> None:
+        """Reports all pending steps but the last `behind`, for which the host would have to wait.
 
-        Where there is none, something else was done since, which is no part of the next step.
+        Where none is pending, the clock starts anew: what was done since the last report is no part
+        of the next step.
 
         Raises:
             FloatingPointError: a gradient was not finite.
         """
-        if not self._untold:
+        if not self._pending:
             self.throughput.restart()
-        done = self._untold[: len(self._untold) - behind]
+        done = self._pending[: len(self._pending) - behind]
         if not done:
             return
-        del self._untold[: len(done)]
+        del self._pending[: len(done)]
         read = jax.device_get([dict(step.metrics) for step in done])
         speed = self.throughput.steps([step.work for step in done])
         for step, metrics in zip(done, read, strict=True):
@@ -87,7 +88,7 @@ class Reporter:
             self._writer.write(number, metrics)
 
     def begin_again(self, done: int) -> None:
-        """Forgets how fast the steps were: compiling is not one of them."""
+        """Restarts progress and clock after step `done`: compiling is no part of any step."""
         self._progress = Progress(self._steps, done)
         self.throughput.restart()
 
@@ -106,7 +107,7 @@ class StepTracer:
         Args:
             step: number of the step, from 1 on; None traces none.
             workdir: of the run; the trace goes to `profile` inside of it.
-            reporter: tells of steps, and is made to catch up around the trace.
+            reporter: reports the steps before the trace, and then the traced one.
         """
         self._step, self._reporter = step, reporter
         self._folder = workdir / "profile"
@@ -116,13 +117,13 @@ class StepTracer:
         """Marks the step that runs inside, and traces it on process 0 if it is the one to trace."""
         traced = number == self._step and jax.process_index() == 0
         if traced:
-            self._reporter.tell()  # or the step before would be in the trace
+            self._reporter.report()  # or the step before would be in the trace
             jax.profiler.start_trace(self._folder)
             self._reporter.throughput.restart()
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
         if traced:
-            self._reporter.tell()
+            self._reporter.report()
             jax.profiler.stop_trace()
             logging.info(
                 "the trace of step %d is in %s: pip install xprof, then xprof or TensorBoard with "

@@ -16,6 +16,7 @@ from flax import nnx
 
 from cropvlm_jax import microbatching
 from cropvlm_jax.data.batching import SupervisedBatch
+from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.decode import completion_logits
 from cropvlm_jax.models.vlm import VLM
@@ -65,12 +66,12 @@ class SFTStep:
         Returns:
             The next state, and metrics, scalars.
         """
-        n = self.gradient_accumulation_steps
-        keys = jax.random.split(key, n)
-        microbatches = microbatching.split(batch, n), keys if n > 1 else keys[0]
+        count = self.gradient_accumulation_steps
+        batch, keys = microbatching.split(batch, count), jax.random.split(key, count)
+        keys = keys if count > 1 else keys[0]
         with jax.named_scope("loss"):
             compute = functools.partial(self.gradient, state)
-            (grads, loss, tokens), _ = microbatching.accumulate(compute, n, *microbatches)
+            (grads, loss, tokens), _ = microbatching.accumulate(compute, count, batch, keys)
         with jax.named_scope("update"):
             grads = jax.tree.map(lambda g: g / tokens, grads)
             norm = optax.tree.norm(grads)
@@ -89,9 +90,7 @@ class SFTStep:
         (loss, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         return (grads, loss, tokens), None
 
-    def evaluate(
-        self, state: TrainState, batch: SupervisedBatch
-    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def evaluate(self, state: TrainState, batch: SupervisedBatch) -> Sums:
         """The loss of a batch as `{"loss": (sum, count)}`; there is no dropout."""
         model = nnx.merge(self.policy, state.params, *state.frozen)
         return {"loss": completion_loss(model, batch)}

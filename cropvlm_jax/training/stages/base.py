@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from cropvlm_jax.data.batching import CropperInput
 from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models import lora
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.config import TrainConfig
@@ -62,7 +63,7 @@ class Stage(Protocol):
         """Step and evaluation of a run of `steps` batches, jitted for a mesh."""
         ...
 
-    def evaluate(self, state: TrainState, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def evaluate(self, state: TrainState, batch: Any) -> Sums:
         """Sums and counts of held-out metrics of a batch, by name."""
         ...
 
@@ -71,11 +72,11 @@ class Stage(Protocol):
         ...
 
     def decoding(self, batch: Any) -> dict[str, float]:
-        """Bytes that decoding reads from memory, by phase, for the batch of one chip."""
+        """Bytes that decoding reads from a chip's memory, by phase, for that chip's `batch`."""
         ...
 
     def work(self, batch: Any) -> dict[str, int]:
-        """How many prompts, rollouts and images a step sees."""
+        """How many prompts, rollouts and images a step on `batch` has."""
         ...
 
 
@@ -147,7 +148,7 @@ class Cropper:
         return cropper, weights
 
     def plain(self, weights: dict[str, Any]) -> nnx.State:
-        """Of its weights, or their shapes, those of the model without adapters."""
+        """The weights, or their shapes, of the model without adapters, among all of its weights."""
         return weights["frozen"][0] if self.base else weights["params"]
 
 

@@ -14,6 +14,7 @@ from cropvlm_jax import parallel
 from cropvlm_jax.data.batching import Batch, Preparer
 from cropvlm_jax.grpo.black_box import BlackBoxStep
 from cropvlm_jax.grpo.step import GRPOStep
+from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.registry import open_reader
 from cropvlm_jax.train_state import TrainState
@@ -38,7 +39,7 @@ class BlackBoxStage:
 
     @classmethod
     def open(cls, config: TrainConfig, abstract: bool) -> "BlackBoxStage":
-        """Opens cropper and reader; arguments as of `open_stage`."""
+        """Opens cropper and reader; such a run has no `abstract` form, and that is refused."""
         grpo, data = config.grpo, config.data
         if abstract:
             raise ValueError(f"target={config.target!r} is outside of the graph: it has no step")
@@ -95,7 +96,7 @@ class BlackBoxStage:
             evaluate=step.evaluate,
         )
 
-    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def evaluate(self, state: TrainState, batch: Batch) -> Sums:
         """Reward, its parts and area of the likeliest boxes; `batch` are NumPy arrays."""
         return BlackBoxStep(self.step(1), self.reader).evaluate(state, batch)
 

@@ -17,6 +17,7 @@ from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.scoring.in_graph import Vocabulary
 from cropvlm_jax.scoring.text import Metric, encode_gold
 from cropvlm_jax.train_state import TrainState
@@ -120,7 +121,7 @@ class GRPOStage:
 
     @classmethod
     def open(cls, config: TrainConfig, abstract: bool, mesh: Mesh | None) -> "GRPOStage":
-        """Opens cropper and target; arguments as of `open_stage`."""
+        """Opens cropper and target: without weights if `abstract`, a large target over `mesh`."""
         grpo, data = config.grpo, config.data
         if grpo.accuracy not in get_args(Metric):
             raise ValueError(
@@ -170,7 +171,7 @@ class GRPOStage:
         """Step and evaluation for a mesh."""
         return jit_program(self, self.step(steps), mesh, steps)
 
-    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def evaluate(self, state: TrainState, batch: Batch) -> Sums:
         """Reward, its parts and area of the likeliest boxes."""
         return self.step(1).evaluate(state, batch)
 

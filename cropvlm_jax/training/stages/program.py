@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from cropvlm_jax import microbatching, parallel
 from cropvlm_jax.data.batching import Batch
 from cropvlm_jax.grpo.black_box import without_host_parts
+from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import compilation
 
-Sums = dict[str, tuple[jax.Array, jax.Array]]
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 

@@ -5,12 +5,12 @@
 import dataclasses
 from typing import Any
 
-import jax
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from cropvlm_jax.data.batching import BoxPreparer, SupervisedBatch
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
 from cropvlm_jax.training.config import TrainConfig
@@ -32,7 +32,7 @@ class SFTStage:
 
     @classmethod
     def open(cls, config: TrainConfig, abstract: bool) -> "SFTStage":
-        """Opens the cropper; arguments as of `open_stage`."""
+        """Opens the cropper, without its weights if `abstract`."""
         cropper, weights = Cropper.open(config, abstract)
         prepare = BoxPreparer(cropper.input, cropper.grammar.max_length)
         return cls(config, cropper, prepare, weights)
@@ -50,9 +50,7 @@ class SFTStage:
         """Step and evaluation for a mesh."""
         return jit_program(self, self.step(steps), mesh, steps)
 
-    def evaluate(
-        self, state: TrainState, batch: SupervisedBatch
-    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def evaluate(self, state: TrainState, batch: SupervisedBatch) -> Sums:
         """The held-out loss as `{"loss": (sum, count)}`."""
         return self.step(1).evaluate(state, batch)
 
