@@ -168,7 +168,13 @@ def picture_sheet(
 
 
 def runs(models: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Of croppers that are in the folder of a run of ours: its `target` and `metrics`."""
+    """The `target` and `metrics` of the run that made a cropper, by the cropper's name.
+
+    Croppers that are not in a run's folder are left out.
+
+    Args:
+        models: by name.
+    """
     found = {}
     for name, model in models.items():
         folder = pathlib.Path(model).parent

@@ -254,8 +254,8 @@ class _Rows(Sequence):
     @property
     def fingerprint(self) -> str:
         """What the source had when it was prepared: reading examples would read their pictures."""
-        told = self._records.dataset_info.metadata["fingerprints"][self._records.split]
-        return f"{told} {self._indices}"
+        whole = self._records.dataset_info.metadata["fingerprints"][self._records.split]
+        return f"{whole} {self._indices}"
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -73,8 +73,8 @@ def open_validation(
         limit: most items; 0 leaves the control out.
 
     Raises:
-        ValueError: `split` was told and holds items that are reported, or cannot be opened.
-        FileNotFoundError: `split` was told and is not in the folder.
+        ValueError: `split` was given and holds items that are reported, or cannot be opened.
+        FileNotFoundError: `split` was given and is not in the folder.
     """
     benchmark = BENCHMARKS[name]
     if not limit:
@@ -197,7 +197,7 @@ def _questions(source: Any) -> set[str]:
 def mean_scores(
     records: Sequence[Mapping[str, Any]], cropper: str, target: str, metric: str
 ) -> dict[float, float]:
-    """The mean scores of a cropper's boxes by factor; of factors that nobody answered, none."""
+    """The mean scores of a cropper's boxes by factor, without factors that have no score."""
     if not records:
         return {}
     values = [

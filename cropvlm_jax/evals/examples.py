@@ -59,7 +59,7 @@ def panel(results: Mapping[str, Any], record: Mapping[str, Any], image: np.ndarr
     """
     lines = [" ".join(record["question"].split())[:80]]
     for title, condition in _conditions(results):
-        text, mark = _told(results, record, condition)
+        text, mark = _marked_reply(results, record, condition)
         word = {RIGHT: "right", WRONG: "wrong"}.get(mark, mark)
         lines.append(f"{title}: {text[:50]!r}, {word}")
     lines.append(f"truth: {record['answers'][0][:60]}")
@@ -80,7 +80,7 @@ def card(
     x1, y1, x2, y2 = box
     answers = ""
     for title, condition in _conditions(results):
-        text, mark = _told(results, record, condition)
+        text, mark = _marked_reply(results, record, condition)
         kind = {RIGHT: "right", WRONG: "wrong"}.get(mark, "partly")
         said = html.escape(text) or "<em>nothing</em>"
         answers += f'<dt>{title}</dt><dd class="{kind}"><b>{said}</b> <span>{mark}</span></dd>'
@@ -101,16 +101,18 @@ def _conditions(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _change(results: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[float, float]:
     """The scores of the first target without a crop and with the last cropper's."""
-    told = record["replies"][next(iter(results["targets"]))]
+    replies = record["replies"][next(iter(results["targets"]))]
     metric = next(iter(results["protocol"]["metrics"]))
-    return score_of(told, NO_CROP, metric), score_of(told, last_of(results), metric)
+    return score_of(replies, NO_CROP, metric), score_of(replies, last_of(results), metric)
 
 
-def _told(results: Mapping[str, Any], record: Mapping[str, Any], condition: str) -> tuple[str, str]:
+def _marked_reply(
+    results: Mapping[str, Any], record: Mapping[str, Any], condition: str
+) -> tuple[str, str]:
     """What the first target said, and a mark of how good it was."""
-    told = record["replies"][next(iter(results["targets"]))][condition]
-    score = told["scores"][next(iter(results["protocol"]["metrics"]))]
-    text = " ".join((told.get("failure") or told["text"]).split())[:160]
+    reply = record["replies"][next(iter(results["targets"]))][condition]
+    score = reply["scores"][next(iter(results["protocol"]["metrics"]))]
+    text = " ".join((reply.get("failure") or reply["text"]).split())[:160]
     if score is None:
         return text, "not answered"
     return text, RIGHT if score == 1 else WRONG if score == 0 else f"{100 * score:.0f}%"

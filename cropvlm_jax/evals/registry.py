@@ -101,7 +101,8 @@ class Benchmark:
             split: the part to open; None takes the one whose results are reported.
 
         Raises:
-            ValueError: no folder is told; and what `sources.open_source` raises.
+            FileNotFoundError: the data set is not there; see `sources.open_source`.
+            ValueError: no folder is given, or `sources.open_source` refuses it.
         """
         split = self.split if split is None else split
         if self.source == "zoom_digits":

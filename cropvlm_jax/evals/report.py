@@ -245,8 +245,10 @@ def _protocol_section(results: Results) -> str:
     if "left_out" in results["best_scale"]:
         reason = html.escape(results["best_scale"]["left_out"])
         text += f" The control that scales the first cropper's boxes is left out: {reason}."
-    told = html.escape(json.dumps(protocol, indent=2))
-    content = f"<details><summary>All settings and versions</summary><pre>{told}</pre></details>"
+    settings = html.escape(json.dumps(protocol, indent=2))
+    content = (
+        f"<details><summary>All settings and versions</summary><pre>{settings}</pre></details>"
+    )
     if results["unreadable"]:
         unread = "".join(
             f"<li>{html.escape(name)}: {html.escape(reason)}</li>"
@@ -355,6 +357,6 @@ def _costs(results: Results) -> str:
             "answer": f"answer, {shown}: {target}",
         }[kind]
         tokens = results["image_tokens"].get(stage)
-        told = "" if tokens is None else f"{tokens:,.0f}"
-        rows.append(_cells("td", [html.escape(words), f"{1000 * seconds:,.1f}", told]))
+        count = "" if tokens is None else f"{tokens:,.0f}"
+        rows.append(_cells("td", [html.escape(words), f"{1000 * seconds:,.1f}", count]))
     return _table_of(_cells("th", ["stage", "milliseconds", "image tokens"]), rows)

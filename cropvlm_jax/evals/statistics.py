@@ -73,7 +73,13 @@ def summarise(protocol: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
 
 
 def score_of(replies: Mapping[str, Any], condition: str, metric: str) -> float:
-    """Of the reply under a condition; NaN where there is no such box or nobody answered."""
+    """The score of the reply under a condition; NaN where there is none or it has no score.
+
+    Args:
+        replies: a target's replies about an item, by condition.
+        condition: the condition.
+        metric: the metric.
+    """
     score = replies[condition]["scores"][metric] if condition in replies else None
     return np.nan if score is None else score
 
@@ -146,7 +152,7 @@ def _of_target(
         records: of readable items.
         target: its name.
         metrics: the one to report first.
-        base: conditions whose scores are also told by category.
+        base: conditions whose scores are also given by category.
         every: all conditions.
         last: the cropper that is reported.
     """
@@ -154,13 +160,13 @@ def _of_target(
     groups = Groups.of(records)
     scores = {}
     for metric in metrics:
-        values = np.array([[score_of(told, name, metric) for name in every] for told in replies])
+        values = np.array([[score_of(row, name, metric) for name in every] for row in replies])
         scores[metric] = score_table(values, every, last, groups)
     kinds = collections.Counter(
-        told["failure"].partition(":")[0]
+        reply["failure"].partition(":")[0]
         for by_condition in replies
-        for told in by_condition.values()
-        if "failure" in told
+        for reply in by_condition.values()
+        if "failure" in reply
     )
     categories = _by_category(records, target, next(iter(metrics)), base)
     return {"failures": dict(kinds), "scores": scores, "categories": categories}
@@ -174,7 +180,7 @@ def score_table(
     Args:
         values: scores `[n, C]`, NaN where there is none.
         conditions: C names.
-        last: the condition whose lead over the others is told.
+        last: the condition whose lead over the others is computed.
         groups: of the items.
     """
     gains = values - values[:, [conditions.index(NO_CROP)]]
@@ -194,7 +200,7 @@ def score_table(
 def _by_category(
     records: Sequence[Mapping[str, Any]], target: str, metric: str, conditions: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Of each of the data set's categories `n` and the scores by condition."""
+    """`n` and the scores by condition, for each of the data set's own categories."""
     members = collections.defaultdict(list)
     for record in records:
         if "category" in record:
@@ -202,7 +208,7 @@ def _by_category(
     found = {}
     for category, rows in sorted(members.items()):
         replies = [record["replies"][target] for record in rows]
-        values = [[score_of(told, name, metric) for name in conditions] for told in replies]
+        values = [[score_of(row, name, metric) for name in conditions] for row in replies]
         groups = Groups.of(rows)
         means, _ = bootstrap(np.array(values), groups.cluster, groups.cycle)
         named = zip(conditions, means.tolist(), strict=True)
@@ -232,10 +238,10 @@ def _of_boxes(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, floa
 
 
 def _stages(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float]]:
-    """What records tell of each stage under `key`, where they do."""
-    told: dict[str, list[float]] = {}
+    """The values that records have under `key`, by stage; a record that has none is left out."""
+    by_stage: dict[str, list[float]] = {}
     for record in records:
         for stage, value in record[key].items():
             if value is not None:
-                told.setdefault(stage, []).append(value)
-    return told
+                by_stage.setdefault(stage, []).append(value)
+    return by_stage

@@ -162,13 +162,13 @@ class Study:
         seconds = (time.perf_counter() - began) / len(asked)
         stage = f"answer/{target.name}/{condition}"
         for (_, record), row, reply in zip(pairs, asked, replies, strict=True):
-            told = self._told(reply, row.example)
-            record["replies"].setdefault(target.name, {})[condition] = told
+            scored = self._scored(reply, row.example)
+            record["replies"].setdefault(target.name, {})[condition] = scored
             record["seconds"][stage] = seconds
             if hasattr(target, "image_tokens") and not reply.unanswered:
                 record["image_tokens"][stage] = target.image_tokens([row.pictures])
 
-    def _told(self, reply: Reply, example: Example) -> dict[str, Any]:
+    def _scored(self, reply: Reply, example: Example) -> dict[str, Any]:
         """A reply and its scores, as records have them."""
         scores: dict[str, float | None] = {
             metric: 0.0 if reply.failure else SCORERS[metric].score(reply.text, example)
@@ -176,8 +176,8 @@ class Study:
         }
         if reply.unanswered:  # which says nothing of the pictures
             scores = dict.fromkeys(scores)
-        told: dict[str, Any] = {"text": reply.text, "scores": scores}
-        return told | {"failure": reply.failure} if reply.failure else told
+        scored: dict[str, Any] = {"text": reply.text, "scores": scores}
+        return scored | {"failure": reply.failure} if reply.failure else scored
 
 
 def _propose(name: str, cropper: Cropper, items: Sequence[Item], records: Sequence[Record]) -> None:
@@ -209,7 +209,7 @@ def _replies(target: Any, asked: Sequence[Asked], likelihood: bool) -> list[Repl
 
 
 def _likeliest(target: Any, asked: Sequence[Asked]) -> list[Reply]:
-    """Of each item's options the one whose tokens are the likeliest on average."""
+    """Replies that are, for each item, the option whose tokens are the likeliest on average."""
     options = [option for row in asked for option in row.example["options"]]
     each = [row for row in asked for _ in row.example["options"]]
     sums = target.log_likelihood(
@@ -240,8 +240,11 @@ def _refused_alone(
 
 def _unanswered(record: Mapping[str, Any]) -> bool:
     """Whether something kept a target from answering the item."""
-    replies = (told for by_name in record.get("replies", {}).values() for told in by_name.values())
-    return any(Reply("", told.get("failure", "")).unanswered for told in replies)
+    by_target = record.get("replies", {}).values()
+    failures = (
+        reply.get("failure", "") for by_condition in by_target for reply in by_condition.values()
+    )
+    return any(Reply("", failure).unanswered for failure in failures)
 
 
 def _describe(model: Any) -> dict[str, Any]:

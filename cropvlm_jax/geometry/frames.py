@@ -199,7 +199,7 @@ def rescale(boxes: Array, size: Array, other: Array) -> Array:
         int `[..., 4]`, clipped to the image.
     """
     xp = boxes.__array_namespace__()
-    scale, target = (xp.stack([s[..., 1], s[..., 0]] * 2, axis=-1) for s in (size, other))
-    pixels = xp.clip(xp.round(boxes * target / scale), 0, target).astype(target.dtype)
-    low = xp.minimum(pixels[..., :2], target[..., :2] - 1)
+    scale, wanted = (xp.stack([s[..., 1], s[..., 0]] * 2, axis=-1) for s in (size, other))
+    pixels = xp.clip(xp.round(boxes * wanted / scale), 0, wanted).astype(wanted.dtype)
+    low = xp.minimum(pixels[..., :2], wanted[..., :2] - 1)
     return xp.concatenate([low, xp.maximum(pixels[..., 2:], low + 1)], axis=-1)

@@ -49,7 +49,7 @@ class _Stored(NamedTuple):
         return tuple(self.file.get_slice(self.name).get_shape())
 
     def read(self, part: tuple[int, int] = (0, 1)) -> np.ndarray:
-        """The array, or of `Weight.part` that one."""
+        """The array, or the i-th of n equal parts of it where `part` is (i, n)."""
         index, count = part
         if count == 1:
             return self.file.get_tensor(self.name)

@@ -96,7 +96,7 @@ def _xla(
     heads: int,
     precision: jax.lax.Precision | None,
 ) -> jax.Array:
-    """As XLA compiles it."""
+    """Plain matmuls and softmax, which XLA compiles."""
     n, p, d = query.shape
     query, keys, values = (x.reshape(n, p, heads, -1) for x in (query, keys, values))
     einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
@@ -111,7 +111,7 @@ def _has_cudnn(device: Any) -> bool:
 
 
 def _cudnn(query: jax.Array, keys: jax.Array, values: jax.Array, heads: int) -> jax.Array:
-    """By cuDNN's kernel."""
+    """Attention by cuDNN's kernel, on an NVIDIA GPU."""
     n, p, d = query.shape
     query, keys, values = (x.reshape(n, p, heads, -1) for x in (query, keys, values))
     attended = jax.nn.dot_product_attention(query, keys, values, scale=1.0, implementation="cudnn")

@@ -102,7 +102,8 @@ class Conversations(abc.ABC):
             box_text: The reply, e.g. "[12, 5, 40, 33]."; None where it is to be generated.
 
         Raises:
-            ValueError: As `answer`; or this architecture may not be a cropper.
+            ValueError: A text is empty or contains a special token, the question is too long, or
+                this architecture may not be a cropper.
         """
         raise ValueError(f"{type(self).__name__} ask for answers only, not for boxes")
 

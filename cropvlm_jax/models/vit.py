@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vision transformers share: patches, the layer, and how CLIP's pixels are normalised.
 
-Shape letters: N images, S pixels of a side, P patches, C numbers of a patch, D
-width.
+Shape letters: N images, S pixels of a side, P patches, C numbers of a patch,
+D width.
 """
 
 import functools
@@ -77,5 +77,5 @@ class ViTLayer(nnx.Module):
 
     @staticmethod
     def activation(x: jax.Array) -> jax.Array:
-        """Of the MLP."""
+        """The nonlinearity of the MLP."""
         raise NotImplementedError

@@ -75,7 +75,7 @@ class Weight:
         return self._numbered(self.hf, leaf)
 
     def aliases(self, leaf: Any) -> dict[str, str]:
-        """`names` by what they are also called."""
+        """From the alternative names of the arrays, by `also`, to their `names`."""
         also = self._numbered(self.also, leaf) if self.also else []
         return dict(zip(also, self.names(leaf), strict=False))
 

@@ -66,8 +66,8 @@ class Reader(Protocol):
         ...
 
 
-def said(text: str) -> Reply:
-    """The reply that a reader wrote as `text`, without spaces around it."""
+def reply_from(text: str) -> Reply:
+    """The reply of a reader that wrote `text`; where that is blank, a failure of kind `EMPTY`."""
     text = text.strip()
     return Reply(text, "" if text else EMPTY)
 

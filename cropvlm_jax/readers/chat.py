@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from cropvlm_jax.pixels import host
-from cropvlm_jax.readers.base import REFUSAL, Reply, png, said
+from cropvlm_jax.readers.base import REFUSAL, Reply, png, reply_from
 
 CACHE = "~/.cache/cropvlm_jax/replies"
 ANSWER_BRIEFLY = "Answer the question using a single word or phrase."
@@ -143,8 +143,8 @@ class ChatReader:
             "max_tokens": self.max_tokens,
             "temperature": 0,
         }
-        told = json.dumps([str(self._client.base_url), request], sort_keys=True)
-        digest = hashlib.sha256(told.encode()).hexdigest()
+        identity = json.dumps([str(self._client.base_url), request], sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()
         path = self.cache / digest[:2] / f"{digest}.json"
         try:
             return Reply(**json.loads(path.read_text(encoding="utf-8")))
@@ -190,8 +190,8 @@ class ChatReader:
                 self._openai.APIError,
             ) as error:
                 failure = self._hidden(f"broken body: {error}")
-            told = f"{self.name}: attempt {attempt + 1} of {self.attempts}: {failure}"
-            logging.log_every_n_seconds(logging.INFO, "%s", 10, told)
+            line = f"{self.name}: attempt {attempt + 1} of {self.attempts}: {failure}"
+            logging.log_every_n_seconds(logging.INFO, "%s", 10, line)
         return Reply("", failure)
 
     def _send(self, request: dict[str, Any]) -> Any:
@@ -218,7 +218,7 @@ def _read(completion: Any) -> Reply:
         return Reply("", f"{REFUSAL}: {message.refusal or 'content filter'}")
     if message.content is not None and not isinstance(message.content, str):
         raise ValueError(f"the content is {message.content!r:.80}, not text")
-    return said(message.content or "")
+    return reply_from(message.content or "")
 
 
 def _retry_after(header: str | None) -> float:

@@ -23,12 +23,12 @@ Picture = Image.Image | np.ndarray | str | os.PathLike  # what a user may give a
 
 
 class LoadedModel:
-    """What readers that are VLMs of ours and croppers have in common.
+    """A loaded model with what prepares its inputs: the base of `VLMReader` and `api.CropVLM`.
 
     Attributes:
         source: where the model comes from: its configuration, tokenizer and image processing.
-        graphdef: the structure of the model, and
-        params: its weights, as `nnx.split` returns them.
+        graphdef: the structure of the model, from `nnx.split`.
+        params: its weights, from `nnx.split`.
         longest_edge: pixels that pictures' longest sides are resized to before they are split.
         conversations: how questions become token ids.
         mesh: whose devices hold the weights; None where one does.
@@ -66,8 +66,8 @@ class LoadedModel:
         """A conversation as a row of a batch.
 
         Args:
-            images: what the model sees, from `see`.
-            conversation: its token ids.
+            images: what the model sees of its pictures, from `see`.
+            conversation: its token ids and spans.
             reply_tokens: longest reply, which must find room after the prompt.
         """
         start = conversation.completion.start

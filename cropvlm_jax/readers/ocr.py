@@ -16,7 +16,7 @@ from absl import logging
 from PIL import Image
 
 from cropvlm_jax.pixels import host
-from cropvlm_jax.readers.base import Reply, png, said
+from cropvlm_jax.readers.base import Reply, png, reply_from
 
 PACKAGES = {  # of OCR engines
     "rapidocr:v4": ("rapidocr-onnxruntime", "onnxruntime"),
@@ -65,7 +65,7 @@ class OCRReader:
         """The text of the picture, and below it that of the crop, whatever the question."""
         if len(images) != len(questions):
             raise ValueError(f"{len(images)} images but {len(questions)} questions")
-        # Groups share their picture: it is told apart by its pixels, and that once.
+        # Rollouts of a group share their picture, whose pixels are hashed only once.
         distinct = {id(picture): picture for pictures in images for picture in pictures}
         digests = dict(zip(distinct, self._pool.map(_digest, distinct.values()), strict=True))
         unread = {
@@ -81,7 +81,9 @@ class OCRReader:
         for pictures in images:
             parts = [known[digests[id(picture)]] for picture in pictures]
             broken = [part for part in parts if part.unanswered]
-            replies.append(broken[0] if broken else said("\n".join(part.text for part in parts)))
+            replies.append(
+                broken[0] if broken else reply_from("\n".join(part.text for part in parts))
+            )
         return replies
 
     def _reply(self, picture: np.ndarray) -> Reply:
@@ -91,7 +93,7 @@ class OCRReader:
             resized = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
             picture = np.asarray(resized)
         try:
-            return said(self._read(picture))
+            return reply_from(self._read(picture))
         except Exception as error:  # an engine's, whatever it is, must not end a run
             logging.warning("%s: %s", self.name, error)
             return Reply("", f"engine: {error}")
@@ -100,8 +102,8 @@ class OCRReader:
 def _versions(engine: str) -> dict[str, str]:
     """What an engine's reading depends on, by package or program."""
     if engine == "tesseract" and (program := shutil.which(engine)):
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
-        return {engine: (said.stdout or said.stderr).partition("\n")[0].strip()}
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
+        return {engine: (done.stdout or done.stderr).partition("\n")[0].strip()}
     return {package: version(package) for package in PACKAGES.get(engine, ())}
 
 

@@ -23,7 +23,7 @@ from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.decode import completion_logits, greedy_decode, read_prompt
 from cropvlm_jax.models.vlm import VLM
-from cropvlm_jax.readers.base import Reply, said
+from cropvlm_jax.readers.base import Reply, reply_from
 from cropvlm_jax.readers.batches import PROMPT_MULTIPLE, Row, power_of_two, round_up
 from cropvlm_jax.readers.loaded import LoadedModel, Picture, check_texts
 
@@ -148,7 +148,7 @@ class VLMReader(LoadedModel):
         end = self.source.end_token_id
         replies = self.run(_answer, rows, end, max_tokens)
         decode = self.source.tokenizer.decode
-        return [said(decode(reply[reply != end].tolist())) for reply in replies]
+        return [reply_from(decode(reply[reply != end].tolist())) for reply in replies]
 
     def log_likelihood(
         self,

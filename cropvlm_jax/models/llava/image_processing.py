@@ -44,7 +44,7 @@ def see(config: LlavaConfig, image: np.ndarray, longest_edge: int) -> tuple[np.n
 
 
 def grid(config: LlavaConfig, height: int, width: int, longest_edge: int) -> None:
-    """None: no picture is split."""
+    """There is no grid, because no picture is split."""
 
 
 def image_tokens(config: LlavaConfig, height: int, width: int, longest_edge: int) -> int:

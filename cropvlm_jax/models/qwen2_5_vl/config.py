@@ -198,33 +198,49 @@ class QwenConfig:
     @classmethod
     def qwen2_5_vl_3b(cls) -> "QwenConfig":
         """Qwen2.5-VL-3B-Instruct: 3,754,622,976 parameters."""
-        return cls._released(2048, 11008, 36, 16, 2, 151936, tie_word_embeddings=True)
+        return cls._released(
+            width=2048,
+            mlp=11008,
+            layers=36,
+            heads=16,
+            kv_heads=2,
+            vocab_size=151936,
+            tie_word_embeddings=True,
+        )
 
     @classmethod
     def qwen2_5_vl_7b(cls) -> "QwenConfig":
         """Qwen2.5-VL-7B-Instruct: 8,292,166,656 parameters."""
-        return cls._released(3584, 18944, 28, 28, 4, 152064, tie_word_embeddings=False)
+        return cls._released(
+            width=3584,
+            mlp=18944,
+            layers=28,
+            heads=28,
+            kv_heads=4,
+            vocab_size=152064,
+            tie_word_embeddings=False,
+        )
 
     @classmethod
     def _released(
         cls,
+        *,
         width: int,
         mlp: int,
         layers: int,
         heads: int,
         kv_heads: int,
         vocab_size: int,
-        *,
         tie_word_embeddings: bool,
     ) -> "QwenConfig":
         text = LlamaConfig(
-            vocab_size,
-            width,
-            mlp,
-            layers,
-            heads,
-            kv_heads,
-            width // heads,
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=mlp,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=width // heads,
             rope_theta=1e6,
             rms_norm_eps=1e-6,
             max_position_embeddings=128000,
@@ -232,4 +248,11 @@ class QwenConfig:
             qkv_bias=True,
             mrope_section=(16, 24, 24),
         )
-        return cls(QwenVisionConfig(32, 1280, 3420, 16, width), text)
+        vision = QwenVisionConfig(
+            depth=32,
+            hidden_size=1280,
+            intermediate_size=3420,
+            num_heads=16,
+            out_hidden_size=width,
+        )
+        return cls(vision, text)

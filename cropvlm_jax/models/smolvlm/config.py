@@ -45,6 +45,16 @@ class SiglipConfig(ViTConfig):
         }
 
 
+_BASE_TOWER = SiglipConfig(  # of the 256M and 500M models
+    image_size=512,
+    patch_size=16,
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class SmolVLMConfig:
     """Shape of a SmolVLM.
@@ -119,8 +129,16 @@ class SmolVLMConfig:
     def smolvlm_256m(cls) -> "SmolVLMConfig":
         """SmolVLM-256M-Instruct: 256,484,928 parameters."""
         return cls(
-            vision=SiglipConfig(512, 16, 768, 3072, 12, 12),
-            text=LlamaConfig(49280, 576, 1536, 30, 9, 3, 64),
+            vision=_BASE_TOWER,
+            text=LlamaConfig(
+                vocab_size=49280,
+                hidden_size=576,
+                intermediate_size=1536,
+                num_hidden_layers=30,
+                num_attention_heads=9,
+                num_key_value_heads=3,
+                head_dim=64,
+            ),
             scale_factor=4,
             image_token_id=49190,
         )
@@ -129,8 +147,16 @@ class SmolVLMConfig:
     def smolvlm_500m(cls) -> "SmolVLMConfig":
         """SmolVLM-500M-Instruct: 507,482,304 parameters."""
         return cls(
-            vision=SiglipConfig(512, 16, 768, 3072, 12, 12),
-            text=LlamaConfig(49280, 960, 2560, 32, 15, 5, 64),
+            vision=_BASE_TOWER,
+            text=LlamaConfig(
+                vocab_size=49280,
+                hidden_size=960,
+                intermediate_size=2560,
+                num_hidden_layers=32,
+                num_attention_heads=15,
+                num_key_value_heads=5,
+                head_dim=64,
+            ),
             scale_factor=4,
             image_token_id=49190,
         )
@@ -139,15 +165,22 @@ class SmolVLMConfig:
     def smolvlm_2_2b(cls) -> "SmolVLMConfig":
         """SmolVLM-Instruct: 2,246,272,880 parameters."""
         return cls(
-            vision=SiglipConfig(384, 14, 1152, 4304, 27, 16),
+            vision=SiglipConfig(
+                image_size=384,
+                patch_size=14,
+                hidden_size=1152,
+                intermediate_size=4304,
+                num_hidden_layers=27,
+                num_attention_heads=16,
+            ),
             text=LlamaConfig(
-                49155,
-                2048,
-                8192,
-                24,
-                32,
-                32,
-                64,
+                vocab_size=49155,
+                hidden_size=2048,
+                intermediate_size=8192,
+                num_hidden_layers=24,
+                num_attention_heads=32,
+                num_key_value_heads=32,
+                head_dim=64,
                 rope_theta=273768.0,
                 max_position_embeddings=16384,
             ),
@@ -159,8 +192,24 @@ class SmolVLMConfig:
     def tiny(cls, vocab_size: int, image_token_id: int) -> "SmolVLMConfig":
         """The zoom_digits models: 64 px images as 16 tokens, small enough to train on a laptop."""
         return cls(
-            vision=SiglipConfig(64, 8, 64, 128, 3, 4),
-            text=LlamaConfig(vocab_size, 96, 192, 3, 6, 6, 32, max_position_embeddings=512),
+            vision=SiglipConfig(
+                image_size=64,
+                patch_size=8,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+            ),
+            text=LlamaConfig(
+                vocab_size=vocab_size,
+                hidden_size=96,
+                intermediate_size=192,
+                num_hidden_layers=3,
+                num_attention_heads=6,
+                num_key_value_heads=6,
+                head_dim=32,
+                max_position_embeddings=512,
+            ),
             scale_factor=2,
             image_token_id=image_token_id,
         )

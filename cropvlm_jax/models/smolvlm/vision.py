@@ -22,7 +22,7 @@ class SiglipLayer(ViTLayer):
 
     @staticmethod
     def activation(x: jax.Array) -> jax.Array:
-        """Of the MLP."""
+        """The nonlinearity of the MLP."""
         return jax.nn.gelu(x, approximate=True)
 
 
