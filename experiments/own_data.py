@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Your own pictures and questions, in front of your own reader: a file to copy and change.
 
-`data/mine` holds `train.jsonl` and `val.jsonl`, see docs/data.md, and `boxes.jsonl`, the seed boxes
-that `cropvlm label` wrote (leave `boxes` out where the lines have boxes of their own).
+`data/mine` holds `train.jsonl` and `val.jsonl`, which docs/data.md explains, and `boxes.jsonl`, the
+seed boxes that `cropvlm label` wrote. Where the lines of `train.jsonl` have boxes of their own,
+delete the line below that sets `boxes`.
 
     cropvlm train --config=experiments/own_data.py:sft --workdir=runs/mine/sft
     cropvlm train --config=experiments/own_data.py:grpo --workdir=runs/mine/grpo
@@ -35,15 +36,15 @@ def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
         config.eval.every = 0
     else:
         config.cropper = "runs/mine/sft/cropper"
-        config.target = (
-            "rapidocr:v4@512"  # or "openai:gpt-4.1-nano", or a VLM that runs in the step
-        )
+        # Or "openai:gpt-4.1-nano", or a VLM that runs inside the step; see docs/readers.md.
+        config.target = "rapidocr:v4@512"
         config.learning_rate = 5e-6
         config.gradient_accumulation_steps = 4  # the host asks while the device works
         config.grpo.num_generations = 8
         config.grpo.format_weight = 0.1
-        # A black box gives a score of its answer. A VLM in the step can give the likelihood of the
-        # right answer instead, which has fewer ties: weights 1 and 0.
+        # A reader outside of the step is rewarded by the score of its answer. For a VLM inside the
+        # step set the two weights to 1.0 and 0.0: then the reward is the log-likelihood of the
+        # right answer, which is seldom equal for two boxes.
         config.grpo.likelihood_weight = 0.0
         config.grpo.accuracy_weight = 1.0
         config.grpo.accuracy = "nearly_contains"

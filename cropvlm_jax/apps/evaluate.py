@@ -126,7 +126,7 @@ def table(results: dict[str, Any]) -> str:
         if found["failures"]:
             lines.append(f"failures: {found['failures']}")
     if "left_out" in results["best_scale"]:
-        lines.append(f"no best scale of the first boxes: {results['best_scale']['left_out']}")
+        lines.append(f"without the control of the best scale: {results['best_scale']['left_out']}")
     figures = [
         f"{name} {results[name]:.3f}"
         for name in ("coverage", "area", "valid")
