@@ -71,16 +71,14 @@ EVERY_CASE = [
 ]
 JSON = flags.DEFINE_string("json", None, "File to write.")
 MODEL = flags.DEFINE_string("model", None, "Folder or Hub id of another shape than SmolVLM-256M's.")
-CASES = flags.DEFINE_list("cases", EVERY_CASE, "Longest edge, dtype and what is trained, each.")
-PROMPTS = flags.DEFINE_integer("prompts", 1, "That our steps take in the cases.")
-SWEPT = flags.DEFINE_list("sweeps", ["prompts", "group", "size"], "What of ours to vary.")
-SECONDS = flags.DEFINE_float(
-    "seconds", 60, "Steps are timed, after one that is not, until they took so long."
-)
+CASES = flags.DEFINE_list("cases", EVERY_CASE, "Cases: LONGEST_EDGE-DTYPE-TRAINED each.")
+PROMPTS = flags.DEFINE_integer("prompts", 1, "Prompts that our step takes in the cases.")
+SWEPT = flags.DEFINE_list("sweeps", ["prompts", "group", "size"], "What to vary in our step alone.")
+SECONDS = flags.DEFINE_float("seconds", 60, "Seconds that the timed steps take together, at least.")
 PEER_LONGEST_EDGE = flags.DEFINE_integer(
-    "peer_longest_edge", 2048, "With larger pictures ours runs alone."
+    "peer_longest_edge", 2048, "Our step runs alone at more pixels than these."
 )
-MINUTES = flags.DEFINE_float("minutes", 90, "When a measurement is given up.")
+MINUTES = flags.DEFINE_float("minutes", 90, "Minutes after which a measurement is given up.")
 WORKER = flags.DEFINE_string("worker", None, "What this process measures, set by this script.")
 
 HERE = pathlib.Path(__file__).parent

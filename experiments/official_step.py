@@ -26,10 +26,12 @@ from peft import LoraConfig, get_peft_model
 MODEL = flags.DEFINE_string(
     "model", "HuggingFaceTB/SmolVLM-256M-Instruct", "Folder or Hub id whose shape the models have."
 )
-TILES = flags.DEFINE_integer("tiles", 1, "The cropper's: 1 at 512 px, 5 at 1024, 13 or 17 at 2048.")
-GROUP = flags.DEFINE_integer("group", 6, "Boxes sampled.")
-COMPLETION = flags.DEFINE_integer("completion", 19, "Tokens of a box reply, its end included.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of all weights.")
+TILES = flags.DEFINE_integer(
+    "tiles", 1, "Tiles of the cropper's picture: 1 at 512 px, 5 at 1024, 13 or 17 at 2048."
+)
+GROUP = flags.DEFINE_integer("group", 6, "Boxes that are sampled for the prompt.")
+COMPLETION = flags.DEFINE_integer("completion", 19, "Tokens of a completion, its end included.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Type of all weights.")
 MODE = flags.DEFINE_enum(
     "mode",
     "lora",
@@ -39,10 +41,8 @@ MODE = flags.DEFINE_enum(
 CHECKPOINTING = flags.DEFINE_bool(
     "checkpointing", False, "Recompute layers in the backward pass, which the official run doesn't."
 )
-SECONDS = flags.DEFINE_float(
-    "seconds", 60, "Steps are timed, after one that is not, until they took so long."
-)
-THREADS = flags.DEFINE_integer("threads", len(os.sched_getaffinity(0)), "On the CPU.")
+SECONDS = flags.DEFINE_float("seconds", 60, "Seconds that the timed steps take together, at least.")
+THREADS = flags.DEFINE_integer("threads", len(os.sched_getaffinity(0)), "Threads on the CPU.")
 
 DECODER_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGETS = {
