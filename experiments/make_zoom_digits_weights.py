@@ -46,11 +46,11 @@ from cropvlm_jax.pixels import host
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import sft
 
-OUT = flags.DEFINE_string("out", None, "folder for `target` and `cropper`", required=True)
+OUT = flags.DEFINE_string("out", None, "Folder for `target` and `cropper`.", required=True)
 MODELS = flags.DEFINE_multi_enum(
     "models", ["target", "cropper"], ["target", "cropper"], "which to make"
 )
-SEED = flags.DEFINE_integer("seed", 0, "of weights, scenes and noise")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, scenes and noise.")
 
 EMBEDDING_STD = 0.3  # 0.02 never binds colours to places at this width
 POINT = "What is in the frame?"

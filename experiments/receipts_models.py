@@ -24,8 +24,8 @@ from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import ANSWER_INSTRUCTION, CROP_INSTRUCTION, IMAGE
 from cropvlm_jax.models.smolvlm.model import SmolVLM
 
-DATA = flags.DEFINE_string("data", None, "folder of the receipts", required=True)
-OUT = flags.DEFINE_string("out", None, "folder for the cropper and the replies", required=True)
+DATA = flags.DEFINE_string("data", None, "Folder of the receipts.", required=True)
+OUT = flags.DEFINE_string("out", None, "Folder for the cropper and the replies.", required=True)
 
 SIDE = 96  # pixels of a tile
 
