@@ -48,7 +48,10 @@ from cropvlm_jax.training import sft
 
 OUT = flags.DEFINE_string("out", None, "Folder for `target` and `cropper`.", required=True)
 MODELS = flags.DEFINE_multi_enum(
-    "models", ["target", "cropper"], ["target", "cropper"], "which to make"
+    "models",
+    ["target", "cropper"],
+    ["target", "cropper"],
+    "Which of the two to make; may be repeated.",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, scenes and noise.")
 
