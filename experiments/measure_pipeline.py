@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     config = SmolVLMConfig.smolvlm_256m()
     tokenizer = train_tokenizer((CROP_INSTRUCTION, ANSWER_INSTRUCTION), 400)
-    prompts = SmolVLMConversations(tokenizer, config.image_seq_len)
+    conversations = SmolVLMConversations(tokenizer, config.image_seq_len)
     model, params = nnx.split(nnx.eval_shape(lambda: SmolVLM(config, rngs=nnx.Rngs(0))))
     step = GRPOStep(
         policy=model,
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
         optimizer=optax.adam(1e-4),
         config=GRPOConfig(),
         target=model,
-        template=AnswerTemplate.from_conversations(prompts),
+        template=AnswerTemplate.from_conversations(conversations),
     )
     weights = {"params": params, "reference": params, "target": params}
     state = jax.eval_shape(lambda w: TrainState.create(optimizer=step.optimizer, **w), weights)
@@ -79,13 +79,13 @@ def main(argv: list[str]) -> None:
     print("".join(f"  {'needs on a ' + chip.name:>16} {'cores':>6}" for chip in CHIPS))
     for edge in (512, 1024, 2048):
         cropper_input = batching.CropperInput(
-            conversations=prompts,
+            conversations=conversations,
             see=functools.partial(ARCHITECTURE.see, config, longest_edge=edge),
             grid=functools.partial(ARCHITECTURE.grid, config, longest_edge=edge),
             splits=ARCHITECTURE.splits(config, edge),
             question_tokens=64,
         )
-        prepare = batching.Preparer(cropper_input, prompts, (2048, 2048), 32)
+        prepare = batching.Preparer(cropper_input, conversations, (2048, 2048), 32)
         example = {"question": "What is it?", "answers": ["A page"]}
         batch = batching.stack([prepare(example | {"image": pages[0]}, 0)])
         began = time.perf_counter()

@@ -39,14 +39,14 @@ CONFIG = SmolVLMConfig(
     scale_factor=2,
     image_token_id=TOKENIZER.token_to_id("<image>"),
 )
-PROMPTS = SmolVLMConversations(TOKENIZER, CONFIG.image_seq_len)
-TEMPLATE = rewards.AnswerTemplate.from_conversations(PROMPTS)
+CONVERSATIONS = SmolVLMConversations(TOKENIZER, CONFIG.image_seq_len)
+TEMPLATE = rewards.AnswerTemplate.from_conversations(CONVERSATIONS)
 
 
 def make_cropper_input(longest_edge: int) -> batching.CropperInput:
     """What the model sees as a cropper, which splits pictures where `longest_edge` is > `SIDE`."""
     return batching.CropperInput(
-        conversations=PROMPTS,
+        conversations=CONVERSATIONS,
         see=functools.partial(ARCHITECTURE.see, CONFIG, longest_edge=longest_edge),
         grid=functools.partial(ARCHITECTURE.grid, CONFIG, longest_edge=longest_edge),
         splits=ARCHITECTURE.splits(CONFIG, longest_edge),
@@ -55,7 +55,7 @@ def make_cropper_input(longest_edge: int) -> batching.CropperInput:
 
 
 CROPPER_INPUT = make_cropper_input(SIDE)
-PREPARE = batching.Preparer(CROPPER_INPUT, PROMPTS, CANVAS, 10)
+PREPARE = batching.Preparer(CROPPER_INPUT, CONVERSATIONS, CANVAS, 10)
 
 
 def make_model(seed: int) -> tuple[nnx.GraphDef, nnx.State]:

@@ -175,8 +175,8 @@ def make_report(config: TrainConfig, topology: str) -> dict[str, Any]:
         topology: name of the slice.
 
     Returns:
-        What `table` prints; of sizes, times and traffic of the compiled program there is None where
-        the batch does not fit.
+        What `table` prints. Sizes, times and traffic of the compiled program are None where the
+        batch does not fit.
     """
     tpu = Slice(config, topology)
     return describe(tpu, topology) | measure(tpu)
@@ -199,7 +199,7 @@ def describe(tpu: Slice, topology: str) -> dict[str, Any]:
         "prompts": config.batch_size,
         "group": config.grpo.num_generations if is_grpo else None,
         "longest_edge": config.data.longest_edge,
-        "tiles": (batch.tiles if is_grpo else batch.images).shape[1],
+        "tiles": jax.tree.leaves(batch.tiles if is_grpo else batch.images)[0].shape[1],
         "flops": flops,
         "decode_bytes": read,
         "roofline_ms": {phase: max(compute[phase], memory.get(phase, 0)) for phase in flops},
@@ -209,7 +209,7 @@ def describe(tpu: Slice, topology: str) -> dict[str, Any]:
 
 
 def measure(tpu: Slice) -> dict[str, Any]:
-    """The part of a report that the compiler tells."""
+    """The part of a report that is known from compiling: what fits, memory and exchanges."""
     rows, began = tpu.config.batch_size, time.monotonic()
     unknown = dict.fromkeys(
         ("largest_prompts", "hbm_gib", "compiler_flops", "collectives", "compile_seconds")

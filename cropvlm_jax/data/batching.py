@@ -213,8 +213,8 @@ class Preparer:
         image = host.to_rgb(example["image"])
         question, answers = example["question"], example["answers"]
         tiles, grid = self.cropper_input.see(image)
-        prompt = self.cropper_input.conversations.crop(question, grid)
-        crop_prompt, crop_prompt_valid = self.cropper_input.pad(prompt.ids, grid)
+        asking = self.cropper_input.conversations.crop(question, grid)
+        crop_prompt, crop_prompt_valid = self.cropper_input.pad(asking.ids, grid)
         height, width = self.canvas
         image = host.shrink_to_fit(image, height, width)
         asked = answered = asked_valid = answered_valid = gold = spoken = None

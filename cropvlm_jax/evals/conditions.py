@@ -151,7 +151,7 @@ def upscale(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def pictures(
+def shown_pictures(
     image: np.ndarray, condition: str, boxes: Mapping[str, Sequence[int]]
 ) -> list[np.ndarray]:
     """What a target is shown: the picture, or the picture and a second one.

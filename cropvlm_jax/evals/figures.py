@@ -235,7 +235,7 @@ def transfer_figure(results: Results) -> Figure:
 def training_figure(
     results: Results, curves: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> Figure:
-    """What the runs' metrics tell; dots are of held-out examples."""
+    """The runs' metrics by step; dots are those of held-out examples."""
     titles = {
         "reward": "reward",
         "reward/likelihood": "answer's log-likelihood",
@@ -269,7 +269,7 @@ def training_figure(
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a metric where it was told."""
+    """Steps and values of a metric, at the steps where it was recorded."""
     told = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
     steps, values = np.array(told, float).reshape(-1, 2).T
     return steps, values

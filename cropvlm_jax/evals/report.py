@@ -43,7 +43,7 @@ def write(
     curves: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> None:
     """Writes `report.html`, `scores.png`, `expansion.png`, `transfer.png`, `examples.png` and, of
-    croppers from a run of ours, `training.png`.
+    croppers that are in a run's folder, `training.png`.
 
     Args:
         out: folder, which exists.

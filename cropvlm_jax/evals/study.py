@@ -15,8 +15,7 @@ import numpy as np
 from absl import logging
 
 from cropvlm_jax.data.source import Example
-from cropvlm_jax.evals import conditions as shown
-from cropvlm_jax.evals.conditions import CONTROLS, INVALID, Conditions
+from cropvlm_jax.evals.conditions import CONTROLS, INVALID, Conditions, shown_pictures
 from cropvlm_jax.evals.items import Item, begin_record, read_item, read_parts
 from cropvlm_jax.evals.records import Record, name_records, open_records
 from cropvlm_jax.evals.registry import SCORERS, Benchmark
@@ -95,7 +94,7 @@ class Study:
     def collect(
         self, source: Any, total: int, out: Path, stem: str, protocol: Mapping[str, Any]
     ) -> tuple[str, list[Record]]:
-        """Asks about items, but for those that are in the file of records already.
+        """Asks about the items that are not in the file of records yet.
 
         Args:
             source: of the items.
@@ -151,7 +150,7 @@ class Study:
         ]
         asked = [
             Asked(
-                pictures=shown.pictures(item.image, condition, record["boxes"]),
+                pictures=shown_pictures(item.image, condition, record["boxes"]),
                 question=self.benchmark.ask(item.example),
                 example=item.example,
             )
@@ -228,7 +227,7 @@ def _refused_alone(
     rows: Sequence[Row],
     failed: Callable[[str], Result],
 ) -> list[Result]:
-    """What `function` makes of the rows; of a row that it refuses, what `failed` says."""
+    """The results of `function` by row; `failed` makes that of a row which it refuses alone."""
     try:
         return list(function(rows))
     except ValueError as error:

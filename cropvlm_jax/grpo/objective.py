@@ -82,8 +82,8 @@ def advantages(
 
 
 def kl_to_reference(
-    log_probs: Float[Array, "B G T"], reference: Float[Array, "B G T"]
-) -> Float[Array, "B G T"]:
+    log_probs: Float[Array, "*shape"], reference: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """The k3 estimate of KL(policy || reference) at the sampled actions: never negative.
 
     Formula: exp(d) - d - 1 with d = reference - policy (http://joschu.net/blog/kl-approx.html).

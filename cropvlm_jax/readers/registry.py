@@ -20,7 +20,8 @@ KINDS = ("vlm", "openai", "rapidocr", "tesseract")  # of readers, before the ":"
 def is_black_box(spec: str) -> bool:
     """Whether a target of this name rewards from outside of the training step.
 
-    The plain name of a VLM of ours does not: its likelihoods are computed within the step.
+    A VLM of this package, named by its folder or Hub id alone, does not: the step itself computes
+    its likelihoods.
     """
     return bool(re.match(rf"({'|'.join(KINDS)})([:@]|$)", spec))
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Vision-language models of ours as readers: answers, log-likelihoods and logits.
+"""The vision-language models of this package as readers: answers, likelihoods and logits.
 
 Shape letters: n questions, B rows of a batch, N pictures or tiles of a row, S pixels of a tile's
 side, T tokens, V vocabulary.

@@ -27,7 +27,7 @@ from cropvlm_jax.training.config import source
 
 EDGE = 2 * tiny.SIDE  # up to 2 x 2 tiles
 CROPPER_INPUT = tiny.make_cropper_input(EDGE)
-PREPARE = batching.Preparer(CROPPER_INPUT, tiny.PROMPTS, tiny.CANVAS, 10)
+PREPARE = batching.Preparer(CROPPER_INPUT, tiny.CONVERSATIONS, tiny.CANVAS, 10)
 SIZES = {(90, 90): (2, 2), (90, 45): (2, 1), (40, 90): (1, 2)}  # height, width: grid
 
 

@@ -14,7 +14,7 @@ from cropvlm_jax.evals.conditions import (
     RANDOM,
     UPSCALED,
     Conditions,
-    pictures,
+    shown_pictures,
     sorted_expansions,
     upscale,
 )
@@ -38,11 +38,11 @@ def test_upscaling_doubles_up_to_a_limit():
 def test_what_the_target_gets_under_each_condition():
     image = np.random.default_rng(0).integers(0, 256, (50, 80, 3), np.uint8)
     boxes = {"sft": [0, 0, 50, 100], ORACLE: [50, 50, 100, 100]}
-    (alone,) = pictures(image, NO_CROP, boxes)
+    (alone,) = shown_pictures(image, NO_CROP, boxes)
     np.testing.assert_array_equal(alone, image)
     expected = {"sft": image[:, :40], ORACLE: image[25:, 40:], UPSCALED: upscale(image)}
     for condition, second in expected.items():
-        first, crop = pictures(image, condition, boxes)
+        first, crop = shown_pictures(image, condition, boxes)
         np.testing.assert_array_equal(first, image)
         np.testing.assert_array_equal(crop, second)
 

@@ -219,7 +219,7 @@ def test_the_examples_put_the_step_to_the_test():
 
 
 def test_what_follows_a_sequence_is_never_seen():
-    ids = tiny.PROMPTS.crop(EXAMPLES[0]["question"]).ids
+    ids = tiny.CONVERSATIONS.crop(EXAMPLES[0]["question"]).ids
     tiles, _ = host.tile(EXAMPLES[0]["image"], tiny.SIDE, tiny.SIDE)
     alone = naive_grpo.naive_logits(POLICY, ids, tiles)
     np.testing.assert_allclose(

@@ -254,7 +254,7 @@ def naive_prompt(case: Case, example: dict[str, Any]) -> tuple[list[int], np.nda
     """What the cropper reads: token ids and tiles."""
     tiles, grid = host.tile(example["image"], tiny.SIDE, case.longest_edge)
     assert grid == case.grid
-    return tiny.PROMPTS.crop(example["question"], grid).ids.tolist(), tiles
+    return tiny.CONVERSATIONS.crop(example["question"], grid).ids.tolist(), tiles
 
 
 def naive_pictures(example: dict[str, Any], box: tuple[int, ...]) -> np.ndarray:
@@ -277,7 +277,7 @@ def naive_likelihood(
     example: dict[str, Any], pictures: np.ndarray, config: GRPOConfig = CONFIG
 ) -> float:
     """Asks with all the pictures, and reads the answer off the whole conversation."""
-    prompt = tiny.PROMPTS.answer(example["question"], len(pictures), example["answers"][0])
+    prompt = tiny.CONVERSATIONS.answer(example["question"], len(pictures), example["answers"][0])
     logits = naive_logits(TARGET, extended(prompt.ids), pictures)
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     start, stop = prompt.completion.start, prompt.completion.stop
@@ -290,7 +290,7 @@ def naive_likelihood(
 
 def naive_answer(example: dict[str, Any], pictures: np.ndarray, max_tokens: int) -> str:
     """Lets the target write its answer, one token at a time."""
-    ids = tiny.PROMPTS.answer(example["question"], len(pictures)).ids.tolist()
+    ids = tiny.CONVERSATIONS.answer(example["question"], len(pictures)).ids.tolist()
     prompt = len(ids)
     while len(ids) < prompt + max_tokens:
         ids.append(int(np.argmax(naive_logits(TARGET, extended(ids), pictures)[len(ids) - 1])))

@@ -25,7 +25,7 @@ KEY = jax.random.key(0)  # of the dropout of adapters, which there are not
 def conversations():
     for example, box in zip(EXAMPLES, BOXES, strict=True):
         tiles, _ = host.tile(example["image"], tiny.SIDE, tiny.SIDE)
-        yield tiles, tiny.PROMPTS.crop(example["question"], box_text=geometry.to_text(box))
+        yield tiles, tiny.CONVERSATIONS.crop(example["question"], box_text=geometry.to_text(box))
 
 
 def make_batch() -> batching.SupervisedBatch:

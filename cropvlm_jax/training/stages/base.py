@@ -33,7 +33,7 @@ class Stage(Protocol):
         ...
 
     @property
-    def cropper(self) -> "Cropper":
+    def cropper(self) -> "CropperModel":
         """The model being trained."""
         ...
 
@@ -81,7 +81,7 @@ class Stage(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cropper:
+class CropperModel:
     """The model being trained, without its weights, which only the train state is to hold.
 
     Attributes:
@@ -101,7 +101,7 @@ class Cropper:
     input: CropperInput
 
     @classmethod
-    def open(cls, config: TrainConfig, abstract: bool) -> tuple["Cropper", dict[str, Any]]:
+    def open(cls, config: TrainConfig, abstract: bool) -> tuple["CropperModel", dict[str, Any]]:
         """Opens the model and adds the adapters.
 
         Args:
@@ -135,7 +135,6 @@ class Cropper:
             splits=architecture.splits(pretrained.config, longest_edge),
             question_tokens=limit,
         )
-        grammar = Grammar.from_tokenizer(pretrained.tokenizer)
         base: nnx.GraphDef | None = None
         frozen: list[nnx.State] = []
         if config.lora is None:
@@ -144,7 +143,14 @@ class Cropper:
             base, adapted = nnx.graphdef(plain), add_adapters(plain, config, abstract)
             policy, params, *frozen = nnx.split(adapted, lora.LoRAParam, ...)
         weights = {"params": params, "frozen": tuple(frozen)}
-        cropper = cls(pretrained, policy, base, shapes_of(weights), grammar, cropper_input)
+        cropper = cls(
+            pretrained=pretrained,
+            policy=policy,
+            base=base,
+            shapes=shapes_of(weights),
+            grammar=Grammar.from_tokenizer(pretrained.tokenizer),
+            input=cropper_input,
+        )
         return cropper, weights
 
     def plain(self, weights: dict[str, Any]) -> nnx.State:

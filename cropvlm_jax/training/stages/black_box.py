@@ -20,7 +20,7 @@ from cropvlm_jax.readers.registry import open_reader
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
 from cropvlm_jax.training.config import TrainConfig
-from cropvlm_jax.training.stages.base import Cropper, make_optimizer
+from cropvlm_jax.training.stages.base import CropperModel, make_optimizer
 from cropvlm_jax.training.stages.grpo import PHASES, init_grpo, rollout_bytes, rollout_work
 from cropvlm_jax.training.stages.jitting import state_shardings
 from cropvlm_jax.training.stages.program import BlackBoxProgram, Program
@@ -31,7 +31,7 @@ class BlackBoxStage:
     """Learns from what a reader on the host makes of the crops; see `Stage` for the attributes."""
 
     config: TrainConfig
-    cropper: Cropper
+    cropper: CropperModel
     reader: Reader
     prepare: Preparer
     weights: dict[str, Any]
@@ -53,8 +53,13 @@ class BlackBoxStage:
                 f"target={config.target!r} says no likelihoods: set grpo.likelihood_weight=0 and "
                 "grpo.accuracy_weight"
             )
-        cropper, weights = Cropper.open(config, abstract)
-        prepare = Preparer(cropper.input, None, data.canvas, data.answer_tokens)
+        cropper, weights = CropperModel.open(config, abstract)
+        prepare = Preparer(
+            cropper_input=cropper.input,
+            target_conversations=None,
+            canvas=data.canvas,
+            answer_tokens=data.answer_tokens,
+        )
         return cls(config, cropper, open_reader(config.target), prepare, weights)
 
     def step(self, steps: int) -> GRPOStep:

@@ -23,7 +23,7 @@ from cropvlm_jax.scoring.text import Metric, encode_gold
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
 from cropvlm_jax.training.config import TrainConfig
-from cropvlm_jax.training.stages.base import Cropper, make_optimizer, shapes_of
+from cropvlm_jax.training.stages.base import CropperModel, make_optimizer, shapes_of
 from cropvlm_jax.training.stages.jitting import jit_program
 from cropvlm_jax.training.stages.program import Program
 
@@ -32,7 +32,7 @@ GOLD_ANSWERS, GOLD_CHARACTERS = 10, 64  # most of an example, and of an answer, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class TargetModel:
     """The frozen model that the cropper is rewarded by, without its weights.
 
     Attributes:
@@ -56,11 +56,11 @@ class Target:
     def open(
         cls,
         config: TrainConfig,
-        cropper: Cropper,
+        cropper: CropperModel,
         plain: nnx.State,
         abstract: bool,
         mesh: Mesh | None,
-    ) -> tuple["Target", nnx.State]:
+    ) -> tuple["TargetModel", nnx.State]:
         """Opens the model that `config.target` names.
 
         Args:
@@ -104,7 +104,9 @@ class Target:
             template=AnswerTemplate.from_conversations(conversations),
             vocabulary=vocabulary,
             # A tile of fewer pixels is not what the target sees of the picture.
-            sees_tiles=same_tower and config.data.longest_edge == cropper.pretrained.tile_size,
+            sees_tiles=same_tower
+            and pretrained.architecture.splits_pictures
+            and config.data.longest_edge == cropper.pretrained.tile_size,
         )
         return target, weights
 
@@ -114,8 +116,8 @@ class GRPOStage:
     """Learns from what the target makes of the crops; see `Stage` for the attributes."""
 
     config: TrainConfig
-    cropper: Cropper
-    frozen_target: Target
+    cropper: CropperModel
+    frozen_target: TargetModel
     prepare: Preparer
     weights: dict[str, Any]
 
@@ -128,9 +130,9 @@ class GRPOStage:
                 f"grpo.accuracy={grpo.accuracy!r} is for targets outside of the graph, such as OCR "
                 f"readers; target={config.target!r} takes one of {get_args(Metric)}"
             )
-        cropper, weights = Cropper.open(config, abstract)
+        cropper, weights = CropperModel.open(config, abstract)
         plain = cropper.plain(weights)
-        target, weights["target"] = Target.open(config, cropper, plain, abstract, mesh)
+        target, weights["target"] = TargetModel.open(config, cropper, plain, abstract, mesh)
         gold = None
         if grpo.accuracy_weight:
             gold = functools.partial(
@@ -139,8 +141,13 @@ class GRPOStage:
                 max_answers=GOLD_ANSWERS,
                 max_length=GOLD_CHARACTERS,
             )
-        conversations = target.pretrained.conversations(official=data.official_text)
-        prepare = Preparer(cropper.input, conversations, data.canvas, data.answer_tokens, gold)
+        prepare = Preparer(
+            cropper_input=cropper.input,
+            target_conversations=target.pretrained.conversations(official=data.official_text),
+            canvas=data.canvas,
+            answer_tokens=data.answer_tokens,
+            gold=gold,
+        )
         return cls(config, cropper, target, prepare, weights)
 
     @property
@@ -207,7 +214,7 @@ class GRPOStage:
 
 
 def init_grpo(
-    config: TrainConfig, cropper: Cropper, weights: dict[str, Any], steps: int
+    config: TrainConfig, cropper: CropperModel, weights: dict[str, Any], steps: int
 ) -> TrainState:
     """A fresh train state of a GRPO run of `steps` batches, with its KL reference."""
     if config.grpo.beta and config.lora is None:
@@ -221,12 +228,12 @@ def init_grpo(
 
 def rollout_work(config: GRPOConfig, batch: Batch) -> dict[str, int]:
     """Prompts, rollouts and the cropper's tiles of a step."""
-    prompts, tiles = batch.tiles.shape[:2]
+    prompts, tiles = jax.tree.leaves(batch.tiles)[0].shape[:2]
     rollouts = prompts * config.num_generations
     return {"prompts": prompts, "rollouts": rollouts, "images": prompts * tiles}
 
 
-def rollout_bytes(config: TrainConfig, cropper: Cropper, batch: Batch) -> float:
+def rollout_bytes(config: TrainConfig, cropper: CropperModel, batch: Batch) -> float:
     """Bytes that sampling the boxes reads, for the batch of one chip."""
     grpo, grammar = config.grpo, cropper.grammar
     prompts, length = batch.crop_prompt.shape

@@ -5,6 +5,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
@@ -15,7 +16,7 @@ from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
 from cropvlm_jax.training.config import TrainConfig
 from cropvlm_jax.training.sft import SFTStep
-from cropvlm_jax.training.stages.base import Cropper, make_optimizer
+from cropvlm_jax.training.stages.base import CropperModel, make_optimizer
 from cropvlm_jax.training.stages.jitting import jit_program
 from cropvlm_jax.training.stages.program import Program
 
@@ -25,7 +26,7 @@ class SFTStage:
     """Imitates boxes; see `Stage` for the attributes."""
 
     config: TrainConfig
-    cropper: Cropper
+    cropper: CropperModel
     prepare: BoxPreparer
     weights: dict[str, Any]
     target: Pretrained | None = None
@@ -33,14 +34,18 @@ class SFTStage:
     @classmethod
     def open(cls, config: TrainConfig, abstract: bool) -> "SFTStage":
         """Opens the cropper, without its weights if `abstract`."""
-        cropper, weights = Cropper.open(config, abstract)
-        prepare = BoxPreparer(cropper.input, cropper.grammar.max_length)
+        cropper, weights = CropperModel.open(config, abstract)
+        prepare = BoxPreparer(cropper_input=cropper.input, reply_tokens=cropper.grammar.max_length)
         return cls(config, cropper, prepare, weights)
 
     def step(self, steps: int) -> SFTStep:
         """The update of a run of `steps` batches."""
         optimizer = make_optimizer(self.config, steps)
-        return SFTStep(self.cropper.policy, optimizer, self.config.gradient_accumulation_steps)
+        return SFTStep(
+            policy=self.cropper.policy,
+            optimizer=optimizer,
+            gradient_accumulation_steps=self.config.gradient_accumulation_steps,
+        )
 
     def init(self, weights: dict[str, Any], steps: int) -> TrainState:
         """A fresh train state."""
@@ -64,5 +69,5 @@ class SFTStage:
 
     def work(self, batch: SupervisedBatch) -> dict[str, int]:
         """Prompts and the cropper's tiles."""
-        rows, tiles = batch.images.shape[:2]
+        rows, tiles = jax.tree.leaves(batch.images)[0].shape[:2]
         return {"prompts": rows, "images": rows * tiles}
