@@ -40,7 +40,7 @@ from cropvlm_jax.readers.vlm import VLMReader
 def _propose(
     graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, grammar: geometry.Grammar
 ) -> Int[Array, "B 4"]:
-    """Greedy boxes."""
+    """The likeliest box of each row, percent."""
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
     return rollout.propose(model, grammar, image_tokens, batch.prompt, batch.prompt_valid)

@@ -49,8 +49,8 @@ def joined(
 ) -> Iterator[None]:
     """Makes this process one of several that run the same program; if one fails, all end.
 
-    To be entered before anything else uses jax. Arguments that the environment tells, as Cloud TPU
-    and Slurm do, may be left out. Only process 0 logs more than warnings.
+    To be entered before anything else uses jax. Arguments that the environment gives, as on Cloud
+    TPU and under Slurm, may be left out. Only process 0 logs more than warnings.
 
     Args:
         coordinator_address: Host and port of process 0, "host:port".

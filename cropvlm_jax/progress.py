@@ -25,7 +25,7 @@ class Progress:
         self._every, self._terminal = every_seconds, sys.stderr.isatty()
 
     def update(self, done: int, note: str = "") -> None:
-        """Tells that `done` steps are done."""
+        """Shows that `done` steps are done, where the last line is old enough or all are done."""
         now = time.monotonic()
         finished = done >= self._total
         if now - self._last < (0.2 if self._terminal else self._every) and not finished:

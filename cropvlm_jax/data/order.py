@@ -155,7 +155,7 @@ def bucket_examples(
     count = len(source) if first is None else min(first, len(source))
     if not cropper_input.splits:
         return np.zeros(count, np.int32)
-    told = time.monotonic()
+    logged = time.monotonic()
 
     def bucket(index: int) -> int:
         try:
@@ -171,8 +171,8 @@ def bucket_examples(
         for start in range(0, count, 1024):  # so that few calls are pending at once
             some = range(start, min(start + 1024, count))
             buckets[some] = list(pool.map(bucket, some))
-            if time.monotonic() - told > 10:
-                told = time.monotonic()
+            if time.monotonic() - logged > 10:
+                logged = time.monotonic()
                 logging.info("reading picture sizes: %d of %d", some.stop, count)
     return buckets
 

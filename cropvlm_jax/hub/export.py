@@ -106,7 +106,7 @@ def _set_longest_edge(folder: Path, longest_edge: int) -> None:
 
 
 def _write_config(source: Pretrained, folder: Path, dtype: str) -> None:
-    """The source's config, which says what the weights are stored in."""
+    """Writes the source's config with the dtype that the weights are stored in."""
     config = read_json(source.folder / "config.json")
     for part in (config, config.get("vision_config", {}), config.get("text_config", {})):
         part.pop("torch_dtype", None)  # the old name of `dtype`
@@ -115,7 +115,7 @@ def _write_config(source: Pretrained, folder: Path, dtype: str) -> None:
 
 
 def _write_generation_config(source: Pretrained, folder: Path) -> None:
-    """The source's, which makes generation stop where our replies end."""
+    """Writes the source's generation settings, with the end of our replies among the stops."""
     generation = read_json(source.folder / "generation_config.json")
     generation.pop("_from_model_config", None)  # would let config.json override the next lines
     stops = np.atleast_1d(generation.get("eos_token_id", []))

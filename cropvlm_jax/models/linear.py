@@ -47,7 +47,7 @@ def multiply(
     contract: tuple[tuple[int, ...], tuple[int, ...]],
     precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
-    """Matmul over axes `contract[0]` of `x` and `contract[1]` of `y`, of one dtype, which it keeps.
+    """Matmul over axes `contract[0]` of `x` and `contract[1]` of `y`, in the dtype of both.
 
     On a CPU, XLA multiplies bf16 in hardware only into fp32, so the result is rounded afterwards.
     """

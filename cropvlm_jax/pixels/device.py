@@ -64,7 +64,7 @@ def _upright(
 
 
 def _ordered(rows_first: Bool[Array, " G"], across: Axis, down: Axis) -> tuple[Axis, Axis]:
-    """The axis of the first pass and that of the second, of each box."""
+    """For each box, the axis of the first pass and the axis of the second."""
 
     def chosen(if_rows: Axis, if_columns: Axis) -> Axis:
         return jax.tree.map(lambda a, b: jnp.where(rows_first, a, b), if_rows, if_columns)
@@ -252,7 +252,7 @@ def _scaled(
     largest: int,
     grows: bool,
 ) -> Int[Array, " G"]:
-    """Tiles along a side of a picture that is scaled to so many tokens.
+    """How many tiles lie along a side of a picture that is scaled to `tokens` tiles.
 
     Args:
         side: The side.

@@ -307,17 +307,17 @@ def _interleave(first: Text, second: Text) -> Int[Array, " 2*L"]:
 
 
 def _ahead(values: Shaped[Array, " L"], fill: int | bool = -1, by: int = 1) -> Shaped[Array, " L"]:
-    """At every place what stands `by` places after it; `fill` at the end."""
+    """The values moved `by` places to the front: at every place, what stands `by` places on."""
     return jnp.pad(values[by:], (0, by), constant_values=fill)
 
 
 def _behind(values: Shaped[Array, " L"], fill: int | bool = -1, by: int = 1) -> Shaped[Array, " L"]:
-    """At every place what stands `by` places before it; `fill` at the beginning."""
+    """The values moved `by` places to the back: at every place, what stands `by` places before."""
     return jnp.pad(values[:-by], (by, 0), constant_values=fill)
 
 
 def _lookup(text: Text, of: Callable[[str], int]) -> Shaped[Array, " L"]:
-    """What `of` says of every character; of -1, 0."""
+    """`of` of every character in the text, and 0 where the text has ended (-1)."""
     page, pages = map(jnp.asarray, _table(of))
     return pages[page[text >> 8], text & 0xFF]
 

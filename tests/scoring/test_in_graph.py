@@ -15,7 +15,7 @@ from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.scoring import in_graph
 from cropvlm_jax.scoring.text import PUNCTUATION, WORDS
 
-CONVERSATIONS = 2500  # of 4 replies
+PROMPTS = 2500  # of 4 replies
 TOKENS = MAX_BYTES = 72
 ANSWER_LENGTH, WIDTH = 40, 60  # normalisation lengthens a text by half at most
 METRICS = ("evalai", "vicrop", "official", "anls")
@@ -75,7 +75,7 @@ def make_groups() -> tuple[np.ndarray, list[list[str]], np.ndarray]:
     """Token ids `[prompts, G, T]`, the replies they write, and whether these are too long."""
     rng = random.Random(0)
     widest = [TOKENIZER.encode("x" * length).ids for length in (WIDTH, WIDTH + 1, WIDTH - 1, 0)]
-    groups = [widest] + [[make_reply(rng) for _ in range(4)] for _ in range(CONVERSATIONS - 1)]
+    groups = [widest] + [[make_reply(rng) for _ in range(4)] for _ in range(PROMPTS - 1)]
     texts = [[TOKENIZER.decode(reply).strip() for reply in group] for group in groups]
     long = [[sum(len(written(i)) for i in reply) > MAX_BYTES for reply in g] for g in groups]
     ids = [[reply + [END] * (TOKENS - len(reply)) for reply in group] for group in groups]

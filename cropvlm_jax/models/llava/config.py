@@ -83,7 +83,7 @@ class LlavaConfig:
 
     @property
     def heads(self) -> dict[str, int]:
-        """Heads of each tower that can be told apart: query heads stay with the keys they share."""
+        """Attention heads of each part that devices may split; of the decoder, its key heads."""
         return {"vision": self.vision.num_attention_heads, "text": self.text.num_key_value_heads}
 
     @property

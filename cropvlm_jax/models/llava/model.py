@@ -59,7 +59,10 @@ class Llava(VLMModule):
     def encode_images(
         self, images: UInt8[Array, "B N S S 3"] | Float[Array, "B N S S 3"]
     ) -> Float[Array, "B N I D"]:
-        """Image tokens for the decoder, of one picture a prompt after the other.
+        """Image tokens for the decoder.
+
+        The N pictures of a prompt go through the tower one after the other, so that its activations
+        are those of one picture a prompt.
 
         Args:
             images: uint8 pixels, or floats that are normalised already.

@@ -88,10 +88,10 @@ class Qwen2_5_VL(VLMModule):
         are those of one picture a prompt.
 
         Args:
-            images: of leading axes `[B, N]`.
+            images: tiles and grids, leaves `[B, N, ...]`.
 
         Returns:
-            The same.
+            Tokens of these pictures, leaves `[B, N, I, ...]`.
         """
         turned = jax.tree.map(lambda x: x.swapaxes(0, 1), images)
         features = jax.lax.map(self._encode, turned).swapaxes(0, 1)

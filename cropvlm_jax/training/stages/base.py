@@ -44,9 +44,9 @@ class Stage(Protocol):
 
     @property
     def prepare(self) -> Callable[[Any, int], Any]:
-        """Makes the row of a batch that shows an example, of the example and its index.
+        """Turns an example and its index into a row of a batch, of NumPy arrays.
 
-        The row is NumPy arrays; processes that know no jax make it.
+        It is sent to data workers, which do not import jax.
         """
         ...
 
@@ -68,7 +68,7 @@ class Stage(Protocol):
         ...
 
     def cost(self, program: ClosedJaxpr) -> dict[str, float]:
-        """Operations of a step by phase, of what `Program.trace` returned."""
+        """Operations of a step by phase; `program` is what `Program.trace` returned."""
         ...
 
     def decoding(self, batch: Any) -> dict[str, float]:
@@ -154,7 +154,7 @@ class CropperModel:
         return cropper, weights
 
     def plain(self, weights: dict[str, Any]) -> nnx.State:
-        """The weights, or their shapes, of the model without adapters, among all of its weights."""
+        """The part of `weights`, or of their shapes, that is the model without adapters."""
         return weights["frozen"][0] if self.base else weights["params"]
 
 

@@ -45,7 +45,7 @@ class Program:
         return parallel.to_devices(batch, parallel.batch_sharding(self.mesh), batch_size)
 
     def trace(self, state: Any, batch: Any, key: Any) -> ClosedJaxpr:
-        """The program of a step, of arrays or their shapes; `compile` does not trace it again."""
+        """The step's jaxpr for these arrays or shapes; `compile` does not trace it again."""
         return self.step.trace(state, batch, key).jaxpr
 
     def compile(self, state: TrainState, batch: Any, key: jax.Array) -> Step:
