@@ -208,7 +208,8 @@ def test_a_run_with_a_black_box_stopped_by_sigterm_resumes_to_the_same_bits(tmp_
     training = [row for row in rows(whole) if "loss" in row]
     assert [row["step"] for row in training] == [1, 2, 3, 4]
     assert {"reward/accuracy", "unscored", "area", "grad_norm"} <= training[0].keys()
-    assert training[0]["unscored"] == 0 < training[0]["reward/accuracy"]
+    assert all(row["unscored"] == 0 for row in training)
+    assert any(row["reward/accuracy"] > 0 for row in training)
     assert [row["step"] for row in rows(whole) if "eval/reward/accuracy" in row] == [3, 4]
 
     stop_after(2, monkeypatch)
