@@ -109,9 +109,20 @@ class ChatReader:
         Raises:
             RuntimeError: the server refuses every request alike: a wrong key or an unknown model.
         """
+        refused = threading.Event()
+
+        def answer_one(pictures: Sequence[np.ndarray], question: str) -> Reply:
+            if refused.is_set():
+                raise RuntimeError(f"{self.name}: not asked, as the server refuses every request")
+            try:
+                return self._answer(pictures, question)
+            except RuntimeError:
+                refused.set()  # or the requests that wait would be sent all the same
+                raise
+
         with concurrent.futures.ThreadPoolExecutor(self.concurrency) as pool:
             tasks = [
-                pool.submit(self._answer, pictures, question)
+                pool.submit(answer_one, pictures, question)
                 for pictures, question in zip(images, questions, strict=True)
             ]
             try:

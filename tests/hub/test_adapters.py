@@ -96,9 +96,9 @@ def hf_logits(model) -> np.ndarray:
 
 
 def our_logits(model: SmolVLM) -> np.ndarray:
-    ids, images = batch()
+    ids, images = map(jnp.asarray, batch())
     graphdef, state = nnx.split(model)
-    run = jax.jit(lambda state: nnx.merge(graphdef, state)(ids, np.ones(ids.shape, bool), images))
+    run = jax.jit(lambda state: nnx.merge(graphdef, state)(ids, jnp.ones(ids.shape, bool), images))
     return np.asarray(run(state))
 
 

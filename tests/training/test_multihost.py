@@ -20,7 +20,7 @@ STEPS = 12
 SETTINGS = {
     "steps": STEPS,
     "batch_size": 4,
-    "learning_rate": 1e-4,
+    "learning_rate": 1e-5,  # Adam moves by it even where a gradient is nothing but rounding
     "grpo.num_generations": 2,
     "checkpoint.every": 4,
 }
