@@ -11,6 +11,7 @@ It writes `docs/results.md`, `docs/expansion.svg`, and in `README.md` what stand
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -388,13 +389,14 @@ def computed_cost() -> str:
 def assumptions() -> str:
     """What `computed_cost` assumes, in words."""
     prices = ", ".join(f"{chip} ${price:.2f}" for chip, price in DOLLARS.items())
-    return (
+    text = (
         f"Computed, never run: {PROMPTS:,} prompts (the paper's GRPO stage), 8 rollouts, all "
         f"weights trained, at {UTILISATION:.0%} of the peak rate (one H100 reached "
         f"{figures()['gpu_mfu']:.0%}), and list prices of a chip and hour on demand ({prices}), "
         "which you should look up. In brackets: pictures a second that the host must prepare for "
         "that. Compiling, supervised training, evaluation, downloads and seed boxes come on top."
     )
+    return textwrap.fill(text, 116)
 
 
 def speedrun_cost() -> str:
