@@ -15,7 +15,8 @@ from absl import logging
 from flax import nnx
 from tokenizers import Tokenizer
 
-from cropvlm_jax.hub.pretrained import SIDE_FILES, Pretrained, read_json, write_json
+from cropvlm_jax.hub.files import read_json, write_json
+from cropvlm_jax.hub.pretrained import SIDE_FILES, Pretrained
 from cropvlm_jax.hub.weights import INDEX, save_weights
 from cropvlm_jax.models.config import VLMConfig
 from cropvlm_jax.models.registry import architecture_of

@@ -3,7 +3,6 @@
 """Model folders as `transformers` writes them, opened and loaded."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from cropvlm_jax import parallel
+from cropvlm_jax.hub.files import read_json
 from cropvlm_jax.hub.weights import load_weights
 from cropvlm_jax.models.architecture import Architecture
 from cropvlm_jax.models.config import VLMConfig
@@ -52,16 +52,6 @@ def resolve(name: str | Path, weights: bool = True) -> Path:
             f"{str(name)!r} is neither an existing folder nor a model that the Hugging Face Hub "
             "gives us now (does it exist, is it private, is there a network?)"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's content; {} where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file as `transformers` formats it."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
