@@ -30,7 +30,7 @@ from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
-from cropvlm_jax.readers.base import Reader
+from cropvlm_jax.readers.base import Reader, ReaderUnavailable
 from cropvlm_jax.readers.batches import Row
 from cropvlm_jax.readers.loaded import LoadedModel, Picture, check_texts
 from cropvlm_jax.readers.vlm import VLMReader
@@ -142,7 +142,7 @@ class CropVLM(LoadedModel):
         """Looks closer at one picture, and answers with and without having done so.
 
         Raises:
-            RuntimeError: something kept the target from answering, such as a server's failure.
+            ReaderUnavailable: something kept the target from answering, such as a server's failure.
         """
         left, top, right, bottom = self.propose([image], [question])[0].tolist()
         box = (left, top, right, bottom)
@@ -154,5 +154,5 @@ class CropVLM(LoadedModel):
         replies = self.target.answer([[picture, crop], [picture]], [question] * 2)
         for reply in replies:
             if reply.unanswered:
-                raise RuntimeError(f"{self.target.name} did not answer: {reply.failure}")
+                raise ReaderUnavailable(f"{self.target.name} did not answer: {reply.failure}")
         return zoom._replace(answer=replies[0].text, answer_without_crop=replies[1].text)

@@ -17,7 +17,7 @@ from tiny_folder import LIMIT, PICTURES, SIZES, SPLIT, make_folder
 
 import cropvlm_jax
 from cropvlm_jax import api, geometry
-from cropvlm_jax.readers.base import Reply
+from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 from cropvlm_jax.readers.registry import open_reader
 from cropvlm_jax.readers.vlm import VLMReader
 
@@ -102,7 +102,7 @@ def test_any_reader_may_be_the_target(folders):
     assert zoom.answer == f"(96, 128, 3) {(*zoom.crop.size[::-1], 3)}"
     empty = api.CropVLM.from_pretrained(folders[0], Counter("empty"))(A, "What?")
     assert empty.answer == empty.answer_without_crop == ""
-    with pytest.raises(RuntimeError, match="counter did not answer: timeout: 3 s"):
+    with pytest.raises(ReaderUnavailable, match="counter did not answer: timeout: 3 s"):
         api.CropVLM.from_pretrained(folders[0], Counter("timeout: 3 s"))(A, "What?")
 
 

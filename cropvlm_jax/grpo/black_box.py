@@ -36,7 +36,7 @@ from cropvlm_jax.grpo.step import (
 )
 from cropvlm_jax.microbatching import Sums, check_divides
 from cropvlm_jax.pixels import host
-from cropvlm_jax.readers.base import Reader
+from cropvlm_jax.readers.base import Reader, ReaderUnavailable
 from cropvlm_jax.train_state import TrainState
 
 
@@ -137,7 +137,7 @@ class BlackBoxStep:
         """One step: the new state, in place of the old one, and its metrics.
 
         Raises:
-            RuntimeError: the reader answered no question of the batch.
+            ReaderUnavailable: the reader answered no question of the batch.
             ValueError: the microbatches do not divide the batch.
         """
         config = self.step.config
@@ -169,7 +169,7 @@ class BlackBoxStep:
                         learned.append((attempt.batch, experience))
                     del attempt  # or a third prefix stays on the device
         if not answered:
-            raise RuntimeError(
+            raise ReaderUnavailable(
                 f"{self.reader.name} answered no question of this batch: see the log"
             )
         return self._update(state, total, *_stacked(learned))

@@ -2,15 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every reader is: it answers questions about a picture, or a picture and a crop of it."""
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
 
 # Kinds of failure that are the reader's own doing: it saw the question and gave no answer.
 EMPTY, REFUSAL = "empty", "refusal"
+
+
+class ReaderUnavailable(ConnectionError):
+    """A reader answers nothing at all, so that there is no use in asking it more.
+
+    A run or an evaluation ends with it. It says which reader, where it is, and why.
+    """
 
 
 class Reply(NamedTuple):
@@ -42,7 +47,8 @@ class Reader(Protocol):
     Some readers can do more. `log_likelihood(images, questions, answers)` returns float `[n]`, in
     nats and summed over the tokens of an answer, `answer_tokens(answers)` int `[n]`, how many these
     are, and `image_tokens(images)` how many tokens all these pictures take together. A reader may
-    also have `settings`: what its replies depend on, by name, for reports and records.
+    also have `settings`: what its replies depend on, by name, for reports and records; and
+    `transcribes`: whether it says all the text that it sees, whatever the question.
 
     Attributes:
         name: for reports.
@@ -62,6 +68,9 @@ class Reader(Protocol):
 
         Returns:
             A reply to each question, in their order.
+
+        Raises:
+            ReaderUnavailable: it answers nothing, and will not.
         """
         ...
 
@@ -70,10 +79,3 @@ def reply_from(text: str) -> Reply:
     """The reply of a reader that wrote `text`; where that is blank, a failure of kind `EMPTY`."""
     text = text.strip()
     return Reply(text, "" if text else EMPTY)
-
-
-def png(picture: np.ndarray) -> bytes:
-    """A picture, uint8 RGB `[H, W, 3]`, as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()

@@ -16,7 +16,8 @@ from absl import logging
 from PIL import Image
 
 from cropvlm_jax.pixels import host
-from cropvlm_jax.readers.base import Reply, png, reply_from
+from cropvlm_jax.readers.base import Reply, reply_from
+from cropvlm_jax.readers.pictures import png
 
 PACKAGES = {  # of OCR engines
     "rapidocr:v4": ("rapidocr-onnxruntime", "onnxruntime"),
@@ -33,8 +34,10 @@ class OCRReader:
     Attributes:
         name: the engine and its input size.
         settings: the versions of the engine, for reports and records.
+        transcribes: True, so that evaluations look for the answer in the reply.
     """
 
+    transcribes = True
     REMEMBERED = 100_000  # pictures whose text is kept
 
     def __init__(

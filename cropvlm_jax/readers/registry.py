@@ -32,7 +32,8 @@ def open_reader(spec: str, base_url: str | None = None, **options: Any) -> Reade
     Args:
         spec: a folder, bundled model or hub id of a VLM ("zoom_digits/target", or
             "vlm:zoom_digits/target"); "openai:MODEL", at `base_url`; "rapidocr:v4", "rapidocr:v6",
-            "tesseract". Then, optionally, "@" and the pixels of pictures' longest sides.
+            "tesseract". Then, optionally, "@" and the pixels of pictures' longest sides; and of a
+            chat endpoint "@png" or "@jpeg85", as which pictures are sent.
         base_url: of a chat endpoint; None takes the environment's OPENAI_BASE_URL.
         **options: dtype and mesh, as `VLMReader.from_pretrained` takes them; other readers have
             no use for them.
@@ -42,16 +43,19 @@ def open_reader(spec: str, base_url: str | None = None, **options: Any) -> Reade
         ImportError: a package is not installed.
         ValueError: there is no such reader.
     """
-    found = re.fullmatch(r"(?:(\w+):)?([^:@].*?)(?:@(\d+))?", spec)
+    found = re.fullmatch(r"(?:(\w+):)?([^:@].*?)(?:@(\d+))?(?:@(png|jpeg\d+))?", spec)
     if not found or spec.endswith(":"):
         raise ValueError(f"{spec!r} names no reader")
     kind, name, edge = found[1], found[2], int(found[3]) if found[3] else None
+    picture_format = found[4] or ""
+    if picture_format and kind != "openai":
+        raise ValueError(f"{spec!r}: @{picture_format} is for chat endpoints, openai:MODEL")
     if kind is None and name == "tesseract":
         return OCRReader(name, tesseract(), edge)
     if kind == "rapidocr":
         return OCRReader(f"rapidocr:{name}", rapidocr(name), edge)
     if kind == "openai":
-        return ChatReader(name, base_url=base_url, longest_edge=edge)
+        return ChatReader(name, base_url=base_url, longest_edge=edge, picture_format=picture_format)
     if kind not in (None, "vlm"):
         raise ValueError(f"{spec!r}: {kind!r} is none of {', '.join(KINDS)}")
     return VLMReader.from_pretrained(name, longest_edge=edge, **options)

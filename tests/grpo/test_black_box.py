@@ -20,7 +20,7 @@ from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.export import export, write_processor_files
 from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.readers.base import Reply
+from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.scoring import in_graph
 from cropvlm_jax.train_state import TrainState
@@ -168,7 +168,7 @@ def test_what_kept_the_target_from_answering_teaches_nothing():
     assert 0 < metrics["unscored"] < 1 and np.isfinite(metrics["grad_norm"])
     silent = Ruler(lambda width: "HTTP 503: no")
     assert np.isnan(ask(silent, config, batch, boxes)).all()
-    with pytest.raises(RuntimeError, match="ruler answered no question"):
+    with pytest.raises(ReaderUnavailable, match="ruler answered no question"):
         BlackBoxStep(step, silent)(make_state(), batch, KEY)
 
 
