@@ -24,6 +24,9 @@ class GRPOConfig:
         epsilon: the ratio is clipped from below at 1 - epsilon.
         epsilon_high: the ratio is clipped from above at 1 + epsilon_high.
         beta: weight of the KL to the reference; 0 needs no reference at all.
+        kl_loss_type: how this KL is found: the "exact" sum over the actions of each choice, or "k3"
+            as in the official code, an estimate from the chosen action whose gradient is that of
+            the KL in the other direction. The metric is named `kl` or `kl_k3`.
         format_weight: weight of a loss that makes the tokens unlikely which the grammar forbids:
             the mean of -log P(an allowed token) over a completion's tokens, where P is over the
             whole vocabulary. The sampling never takes a forbidden token, so nothing else teaches
@@ -62,6 +65,7 @@ class GRPOConfig:
     epsilon: float = 0.2
     epsilon_high: float = 0.2
     beta: float = 0.01
+    kl_loss_type: objective.KLLossType = "exact"
     format_weight: float = 0.0
     loss_type: objective.LossType = "grpo"
     normaliser: int | None = None
@@ -89,7 +93,7 @@ class GRPOConfig:
                 f"reward_chunk={self.reward_chunk} does not divide "
                 f"num_generations={self.num_generations}"
             )
-        for name in ("loss_type", "scale_rewards", "likelihood", "accuracy"):
+        for name in ("kl_loss_type", "loss_type", "scale_rewards", "likelihood", "accuracy"):
             allowed = GRPOConfig.__annotations__[name].__args__
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 LossType = Literal["grpo", "dr_grpo", "dapo"]
 ScaleRewards = Literal["group", "batch", "none"]
+KLLossType = Literal["exact", "k3"]
 
 
 class Surrogate(NamedTuple):
@@ -30,7 +31,10 @@ class Surrogate(NamedTuple):
 
 
 def zero_variance(rewards: Float[Array, "B G"]) -> Bool[Array, " B"]:
-    """Groups whose finite rewards are equal up to fp32 rounding: they teach nothing.
+    """Groups whose finite rewards are equal up to fp32 rounding.
+
+    Their advantages are 0, so their rewards teach nothing; the terms of the loss that do not depend
+    on rewards, of the KL to the reference and of the format, still act on them.
 
     Args:
         rewards: fp32 `[B, G]`.
@@ -81,12 +85,39 @@ def advantages(
     return centred / (jnp.sqrt((deviations**2).sum(axis, keepdims=True) / degrees) + stabiliser)
 
 
-def kl_to_reference(
+def exact_kl(
+    log_probs: Float[Array, "*shape A"],
+    reference: Float[Array, "*shape A"],
+    allowed: Bool[Array, "*shape A"],
+) -> Float[Array, "*shape"]:
+    """KL(policy || reference) of each choice, summed over the actions: never negative.
+
+    Formula: the sum of p log(p / q), with p the policy's probabilities and q the reference's. Its
+    value and its gradient are exact at each choice. That an earlier choice changes which choices
+    come later has no part in the gradient.
+
+    Args:
+        log_probs: of the policy, of each action.
+        reference: log-probabilities of the reference.
+        allowed: the actions that can be chosen; where there is none, the result is 0.
+    """
+    terms = jnp.exp(log_probs) * (log_probs - reference)
+    return jnp.where(allowed, terms, 0.0).sum(-1)
+
+
+def k3_kl(
     log_probs: Float[Array, "*shape"], reference: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """The k3 estimate of KL(policy || reference) at the sampled actions: never negative.
+    """The k3 estimate of KL(policy || reference) from the chosen actions alone: never negative.
 
-    Formula: exp(d) - d - 1 with d = reference - policy (http://joschu.net/blog/kl-approx.html).
+    Formula: exp(d) - d - 1 with d = reference - policy (http://joschu.net/blog/kl-approx.html), as
+    in GRPO (arXiv 2402.03300). Over actions that the policy samples, its mean is the KL, but the
+    mean of its gradient is that of KL(reference || policy), the other direction: the gradient of
+    the sampling probabilities is left out.
+
+    Args:
+        log_probs: of the policy, of the chosen actions.
+        reference: of the reference, of the same actions.
     """
     difference = reference - log_probs
     return jnp.exp(difference) - difference - 1

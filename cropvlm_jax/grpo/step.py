@@ -9,7 +9,7 @@
 around a reward that comes from the host.
 
 Shape letters: B prompts, G rollouts a prompt, N tiles, I tokens of a picture, D width, T reply
-tokens.
+tokens, A actions.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class Experience(NamedTuple):
         boxes: int32 `[B, G, 4]`, the rollouts.
         rewards: what they are worth.
         advantages: fp32 `[B, G]`.
-        reference_log_probs: fp32 `[B, G, T]`, of the choices; None where beta is 0.
+        reference_log_probs: fp32 `[B, G, T, A]`, of every action; None where beta is 0.
         old_log_probs: fp32 `[B, G, T]`, of the choices under the policy that sampled; None during
             the first iteration, whose policy that is.
     """
@@ -222,7 +222,7 @@ class GRPOStep:
             with jax.named_scope("reference"):
                 model = self.reference_model(state)
                 prefix = self.read_prefix(model, batch, prompts.image_tokens)
-                reference = self.log_probs(model, prefix, batch, rollouts.boxes).chosen
+                reference = self.log_probs(model, prefix, batch, rollouts.boxes).actions
         experience = Experience(rollouts.boxes, rewards, advantages, reference)
         gradients, log_probs = self.gradients(state, batch, prompts, experience)
         gradients.sums.update(_rollout_metrics(rollouts, rewards, log_probs))
@@ -275,9 +275,10 @@ class GRPOStep:
             sums["clip_low_fraction"] = (surrogate.clipped_low & mask).sum(), tokens
             sums["clip_high_fraction"] = (surrogate.clipped_high & mask).sum(), tokens
         if experience.reference_log_probs is not None:
-            kl = objective.kl_to_reference(chosen, experience.reference_log_probs)
+            kl = self.kl(replies, experience.reference_log_probs)
             loss += config.beta * kl
-            sums["kl"] = jnp.where(mask, kl, 0).sum(), tokens
+            name = "kl" if config.kl_loss_type == "exact" else f"kl_{config.kl_loss_type}"
+            sums[name] = jnp.where(mask, kl, 0).sum(), tokens
         if config.format_weight:
             malformed = jnp.where(reply.valid, -replies.well_formed, 0).sum(-1)
             malformed /= reply.valid.sum(-1)
@@ -286,6 +287,15 @@ class GRPOStep:
         normaliser = config.normaliser or self.grammar.max_choices
         sums["loss"] = objective.aggregate(loss, mask, config.loss_type, normaliser)
         return sums["loss"][0], (sums, jnp.where(mask, chosen, 0))
+
+    def kl(
+        self, replies: ReplyLogProbs, reference: Float[Array, "B G T A"]
+    ) -> Float[Array, "B G T"]:
+        """The KL to the reference at each choice, as `config.kl_loss_type` says."""
+        if self.config.kl_loss_type == "exact":
+            return objective.exact_kl(replies.actions, reference, replies.reply.allowed)
+        chosen = jnp.take_along_axis(reference, replies.reply.action[..., None], -1)[..., 0]
+        return objective.k3_kl(replies.chosen, chosen)
 
     # 5. The optimizer ---------------------------------------------------------------------------
 

@@ -43,6 +43,13 @@ OFFICIAL = (
         "the temperature",
     ),
     Difference("grpo.beta", 0.01, "weight of the KL to the reference"),
+    Difference(
+        "grpo.kl_loss_type",
+        "k3",
+        "this KL is estimated from the chosen tokens, which makes its gradient that of the KL in "
+        "the other direction",
+        defect=True,
+    ),
     Difference("grpo.loss_type", "dr_grpo", "a reply's losses are summed over a constant"),
     Difference("grpo.normaliser", 32, "that constant is the limit of tokens of a reply"),
     Difference("grpo.scale_rewards", "none", "rewards are centred, not divided by a deviation"),

@@ -1,11 +1,14 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cropvlm_jax.grpo import objective
+from cropvlm_jax.grpo.rollout import masked_log_softmax
 
 RNG = np.random.default_rng(0)
 REWARDS = RNG.normal(-20, 3, (5, 8)).astype(np.float32)
@@ -72,23 +75,86 @@ def test_near_ties_are_blown_up_by_their_own_deviation_alone():
         assert np.abs(objective.advantages(rewards, scale)[0]).max() <= 1.1e-3
 
 
-def test_kl_is_never_negative_and_flat_at_equality():
-    policy, reference = jnp.array(RNG.normal(-3, 2, (2, 1000)), jnp.float32)
-    kl = objective.kl_to_reference(policy, reference)
+# A group of policies and references over 12 actions, some of them not allowed.
+ALLOWED = RNG.random((200, 12)) < 0.6
+ALLOWED[:, 0] = True
+LOGITS = RNG.normal(0, 3, (2, 200, 12)).astype(np.float32)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """In double precision, among the allowed actions alone."""
+    masked = np.where(ALLOWED, logits.astype(np.float64), -1e30)
+    return masked - np.log(np.exp(masked).sum(-1, keepdims=True))
+
+
+def divergence_gradient(logits: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of KL(p || q) in the logits of p, by its formula p (log p / q - KL)."""
+    log_p, log_q = log_softmax(logits), log_softmax(other)
+    p = np.exp(log_p)
+    ratio = np.where(ALLOWED, log_p - log_q, 0.0)
+    return p * (ratio - (p * ratio).sum(-1, keepdims=True))
+
+
+def policy(logits: Any) -> jax.Array:
+    return masked_log_softmax(jnp.asarray(logits), jnp.asarray(ALLOWED), 1.0)
+
+
+def test_exact_kl_and_its_gradient_are_those_of_kl_from_the_policy_to_the_reference():
+    reference = policy(LOGITS[1])
+    got = objective.exact_kl(policy(LOGITS[0]), reference, jnp.asarray(ALLOWED))
+    log_p, log_q = log_softmax(LOGITS[0]), log_softmax(LOGITS[1])
+    want = np.where(ALLOWED, np.exp(log_p) * (log_p - log_q), 0).sum(-1)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(
+        lambda x: objective.exact_kl(policy(x), reference, jnp.asarray(ALLOWED)).sum()
+    )
+    want = divergence_gradient(*LOGITS)
+    np.testing.assert_allclose(gradient(LOGITS[0]), want, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient(LOGITS[1]), 0, atol=1e-6)
+
+
+def test_exact_kl_of_no_choice_of_a_sure_one_and_of_an_impossible_one():
+    nothing = masked_log_softmax(jnp.zeros((1, 12)), jnp.zeros((1, 12), bool), 1.0)
+    assert objective.exact_kl(nothing, nothing, jnp.zeros((1, 12), bool)) == 0
+    sure, even = jnp.array([[0.0, -1e4, -1e4]]), jnp.zeros((1, 3))
+    every = jnp.ones((1, 3), bool)
+
+    def kl(logits: jax.Array, other: jax.Array) -> jax.Array:
+        p, q = (masked_log_softmax(x, every, 1.0) for x in (logits, other))
+        return objective.exact_kl(p, q, every).sum()
+
+    value, gradient = jax.value_and_grad(kl)(sure, even)
+    np.testing.assert_allclose(value, np.log(3), rtol=1e-6)
+    assert np.isfinite(gradient).all()
+    value, gradient = jax.value_and_grad(kl)(even, sure)
+    assert value > 1000 and np.isfinite(gradient).all()
+
+
+def test_mean_of_k3_is_the_kl_and_its_gradient_that_of_the_other_direction():
+    """The mean over actions of the policy, whose probabilities have no part in the gradient."""
+    reference = policy(LOGITS[1])
+
+    def mean(logits: jax.Array) -> jax.Array:
+        log_probs = policy(logits)
+        weights = jax.lax.stop_gradient(jnp.exp(log_probs))
+        return jnp.where(ALLOWED, weights * objective.k3_kl(log_probs, reference), 0).sum(-1)
+
+    want = objective.exact_kl(policy(LOGITS[0]), reference, jnp.asarray(ALLOWED))
+    np.testing.assert_allclose(mean(LOGITS[0]), want, rtol=1e-4, atol=1e-5)
+    other_direction = np.exp(log_softmax(LOGITS[0])) - np.exp(log_softmax(LOGITS[1]))
+    gradient = jax.grad(lambda x: mean(x).sum())(LOGITS[0])
+    np.testing.assert_allclose(gradient, other_direction, rtol=1e-3, atol=1e-5)
+
+
+def test_k3_is_never_negative_and_flat_at_equality():
+    chosen, reference = jnp.array(RNG.normal(-3, 2, (2, 1000)), jnp.float32)
+    kl = objective.k3_kl(chosen, reference)
     assert (kl >= 0).all()
-    difference = np.asarray(reference, np.float64) - np.asarray(policy, np.float64)
+    difference = np.asarray(reference, np.float64) - np.asarray(chosen, np.float64)
     np.testing.assert_allclose(kl, np.exp(difference) - difference - 1, rtol=1e-4, atol=1e-5)
-    gradient = jax.grad(lambda x: objective.kl_to_reference(x, reference).sum())
-    np.testing.assert_array_equal(objective.kl_to_reference(reference, reference), 0)
+    gradient = jax.grad(lambda x: objective.k3_kl(x, reference).sum())
+    np.testing.assert_array_equal(objective.k3_kl(reference, reference), 0)
     np.testing.assert_array_equal(gradient(reference), 0)
-    np.testing.assert_allclose(gradient(policy), 1 - np.exp(difference), rtol=1e-4, atol=1e-5)
-
-
-def test_kl_is_unbiased():
-    policy, reference = jax.nn.log_softmax(jnp.array([[1.0, 0, -1, 2], [0.5, 1, 0, 0]]))
-    expected = (jnp.exp(policy) * objective.kl_to_reference(policy, reference)).sum()
-    true = (jnp.exp(policy) * (policy - reference)).sum()
-    np.testing.assert_allclose(expected, true, rtol=1e-5)
 
 
 def test_clipping():

@@ -61,6 +61,7 @@ CASES = {
             scale_rewards="none",
             normaliser=32,
             temperature_in_log_probs=False,
+            kl_loss_type="k3",
             official_span=True,
             reward_chunk=2,
         )
@@ -189,7 +190,7 @@ def assert_gradients_close(got: Any, want: Any, tolerance: float):
 def assert_same(got: Result, want: Result, gain: bool):
     np.testing.assert_array_equal(got.boxes, want.boxes)
     np.testing.assert_allclose(got.likelihood, want.likelihood, rtol=0, atol=2e-5)
-    tolerances = {"loss": (0, 1e-5), "kl": (1e-4, 1e-6)}
+    tolerances = {"loss": (0, 1e-5), "kl": (1e-4, 1e-6), "kl_k3": (1e-4, 1e-6)}
     if gain:  # a difference of likelihoods, and small: as exact as they are
         tolerances |= dict.fromkeys(("reward", "reward/likelihood"), (0, 2e-5))
     for name in want.metrics:
@@ -237,7 +238,9 @@ def test_fused_equals_naive(name):
     assert_same(got, want, case.config.gain)
     # The decoding's own log-probabilities have no part in the naive version.
     assert got.metrics.keys() == want.metrics.keys() | {"sampler_gap"}
-    assert ("kl" in got.metrics) == (case.config.beta > 0)
+    exact = case.config.kl_loss_type == "exact"
+    assert ("kl" in got.metrics) == (case.config.beta > 0 and exact)
+    assert ("kl_k3" in got.metrics) == (case.config.beta > 0 and not exact)
     np.testing.assert_allclose(got.metrics["sampler_gap"], SAMPLER_GAP, atol=1e-4)
     # One rollout that is left has nothing to be compared with.
     assert got.metrics["zero_variance_groups"] == ((~case.spoil).sum(-1) < 2).mean()

@@ -314,24 +314,26 @@ def naive_advantages(rewards: np.ndarray, scale: str) -> np.ndarray:
 def log_probs_of(
     params: nnx.State, ids: jax.Array, tiles: jax.Array, allowed: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probabilities `[T - 1]` of tokens 1.. among the tokens `allowed`, bool `[T - 1, V]`, and
-    that they are among those, which says something where the grammar leaves a choice; entropies."""
+    """Log-probabilities `[T - 1, V]` of all tokens among the tokens `allowed`, bool `[T - 1, V]`;
+    `[T - 1]` of tokens 1.. to be among those, which says something where the grammar leaves a
+    choice; entropies."""
     logits = logits_of(params, ids, tiles)[:-1]
     among = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, -jnp.inf))
     inside = jnp.log(jnp.where(allowed, jax.nn.softmax(logits), 0).sum(-1))
     written = jax.nn.log_softmax(logits)[jnp.arange(ids.size - 1), ids[1:]]
     inside = jnp.where(allowed.all(-1), written, inside)
     entropy = -jnp.where(allowed, jnp.exp(among) * among, 0).sum(-1)
-    return among[jnp.arange(ids.size - 1), ids[1:]], inside, entropy
+    return among, inside, entropy
 
 
 naive_log_probs = jitted(log_probs_of)
 
 
-@functools.partial(jitted, static_argnums=0)
-@functools.partial(jax.value_and_grad, argnums=1, has_aux=True)
+@functools.partial(jitted, static_argnums=(0, 1))
+@functools.partial(jax.value_and_grad, argnums=2, has_aux=True)
 def naive_reply(
     adapters: bool,
+    exact: bool,
     trained: nnx.State,
     reply: tuple[jax.Array, ...],
     advantage: jax.Array,
@@ -342,16 +344,21 @@ def naive_reply(
     """Sum of a reply's token losses, what else there is to know, and the gradient."""
     ids, tiles, allowed, chosen, is_reply = reply
     params = Case(CONFIG, adapters).plain(trained)
-    log_probs, inside, entropy = log_probs_of(params, ids, tiles, allowed, settings["temperature"])
+    among, inside, entropy = log_probs_of(params, ids, tiles, allowed, settings["temperature"])
+    log_probs, old, other = (x[jnp.arange(ids.size - 1), ids[1:]] for x in (among, old, reference))
     ratio = jnp.exp(log_probs - old)
     low, high = 1 - settings["epsilon"], 1 + settings["epsilon_high"]
     gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
-    kl = jnp.exp(reference - log_probs) - (reference - log_probs) - 1
+    if exact:
+        gap = jnp.where(allowed, among, 0) - jnp.where(allowed, reference, 0)
+        kl = jnp.where(allowed, jnp.exp(among) * gap, 0).sum(-1)
+    else:
+        kl = jnp.exp(other - log_probs) - (other - log_probs) - 1
     # What decoding without the grammar does: any of the allowed tokens is as good.
     malformed = -jnp.where(is_reply, inside, 0).sum() / is_reply.sum()
     loss = settings["beta"] * kl - gain + settings["format_weight"] * malformed
     sums = {
-        "kl": jnp.where(chosen, kl, 0).sum(),
+        "kl" if exact else "kl_k3": jnp.where(chosen, kl, 0).sum(),
         "entropy": jnp.where(chosen, entropy, 0).sum(),
         "clip_low_fraction": (chosen & (ratio < low) & (advantage < 0)).sum(),
         "clip_high_fraction": (chosen & (ratio > high) & (advantage > 0)).sum(),
@@ -450,7 +457,8 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     tokens = sum(len(rollouts[b][g].choices) for b, g in zip(*np.nonzero(scored), strict=True))
     divisor = tokens if config.loss_type == "dapo" else scored.sum()
     for _ in range(config.num_iterations):
-        summed = "loss", "kl", "entropy", "malformed", "clip_low_fraction", "clip_high_fraction"
+        kl = "kl" if config.kl_loss_type == "exact" else "kl_k3"
+        summed = "loss", kl, "entropy", "malformed", "clip_low_fraction", "clip_high_fraction"
         total = dict.fromkeys(summed, 0.0)
         gradient = jax.tree.map(jnp.zeros_like, params)
         for inputs in learned:
@@ -459,7 +467,10 @@ def naive(case: Case, seen: np.ndarray) -> Result:
                 "dr_grpo": config.normaliser or tiny.GRAMMAR.max_choices,
                 "dapo": 1,
             }[config.loss_type]
-            (part, (sums, malformed)), grads = naive_reply(case.adapters, params, *inputs, settings)
+            exact = config.kl_loss_type == "exact"
+            (part, (sums, malformed)), grads = naive_reply(
+                case.adapters, exact, params, *inputs, settings
+            )
             total["loss"] += float(part) / length / divisor
             total["malformed"] += float(malformed) / len(learned)
             for name, value in sums.items():
@@ -469,7 +480,7 @@ def naive(case: Case, seen: np.ndarray) -> Result:
         params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, gradient)
         totals.append(total)
     there = {
-        "kl": config.beta > 0,
+        kl: config.beta > 0,
         "malformed": config.format_weight > 0,
         "clip_low_fraction": config.num_iterations > 1,
         "clip_high_fraction": config.num_iterations > 1,
