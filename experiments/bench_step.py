@@ -486,7 +486,7 @@ def main(argv: list[str]) -> None:
     del argv
     if WORKER.value:
         for found in work(WORKER.value):
-            print(json.dumps(found), flush=True)
+            print(json.dumps(found, allow_nan=False), flush=True)
         return
     cases = [Case.parse(text, PROMPTS.value) for text in CASES.value if text]
     sweeps = {name: SWEEPS[name] for name in SWEPT.value if name}
@@ -501,7 +501,11 @@ def main(argv: list[str]) -> None:
         def ours(case: Case) -> dict[str, Any]:
             options = {"model": model, "at_least": SECONDS.value, "apart": case in cases}
             task = {"case": dataclasses.asdict(case), **options}
-            return run("bench_step.py", f"--worker={json.dumps(task)}", variables=KEEP_MEMORY)
+            return run(
+                "bench_step.py",
+                f"--worker={json.dumps(task, allow_nan=False)}",
+                variables=KEEP_MEMORY,
+            )
 
         def official(case: Case, tiles: int) -> dict[str, Any]:
             if case.longest_edge > PEER_LONGEST_EDGE.value:
@@ -526,7 +530,9 @@ def main(argv: list[str]) -> None:
 
         def save() -> None:  # early and often: a whole run takes hours
             if JSON.value:
-                pathlib.Path(JSON.value).write_text(json.dumps(report, indent=2) + "\n")
+                pathlib.Path(JSON.value).write_text(
+                    json.dumps(report, indent=2, allow_nan=False) + "\n"
+                )
 
         for case in cases:
             rows, cols = host.grid(*case.size, tile_size, case.longest_edge)

@@ -73,7 +73,7 @@ def result(workdir: pathlib.Path) -> tuple[dict, list[str]]:
     manager.close()
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     metrics = [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows]
-    return jax.tree.map(np.asarray, state), [json.dumps(row) for row in metrics]
+    return jax.tree.map(np.asarray, state), [json.dumps(row, allow_nan=False) for row in metrics]
 
 
 def equal(a: tuple[dict, list[str]], b: tuple[dict, list[str]]) -> dict[str, bool]:
@@ -138,9 +138,9 @@ def main(argv: list[str]) -> None:
         "sigterm_loses_no_step": sigterm,
         "steps": STEPS.value,
     }
-    print(json.dumps(summary, indent=2))
+    print(json.dumps(summary, indent=2, allow_nan=False))
     if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps(summary, indent=2) + "\n")
+        pathlib.Path(JSON.value).write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
     if not (summary["bitwise_equal"] and sigterm and len(killed_at) == KILLS.value):
         sys.exit(1)
 

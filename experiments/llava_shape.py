@@ -29,7 +29,9 @@ def main(argv: list[str]) -> None:
     image = tokenizer.token_to_id(IMAGE)
     config = dataclasses.replace(LlavaConfig.llava_7b(), image_token_id=image)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(config.to_hf(), indent=2, allow_nan=False) + "\n"
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
 
 

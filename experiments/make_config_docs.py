@@ -85,7 +85,7 @@ def default_text(value: Any) -> str:
     """A default as a user writes it."""
     if isinstance(value, Mapping | ml_collections.ConfigDict):
         return "none"
-    return f"`{json.dumps(value) if isinstance(value, str) else value}`"
+    return f"`{json.dumps(value, allow_nan=False) if isinstance(value, str) else value}`"
 
 
 def rows(cls: type, default: Any, prefix: str) -> list[str]:

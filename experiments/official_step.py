@@ -161,7 +161,7 @@ def main(argv: list[str]) -> None:
         "phases": {phase: statistics.median(s[phase] for s in steps) for phase in steps[0]},
         "peak_mib": peak >> 20,
     }
-    print(json.dumps(result))
+    print(json.dumps(result, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def write_shape(folder: pathlib.Path, config: QwenConfig, tokenizer: Tokenizer) 
     names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
     config = dataclasses.replace(config, **dict(zip(names, ids, strict=True)))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(config.to_hf(), indent=2, allow_nan=False) + "\n"
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     return config
 

@@ -49,7 +49,7 @@ def write_replies(split: str) -> None:
         for row in source.rows:
             if "box" in row:
                 reply = {"example_id": row["example_id"], "reply": str(list(row["box"]))}
-                file.write(json.dumps(reply) + "\n")
+                file.write(json.dumps(reply, allow_nan=False) + "\n")
 
 
 def main(argv: list[str]) -> None:

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     }
     path = pathlib.Path(SAVE.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(saved, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     for reader, scores in saved["readers"].items():
         print(reader, {name: round(score, 3) for name, score in scores.items()})
 

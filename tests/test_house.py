@@ -193,6 +193,23 @@ def test_rooms_import_one_way():
     assert linter.returncode == 0, linter.stdout + linter.stderr
 
 
+def test_nothing_writes_what_is_no_json():
+    def lenient() -> Iterator[tuple[str, str]]:
+        scripts = sorted((ROOT / "experiments").rglob("*.py"))
+        trees = TREES | {f"../experiments/{p.name}": ast.parse(p.read_text()) for p in scripts}
+        for path, tree in trees.items():
+            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+                if ast.unparse(call.func) in ("json.dump", "json.dumps"):
+                    strict = any(
+                        keyword.arg == "allow_nan" and ast.unparse(keyword.value) == "False"
+                        for keyword in call.keywords
+                    )
+                    if not strict:
+                        yield path, f"line {call.lineno} lets NaN through: pass allow_nan=False"
+
+    refuse(lenient())
+
+
 WITHOUT_JAX = [
     f"cropvlm_jax.{path.removesuffix('.py').replace('/', '.')}"
     for path in TREES

@@ -293,7 +293,7 @@ def main(argv: list[str]) -> None:
     report["overrides"] = config_flags.get_override_values(flag)
     print(table(report))
     if SAVE.value:
-        text = json.dumps(report, indent=2) + "\n"
+        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
         pathlib.Path(SAVE.value).write_text(text, encoding="utf-8")
 
 

@@ -248,7 +248,9 @@ def main(argv: list[str]) -> None:
     summary = out / "summary.json"
     if summary.is_file():
         results |= json.loads(summary.read_text(encoding="utf-8"))
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (out / "results.json").write_text(
+        json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
     picture_sheet(source, results, records).save(out / "before_after.png")
     if REPORT.value:
         curves = {name: run["metrics"] for name, run in trained.items()}

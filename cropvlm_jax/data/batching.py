@@ -134,7 +134,7 @@ def write_spoken(question: str, answers: Sequence[str]) -> np.ndarray:
     """
     if not answers:
         raise ValueError("there is no answer to compare with")
-    data = json.dumps([question, *answers]).encode()
+    data = json.dumps([question, *answers], allow_nan=False).encode()
     if len(data) > SPOKEN_BYTES:
         raise ValueError(f"question and answers take {len(data)} bytes, over {SPOKEN_BYTES}")
     return np.frombuffer(data.ljust(SPOKEN_BYTES), np.uint8)

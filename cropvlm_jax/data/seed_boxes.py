@@ -128,7 +128,7 @@ def collect(
             except (OSError, ValueError) as error:
                 logging.warning("no reply for example %d of %s: %s", index, source.name, error)
             else:
-                file.write(json.dumps(row).encode() + b"\n")
+                file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
                 file.flush()
             progress(done)
 
@@ -261,7 +261,7 @@ def write_labels(labels: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(label) + "\n" for label in labels)
+        file.writelines(json.dumps(label, allow_nan=False) + "\n" for label in labels)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -270,7 +270,8 @@ def training_figure(
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a metric, at the steps where it was recorded."""
-    told = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+    given = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    told = [(step, value) for step, value in given if math.isfinite(value)]
     steps, values = np.array(told, float).reshape(-1, 2).T
     return steps, values
 

@@ -35,14 +35,18 @@ class RecordFile:
 
     def append(self, new: Sequence[Record]) -> None:
         """Writes records of the items that come next, or again of items that are there."""
-        self._file.write(b"".join(json.dumps(record).encode() + b"\n" for record in new))
+        self._file.write(
+            b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in new)
+        )
         self._file.flush()
         self._by_index |= {record["index"]: record for record in new}
 
 
 def name_records(stem: str, protocol: Mapping[str, Any]) -> str:
     """The name of the file of an evaluation's records: the stem and a digest of the protocol."""
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(
+        json.dumps(protocol, sort_keys=True, allow_nan=False).encode()
+    ).hexdigest()[:8]
     return f"{stem}.{digest}.jsonl"
 
 
@@ -65,7 +69,7 @@ def open_records(path: Path, protocol: Mapping[str, Any]) -> Iterator[RecordFile
             file.truncate(sum(map(len, lines[:-1])))
             lines.pop()
         if not lines:
-            file.write(json.dumps({"protocol": protocol}).encode() + b"\n")
+            file.write(json.dumps({"protocol": protocol}, allow_nan=False).encode() + b"\n")
             file.flush()
         records = _last_of_each([json.loads(line) for line in lines[1:]])
         if [record["index"] for record in records] != list(range(len(records))):

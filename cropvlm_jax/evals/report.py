@@ -245,7 +245,7 @@ def _protocol_section(results: Results) -> str:
     if "left_out" in results["best_scale"]:
         reason = html.escape(results["best_scale"]["left_out"])
         text += f" The control that scales the first cropper's boxes is left out: {reason}."
-    settings = html.escape(json.dumps(protocol, indent=2))
+    settings = html.escape(json.dumps(protocol, indent=2, allow_nan=False))
     content = (
         f"<details><summary>All settings and versions</summary><pre>{settings}</pre></details>"
     )

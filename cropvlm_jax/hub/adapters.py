@@ -105,7 +105,9 @@ def export_adapter(folder: str | Path, model: Any, base: str) -> None:
         save_weights(
             nnx.state(model, lora.LoRAParam), _table(linears, adapters), temporary, math.inf
         )
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (temporary / CONFIG).write_text(
+            json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
         (temporary / FILE).replace(folder / WEIGHTS)
         (temporary / CONFIG).replace(folder / CONFIG)
 

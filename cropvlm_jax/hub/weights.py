@@ -179,4 +179,4 @@ def save_weights(
         weight_map |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (Path(folder) / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (Path(folder) / INDEX).write_text(json.dumps(index, indent=2, allow_nan=False) + "\n")

@@ -146,7 +146,9 @@ def check_claim(workdir: str | os.PathLike, config: Mapping[str, Any], resume: b
     if not resume:
         raise ValueError(f"{workdir} holds a run already: resume it, or take another folder")
     saved = _settings(json.loads(file.read_text(encoding="utf-8")))
-    wanted = _settings(json.loads(json.dumps(config)))  # as it would be read: tuples are lists
+    wanted = _settings(
+        json.loads(json.dumps(config, allow_nan=False))
+    )  # as it would be read: tuples are lists
     differing = [
         f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
         for key in sorted(saved.keys() | wanted.keys())
@@ -165,7 +167,7 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     if jax.process_index() == 0 and not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         temporary.rename(file)
 
 

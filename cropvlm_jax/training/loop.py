@@ -190,5 +190,7 @@ class Trainer:
         if jax.process_index() == 0:
             seconds = round(time.monotonic() - self.began, 1)
             summary = {"steps": self.steps, "train_seconds": seconds}
-            (self.workdir / "summary.json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
+            (self.workdir / "summary.json").write_text(
+                json.dumps(summary, allow_nan=False) + "\n", encoding="utf-8"
+            )
         return True

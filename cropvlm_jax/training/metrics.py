@@ -4,13 +4,16 @@
 
 import contextlib
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
 PEAK = "peak_bytes_in_use"  # of `Device.memory_stats`
+NOT_FINITE = "not_finite"  # of a line of metrics.jsonl
 
 
 class MetricWriter:
@@ -43,8 +46,8 @@ class MetricWriter:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the scalars of a step."""
-        row = {"step": step} | {name: float(value) for name, value in sorted(metrics.items())}
-        self._jsonl.write(json.dumps(row) + "\n")
+        row = {"step": step} | without_nan({k: float(v) for k, v in sorted(metrics.items())})
+        self._jsonl.write(json.dumps(row, allow_nan=False) + "\n")
         self._jsonl.flush()
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, float(value), step)
@@ -53,6 +56,16 @@ class MetricWriter:
         """Flushes and closes the files."""
         self._jsonl.close()
         self._tensorboard.close()
+
+
+def without_nan(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Metrics as JSON can have them: one that is not finite is null.
+
+    What it is instead, "nan", "inf" or "-inf", is then said under `NOT_FINITE`, by name.
+    """
+    strange = {name: str(value) for name, value in metrics.items() if not math.isfinite(value)}
+    row: dict[str, Any] = {name: None if name in strange else v for name, v in metrics.items()}
+    return row | {NOT_FINITE: strange} if strange else row
 
 
 class Throughput:

@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
 import json
+import math
 import sys
 
 import jax
+import numpy as np
+import pytest
 from absl import logging
 
 from cropvlm_jax.progress import Progress
@@ -23,6 +26,26 @@ def test_metrics_go_on_in_jsonl_and_tensorboard_after_the_steps_that_were_saved(
         {"step": 2, "loss": 0.25, "reward": -1.0},
     ]
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) >= 1
+
+
+def no_constant(name: str):
+    raise ValueError(f"{name} is no JSON")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan"), np.inf])
+def test_what_is_not_finite_is_null_and_said(tmp_path, value):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"loss": 0.5, "grad_norm": value})
+    writer.write(2, {"loss": np.float32(0.25), "grad_norm": 1})
+    writer.close()
+    MetricWriter(tmp_path, 2).close()  # reads what it wrote
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=no_constant) for line in lines]
+    said = {"grad_norm": str(float(value))}
+    assert rows == [
+        {"step": 1, "loss": 0.5, "grad_norm": None, "not_finite": said},
+        {"step": 2, "loss": 0.25, "grad_norm": 1.0},
+    ]
 
 
 class Terminal(io.StringIO):

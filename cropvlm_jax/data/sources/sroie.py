@@ -56,7 +56,8 @@ def open(folder: str | os.PathLike, split: str) -> Source:
         raise rows.not_here(root, "SROIE", ("receipts.jsonl", "the folders img, box and key"))
     receipts, broken = rows.collect(entries, _receipt)
     first: dict[str, str] = {}
-    homes = [first.setdefault(json.dumps(r["fields"], sort_keys=True), r["name"]) for r in receipts]
+    fields = [json.dumps(r["fields"], sort_keys=True, allow_nan=False) for r in receipts]
+    homes = [first.setdefault(f, r["name"]) for f, r in zip(fields, receipts, strict=True)]
     asked: Iterator[rows.Entry] = (
         (f"{receipt['image']}, {field}", functools.partial(dict, receipt, field=field))
         for receipt, home in zip(receipts, homes, strict=True)
