@@ -93,7 +93,7 @@ def export_adapter(folder: str | Path, model: Any, base: str) -> None:
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": settings.rank,
-        "lora_alpha": settings.alpha,
+        "lora_alpha": settings.scale * settings.rank,
         "lora_dropout": settings.dropout,
         "target_modules": "|".join(_pattern(linears[path]) for path in adapters),
         "bias": "none",

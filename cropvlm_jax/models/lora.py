@@ -40,14 +40,15 @@ class LoRAConfig:
 
     Attributes:
         rank: R, the rank of the two factors of an adapter; as a flag, 0 trains all weights.
-        alpha: the adapter's output is multiplied by alpha / rank.
+        alpha: the adapter's output is multiplied by alpha / rank; None takes 2 x rank, as the paper
+            does, so that another rank alone does not change the factor.
         dropout: share of an adapter's inputs that are dropped in SFT; GRPO drops none.
         targets: regular expression that a linear layer's whole dotted path matches, as in
             `text.layers.q` (all layers of the stack) or `connector`.
     """
 
     rank: int = 128
-    alpha: float = 256.0
+    alpha: float | None = None
     dropout: float = 0.05
     targets: str = PAPER_TARGETS
 
@@ -56,6 +57,11 @@ class LoRAConfig:
             raise ValueError(f"rank={self.rank} must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is not in [0, 1)")
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's output is multiplied by."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
 
 
 class DropoutKey(nnx.Variable):
@@ -126,11 +132,6 @@ class LoRALinear(nnx.Linear):
         )
         self.lora_b = LoRAParam(jnp.zeros((*stacked, config.rank, outputs), jnp.float32))
 
-    @property
-    def scale(self) -> float:
-        """What the adapter's output is multiplied by."""
-        return self.config.alpha / self.config.rank
-
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """`[..., I]` to `[..., O]`, in the dtype of the linear layer's computation."""
         y = super().__call__(inputs, out_sharding)
@@ -139,7 +140,7 @@ class LoRALinear(nnx.Linear):
             kept = jax.random.bernoulli(self.dropout_key[...], keep, inputs.shape)
             inputs = jnp.where(kept, inputs / keep, 0)
         x, a, b = self.promote_dtype((inputs, self.lora_a[...], self.lora_b[...]), dtype=self.dtype)
-        return y + low_rank(self.scale * x, a, b, self.precision)
+        return y + low_rank(self.config.scale * x, a, b, self.precision)
 
 
 def _arguments(linear: nnx.Linear) -> dict[str, Any]:
@@ -214,12 +215,12 @@ def remove(model: Model) -> Model:
 
 
 def merge(model: Model) -> Model:
-    """The plain model that computes what the adapted one does: kernels W + alpha / rank * A B."""
+    """The plain model that computes what the adapted one does: kernels W + scale * A B."""
     merged = remove(model)
     linears = _linears(merged)
     for path, adapted in adapters(model).items():
         a, b, kernel = adapted.lora_a[...], adapted.lora_b[...], adapted.kernel[...]
-        delta = adapted.scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+        delta = adapted.config.scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
         linears[path].kernel = nnx.Param((kernel + delta).astype(kernel.dtype))
     return merged
 

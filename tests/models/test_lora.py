@@ -226,6 +226,16 @@ def test_a_rate_of_zero_drops_nothing():
     assert nnx.graphdef(dropped) == nnx.graphdef(adapted)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3, 8, 64, 100, 128, 256])
+def test_the_rank_alone_does_not_change_the_scale(rank):
+    assert lora.LoRAConfig(rank=rank).scale == 256 / 128  # the paper's alpha and rank
+    assert lora.LoRAConfig(rank=rank, alpha=32.0).scale == 32 / rank
+    layer = lora.LoRALinear(nnx.Linear(5, 7, rngs=nnx.Rngs(0)), lora.LoRAConfig(rank), nnx.Rngs(0))
+    layer.lora_a[...], layer.lora_b[...] = jnp.ones((5, rank)) / rank, jnp.ones((rank, 7))
+    added = layer(jnp.ones(5)) - nnx.Linear.__call__(layer, jnp.ones(5))
+    np.testing.assert_allclose(added, np.full(7, 10), rtol=1e-5)  # 2 * 5 whatever the rank
+
+
 def test_mistakes_are_named():
     base, adapted = make_base(), make_adapted()
     with pytest.raises(ValueError, match=r"'q_proj' matches no linear .*text\.layers\.q, .*"):

@@ -97,10 +97,19 @@ def test_a_setting_that_does_not_exist_cannot_be_set():
             setattr(section, name, 1)
 
 
+def test_another_rank_alone_does_not_change_the_scale_of_adapters():
+    config = paper_sft(512)
+    config.lora.rank = 16
+    assert load_config(config).lora.scale == 2.0
+    config.lora.alpha = 8.0
+    assert load_config(config).lora.scale == 0.5
+
+
 def test_the_papers_runs_have_the_released_settings():
     sft = load_config(paper_sft(1024))
     assert (sft.learning_rate, sft.clip_norm, sft.batch_size, sft.seed) == (5e-5, 1.0, 16, 42)
-    assert sft.lora == LoRAConfig(rank=128, alpha=256.0, dropout=0.05)
+    assert sft.lora == LoRAConfig(rank=128, dropout=0.05)
+    assert sft.lora.scale == 256 / 128
     grpo = load_config(paper_grpo(2048, "accuracy"))
     assert (grpo.grpo.num_generations, grpo.grpo.temperature, grpo.grpo.beta) == (6, 0.8, 0.01)
     assert (grpo.grpo.loss_type, grpo.grpo.normaliser) == ("dr_grpo", 32)
