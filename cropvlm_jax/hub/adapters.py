@@ -1,196 +1,295 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA adapters in and out of the folders that PEFT writes and reads."""
+"""LoRA adapters in folders as PEFT writes them, opened and read.
 
-import json
+An adapter belongs to a base model. It is added to the base's weights while these are read
+(`hub.weights`), under Hugging Face's names, so it may be on any linear layers of the base.
+
+Shape letters: I input features, O output features, R rank.
+"""
+
+import collections
+import dataclasses
 import math
 import re
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 import safetensors
-from flax import nnx
-from safetensors.numpy import load_file
 
-from cropvlm_jax.hub.pretrained import resolve
-from cropvlm_jax.hub.weights import FILE, save_weights
-from cropvlm_jax.models import lora
-from cropvlm_jax.models.config import VLMConfig
-from cropvlm_jax.models.registry import architecture_of
-from cropvlm_jax.models.weight_table import TRANSPOSE, Table, Weight
+from cropvlm_jax.hub.files import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+BASE = "base_model_name_or_path"
 PREFIX = "base_model.model."
+# Parts of a module's name that come and go with the version of transformers.
+CONTAINERS = ("base_model", "model", "language_model", "vision_model")
 
 # Keys of PEFT's config that have some values that we support, then keys that we read or that do not
 # change what an adapter computes. Any other key must be unset: a feature we do not know is refused.
 SUPPORTED = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian"),  # others change the base weights as well
+    # Others change the base weights as well.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
-# The last three are set by default, and not used by themselves.
 READ_OR_HARMLESS = set(
-    "r lora_alpha lora_dropout use_rslora target_modules exclude_modules layers_pattern "
-    "auto_mapping base_model_name_or_path inference_mode peft_version revision task_type "
-    "loftq_config megatron_core qalora_group_size".split()
+    "r lora_alpha lora_dropout use_rslora rank_pattern alpha_pattern target_modules layers_pattern "
+    "exclude_modules layers_to_transform auto_mapping base_model_name_or_path inference_mode "
+    "peft_version revision task_type eva_config loftq_config megatron_core "
+    "qalora_group_size".split()
 )
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
+REMEDY = "Merge the adapter with PEFT's merge_and_unload() and open the model that you save then"
 
 
-def _linears(config: VLMConfig) -> dict[str, str]:
-    """Paths of a model's linear layers, and Hugging Face's names of them, `{}` for the layer of a
-    stack.
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to the weight `[O, I]` of a linear layer: scale * b @ a.
 
-    Layers that are parts of a fused one there, and the patch embedding, a convolution there, are
-    not among them: PEFT has no equal of their adapters.
+    Attributes:
+        a: fp32 `[R, I]`.
+        b: fp32 `[O, R]`.
+        scale: of the product.
     """
-    return {
-        row.ours.removesuffix(".kernel"): row.hf.removesuffix(".weight")
-        for row in architecture_of(config).weights
-        if row.ours.endswith(".kernel") and row.layout is TRANSPOSE and row.part == (0, 1)
-    }
+
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight: (O, I)."""
+        return self.b.shape[0], self.a.shape[1]
+
+    def add_to(self, weight: np.ndarray, first_row: int = 0) -> np.ndarray:
+        """The sum in fp32, for the rows of the weight from `first_row` on that are given."""
+        rows = self.b[first_row : first_row + len(weight)]
+        return weight.astype(np.float32) + np.float32(self.scale) * (rows @ self.a)
 
 
-def _pattern(linear: str) -> str:
-    """Regular expression of the Hugging Face modules with the name `linear`."""
-    return re.escape(linear).replace(r"\{\}", r"\d+")
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A folder with a LoRA adapter in PEFT's format, its weights not read yet.
+
+    Attributes:
+        folder: where it is.
+        base: the folder or the name on the Hugging Face Hub of the model that it belongs to.
+        revision: of the base on the Hub; None is the newest.
+        rank: R of layers that `rank_pattern` does not name.
+        alpha: a layer's factor is alpha / R; of layers that `alpha_pattern` does not name.
+        rank_stabilised: the factor is alpha / sqrt(R) instead.
+        rank_pattern: R by the name of the module.
+        alpha_pattern: alpha by the name of the module.
+    """
+
+    folder: Path
+    base: str
+    revision: str | None
+    rank: int
+    alpha: float
+    rank_stabilised: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Adapter":
+        """Reads the config of an adapter.
+
+        Raises:
+            FileNotFoundError: the folder has no such file.
+            ValueError: the config is broken, or asks for more than LoRA; the message names the
+                file and the key.
+        """
+        file = folder / CONFIG
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} holds the weights of an adapter but no {CONFIG}")
+        config = read_json(file)
+        _check_supported(file, config)
+        base = config.get(BASE)
+        if not isinstance(base, str) or not base:
+            raise ValueError(
+                f"{file}: {BASE}={base!r}: write there the folder or the Hugging Face id of the "
+                "model that the adapter was trained on"
+            )
+        if not Path(base).expanduser().is_dir() and (folder / base).is_dir():
+            base = str((folder / base).resolve())
+        revision = config.get("revision")
+        if revision is not None and not isinstance(revision, str):
+            raise ValueError(f"{file}: revision={revision!r} is not a text")
+        _number(file, "lora_dropout", config.get("lora_dropout", 0.0), least=0)
+        return cls(
+            folder=folder,
+            base=base,
+            revision=revision,
+            rank=_rank(file, "r", config.get("r", 8)),  # the defaults are PEFT's
+            alpha=_number(file, "lora_alpha", config.get("lora_alpha", 8)),
+            rank_stabilised=bool(config.get("use_rslora")),
+            rank_pattern={k: _rank(file, n, x) for k, n, x in _pattern(file, config, "rank")},
+            alpha_pattern={k: _number(file, n, x) for k, n, x in _pattern(file, config, "alpha")},
+        )
+
+    def read(self) -> dict[str, LowRank]:
+        """The adapted linear layers by the names of their modules, which have no `PREFIX`.
+
+        Raises:
+            FileNotFoundError: there are no weights in safetensors.
+            ValueError: they are damaged, or not those of plain LoRA with the ranks of the config;
+                the message names the file and the weight.
+        """
+        file = self.folder / WEIGHTS
+        stored, found, problems = _read_weights(file), {}, []
+        factors: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
+        for name, array in stored.items():
+            parts = re.fullmatch(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])\.weight", name)
+            if parts and array.ndim == 2:
+                factors[parts[1]][parts[2]] = array
+            else:
+                problems.append(f"{name} {list(array.shape)} is no factor of a linear layer")
+        for module, pair in factors.items():
+            rank = _matching(self.rank_pattern, module, self.rank)
+            alpha = _matching(self.alpha_pattern, module, self.alpha)
+            for letter in {"A", "B"} - pair.keys():
+                problems.append(f"{module}.lora_{letter}.weight is missing")
+            ranks = {letter: pair[letter].shape["AB".index(letter)] for letter in sorted(pair)}
+            if set(ranks.values()) != {rank}:
+                problems.append(f"{module} has factors of ranks {ranks}, but {CONFIG} says {rank}")
+            elif pair.keys() == {"A", "B"}:
+                root = math.sqrt(rank) if self.rank_stabilised else rank
+                found[module] = LowRank(pair["A"], pair["B"], alpha / root)
+        _refuse(file, problems, REMEDY)
+        return found
+
+    def fit(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, LowRank]:
+        """What is added to the weights of the base.
+
+        Args:
+            shapes: of all weights of the base by Hugging Face's names.
+
+        Returns:
+            By the names in `shapes`.
+
+        Raises:
+            FileNotFoundError: there are no weights in safetensors.
+            ValueError: they are damaged, or belong to another model.
+        """
+        names = {bare_name(name.removesuffix(".weight")): name for name in shapes}
+        fitted, problems = {}, []
+        for module, low_rank in self.read().items():
+            name = names.get(bare_name(module))
+            if name is None:
+                problems.append(f"the base model has no linear layer {module}")
+            elif tuple(shapes[name]) != low_rank.shape:
+                theirs, ours = list(shapes[name]), list(low_rank.shape)
+                problems.append(
+                    f"{module} is for a weight {ours}, and the base model's is {theirs}"
+                )
+            else:
+                fitted[name] = low_rank
+        remedy = f"Is {BASE}={self.base!r} in {CONFIG} the model that it was trained on?"
+        _refuse(self.folder / WEIGHTS, problems, remedy)
+        return fitted
 
 
-def _table(linears: dict[str, str], paths: Iterable[str]) -> Table:
-    """Rows of the adapters of the linear layers `paths`."""
-    return tuple(
-        Weight(f"{PREFIX}{linears[path]}.{theirs}.weight", f"{path}.{mine}", TRANSPOSE)
-        for path in paths
-        for theirs, mine in (("lora_A", "lora_a"), ("lora_B", "lora_b"))
-    )
-
-
-def export_adapter(folder: str | Path, model: Any, base: str) -> None:
-    """Writes the adapters of a model as a folder that PEFT loads.
-
-    Args:
-        folder: where to; an older adapter there is replaced.
-        model: an adapted model (see `models.lora`).
-        base: the name on the Hugging Face Hub, or the folder, of the model they belong to.
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and no model of its own.
 
     Raises:
-        ValueError: the model has no adapters, or one that PEFT has no equal of.
+        ValueError: it holds both.
     """
-    adapters = lora.adapters(model)
-    if not adapters:
-        raise ValueError("the model has no adapters; a whole model is written by `export`")
-    linears = _linears(model.config)
-    if other := sorted(adapters.keys() - linears.keys()):
-        raise ValueError(f"PEFT has no equal of the adapters of {', '.join(other)}: merge them")
-    settings = next(iter(adapters.values())).config
-    config = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base,
-        "inference_mode": True,
-        "r": settings.rank,
-        "lora_alpha": settings.scale * settings.rank,
-        "lora_dropout": settings.dropout,
-        "target_modules": "|".join(_pattern(linears[path]) for path in adapters),
-        "bias": "none",
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as name:  # so that no file appears half written
-        temporary = Path(name)
-        save_weights(
-            nnx.state(model, lora.LoRAParam), _table(linears, adapters), temporary, math.inf
+    files = [name for name in (CONFIG, WEIGHTS, PICKLED) if (folder / name).is_file()]
+    models = sorted(file.name for file in folder.glob("model*.safetensors"))
+    if files and models:
+        raise ValueError(
+            f"{folder} holds a model ({models[0]}) and an adapter ({files[0]}): move one of them "
+            "into a folder of its own"
         )
-        (temporary / CONFIG).write_text(
-            json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        (temporary / FILE).replace(folder / WEIGHTS)
-        (temporary / CONFIG).replace(folder / CONFIG)
+    return bool(files)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    """The config of an adapter that computes nothing but plain LoRA."""
-    config = json.loads(file.read_text(encoding="utf-8"))
+def bare_name(module: str) -> str:
+    """The name of a module without the parts that differ between versions of transformers."""
+    return ".".join(part for part in module.split(".") if part not in CONTAINERS)
+
+
+def _matching(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+    """What the first key that matches a module has, as PEFT matches them."""
+    keys = (key for key in pattern if re.match(rf"(.*\.)?({key})$", module))
+    return next((pattern[key] for key in keys), default)
+
+
+def _check_supported(file: Path, config: Mapping[str, Any]) -> None:
+    """Refuses what computes anything but plain LoRA."""
     for key, value in config.items():
         if key in SUPPORTED:
             supported = value in SUPPORTED[key]
         else:
             supported = key in READ_OR_HARMLESS or not value
         if not supported:
-            raise ValueError(
-                f"{file}: {key}={value!r} is not supported. Merge the adapter with PEFT's "
-                "merge_and_unload() and load the model that you save then"
-            )
-    return config
+            raise ValueError(f"{file}: {key}={value!r} is not supported. {REMEDY}")
 
 
-def load_adapter(folder: str | Path, model: Any) -> Any:
-    """Adapts a model as an adapter saved by PEFT does.
+def _number(file: Path, key: str, value: Any, least: float | None = None) -> float:
+    """Checks that a value is a number above 0, or of at least `least`."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if value > 0 or (least is not None and value >= least):
+            return float(value)
+    needed = "above 0" if least is None else f"of at least {least}"
+    raise ValueError(f"{file}: {key}={value!r} is not a number {needed}")
 
-    Args:
-        folder: a folder, or a name on the Hugging Face Hub.
-        model: a plain model, possibly abstract; stays as it is.
 
-    Returns:
-        An adapted model that shares the weights of `model`, with rank, alpha, dropout and targets
-        from the folder.
+def _rank(file: Path, key: str, value: Any) -> int:
+    """Checks that a value is a rank."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{file}: {key}={value!r} is not a whole number of at least 1")
+    return value
 
-    Raises:
-        FileNotFoundError: there is no such adapter, or a file of it is absent.
-        ValueError: naming the feature that is not supported, or each unused, missing or misshaped
-            weight; all layers of a stack have an adapter or none.
-    """
-    folder = resolve(folder)
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} has no {file}: not an adapter in safetensors")
-    config = _read_config(folder / CONFIG)
+
+def _pattern(file: Path, config: Mapping[str, Any], what: str) -> list[tuple[str, str, Any]]:
+    """Key, name for messages and value of each entry of "rank_pattern" or "alpha_pattern"."""
+    pattern = config.get(f"{what}_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise ValueError(f"{file}: {what}_pattern={pattern!r} is not an object")
+    for key in pattern:
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise ValueError(f"{file}: {what}_pattern.{key} is no regular expression") from error
+    return [(key, f"{what}_pattern.{key}", value) for key, value in pattern.items()]
+
+
+def _read_weights(file: Path) -> dict[str, np.ndarray]:
+    """All arrays of an adapter, fp32 and finite."""
+    if not file.is_file():
+        pickled = f" but {PICKLED}" if (file.parent / PICKLED).is_file() else ""
+        raise FileNotFoundError(
+            f"{file.parent} has no {file.name}{pickled}: save the adapter with PEFT's "
+            "save_pretrained(..., safe_serialization=True)"
+        )
     try:
-        stored = load_file(folder / WEIGHTS)
+        with safetensors.safe_open(file, "numpy") as opened:
+            kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}
+            other = sorted(name for name, kind in kinds.items() if kind not in FLOATS)
+            _refuse(file, [f"{name} is of type {kinds[name]}" for name in other], REMEDY)
+            with np.errstate(over="ignore"):  # what is too large for fp32 is not finite below
+                arrays = {name: opened.get_tensor(name).astype(np.float32) for name in kinds}
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"{folder / WEIGHTS} is not a safetensors file: cut short, or a git-lfs pointer?"
+            f"{file} is not a safetensors file: cut short, or a git-lfs pointer?"
         ) from error
-    linears = _linears(model.config)
-    paths = [
-        path
-        for path, linear in linears.items()
-        if any(
-            re.fullmatch(rf"{re.escape(PREFIX)}{_pattern(linear)}\.lora_[AB]\.weight", name)
-            for name in stored
-        )
-    ]
-    if not paths:
-        kind, names = model.config.model_type, ", ".join(stored)
-        raise ValueError(f"{folder} adapts no linear layer of a {kind}, but: {names}")
-    rank = config["r"]
-    settings = lora.LoRAConfig(
-        rank=rank,
-        # Rank-stabilised LoRA scales by alpha / sqrt(r), and we by alpha / r.
-        alpha=config["lora_alpha"] * (math.sqrt(rank) if config.get("use_rslora") else 1),
-        dropout=config["lora_dropout"],
-        targets="|".join(map(re.escape, paths)),
-    )
-    adapted = nnx.eval_shape(lambda model: lora.add(model, settings, nnx.Rngs(0)), model)
-    params = nnx.state(adapted, lora.LoRAParam)
-    variables = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(params)}
-    rows = [(row, variables[row.ours]) for row in _table(linears, paths)]
-    expected: dict[str, tuple[int, ...]] = {}
-    for row, variable in rows:
-        shapes = jax.eval_shape(row.parts, variable.get_value())
-        expected |= zip(row.names(variable), (s.shape for s in shapes), strict=True)
-    problems = [f"missing weight {name}" for name in sorted(expected.keys() - stored.keys())]
-    problems += [f"unused weight {name}" for name in sorted(stored.keys() - expected.keys())]
-    for name in sorted(expected.keys() & stored.keys()):
-        if stored[name].shape != expected[name]:
-            problems.append(f"weight {name} has shape {stored[name].shape}, not {expected[name]}")
+    if not arrays:
+        raise ValueError(f"{file} holds no weights")
+    broken = [f"{name} is not finite" for name, x in arrays.items() if not np.isfinite(x).all()]
+    _refuse(file, broken, "Take an earlier checkpoint of its training")
+    return arrays
+
+
+def _refuse(file: Path, problems: Sequence[str], remedy: str) -> None:
+    """Raises a ValueError where there are problems; it tells the first, and how many follow."""
     if problems:
-        raise ValueError(f"{folder} does not fit the model:\n" + "\n".join(problems))
-    for row, variable in rows:
-        parts = [stored[name] for name in row.names(variable)]
-        variable.set_value(jnp.asarray(row.join(parts), jnp.float32))
-    return nnx.merge(nnx.graphdef(adapted), params, nnx.state(model), copy=True)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ValueError(f"{file}: {problems[0]}{more}. {remedy}")

@@ -16,13 +16,10 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 from cropvlm_jax.hub.files import read_json, write_json
-from cropvlm_jax.hub.pretrained import SIDE_FILES, Pretrained
+from cropvlm_jax.hub.pretrained import PROCESSORS, SIDE_FILES, Pretrained, processor_folder
 from cropvlm_jax.hub.weights import INDEX, save_weights
 from cropvlm_jax.models.config import VLMConfig
 from cropvlm_jax.models.registry import architecture_of
-
-# Either may hold the settings of the image processor, the second under "image_processor".
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def export(
@@ -85,15 +82,34 @@ def _replaced(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def export_processor(folder: str | Path, source: Pretrained, longest_edge: int) -> None:
+    """Writes tokenizer and processor beside an adapter, which sees pictures as in its training.
+
+    Args:
+        folder: where to; made if it is not there.
+        source: where they come from.
+        longest_edge: pixels that the processor is to resize an image's longest side to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _copy_side_files(source, folder)
+    for name in ("config.json", "generation_config.json"):  # of a whole model
+        (folder / name).unlink(missing_ok=True)
+    _set_longest_edge(folder, longest_edge)
+
+
 def _copy_side_files(source: Pretrained, folder: Path) -> None:
     """Everything but the weights: what the source has, and what an old source lacks."""
-    has_processor = any((source.folder / name).is_file() for name in PROCESSORS)
-    if not has_processor and source.architecture.processor_files is not None:
+    processor = processor_folder(source.folder, source.adapter)
+    processors = [processor / name for name in PROCESSORS if (processor / name).is_file()]
+    if not processors and source.architecture.processor_files is not None:
         write_processor_files(folder, source.config, source.tokenizer, source.longest_edge)
     for pattern in SIDE_FILES:
         for file in source.folder.glob(pattern):
-            if file.name != INDEX:
+            if file.name not in (INDEX, *PROCESSORS):
                 shutil.copyfile(file, folder / file.name)
+    for file in processors:
+        shutil.copyfile(file, folder / file.name)
 
 
 def _set_longest_edge(folder: Path, longest_edge: int) -> None:

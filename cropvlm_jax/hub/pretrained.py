@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from cropvlm_jax import parallel
+from cropvlm_jax.hub.adapters import BASE, CONFIG, Adapter, is_adapter
 from cropvlm_jax.hub.files import read_json
 from cropvlm_jax.hub.weights import load_weights
 from cropvlm_jax.models.architecture import Architecture
@@ -26,9 +27,11 @@ from cropvlm_jax.models.registry import ARCHITECTURES
 
 BUNDLED = Path(__file__).parent.parent / "assets"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt")
+# Either may hold the settings of the image processor, the second under "image_processor".
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
-def resolve(name: str | Path, weights: bool = True) -> Path:
+def resolve(name: str | Path, weights: bool = True, revision: str | None = None) -> Path:
     """The folder of a model: `name` itself, the bundled one, or the Hub's, downloaded once.
 
     Bundled are the tiny start weights, "zoom_digits/cropper" and "zoom_digits/target".
@@ -36,6 +39,7 @@ def resolve(name: str | Path, weights: bool = True) -> Path:
     Args:
         name: folder, bundled model or Hub id.
         weights: whether to download them too.
+        revision: of a model of the Hub; None is the newest.
 
     Raises:
         FileNotFoundError: `name` is none of these.
@@ -46,7 +50,9 @@ def resolve(name: str | Path, weights: bool = True) -> Path:
             return candidate
     try:
         patterns = [*SIDE_FILES, *["*.safetensors"] * weights]
-        return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
+        return Path(
+            huggingface_hub.snapshot_download(str(name), revision=revision, allow_patterns=patterns)
+        )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"{str(name)!r} is neither an existing folder nor a model that the Hugging Face Hub "
@@ -54,17 +60,46 @@ def resolve(name: str | Path, weights: bool = True) -> Path:
         ) from error
 
 
+def _base_folder(adapter: Adapter, weights: bool) -> Path:
+    """The folder of the model that an adapter belongs to."""
+    named = f"{adapter.folder / CONFIG}: {BASE}={adapter.base!r}"
+    try:
+        folder = resolve(adapter.base, weights, adapter.revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{named} is not there: write there the folder or the Hugging Face id of the model "
+            f"that the adapter was trained on ({error})"
+        ) from error
+    if is_adapter(folder):
+        raise ValueError(
+            f"{named} is an adapter itself: merge it with `cropvlm export --model={adapter.base} "
+            "--out=FOLDER` and write FOLDER there"
+        )
+    return folder
+
+
+def processor_folder(folder: Path, adapter: Adapter | None) -> Path:
+    """Where the settings of the image processor are: with the adapter, if it was saved with them.
+
+    They are those of the adapter's training then.
+    """
+    if adapter and any((adapter.folder / name).is_file() for name in PROCESSORS):
+        return adapter.folder
+    return folder
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model folder, its weights not read yet.
+    """A model folder, or an adapter's with that of its base model, its weights not read yet.
 
     Attributes:
-        folder: where it is.
+        folder: where it is; of an adapter, where its base model is.
         architecture: what kind of model.
         config: the model's shape.
         tokenizer: its tokenizer.
         longest_edge: pixels that the processor resizes an image's longest side to.
         end_token_id: the token that ends a reply.
+        adapter: is merged into the weights when they are read; None where there is none.
     """
 
     folder: Path
@@ -73,11 +108,16 @@ class Pretrained:
     tokenizer: Tokenizer
     longest_edge: int
     end_token_id: int
+    adapter: Adapter | None = None
 
     @property
     def tile_size(self) -> int:
         """Pixels of a side of what the vision tower sees, where that is one square size."""
         return self.config.vision.image_size
+
+    def is_same_model(self, other: "Pretrained") -> bool:
+        """Whether both come from the same folders, and so have the same weights."""
+        return (self.folder, self.adapter) == (other.folder, other.adapter)
 
     @classmethod
     def open(
@@ -89,7 +129,8 @@ class Pretrained:
         """Opens a folder or a model of the Hugging Face Hub.
 
         Args:
-            name: a folder, a bundled model or an id on the Hub; see `resolve`.
+            name: a folder, a bundled model or an id on the Hub; see `resolve`. May also be a LoRA
+                adapter in PEFT's format: then its base model is opened with it.
             weights: whether to download the weights too.
             processor: settings of the image processor, under Hugging Face's names, that replace
                 the folder's own; None is no setting.
@@ -98,17 +139,23 @@ class Pretrained:
             FileNotFoundError: there is no such model, or a file of it is absent.
             ValueError: its parts contradict each other or are not supported.
         """
-        folder = resolve(name, weights)
+        folder, adapter = resolve(name, weights), None
+        if is_adapter(folder):
+            adapter = Adapter.open(folder)
+            folder = _base_folder(adapter, weights)
         for file in ("config.json", "tokenizer.json"):
             if not (folder / file).is_file():
-                raise FileNotFoundError(f"{folder} has no {file}: not a model folder")
+                named = f", but {adapter.folder / CONFIG} names it as {BASE}" if adapter else ""
+                raise FileNotFoundError(f"{folder} has no {file}: not a model folder{named}")
         try:
-            return cls._read(folder, processor or {})
+            return cls._read(folder, adapter, processor or {})
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
 
     @classmethod
-    def _read(cls, folder: Path, processor: Mapping[str, Any]) -> "Pretrained":
+    def _read(
+        cls, folder: Path, adapter: Adapter | None, processor: Mapping[str, Any]
+    ) -> "Pretrained":
         """Reads what `open` has found."""
         stored = read_json(folder / "config.json")
         model_type = stored.get("model_type")
@@ -121,8 +168,9 @@ class Pretrained:
         if unknown := changes.keys() - set(architecture.processor_settings):
             raise ValueError(f"{model_type} has no processor setting {unknown}")
         # Up to version 4 transformers stores the image processor apart, since 5 nested.
-        settings = read_json(folder / "preprocessor_config.json")
-        settings |= read_json(folder / "processor_config.json").get("image_processor", {})
+        images = processor_folder(folder, adapter)
+        settings = read_json(images / "preprocessor_config.json")
+        settings |= read_json(images / "processor_config.json").get("image_processor", {})
         config = architecture.config.from_hf(stored)
         config, longest_edge = architecture.configure(config, settings, changes)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -135,7 +183,7 @@ class Pretrained:
         end = tokenizer.token_to_id(architecture.end_token)
         if end is None:
             raise ValueError(f"the tokenizer has no {architecture.end_token}")
-        return cls(folder, architecture, config, tokenizer, longest_edge, end)
+        return cls(folder, architecture, config, tokenizer, longest_edge, end, adapter)
 
     def conversations(self, **options: Any) -> Conversations:
         """The model's conversations.
@@ -194,4 +242,5 @@ class Pretrained:
                 shapes,
                 self.state_shardings(mesh, shapes),
             )
-        return nnx.merge(graphdef, load_weights(self.folder, shapes, self.architecture.weights))
+        table = self.architecture.weights
+        return nnx.merge(graphdef, load_weights(self.folder, shapes, table, self.adapter))

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from cropvlm_jax.hub.adapters import Adapter, LowRank
 from cropvlm_jax.models.weight_table import Table, Weight
 
 FILE = "model.safetensors"
@@ -39,10 +40,11 @@ def _match(table: Table, params: Any) -> dict[str, tuple[Weight, Any]]:
 
 
 class _Stored(NamedTuple):
-    """A weight in an open safetensors file."""
+    """A weight in an open safetensors file, and what an adapter adds to it."""
 
     file: Any
     name: str
+    added: LowRank | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,9 +54,12 @@ class _Stored(NamedTuple):
         """The array, or the i-th of n equal parts of it where `part` is (i, n)."""
         index, count = part
         if count == 1:
-            return self.file.get_tensor(self.name)
-        rows = self.shape[0] // count
-        return self.file.get_slice(self.name)[index * rows : (index + 1) * rows]
+            first, array = 0, self.file.get_tensor(self.name)
+        else:
+            rows = self.shape[0] // count
+            first = index * rows
+            array = self.file.get_slice(self.name)[first : first + rows]
+        return array if self.added is None else self.added.add_to(array, first)
 
 
 def _open(folder: Path, aliases: dict[str, str], stack: contextlib.ExitStack) -> dict[str, _Stored]:
@@ -87,7 +92,9 @@ def _open(folder: Path, aliases: dict[str, str], stack: contextlib.ExitStack) ->
     return stored
 
 
-def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
+def load_weights(
+    folder: str | Path, abstract_params: Any, table: Table, adapter: Adapter | None = None
+) -> Any:
     """Reads a model's weights, one parameter at a time.
 
     Args:
@@ -95,6 +102,7 @@ def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
         abstract_params: what to fill: an `nnx.State` or nested dict whose leaves give shape, dtype
             and, where set, the sharding that the weight is placed on.
         table: the rows of this architecture.
+        adapter: is merged into the weights, in fp32.
 
     Returns:
         Arrays in the structure of `abstract_params`.
@@ -108,6 +116,9 @@ def load_weights(folder: str | Path, abstract_params: Any, table: Table) -> Any:
         for row, leaf in matched.values():
             aliases |= row.aliases(leaf)
         stored = _open(Path(folder), aliases, stack)
+        if adapter is not None:
+            added = adapter.fit({name: weight.shape for name, weight in stored.items()})
+            stored |= {name: stored[name]._replace(added=part) for name, part in added.items()}
         expected: dict[str, tuple[int, ...]] = {}
         tied: dict[str, str] = {}
         for row, leaf in matched.values():

@@ -13,8 +13,8 @@ from absl import logging
 from flax import nnx
 
 from cropvlm_jax import parallel
-from cropvlm_jax.hub.adapters import export_adapter
-from cropvlm_jax.hub.export import export
+from cropvlm_jax.hub.adapter_export import export_adapter
+from cropvlm_jax.hub.export import export, export_processor
 from cropvlm_jax.models import lora
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.checkpoints import Checkpoints
@@ -177,9 +177,9 @@ def export_cropper(
     model = nnx.merge(stage.cropper.policy, *weights)
     if jax.process_index():
         return
-    config = stage.config
+    source, edge = stage.cropper.pretrained, stage.config.data.longest_edge
     if lora.adapters(model):
-        export_adapter(workdir / f"adapter{suffix}", model, config.cropper)
-    edge = config.data.longest_edge
-    merged = lora.merge(model)
-    export(workdir / f"cropper{suffix}", merged, stage.cropper.pretrained, longest_edge=edge)
+        folder, start = workdir / f"adapter{suffix}", source.adapter
+        export_processor(folder, source, edge)
+        export_adapter(folder, model, start.base if start else stage.config.cropper, start)
+    export(workdir / f"cropper{suffix}", lora.merge(model), source, longest_edge=edge)

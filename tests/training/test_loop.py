@@ -15,9 +15,7 @@ from PIL import Image
 
 from cropvlm_jax.data import order
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
-from cropvlm_jax.hub.adapters import load_adapter
 from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.models import lora
 from cropvlm_jax.training import compilation, loop
 from cropvlm_jax.training.checkpoints import Preemption
 from cropvlm_jax.training.config import default_config, load_config, source
@@ -183,7 +181,9 @@ def test_supervised_adapters_on_two_buckets_of_a_mixture(tmp_path, monkeypatch):
     exported = Pretrained.open(run / "cropper")
     assert exported.longest_edge == 128  # as trained, not as the model it was trained from
     merged = exported.load()
-    adapted = lora.merge(load_adapter(run / "adapter", base))
+    from_adapter = Pretrained.open(run / "adapter")
+    assert from_adapter.longest_edge == 128
+    adapted = from_adapter.load()
     kernels = [model.text.layers.q.kernel[...] for model in (base, merged, adapted)]
     assert abs(kernels[1] - kernels[0]).max() > 1e-3
     np.testing.assert_allclose(kernels[1], kernels[2], atol=1e-6)

@@ -87,7 +87,7 @@ class TargetModel:
         same_tower = (
             pretrained.architecture is cropper.pretrained.architecture
             # Of shapes nothing else tells that the weights are equal.
-            and (not abstract or cropper.pretrained.folder == pretrained.folder)
+            and (not abstract or cropper.pretrained.is_same_model(pretrained))
             and _same_weights(plain, weights, tower)
         )
         if same_tower and (config.lora or config.grpo.beta):

@@ -1,0 +1,187 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A folder with an adapter works wherever a model's folder does; a wrong base is named."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from cropvlm_jax import CropVLM
+from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.hub.adapter_export import export_adapter
+from cropvlm_jax.hub.adapters import BASE, CONFIG, WEIGHTS
+from cropvlm_jax.hub.export import export, export_processor
+from cropvlm_jax.hub.pretrained import BUNDLED, Pretrained
+from cropvlm_jax.models import lora
+from cropvlm_jax.readers.vlm import VLMReader
+
+NAME = "zoom_digits/cropper"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An adapter of the bundled cropper, and the folder of the merged model."""
+    folder = tmp_path_factory.mktemp("adapters")
+    source = Pretrained.open(NAME)
+    model = lora.add(source.load(), lora.LoRAConfig(rank=4), nnx.Rngs(0))
+    graphdef, trained, frozen = nnx.split(model, lora.LoRAParam, ...)
+    rng = np.random.default_rng(0)
+    trained = jax.tree.map(lambda x: rng.normal(0, 0.05, x.shape).astype(np.float32), trained)
+    model = nnx.merge(graphdef, trained, frozen)
+    export_adapter(folder / "adapter", model, NAME)
+    export(folder / "merged", lora.merge(model), source)
+    return folder
+
+
+@pytest.fixture
+def adapter(made, tmp_path):
+    """A copy of the adapter."""
+    return pathlib.Path(shutil.copytree(made / "adapter", tmp_path / "adapter"))
+
+
+def set_base(folder: pathlib.Path, base: object) -> None:
+    """Changes the base model that an adapter names."""
+    config = json.loads((folder / CONFIG).read_text()) | {BASE: base}
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+def assert_same_weights(one, other, atol=1e-6):
+    one, other = nnx.state(one), nnx.state(other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=atol), one, other)
+
+
+def test_it_is_merged_into_its_base(made):
+    opened, merged = Pretrained.open(made / "adapter"), Pretrained.open(made / "merged")
+    assert opened.folder == BUNDLED / NAME and opened.config == merged.config
+    assert_same_weights(opened.load(), merged.load())
+    plain = Pretrained.open(NAME).load().text.layers.q.kernel[...]
+    assert np.abs(plain - merged.load().text.layers.q.kernel[...]).max() > 1e-2
+
+
+def test_merging_rounds_once(made):
+    """In bfloat16 the sum is rounded, not its parts."""
+    rounded = Pretrained.open(made / "adapter").load(dtype=jax.numpy.bfloat16)
+    expected = Pretrained.open(made / "merged").load(dtype=jax.numpy.bfloat16)
+    assert_same_weights(rounded, expected, atol=2**-8)
+    values, equal = 0, 0
+    for one, other in zip(*map(jax.tree.leaves, map(nnx.state, (rounded, expected))), strict=True):
+        values, equal = values + one.size, equal + int((one == other).sum())
+    assert equal > 0.999 * values
+
+
+def test_as_a_cropper_and_as_a_reader(made):
+    scenes = [ZoomDigits("test", 4)[i] for i in range(4)]
+    pictures, questions = [s["image"] for s in scenes], [s["question"] for s in scenes]
+    boxes = [CropVLM.from_pretrained(made / x).propose(pictures, questions) for x in PAIR]
+    np.testing.assert_array_equal(*boxes)
+    one, other = (
+        VLMReader.from_pretrained(made / x).log_likelihood(
+            [[p] for p in pictures], questions, "1234"
+        )
+        for x in PAIR
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
+PAIR = ("adapter", "merged")
+
+
+def test_an_export_is_a_whole_model(made, tmp_path):
+    source = Pretrained.open(made / "adapter")
+    export(tmp_path / "out", source.load(), source)
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {file.name for file in (made / "merged").iterdir()}
+    assert_same_weights(Pretrained.open(tmp_path / "out").load(), source.load(), atol=0)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_pictures_are_prepared_as_the_adapter_says(adapter, tmp_path, nested):
+    base = Pretrained.open(NAME)
+    export_processor(adapter, base, 2 * base.longest_edge)
+    assert not (adapter / "config.json").exists()
+    if nested:  # as transformers 5 saves it
+        settings = json.loads((adapter / "preprocessor_config.json").read_text())
+        (adapter / "preprocessor_config.json").unlink()
+        file = adapter / "processor_config.json"
+        content = json.loads(file.read_text()) | {"image_processor": settings}
+        file.write_text(json.dumps(content))
+    opened = Pretrained.open(adapter)
+    assert opened.longest_edge == 2 * base.longest_edge
+    export(tmp_path / "out", opened.load(), opened)
+    assert Pretrained.open(tmp_path / "out").longest_edge == 2 * base.longest_edge
+
+
+BASES = ["absolute", "beside", "above", "nested", "working directory", "home", "dot"]
+
+
+@pytest.mark.parametrize("where", BASES)
+def test_a_base_is_found(where, adapter, tmp_path, monkeypatch):
+    parents = {"nested": adapter, "working directory": tmp_path / "work", "home": tmp_path / "home"}
+    folder = parents.get(where, tmp_path) / "base"
+    shutil.copytree(BUNDLED / NAME, folder)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "work").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "work")
+    names = {"absolute": str(folder), "nested": "base", "working directory": "base"}
+    names |= {"beside": "../base", "above": "../../adapter/../base/", "home": "~/base"}
+    names["above"] = os.path.relpath(folder, adapter) + "/"
+    names["dot"] = "./../base"
+    set_base(adapter, names[where])
+    opened = Pretrained.open(adapter)
+    assert os.path.samefile(opened.folder, folder)
+    assert Pretrained.open(os.path.relpath(adapter)).folder.samefile(folder)
+
+
+@pytest.mark.parametrize("base", ["/moved/away", "runs/old/cropper", "no/such-model", "~/x", "a b"])
+def test_a_base_that_is_not_there_is_named(adapter, base):
+    set_base(adapter, base)
+    with pytest.raises(FileNotFoundError) as caught:
+        Pretrained.open(adapter)
+    message = str(caught.value)
+    assert f"{adapter / CONFIG}: {BASE}={base!r} is not there: write there" in message
+    assert "\n" not in message
+
+
+def test_a_base_that_is_no_model_is_named(adapter, tmp_path):
+    (tmp_path / "empty").mkdir()
+    set_base(adapter, str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match=rf"empty has no config.*{adapter}.*{BASE}"):
+        Pretrained.open(adapter)
+
+
+@pytest.mark.parametrize("base", ["self", "other"])
+def test_a_base_that_is_an_adapter_is_refused(adapter, made, base):
+    set_base(adapter, str(adapter if base == "self" else made / "adapter"))
+    with pytest.raises(ValueError, match=rf"{adapter}.{CONFIG}: {BASE}=.* is an adapter itself"):
+        Pretrained.open(adapter)
+
+
+def test_a_base_of_another_shape_is_named(adapter):
+    set_base(adapter, "zoom_digits/target")
+    with pytest.raises(
+        ValueError, match=rf"{adapter}.{WEIGHTS}: .* Is {BASE}='zoom_digits/target'"
+    ):
+        Pretrained.open(adapter).load()
+
+
+def test_a_folder_with_a_model_and_an_adapter_is_refused(adapter):
+    shutil.copytree(BUNDLED / NAME, adapter, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=rf"{adapter} holds a model .* and an adapter"):
+        Pretrained.open(adapter)
+    (adapter / "model.safetensors").unlink()  # what is left is an adapter with a copied config
+    assert Pretrained.open(adapter).adapter is not None
+
+
+def test_half_written_folders_are_refused(adapter):
+    for name in (WEIGHTS, CONFIG):
+        content = (adapter / name).read_bytes()
+        (adapter / name).unlink()
+        with pytest.raises(FileNotFoundError, match=rf"{adapter} .*no {name}"):
+            Pretrained.open(adapter).load()
+        (adapter / name).write_bytes(content)
