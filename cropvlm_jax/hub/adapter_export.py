@@ -5,7 +5,7 @@
 import collections
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,7 @@ def _low_ranks(model: Any) -> dict[str, LowRank]:
     return found
 
 
-def _side_by_side(
-    first: Mapping[str, LowRank], second: Mapping[str, LowRank]
-) -> dict[str, LowRank]:
+def _side_by_side(first: dict[str, LowRank], second: dict[str, LowRank]) -> dict[str, LowRank]:
     """One adapter that computes what two do; all layers have one rank, and a scale of 1."""
     names = {bare_name(module): module for module in second}
     first = {names.get(bare_name(module), module): low_rank for module, low_rank in first.items()}

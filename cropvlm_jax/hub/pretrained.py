@@ -49,10 +49,10 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
         if candidate.is_dir():
             return candidate
     try:
-        patterns = [*SIDE_FILES, *["*.safetensors"] * weights]
-        return Path(
-            huggingface_hub.snapshot_download(str(name), revision=revision, allow_patterns=patterns)
-        )
+        options: dict[str, Any] = {"allow_patterns": [*SIDE_FILES, *["*.safetensors"] * weights]}
+        if revision is not None:
+            options["revision"] = revision
+        return Path(huggingface_hub.snapshot_download(str(name), **options))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"{str(name)!r} is neither an existing folder nor a model that the Hugging Face Hub "

@@ -82,7 +82,7 @@ def test_as_a_cropper_and_as_a_reader(made):
     np.testing.assert_array_equal(*boxes)
     one, other = (
         VLMReader.from_pretrained(made / x).log_likelihood(
-            [[p] for p in pictures], questions, "1234"
+            [[p] for p in pictures], questions, [*"1234"]
         )
         for x in PAIR
     )
