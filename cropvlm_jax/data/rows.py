@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of JSON, JSON-lines and parquet files; the broken ones are named and left out."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,32 +14,65 @@ from typing import Any
 
 from absl import logging
 
+from cropvlm_jax import texts
+from cropvlm_jax.data.source import Box
+
 Row = dict[str, Any]
 # What messages call a row, and how to read it: `collect` says which errors mean that it cannot be.
 Entry = tuple[str, Callable[[], Row]]
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 _ROW_GROUPS = threading.Lock()
+_LOST = "lost_box"  # of a row that `collect` has not seen: why it has no box
 
 
-def collect(entries: Iterable[Entry], parse: Callable[[Row], Row]) -> tuple[list[Row], list[str]]:
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """What came of the rows of a file.
+
+    Attributes:
+        examples: the usable rows.
+        skipped: a line for each row that is left out: "row 17 of train.json: no question".
+        lost_boxes: a line for each of the examples whose box is left out.
+    """
+
+    examples: list[Row]
+    skipped: list[str]
+    lost_boxes: list[str]
+
+
+def collect(entries: Iterable[Entry], parse: Callable[[Row], Row]) -> Collected:
     """Parses rows.
 
     Args:
         entries: the rows.
         parse: a row to an example; raises `ValueError`, `OSError` or `ArithmeticError` (a number
             too large) where there is none in it.
-
-    Returns:
-        The examples, and a line for each row that gave none: "row 17 of train.json: no question".
     """
-    examples, skipped = [], []
+    found = Collected([], [], [])
     for where, read in entries:
         try:
-            examples.append(parse(read()))
+            example = parse(read())
         except (ValueError, OSError, ArithmeticError, RecursionError) as error:
-            skipped.append(f"{where}: {error}")
-    return examples, skipped
+            found.skipped.append(f"{where}: {error}")
+            continue
+        if _LOST in example:
+            found.lost_boxes.append(f"{where}: {example.pop(_LOST)}")
+        found.examples.append(example)
+    return found
+
+
+def with_box(example: Row, make_box: Callable[[], Box]) -> Row:
+    """An example with its box; one that cannot be used costs the box alone.
+
+    Args:
+        example: the rest of it, for `collect`.
+        make_box: raises `ValueError`, `OSError` or `ArithmeticError` where there is none.
+    """
+    try:
+        return example | {"box": make_box()}
+    except (ValueError, OSError, ArithmeticError) as error:
+        return example | {_LOST: str(error)}
 
 
 # Fields -------------------------------------------------------------------------------------------
@@ -53,8 +87,7 @@ def text(row: Row, key: str) -> str:
         raise ValueError(f"{key} is {value!r}, not text")
     if not value.strip():
         raise ValueError(f"no {key}")
-    value.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
-    return value
+    return texts.check(value, key)
 
 
 def identifier(row: Row, key: str) -> str:
@@ -67,21 +100,27 @@ def answers(values: Any, required: bool) -> list[str]:
     """Stripped answers of all annotators, the blank ones left out.
 
     Args:
-        values: a list of strings; None where there are none.
+        values: a list, or one answer; None where there are none. Whole numbers are taken as text;
+            others are refused, as JSON forgets the zero of 12.50.
         required: whether to refuse a row without any.
     """
-    if not isinstance(values, list | None):
-        raise ValueError(f"answers are {values!r}, not a list")
-    stripped = []
-    for value in values or ():
-        if not isinstance(value, str):
-            raise ValueError(f"answer {value!r} is not text")
-        value.encode()
-        if value.strip():
-            stripped.append(value.strip())
+    if values is None:
+        values = []
+    stripped = [_answer(value) for value in (values if isinstance(values, list) else [values])]
+    stripped = [answer for answer in stripped if answer]
     if required and not stripped:
         raise ValueError("no answer")
     return stripped
+
+
+def _answer(value: Any) -> str:
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, float):
+        raise ValueError(f'answer {value!r:.80} is a number: write it as text, such as "{value!r}"')
+    if not isinstance(value, str):
+        raise ValueError(f"answer {value!r:.80} is not text")
+    return texts.check(value.strip(), "answer")
 
 
 def split_name(split: str) -> str:
@@ -145,7 +184,11 @@ def jsonl_rows(path: Path) -> Iterator[Entry]:
 
 
 def _line(line: bytes, number: int) -> Row:
-    return _object(json.loads(line.decode("utf-8-sig"))) | {"line": number}
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no JSON object in UTF-8: {error}") from error
+    return _object(row) | {"line": number}
 
 
 def _object(row: Any) -> Row:

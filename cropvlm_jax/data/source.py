@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
-from absl import logging
-
+from cropvlm_jax.data import faults
 from cropvlm_jax.pixels import host
 
 Box = tuple[int, int, int, int]
@@ -61,6 +60,10 @@ class Examples(Protocol):
         """Height and width of an example's picture; raises `OSError` or `ValueError`."""
         ...
 
+    def name_of(self, index: int) -> str:
+        """What messages call an example: its id, and the picture's file where there is one."""
+        ...
+
 
 class Source:
     """Random-access examples of one split; rows that could not be understood are left out.
@@ -71,6 +74,7 @@ class Source:
             a `fingerprint` of its own.
         read_image: Turns such an `image` into what `Example.image` holds.
         skipped: One line for each row left out: which row, and why.
+        lost_boxes: One line for each row that is used without its box, which is wrong.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Source:
         rows: Sequence[dict[str, Any]],
         read_image: Callable[[Any], Any],
         skipped: Iterable[str] = (),
+        lost_boxes: Iterable[str] = (),
     ):
         """Wraps rows that are parsed already.
 
@@ -88,24 +93,19 @@ class Source:
             read_image: Turns such an `image` into what `Example.image` holds; raises `OSError` or
                 `ValueError` where there is no picture. Picklable, as data workers are processes.
             skipped: One line for each row left out: which row, and why.
+            lost_boxes: One line for each row that is used without its box: which row, and why.
 
         Raises:
             ValueError: There is no row.
         """
-        self.name, self.skipped = name, list(skipped)
+        self.name, self.skipped, self.lost_boxes = name, list(skipped), list(lost_boxes)
         self.rows, self.read_image = rows, read_image
-        if self.skipped:
-            first = "; ".join(self.skipped[:3])
-            logging.warning(
-                "%s: %d of %d rows left out: %s%s",
-                name,
-                len(self.skipped),
-                len(self.skipped) + len(rows),
-                first,
-                " ..." if len(self.skipped) > 3 else "",
-            )
+        total = len(self.skipped) + len(rows)
+        faults.log(f"{name}: {len(self.skipped)} of {total} rows left out", self.skipped)
+        faults.log(f"{name}: {len(self.lost_boxes)} rows used without their boxes", self.lost_boxes)
         if not rows:
-            raise ValueError(f"{name}: no usable example" + (f": {first}" if self.skipped else ""))
+            why = f": {faults.some_of(self.skipped)}" if self.skipped else ""
+            raise ValueError(f"{name}: no usable example{why}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,6 +135,12 @@ class Source:
             ValueError: The picture is too large, or lies outside of the data folder.
         """
         return host.picture_size(self[index]["image"])
+
+    def name_of(self, index: int) -> str:
+        """What messages call an example: its id, and the picture's file where there is one."""
+        row = self.rows[operator.index(index)]
+        file = f" ({row['image']})" if isinstance(row["image"], str) else ""
+        return f"{row['example_id']}{file}"
 
     def part(self, start: float, stop: float) -> "Source":
         """The stretch from `start` to `stop`, shares of the examples in their order."""

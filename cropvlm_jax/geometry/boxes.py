@@ -19,8 +19,39 @@ PAPER_BOUNDS = (0.0016, 0.0038, 0.0091, 0.0351)  # quintiles of seed areas, Crop
 _REPLY = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
 
 
+def check_finite(boxes: Array) -> None:
+    """Refuses coordinates that are no numbers; of NumPy arrays, as nothing can be raised under jit.
+
+    Args:
+        boxes: Boxes in any frame, `[..., 4]`.
+
+    Raises:
+        ValueError: A coordinate is NaN or infinite.
+    """
+    if isinstance(boxes, np.ndarray) and boxes.dtype.kind == "f":
+        finite = np.isfinite(boxes).all(axis=-1)
+        if not finite.all():
+            box = boxes[~finite][0].tolist()
+            raise ValueError(f"box {box}: a coordinate is not a finite number")
+
+
+def zero_where_not_finite(converted: Array, boxes: Array) -> Array:
+    """What boxes were converted to, but 0, 0, 0, 0, which is not valid, where they are not finite.
+
+    Args:
+        converted: The boxes in another frame, `[..., 4]`.
+        boxes: The boxes that they were, `[..., 4]`.
+    """
+    xp = boxes.__array_namespace__()
+    if not xp.isdtype(boxes.dtype, "real floating"):
+        return converted
+    finite = xp.all(xp.isfinite(boxes), axis=-1, keepdims=True)
+    return xp.where(finite, converted, xp.zeros_like(converted))
+
+
 def to_text(box: Any) -> str:
-    """The reply that names `box`, such as `[12, 5, 40, 33].`"""
+    """The reply that names `box`, such as `[12, 5, 40, 33].`; raises as `check_finite` does."""
+    check_finite(np.asarray(box))
     x1, y1, x2, y2 = (int(edge) for edge in box)
     return f"[{x1}, {y1}, {x2}, {y2}]."
 
@@ -77,7 +108,11 @@ def expand(boxes: Array, factor: Any) -> Array:
 
     Returns:
         Valid boxes, int `[..., 4]`.
+
+    Raises:
+        ValueError: A coordinate is NaN or infinite.
     """
+    check_finite(boxes)
     xp = boxes.__array_namespace__()
     size = (boxes[..., 2:] - boxes[..., :2]) * xp.asarray(factor)[..., None] ** 0.5
     size = xp.minimum(size, 100.0)
@@ -86,7 +121,8 @@ def expand(boxes: Array, factor: Any) -> Array:
     whole = boxes.dtype if xp.isdtype(boxes.dtype, "integral") else int
     high = xp.floor(low + size).astype(whole)
     low = xp.minimum(xp.floor(low).astype(whole), 99)
-    return xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
+    expanded = xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
+    return zero_where_not_finite(expanded, boxes)
 
 
 def expand_by_quintile(boxes: Array, bounds: Array | None = None) -> Array:

@@ -5,12 +5,17 @@
 Original pixels and padded canvas pixels are one frame, because canvases are padded at the bottom
 and on the right. Any other frame is known by its size: an image's height and width in the frame's
 units (`frame_size`). Functions take NumPy and JAX arrays alike; JAX is not imported here.
+
+Coordinates that are NaN or infinite are refused; under jit, where nothing can be raised, the box
+becomes 0, 0, 0, 0, which is not valid.
 """
 
 import dataclasses
 import math
 
-from cropvlm_jax.geometry.boxes import Array, is_valid
+import numpy as np
+
+from cropvlm_jax.geometry.boxes import Array, check_finite, is_valid, zero_where_not_finite
 
 MAX_PIXELS = 12_845_056  # of a resized picture, in Qwen2.5-VL's released processors
 MAX_ASPECT = 200  # they refuse pictures of which one side is longer than so many times the other
@@ -136,7 +141,11 @@ def to_pixels(boxes: Array, size: Array) -> Array:
 
     Returns:
         int `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
+
+    Raises:
+        ValueError: A coordinate is NaN or infinite.
     """
+    check_finite(boxes)
     xp = boxes.__array_namespace__()
     scale = xp.stack([size[..., 1], size[..., 0]], axis=-1)
 
@@ -162,12 +171,18 @@ def from_pixels(boxes: Array, size: Array) -> Array:
 
     Returns:
         int `[..., 4]` percent, clipped to the image.
+
+    Raises:
+        ValueError: A coordinate is NaN or infinite, or the image has no pixels.
     """
+    check_finite(boxes)
+    _check_size(size)
     xp = boxes.__array_namespace__()
     scale = xp.stack([size[..., 1], size[..., 0]], axis=-1)
     low = xp.clip(boxes[..., :2] * 100 // scale, 0, 99).astype(scale.dtype)
     high = xp.clip(-(-boxes[..., 2:] * 100 // scale), 0, 100).astype(scale.dtype)
-    return xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
+    percent = xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
+    return zero_where_not_finite(percent, boxes)
 
 
 def to_percent(boxes: Array, size: Array) -> Array:
@@ -180,10 +195,15 @@ def to_percent(boxes: Array, size: Array) -> Array:
 
     Returns:
         float `[..., 4]` percent, clipped to the image.
+
+    Raises:
+        ValueError: A coordinate is NaN or infinite, or the image has no pixels.
     """
+    check_finite(boxes)
+    _check_size(size)
     xp = boxes.__array_namespace__()
     scale = xp.stack([size[..., 1], size[..., 0]] * 2, axis=-1)
-    return xp.clip(boxes * 100 / scale, 0, 100)
+    return zero_where_not_finite(xp.clip(boxes * 100 / scale, 0, 100), boxes)
 
 
 def rescale(boxes: Array, size: Array, other: Array) -> Array:
@@ -197,9 +217,22 @@ def rescale(boxes: Array, size: Array, other: Array) -> Array:
 
     Returns:
         int `[..., 4]`, clipped to the image.
+
+    Raises:
+        ValueError: A coordinate is NaN or infinite, or one of the images has no pixels.
     """
+    check_finite(boxes)
+    _check_size(size)
+    _check_size(other)
     xp = boxes.__array_namespace__()
     scale, wanted = (xp.stack([s[..., 1], s[..., 0]] * 2, axis=-1) for s in (size, other))
     pixels = xp.clip(xp.round(boxes * wanted / scale), 0, wanted).astype(wanted.dtype)
     low = xp.minimum(pixels[..., :2], wanted[..., :2] - 1)
-    return xp.concatenate([low, xp.maximum(pixels[..., 2:], low + 1)], axis=-1)
+    whole = xp.concatenate([low, xp.maximum(pixels[..., 2:], low + 1)], axis=-1)
+    return zero_where_not_finite(whole, boxes)
+
+
+def _check_size(size: Array) -> None:
+    """Refuses a height or a width below 1, of NumPy arrays `[..., 2]`."""
+    if isinstance(size, np.ndarray) and (size < 1).any():
+        raise ValueError(f"an image of height and width {size.tolist()} has no pixels")

@@ -11,11 +11,13 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from cropvlm_jax import geometry
+from cropvlm_jax.pixels import formats
 
 MAX_EDGE = 4096  # the longest edge that SmolVLM's first resize ever produces
 MAX_PIXELS = 2**28 // 3  # 256 MiB as RGB; 8K photos (33 million) and A3 scans at 600 dpi fit
 # Not what PIL hands to other programs, such as PostScript.
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_SUBFILE, _REDUCED = 254, 1  # TIFF's tag of the kind of a picture, and the small ones
 
 Picture = Image.Image | np.ndarray | bytes | str | os.PathLike
 
@@ -244,9 +246,22 @@ def _open(image: bytes | str | os.PathLike, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"Too many pixels in {name}: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise OSError(f"No picture in {name}: none of {', '.join(_FORMATS)}.") from error
+        raise OSError(_refusal(image, name)) from error
     except Exception as error:  # PIL's readers raise nearly anything on a broken file
         raise OSError(f"Cannot open {name}: {error}") from error
+
+
+def _refusal(image: bytes | str | os.PathLike, name: str) -> str:
+    """Why there is no picture in a file, and what to do: what it is, where its bytes tell."""
+    if isinstance(image, bytes):
+        head = image[: formats.HEAD]
+    else:
+        with open(image, "rb") as file:
+            head = file.read(formats.HEAD)
+    known, kind = ", ".join(_FORMATS), formats.kind_of(head)
+    if kind is None:
+        return f"No picture in {name}: none of {known}. Convert it to JPEG or PNG."
+    return f"No picture that can be opened in {name}: it is {kind.name}. To do: {kind.remedy}."
 
 
 def _upright_size(image: Image.Image, name: str) -> tuple[int, int]:
@@ -256,6 +271,11 @@ def _upright_size(image: Image.Image, name: str) -> tuple[int, int]:
     if width * height > MAX_PIXELS:
         raise ValueError(
             f"Too many pixels in {name}: {width} x {height}, over the limit of {MAX_PIXELS}."
+        )
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_SUBFILE) == _REDUCED:
+        raise ValueError(
+            f"The first picture in {name} is a thumbnail, as in raw photos (DNG, NEF): convert it "
+            "to JPEG or PNG."
         )
     # A PNG's own getexif would decode the pixels.
     turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)

@@ -86,8 +86,8 @@ def _open(
 
     if shards:
         entries = rows.parquet_rows(shards, ("questionId", "question", own_column), ("answers",))
-        examples, skipped = rows.collect(entries, parse)
-        return Source(name, examples, rows.parquet_picture, skipped)
+        found = rows.collect(entries, parse)
+        return Source(name, found.examples, rows.parquet_picture, found.skipped)
     path = rows.first_file(folder, notes)
     if path is None or pictures is None:
         expected = (
@@ -95,5 +95,6 @@ def _open(
             f"{' or '.join(notes)} with {' or '.join(f'{inner}/' for inner in picture_folders)}",
         )
         raise rows.not_here(folder, f"{title}'s {split} split", expected)
-    examples, skipped = rows.collect(rows.json_rows(path), parse)
-    return Source(name, examples, functools.partial(read_inside, str(folder)), skipped)
+    found = rows.collect(rows.json_rows(path), parse)
+    read = functools.partial(read_inside, str(folder))
+    return Source(name, found.examples, read, found.skipped)

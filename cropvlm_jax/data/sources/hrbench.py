@@ -44,9 +44,9 @@ def open(folder: str | os.PathLike, split: str) -> Source:
         raise rows.not_here(Path(folder), f"HR-Bench {split}", names)
     tsv = path.suffix == ".tsv"
     entries = _tsv_rows(path) if tsv else _parquet_rows(path)
-    examples, skipped = rows.collect(entries, functools.partial(_example, f"hrbench/{split}"))
+    found = rows.collect(entries, functools.partial(_example, f"hrbench/{split}"))
     read_picture = functools.partial(_tsv_picture, path) if tsv else _ParquetPictures(path)
-    return Source(f"hrbench/{split}", examples, read_picture, skipped)
+    return Source(f"hrbench/{split}", found.examples, read_picture, found.skipped)
 
 
 def _example(name: str, row: rows.Row) -> rows.Row:

@@ -40,7 +40,7 @@ def open(folder: str | os.PathLike, split: str) -> Source:
     Args:
         folder: holds `receipts.jsonl`, a receipt a line: `image` (a path), its `width` and `height`
             in pixels, `fields`, and `lines`, each with `text` and `box` (left, top, right, bottom
-            in pixels); or the competition's `img/*.jpg`, `box/*.csv` and `key/*.json`.
+            in pixels); or the competition's `img/` of pictures, `box/*.csv` and `key/*.json`.
         split: "train", "val" (or "validation") or "test".
 
     Raises:
@@ -54,7 +54,8 @@ def open(folder: str | os.PathLike, split: str) -> Source:
         entries = _competition_rows(root)
     else:
         raise rows.not_here(root, "SROIE", ("receipts.jsonl", "the folders img, box and key"))
-    receipts, broken = rows.collect(entries, _receipt)
+    found = rows.collect(entries, _receipt)
+    receipts = found.examples
     first: dict[str, str] = {}
     fields = [json.dumps(r["fields"], sort_keys=True, allow_nan=False) for r in receipts]
     homes = [first.setdefault(f, r["name"]) for f, r in zip(fields, receipts, strict=True)]
@@ -64,9 +65,10 @@ def open(folder: str | os.PathLike, split: str) -> Source:
         if _split(home) == split
         for field in QUESTIONS
     )
-    examples, unanswered = rows.collect(asked, functools.partial(_example, split))
+    made = rows.collect(asked, functools.partial(_example, split))
     read = functools.partial(read_inside, str(root))
-    return Source(f"sroie/{split}", examples, read, broken + unanswered)
+    skipped = found.skipped + made.skipped
+    return Source(f"sroie/{split}", made.examples, read, skipped, made.lost_boxes)
 
 
 def _split(name: str) -> str:
@@ -108,9 +110,9 @@ def _example(split: str, row: rows.Row) -> rows.Row:
         "category": field,
     }
     lines = _evidence(answer, row["lines"], last=field == "total")
-    if lines:
-        example["box"] = _around(lines, (row["height"], row["width"]))
-    return example
+    if not lines:
+        return example
+    return rows.with_box(example, functools.partial(_around, lines, (row["height"], row["width"])))
 
 
 def _evidence(answer: str, lines: list[dict[str, Any]], last: bool) -> list[dict[str, Any]]:
@@ -141,12 +143,13 @@ def _around(lines: list[dict[str, Any]], size: tuple[int, int]) -> Box:
 
 
 def _competition_rows(root: Path) -> Iterator[rows.Entry]:
-    for picture in sorted((root / "img").glob("*.jpg")):
-        yield f"receipt {picture.stem}", functools.partial(_competition_row, root, picture.stem)
+    for picture in sorted((root / "img").iterdir()):
+        yield f"receipt {picture.stem}", functools.partial(_competition_row, root, picture)
 
 
-def _competition_row(root: Path, name: str) -> rows.Row:
-    height, width = host.picture_size(inside(root, f"img/{name}.jpg"))
+def _competition_row(root: Path, picture: Path) -> rows.Row:
+    name, image = picture.stem, f"img/{picture.name}"
+    height, width = host.picture_size(inside(root, image))
     fields = json.loads(read_inside(root, f"key/{name}.json").decode("utf-8-sig"))
     lines = []
     for line in read_inside(root, f"box/{name}.csv").decode("utf-8-sig").split("\n"):
@@ -157,7 +160,7 @@ def _competition_row(root: Path, name: str) -> rows.Row:
             xs, ys = [int(x) for x in corners[0::2]], [int(y) for y in corners[1::2]]
             lines.append({"text": text, "box": [min(xs), min(ys), max(xs), max(ys)]})
     return {
-        "image": f"img/{name}.jpg",
+        "image": image,
         "width": width,
         "height": height,
         "fields": fields,

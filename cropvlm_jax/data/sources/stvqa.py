@@ -43,12 +43,14 @@ def open(folder: str | os.PathLike, split: str) -> Source:
             "answers": rows.answers(row.get("answers"), required=part == "train"),
         }
 
-    examples, skipped = rows.collect(rows.json_rows(path), parse)
-    if part == "train":
-        examples = [
-            row for row in examples if (rows.fraction(row["image"]) < VAL_SHARE) == (split == "val")
-        ]
-    return Source(f"stvqa/{split}", examples, functools.partial(_read, str(root), part), skipped)
+    found = rows.collect(rows.json_rows(path), parse)
+    examples = [
+        row
+        for row in found.examples
+        if part == "test" or (rows.fraction(row["image"]) < VAL_SHARE) == (split == "val")
+    ]
+    read = functools.partial(_read, str(root), part)
+    return Source(f"stvqa/{split}", examples, read, found.skipped)
 
 
 def _read(folder: str, part: str, relative: str) -> bytes:

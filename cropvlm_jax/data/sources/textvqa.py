@@ -40,10 +40,11 @@ def open(folder: str | os.PathLike, split: str) -> Source:
 
     if shards:
         entries = rows.parquet_rows(shards, ("image_id", "question_id", "question"), ("answers",))
-        examples, skipped = rows.collect(entries, parse)
-        return Source(f"textvqa/{split}", examples, rows.parquet_picture, skipped)
+        found = rows.collect(entries, parse)
+        return Source(f"textvqa/{split}", found.examples, rows.parquet_picture, found.skipped)
     if not notes.is_file() or not (root / pictures).is_dir():
         expected = (f"[data/]{stored}-*.parquet", f"{notes.name} with {pictures}/")
         raise rows.not_here(root, f"TextVQA's {split} split", expected)
-    examples, skipped = rows.collect(rows.json_rows(notes), parse)
-    return Source(f"textvqa/{split}", examples, functools.partial(read_inside, str(root)), skipped)
+    found = rows.collect(rows.json_rows(notes), parse)
+    read = functools.partial(read_inside, str(root))
+    return Source(f"textvqa/{split}", found.examples, read, found.skipped)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cropvlm_jax import geometry
+from cropvlm_jax import geometry, texts
 from cropvlm_jax.data import rows
 from cropvlm_jax.data.source import Box, Source, inside, read_inside
 from cropvlm_jax.pixels import host
@@ -42,10 +42,11 @@ def open(folder: str | os.PathLike, split: str = "test") -> Source:
         raise ValueError(f"V* Bench has the one split 'test', not {split!r}")
     root = Path(folder)
     entries = rows.jsonl_rows(root / QUESTIONS) if (root / QUESTIONS).is_file() else _beside(root)
-    examples, skipped = rows.collect(entries, functools.partial(_example, root))
-    if not examples and not skipped:
+    found = rows.collect(entries, functools.partial(_example, root))
+    if not found.examples and not found.skipped:
         raise rows.not_here(root, "V* Bench", (QUESTIONS, *(f"{name}/" for name in FOLDERS)))
-    return Source("vstar/test", examples, functools.partial(read_inside, str(root)), skipped)
+    read = functools.partial(read_inside, str(root))
+    return Source("vstar/test", found.examples, read, found.skipped, found.lost_boxes)
 
 
 def _beside(root: Path) -> Iterator[rows.Entry]:
@@ -83,6 +84,8 @@ def _example(root: Path, row: rows.Row) -> rows.Row:
     options = row.get("options")
     if not isinstance(options, list) or not all(isinstance(o, str) and o for o in options):
         raise ValueError(f"options are {options!r}, not a list of texts")
+    for option in options:
+        texts.check(option, "option")
     label = rows.text(row, "label").strip()
     answers = dict(zip(LETTERS, options, strict=False))
     if label not in answers:
@@ -97,7 +100,9 @@ def _example(root: Path, row: rows.Row) -> rows.Row:
         "category": rows.text(row, "category"),
     }
     targets = _notes(picture).get("bbox")
-    return example | {"box": _union(targets, height, width)} if targets else example
+    if not targets:
+        return example
+    return rows.with_box(example, functools.partial(_union, targets, height, width))
 
 
 def _parse(text: str) -> rows.Row:
