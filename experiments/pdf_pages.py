@@ -7,7 +7,8 @@
 
 `cropvlm_jax/data/sources/pdfs.py` makes questions of the text in the files. The run starts from the
 cropper of `experiments/paper/sft_1024.py` and has the settings of `paper_grpo`. No document has
-pages in both training and validation.
+pages in both training and validation. Scanned pages have no text: the log counts them and names
+their files; run OCR on these first, such as `ocrmypdf IN.pdf OUT.pdf`.
 """
 
 import ml_collections

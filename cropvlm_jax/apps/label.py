@@ -42,11 +42,12 @@ REPLIES = flags.DEFINE_string(
 MODEL = flags.DEFINE_string("model", None, "Model to ask: a folder or a Hugging Face id.")
 FRAME = flags.DEFINE_enum(
     "frame",
-    "smart_resized",
+    None,
     geometry.FRAMES,
     "What the numbers of a reply count: smart_resized, pixels of the picture as Qwen's processor "
     "resizes it (Qwen2.5-VL); thousandths of width and height (Qwen2-VL, Qwen3-VL); pixels of the "
-    "original; percent. smart_resized_unscaled reproduces a mistake of the official code.",
+    "original; percent. smart_resized_unscaled reproduces a mistake of the official code. Default: "
+    "smart_resized, refused where the numbers do not look like it.",
 )
 MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels",

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from cropvlm_jax.data import faults
 from cropvlm_jax.data.source import Source
 from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.pixels import host
@@ -32,7 +33,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
     """Writes the data set of the same name in `data.sources`; its folder is TFDS's `manual_dir`.
 
     Examples keep their order. One whose picture cannot be decoded is left out, counted and named in
-    the log and in `info.metadata["skipped"]`, together with what the source left out;
+    the log and in `info.metadata["skipped"]`, together with what the source left out, and its boxes
+    that could not be used are in `info.metadata["lost_boxes"]`;
     `info.metadata["folder"]` is where they come from, and `info.metadata["fingerprints"]` are those
     of the sources.
     """
@@ -71,7 +73,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
             builder=self,
             description=f"{self.name}, as cropvlm_jax reads it.",
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(skipped={}, fingerprints={}),
+            metadata=tfds.core.MetadataDict(skipped={}, lost_boxes={}, fingerprints={}),
             disable_shuffling=True,
         )
 
@@ -90,6 +92,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
                 logging.info("%s: no split %s: %s", self.name, split, error)
         fingerprints = {split: source.fingerprint for split, source in sources.items()}
         self.info.metadata["fingerprints"] = fingerprints
+        lost_boxes = {split: source.lost_boxes for split, source in sources.items()}
+        self.info.metadata["lost_boxes"] = lost_boxes
         return {
             split: [
                 functools.partial(
@@ -114,15 +118,14 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
                 picture = _encoded(example["image"])
                 host.to_rgb(picture)
             except (OSError, ValueError) as error:
-                left_out.append(f"{source.rows[index]['example_id']}: {error}")
-                logging.warning("left out %s", left_out[-1])
+                left_out.append(f"{source.name_of(index)}: {error}")
                 continue
             yield index, _ABSENT | example | {"image": io.BytesIO(picture)}
         if indices.stop == len(source):
             total = len(source) + len(source.skipped)
             if len(left_out) == total:
                 raise ValueError(f"{source.name}: no usable example: {left_out[0]}")
-            logging.info("%s: %d of %d examples left out", source.name, len(left_out), total)
+            faults.log(f"{source.name}: {len(left_out)} of {total} examples left out", left_out)
 
 
 _ABSENT: dict[str, Any] = {
@@ -234,8 +237,9 @@ def open_prepared(name: str, data_dir: str | os.PathLike, split: str) -> Source:
     encoded = {"image": tfds.decode.SkipDecoding()}
     records = builder.as_data_source(split, decoders=encoded)
     skipped = builder.info.metadata["skipped"][split]
-    rows = _Rows(records, range(len(records)))
-    return Source(f"{name}/{split}", rows, functools.partial(_picture, records), skipped)
+    lost_boxes = builder.info.metadata.get("lost_boxes", {}).get(split, ())
+    rows, read = _Rows(records, range(len(records))), functools.partial(_picture, records)
+    return Source(f"{name}/{split}", rows, read, skipped, lost_boxes)
 
 
 def _builder(name: str, data_dir: str | os.PathLike, splits: Sequence[str] = ()) -> Builder:

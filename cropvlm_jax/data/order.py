@@ -20,7 +20,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from cropvlm_jax.data import batching, seed_boxes
+from cropvlm_jax.data import batching, faults, seed_boxes
 from cropvlm_jax.data.source import Examples
 from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
@@ -66,6 +66,11 @@ class Mixture:
         """Height and width of an example's picture; raises as the sources do."""
         source, inner = self._find(index)
         return source.picture_size(inner)
+
+    def name_of(self, index: int) -> str:
+        """What messages call an example."""
+        source, inner = self._find(index)
+        return source.name_of(inner)
 
     @property
     def fingerprint(self) -> str:
@@ -150,19 +155,20 @@ def bucket_examples(
 
     Returns:
         100 times the rows of tiles plus the columns, int32 `[n]`, or 0 where pictures are not
-        split; -1 where the header cannot be read (the log names these).
+        split; -1 where the header cannot be read (the log counts and names these).
     """
     count = len(source) if first is None else min(first, len(source))
     if not cropper_input.splits:
         return np.zeros(count, np.int32)
     logged = time.monotonic()
+    unreadable: list[str] = []
 
     def bucket(index: int) -> int:
         try:
             height, width = source.picture_size(index)
             rows, columns = cropper_input.grid(height, width)
         except (ValueError, OSError) as error:
-            logging.warning("left out example %d: %s", index, error)
+            unreadable.append(f"{source.name_of(index)}: {error}")
             return -1
         return 100 * rows + columns
 
@@ -174,6 +180,7 @@ def bucket_examples(
             if time.monotonic() - logged > 10:
                 logged = time.monotonic()
                 logging.info("reading picture sizes: %d of %d", some.stop, count)
+    faults.log(f"{len(unreadable)} of {count} examples left out", sorted(unreadable))
     return buckets
 
 
@@ -255,7 +262,8 @@ class PlannedBatches:
             try:
                 return self._prepare(self._source[int(attempt)], int(attempt))
             except (ValueError, OSError) as error:
-                logging.warning("skipped example %d: %s", attempt, error)
+                name = self._source.name_of(int(attempt))
+                logging.warning("skipped example %d, %s: %s", attempt, name, error)
         raise ValueError(
             f"{ATTEMPTS} examples in a row could not be used, from example {index} on: see the log"
         )

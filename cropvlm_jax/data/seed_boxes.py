@@ -8,6 +8,7 @@ the labeller saw, where that is known. A label is `{"example_id", "box", "seed"}
 after expansion (whole numbers) and before it (unrounded).
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -20,11 +21,12 @@ from absl import logging
 from PIL import Image
 
 from cropvlm_jax import geometry
-from cropvlm_jax.data import rows
+from cropvlm_jax.data import faults, framed_boxes, rows
 from cropvlm_jax.data.source import Box, Source
 from cropvlm_jax.pixels import host
 
 MAX_NEW_TOKENS = 128
+DEFAULT_FRAME = "smart_resized"  # of the labeller that the paper takes
 _NUMBER = r"\s*(-?\d{1,9}(?:\.\d*)?)\s*"
 _LIST = rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
 _NAMED = re.compile(rf"bbox_2d['\"]?\s*:\s*{_LIST}")
@@ -40,8 +42,26 @@ def prompt(question: str) -> str:
     )
 
 
+def written_box(reply: str) -> tuple[float, float, float, float]:
+    """The numbers of the box that a labeller names: the first `bbox_2d`, or the first four numbers.
+
+    Args:
+        reply: JSON, fenced or bare, with prose around it or not.
+
+    Raises:
+        ValueError: There is no box, or it is not ordered.
+    """
+    match = _NAMED.search(reply) or _BARE.search(reply)
+    if match is None:
+        raise ValueError(f"no box in {reply[:80]!r}")
+    x1, y1, x2, y2 = (float(number) for number in match.groups())
+    if x1 >= x2 or y1 >= y2:
+        raise ValueError(f"box {[x1, y1, x2, y2]} is empty or out of order")
+    return x1, y1, x2, y2
+
+
 def parse(reply: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The percent box that a labeller names: the first `bbox_2d`, or else the first four numbers.
+    """The percent box that a labeller names, as `written_box` finds it.
 
     Like the official code it takes the first of several boxes, and does not round. What reaches
     beyond the image is clipped.
@@ -53,16 +73,18 @@ def parse(reply: str, size: tuple[int, int]) -> tuple[float, float, float, float
     Raises:
         ValueError: There is no box, it is not ordered, or no part of it is in the image.
     """
-    match = _NAMED.search(reply) or _BARE.search(reply)
-    if match is None:
-        raise ValueError(f"no box in {reply[:80]!r}")
-    box = x1, y1, x2, y2 = [float(number) for number in match.groups()]
-    if x1 >= x2 or y1 >= y2:
-        raise ValueError(f"box {box} is empty or out of order")
+    return _inside(written_box(reply), size)
+
+
+def _inside(
+    box: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The percent box of numbers in a frame; see `parse`."""
+    x1, y1, x2, y2 = box
     height, width = size
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
         raise ValueError(
-            f"box {box} lies outside of the {width} x {height} image; is the frame right?"
+            f"box {list(box)} lies outside of the {width} x {height} image; is the frame right?"
         )
     percent = geometry.to_percent(np.array(box), np.array(size))
     return tuple(percent.tolist())  # type: ignore[return-value]
@@ -71,7 +93,8 @@ def parse(reply: str, size: tuple[int, int]) -> tuple[float, float, float, float
 def read_replies(path: str | os.PathLike) -> dict[str, rows.Row]:
     """Replies by example; the last one where an example has several.
 
-    A line that is no reply, such as one that an interruption tore, is named in the log and skipped.
+    Lines that are no reply, such as one that an interruption tore, are skipped; the log counts and
+    names them.
     """
 
     def check(row: rows.Row) -> rows.Row:
@@ -83,10 +106,11 @@ def read_replies(path: str | os.PathLike) -> dict[str, rows.Row]:
             case size:
                 raise ValueError(f"resized is {size!r}, not [height, width]")
 
-    replies, skipped = rows.collect(rows.jsonl_rows(Path(path)), check)
-    for line in skipped:
-        logging.warning("skipped %s", line)
-    return {row["example_id"]: row for row in replies}
+    found = rows.collect(rows.jsonl_rows(Path(path)), check)
+    skipped = found.skipped
+    total = len(found.examples) + len(skipped)
+    faults.log(f"{path}: {len(skipped)} of {total} lines skipped", skipped)
+    return {row["example_id"]: row for row in found.examples}
 
 
 def unanswered(source: Source, path: str | os.PathLike) -> list[int]:
@@ -104,7 +128,7 @@ def collect(
 ) -> None:
     """Asks about examples and appends each reply as it comes, so that an interruption loses none.
 
-    An example whose picture is broken or refused is named in the log and skipped.
+    Examples whose pictures are broken or refused are skipped; the log counts and names them.
 
     Args:
         source: The examples.
@@ -119,6 +143,7 @@ def collect(
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 file.write(b"\n")  # what an interruption tore becomes a line of its own
+        unasked: list[str] = []
         for done, index in enumerate(indices, start=1):
             try:
                 example = source[index]
@@ -126,11 +151,15 @@ def collect(
                 row = {"example_id": example["example_id"]}
                 row |= ask(picture, prompt(example["question"]))
             except (OSError, ValueError) as error:
-                logging.warning("no reply for example %d of %s: %s", index, source.name, error)
+                unasked.append(f"{source.name_of(index)}: {error}")
+                if len(unasked) <= faults.SHOWN:  # at once, as there may be hours to go
+                    logging.warning("no reply for example %d of %s: %s", index, source.name, error)
             else:
                 file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
                 file.flush()
             progress(done)
+    what = f"{source.name}: no reply for {len(unasked)} of {len(indices)} examples"
+    faults.log(what, unasked)
 
 
 def load_labeller(name: str, max_pixels: int | None) -> Callable[[np.ndarray, str], dict[str, Any]]:
@@ -181,10 +210,29 @@ def load_labeller(name: str, max_pixels: int | None) -> Callable[[np.ndarray, st
     return ask
 
 
+@dataclasses.dataclass
+class _Boxes:
+    """The boxes of a file of replies.
+
+    Attributes:
+        seeds: percent boxes by example.
+        written: the numbers of the boxes, as they stand in the replies.
+        sizes: heights and widths of their pictures, in the units of the frame.
+        unusable: a line for each example whose picture cannot be used.
+        failed: a line for each reply that names no box in the picture.
+    """
+
+    seeds: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    written: list[tuple[float, ...]] = dataclasses.field(default_factory=list)
+    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    unusable: list[str] = dataclasses.field(default_factory=list)
+    failed: list[str] = dataclasses.field(default_factory=list)
+
+
 def make_labels(
     source: Source,
     replies: Mapping[str, Mapping[str, Any]],
-    frame: str,
+    frame: str | None = None,
     max_pixels: int = geometry.MAX_PIXELS,
     bounds: Sequence[float] | None = None,
     whole_image_on_failure: bool = False,
@@ -195,18 +243,57 @@ def make_labels(
         source: The examples.
         replies: What `read_replies` returns; examples without a reply are left out, and counted in
             the log.
-        frame: The frame that the labeller writes boxes in, one of `geometry.FRAMES`.
+        frame: The frame that the labeller writes boxes in, one of `geometry.FRAMES`. None takes
+            `DEFAULT_FRAME`, unless the boxes do not look like it.
         max_pixels: The limit of the labeller's processor, for replies that do not carry `resized`.
         bounds: Areas where the quintiles begin, `[4]`; None takes those of the seed boxes.
         whole_image_on_failure: Whether the whole image becomes the seed box of a reply that `parse`
             refuses, as in the official code; by default such replies are left out.
 
     Raises:
-        ValueError: Not one label came of it.
+        ValueError: Not one label came of it, or no frame is given and the boxes look as if they
+            were in another one than the default.
     """
-    names, seeds, failed, unusable = [], [], 0, 0
-    known = _ids(source)
-    for index, name in enumerate(known):
+    found = _read_boxes(source, replies, frame or DEFAULT_FRAME, max_pixels, whole_image_on_failure)
+    known = set(_ids(source))
+    logging.info(
+        "%s: %d examples, %d without a reply, %d with an unusable picture, %d replies failed, "
+        "%d labels; %d replies are about other examples",
+        source.name,
+        len(known),
+        len(known - replies.keys()),
+        len(found.unusable),
+        len(found.failed),
+        len(found.seeds),
+        len(replies.keys() - known),
+    )
+    faults.log(f"{source.name}: {len(found.unusable)} unusable pictures", found.unusable)
+    faults.log(f"{source.name}: {len(found.failed)} replies failed", found.failed)
+    _check_frame(found, frame)
+    if not found.seeds:
+        raise ValueError(
+            f"no label for {source.name}: {len(known)} examples and {len(replies)} replies share "
+            f"{len(replies.keys() & known)} example ids, of which {len(found.failed)} replies "
+            f"failed and {len(found.unusable)} pictures are unusable"
+        )
+    seeds = list(found.seeds.values())
+    expanded = geometry.expand_by_quintile(np.array(seeds), bounds)
+    return [
+        {"example_id": name, "box": box, "seed": list(seed)}
+        for name, box, seed in zip(found.seeds, expanded.tolist(), seeds, strict=True)
+    ]
+
+
+def _read_boxes(
+    source: Source,
+    replies: Mapping[str, Mapping[str, Any]],
+    frame: str,
+    max_pixels: int,
+    whole_image_on_failure: bool,
+) -> _Boxes:
+    """The boxes of replies; the arguments are those of `make_labels`."""
+    found = _Boxes()
+    for index, name in enumerate(_ids(source)):
         if name not in replies:
             continue
         reply = replies[name]
@@ -217,42 +304,44 @@ def make_labels(
                 height, width = host.picture_size(source[index]["image"])
                 size = geometry.frame_size(frame, height, width, max_pixels)
         except (OSError, ValueError) as error:
-            unusable += 1
-            logging.warning("%s is left out: %s", name, error)
+            found.unusable.append(f"{source.name_of(index)} is left out: {error}")
             continue
         try:
-            seed = parse(reply["reply"], size)
+            box = written_box(reply["reply"])
+            found.written.append(box)
+            found.sizes.append(size)
+            found.seeds[name] = _inside(box, size)
         except ValueError as error:
-            failed += 1
             fate = "gets the whole image" if whole_image_on_failure else "is left out"
-            logging.warning("%s %s: %s", name, fate, error)
-            if not whole_image_on_failure:
-                continue
-            seed = geometry.FULL
-        names.append(name)
-        seeds.append(seed)
+            found.failed.append(f"{name} {fate}: {error}")
+            if whole_image_on_failure:
+                found.seeds[name] = geometry.FULL
+    return found
+
+
+def _check_frame(found: _Boxes, frame: str | None) -> None:
+    """Refuses boxes that do not look like the default frame, and warns about one that was given.
+
+    Args:
+        found: The boxes.
+        frame: The frame that was given; None where the default one was taken.
+    """
+    if not found.written:
+        return
+    boxes, sizes = np.array(found.written), np.array(found.sizes)
+    read_as = frame or DEFAULT_FRAME
+    high, wide = sizes.max(0)
     logging.info(
-        "%s: %d examples, %d without a reply, %d with an unusable picture, %d replies failed, "
-        "%d labels; %d replies are about other examples",
-        source.name,
-        len(known),
-        len(set(known) - replies.keys()),
-        unusable,
-        failed,
-        len(names),
-        len(replies.keys() - set(known)),
+        "read as %s: numbers up to %g on pictures up to %d x %d", read_as, boxes.max(), wide, high
     )
-    if not names:
+    reason = framed_boxes.doubt(boxes, sizes)
+    if reason and frame is None:
         raise ValueError(
-            f"no label for {source.name}: {len(known)} examples and {len(replies)} replies share "
-            f"{len(replies.keys() & set(known))} example ids, of which {failed} replies failed and "
-            f"{unusable} pictures are unusable"
+            f"is {read_as!r} the frame of the replies? {reason}. Say it with --frame, one of "
+            f"{', '.join(geometry.FRAMES)}"
         )
-    expanded = geometry.expand_by_quintile(np.array(seeds), bounds)
-    return [
-        {"example_id": name, "box": box, "seed": list(seed)}
-        for name, box, seed in zip(names, expanded.tolist(), seeds, strict=True)
-    ]
+    if reason:
+        logging.warning("is %r the frame of the replies? %s", read_as, reason)
 
 
 def write_labels(labels: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
@@ -289,6 +378,9 @@ def labelled(source: Source, path: str | os.PathLike) -> Source:
             found.append({**row, "box": labels[row["example_id"]]})
         else:
             skipped.append(f"no label for {row['example_id']}")
+    others = labels.keys() - set(_ids(source))
+    if others:
+        logging.info("%s: %d labels are about other examples", path, len(others))
     return Source(f"{source.name} with {path}", found, source.read_image, skipped)
 
 

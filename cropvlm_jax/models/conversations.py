@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from cropvlm_jax import texts
+
 # Of the training of LLaVA-1.5, and of lmms-eval for many models.
 SHORT_ANSWER_INSTRUCTION = "Answer the question using a single word or phrase."
 
@@ -150,6 +152,7 @@ class Conversations(abc.ABC):
         text = text.strip()
         if not text:
             raise ValueError(f"The {what} is empty.")
+        texts.check(text, what)
         for token in self._special:
             if token in text:
                 raise ValueError(f"The {what} contains the special token {token}: {text[:80]!r}.")

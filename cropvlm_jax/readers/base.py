@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from cropvlm_jax import texts
+
 # Kinds of failure that are the reader's own doing: it saw the question and gave no answer.
 EMPTY, REFUSAL = "empty", "refusal"
 
@@ -76,6 +78,9 @@ class Reader(Protocol):
 
 
 def reply_from(text: str) -> Reply:
-    """The reply of a reader that wrote `text`; where that is blank, a failure of kind `EMPTY`."""
-    text = text.strip()
+    """The reply of a reader that wrote `text`; where that is blank, a failure of kind `EMPTY`.
+
+    Halves of surrogate pairs, which servers' JSON can spell and no file can hold, become U+FFFD.
+    """
+    text = texts.mend(text).strip()
     return Reply(text, "" if text else EMPTY)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from cropvlm_jax import texts
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import EMPTY, REFUSAL, ReaderUnavailable, Reply, reply_from
 from cropvlm_jax.readers.pictures import PictureFormat
@@ -195,6 +196,7 @@ class ChatReader:
         stop: threading.Event,
     ) -> Reply:
         """The reply to one item, from the disk if it has been given before."""
+        texts.check(question, "question")
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": picture.result()}} for picture in pictures
         ]
@@ -271,7 +273,7 @@ class ChatReader:
         choice = completion.choices[0]
         message = choice.message
         if message.refusal or choice.finish_reason == "content_filter":
-            return Reply("", f"{REFUSAL}: {message.refusal or 'content filter'}")
+            return Reply("", texts.mend(f"{REFUSAL}: {message.refusal or 'content filter'}"))
         if message.content is not None and not isinstance(message.content, str):
             raise ValueError(f"the content is {message.content!r:.80}, not text")
         reply = reply_from(message.content or "")

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from PIL import Image
 
-from cropvlm_jax import parallel
+from cropvlm_jax import parallel, texts
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.conversations import Conversation
 from cropvlm_jax.models.vlm import VLM
@@ -111,14 +111,16 @@ class LoadedModel:
             return np.asarray(function(self.graphdef, self.params, batch, *options))
 
 
-def check_texts(images: Sequence[Any], **texts: Sequence[str]) -> None:
+def check_texts(images: Sequence[Any], **strings: Sequence[str]) -> None:
     """Checks that there is a list of strings for each name, one string an image.
 
     Raises:
-        ValueError: there is not.
+        ValueError: there is not, or UTF-8 cannot hold one of them.
     """
-    for name, values in texts.items():
+    for name, values in strings.items():
         if isinstance(values, str) or not all(isinstance(value, str) for value in values):
             raise ValueError(f"{name} must be a list of strings, got {values!r:.80}")
         if len(values) != len(images):
             raise ValueError(f"{len(images)} images but {len(values)} {name}")
+        for number, value in enumerate(values, 1):
+            texts.check(value, f"{name.removesuffix('s')} {number}")

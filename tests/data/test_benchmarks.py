@@ -153,15 +153,16 @@ def test_vstar_names_what_it_skips(vstar_folder, broken, why):
 @pytest.mark.parametrize(
     "bbox", [[[1, 2, 3]], [[1, 2, 0, 4]], [1, 2, "x", 4], [[200, 0, 5, 5]], [[1, 2, 1e999, 4]], {}]
 )
-def test_vstar_bad_boxes(vstar_folder, bbox):
+def test_vstar_bad_boxes_cost_the_box(vstar_folder, bbox):
     notes = {"question": "q", "options": ["a", "b"], "bbox": bbox}
     (vstar_folder / "relative_position/sa_2.json").write_text(json.dumps(notes))
     source = vstar.open(vstar_folder)
+    assert len(source) == 2 and source.skipped == []
+    assert "box" not in source[1]
     if bbox == {}:
-        assert "box" not in source[1]
+        assert source.lost_boxes == []
     else:
-        assert len(source) == 1
-        assert "relative_position/sa_2.jpg: bbox" in source.skipped[0]
+        assert "relative_position/sa_2.jpg: bbox" in source.lost_boxes[0]
 
 
 def test_vstar_is_not_here(vstar_folder, tmp_path):

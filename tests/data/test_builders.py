@@ -132,10 +132,22 @@ def test_broken_pictures_and_rows_are_skipped_counted_and_named(tmp_path, monkey
     assert "jsonl/train: 4 of 8 examples left out" in caplog.text
     source = builders.open_prepared("jsonl", tmp_path / "prepared", "train")
     assert _equal(source, [want[i] for i in (0, 1, 4, 6)])
-    named = ["line 8 of train.jsonl", "jsonl/train/3", "jsonl/train/4", "jsonl/train/6"]
-    assert [line.split(":")[0] for line in source.skipped] == named
-    for line in source.skipped[1:]:
+    named = [f"jsonl/train/{i + 1} (train{i})" for i in (2, 3, 5)]
+    assert [line.split(":")[0] for line in source.skipped] == ["line 8 of train.jsonl", *named]
+    for line in source.skipped[:3]:
         assert line in caplog.text
+    assert "; and 1 more" in caplog.text
+
+
+def test_lost_boxes_are_remembered(tmp_path):
+    folder = _jsonl(tmp_path / "source", "train", 2)
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    lines[1]["box"] = [0, 0, 0, 0]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    builders.prepare("jsonl", folder, tmp_path / "prepared", ["train"])
+    source = builders.open_prepared("jsonl", tmp_path / "prepared", "train")
+    assert len(source) == 2 and source.skipped == [] and "box" not in source[1]
+    assert "line 2 of train.jsonl: box [0, 0, 0, 0] is empty" in source.lost_boxes[0]
 
 
 def test_nothing_is_left_of_what_fails(tmp_path):

@@ -112,6 +112,15 @@ def test_buckets_are_the_grids_that_tiles_have():
         assert CROPPER_INPUT.see(picture)[1] == grid
 
 
+def test_pictures_that_cannot_be_read_are_counted_and_named_in_one_line(caplog):
+    source = make_source(30, dict.fromkeys(range(0, 30, 3), b"%PDF-1.7"))
+    buckets = order.bucket_examples(source, CROPPER_INPUT)
+    assert (buckets < 0).sum() == 10
+    (line,) = (message for message in caplog.messages if "left out" in message)
+    assert line.startswith("10 of 30 examples left out: 0: ") and line.endswith("; and 7 more")
+    assert line.count("it is a PDF file") == 3
+
+
 def planned(source: Source, steps: int, **options) -> order.PlannedBatches:
     mixture = order.Mixture([source])
     buckets = order.bucket_examples(mixture, CROPPER_INPUT)

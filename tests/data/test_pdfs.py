@@ -14,7 +14,10 @@ from cropvlm_jax.data.sources import open_source, pdfs
 
 
 def _pdf(pages, trailer=""):
-    """A PDF file of pages: `(words, attributes)`, a word being `(x, y, text)` in points."""
+    """A PDF file of pages: `(words, attributes)`.
+
+    A word is `(x, y, text)` in points, with the size of its letters after it where it is not 12.
+    """
     kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -28,7 +31,10 @@ def _pdf(pages, trailer=""):
             f"<< /Type /Page /Parent 2 0 R {attributes} /Contents {5 + 2 * i} 0 R "
             "/Resources << /Font << /F 3 0 R >> >> >>"
         )
-        shown = " ".join(f"1 0 0 1 {x} {y} Tm ({text}) Tj" for x, y, text in words)
+        shown = " ".join(
+            f"{size / 12} 0 0 {size / 12} {x} {y} Tm ({text}) Tj"
+            for x, y, text, size in ((*word, 12)[:4] for word in words)
+        )
         objects.append(
             f"<< /Length {len(shown) + 16} >>\nstream\nBT /F 12 Tf {shown} ET\nendstream"
         )
@@ -212,9 +218,11 @@ def test_unusable_files_are_skipped_and_named(tmp_path):
     source = open_source("pdfs", tmp_path, "train")
     assert {e["example_id"].split("/")[1] for e in source} == {good.name}
     skipped = sorted(source.skipped)
-    named = sorted([f"inner/{locked.name}: ", f"{broken.name}: ", f"{empty.name}: "])
+    names = [f"inner/{locked.name}", broken.name, empty.name, scan.name]
+    named = sorted(f"{name}: " for name in names)
     assert [line[: len(name)] for line, name in zip(skipped, named, strict=True)] == named
     assert "assword" in next(line for line in skipped if line.startswith("inner/"))
+    assert f"{scan.name}: no text layer on 1 of 1 pages, perhaps scans: run OCR" in "".join(skipped)
     good.unlink()
     with pytest.raises(OSError, match="manual"):
         source[0]
@@ -276,10 +284,89 @@ def test_the_same_questions_every_time_and_pages_in_threads(tmp_path):
 
 
 def test_long_pages_are_clipped(tmp_path):
-    line = [(10, 14000, " ".join(WORDS))]
-    _write(tmp_path, [(line, "/MediaBox [0 0 600 14400]")])
+    line = [(10, 14000, " ".join(WORDS), 48)]
+    _write(tmp_path, [(line, "/MediaBox [0 0 900 14400]")])
     (example,) = pdfs.open(tmp_path, "train")
-    assert example["image"].shape == (4096, 171, 3)
+    assert example["image"].shape == (4096, 256, 3)
     ink = example["image"].min(-1) < 200
     assert ink.any()
     assert not ink[~_pixels(example["image"], example["box"])].any()
+
+
+SENTENCE = [(72, 700, " ".join(WORDS))]
+DRAWING = "0 0 m 99 99 l S"  # a line, after which no text comes
+
+
+def _page(kind):
+    """A page and what it counts as."""
+    words = {
+        "text": SENTENCE,
+        "empty": [],
+        "scan": [(0, 0, f") Tj ET {DRAWING} BT (")],
+        "tiny": [(72, 700, " ".join(WORDS), 3)],
+        "number": [(300, 40, "17")],
+    }
+    return words[kind], ""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "named"),
+    [
+        (["scan"], ["no text layer on 1 of 1 pages"]),
+        (["scan"] * 12, ["no text layer on 12 of 12 pages"]),
+        (["scan", "empty"], ["no text layer on 1 of 2 pages"]),
+        (["text", "scan", "scan"], ["no text layer on 2 of 3 pages"]),
+        (["text", "empty", "text"], []),
+        (["text", "number"], []),
+        (["number"], ["nothing to ask about on its 1 pages"]),
+        (["empty"], ["nothing to ask about on its 1 pages"]),
+        (["number", "empty"], ["nothing to ask about on its 2 pages"]),
+        (["tiny"], ["text lower than 8 px as rendered on 1 of 1 pages"]),
+        (["text", "tiny"], ["text lower than 8 px as rendered on 1 of 2 pages"]),
+        (["scan", "tiny", "number"], ["no text layer on 1", "text lower", "nothing to ask about"]),
+    ],
+)
+def test_pages_that_are_not_asked_about_are_counted_by_file(tmp_path, caplog, kinds, named):
+    caplog.set_level("INFO", logger="absl")
+    other = _write(tmp_path, [(_prose(), "")])
+    path = _write(tmp_path, [_page(kind) for kind in kinds])
+    source = pdfs.open(tmp_path, "train")
+    assert len(source.skipped) == len(named)
+    for line, words in zip(source.skipped, named, strict=True):
+        assert line.startswith(f"{path.name}: {words}")
+    asked = {row["image"] for row in source.rows} - {(other, 0)}
+    assert asked == {(path, i) for i, kind in enumerate(kinds) if kind == "text"}
+    counts = [kinds.count(kind) for kind in ("empty", "scan", "tiny", "number")]
+    assert (
+        f"pdfs/train: 2 files, {1 + len(kinds)} pages: {1 + kinds.count('text')} with questions, "
+        "{} empty, {} without a text layer, {} with too small text, {} with nothing to ask about"
+    ).format(*counts) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("size", "height", "readable"),
+    [
+        (12, 792, True),
+        (6, 792, True),
+        (5, 792, False),
+        (3, 792, False),
+        (12, 3000, True),
+        (12, 7000, False),
+        (12, 14400, False),  # 3 px
+        (24, 14400, False),
+        (48, 14400, True),
+        (8, 3370, False),  # A0
+        (12, 3370, True),
+    ],
+)
+def test_text_is_asked_about_where_it_can_be_read(tmp_path, size, height, readable):
+    _write(tmp_path, [(_prose(), "")])
+    line = (10, height - 100, " ".join(WORDS), size)
+    path = _write(tmp_path, [([line], f"/MediaBox [0 0 1200 {height}]")])
+    source = pdfs.open(tmp_path, "train")
+    assert readable == any(row["image"] == (path, 0) for row in source.rows)
+    assert readable == (not source.skipped)
+    if readable:
+        (example,) = (e for e in source if path.name in e["example_id"])
+        rows = np.flatnonzero((example["image"].min(-1) < 160).any(1))
+        assert rows.max() - rows.min() + 1 >= pdfs.LEAST_HEIGHT - 1

@@ -141,8 +141,12 @@ def test_lines_that_are_no_reply_are_named_and_skipped(tmp_path, caplog):
     )
     replies = seed_boxes.read_replies(path)
     assert {name: row["reply"] for name, row in replies.items()} == {"7": "last", "b": ""}
-    skipped = [message for message in caplog.messages if "skipped" in message]
-    assert len(skipped) == 8 and all("replies.jsonl" in message for message in skipped)
+    (skipped,) = (message for message in caplog.messages if "skipped" in message)
+    assert (
+        "replies.jsonl: 8 of 11 lines skipped: line 4 of replies.jsonl: the reply is None"
+        in skipped
+    )
+    assert skipped.endswith("; and 5 more")
 
 
 # Labels -------------------------------------------------------------------------------------------
@@ -175,6 +179,87 @@ def test_small_seeds_become_whole_percentages_only_at_the_end():
     assert labels == [
         {"example_id": "q0", "box": [27, 39, 33, 42], "seed": [30.1, 40.5, 30.9, 40.9]}
     ]
+
+
+def frame_of(sizes, boxes, frame=None):
+    """Labels of boxes that a labeller wrote about pictures of such sizes."""
+    source = make_source(*sizes)
+    return seed_boxes.make_labels(source, replies_to(map(str, boxes)), frame)
+
+
+def thousandths(count, seed=0):
+    """Boxes anywhere in a picture, in thousandths."""
+    rng = np.random.default_rng(seed)
+    low = rng.integers(0, 900, (count, 2))
+    return np.concatenate([low, low + rng.integers(20, 100, (count, 2))], 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ((280, 280), 20),  # most leave the picture
+        ((560, 840), 20),
+        ((1008, 1008), 20),  # about as large as the frame: the numbers fit
+        ((1400, 1400), 20),
+        ((1400, 2800), 6),
+        ((2800, 1400), 8),
+        ((3024, 4032), 5),
+        ((4032, 840), 9),
+    ],
+)
+def test_thousandths_in_the_default_frame_are_refused_where_they_can_be_told(size, count):
+    sizes, boxes = [size] * count, thousandths(count)
+    if size == (1008, 1008):
+        assert len(frame_of(sizes, boxes)) == count
+        return
+    message = "is 'smart_resized' the frame of the replies?.* may count thousandths. Say it with"
+    with pytest.raises(ValueError, match=message):
+        frame_of(sizes, boxes)
+    assert len(frame_of(sizes, boxes, "thousandths")) == count
+
+
+@pytest.mark.parametrize(
+    ("frame", "scale", "counts"),
+    [
+        ("thousandths", 0.1, "percent"),
+        ("thousandths", 0.001, "shares of 1"),
+        ("percent", 10, "thousandths"),
+        ("percent", 30, "pixels"),
+        ("percent", 0.01, "shares of 1"),
+        ("pixels", 0.5, "thousandths"),
+        ("pixels", 0.05, "percent"),
+        ("smart_resized", 0.05, "percent"),
+        ("smart_resized", 2, "pixels"),
+    ],
+)
+def test_a_frame_that_was_given_is_doubted(caplog, frame, scale, counts):
+    height, width = geometry.frame_size(frame, 1960, 1960)
+    corners = np.array(thousandths(12)) / 1000
+    boxes = (corners * [width, height, width, height] * scale).round(4).tolist()
+    try:
+        frame_of([(1960, 1960)] * 12, boxes, frame)
+    except ValueError as error:
+        assert "no label for" in str(error)
+    assert f"is '{frame}' the frame of the replies?" in caplog.text
+    assert f"may count {counts}" in caplog.text
+
+
+@pytest.mark.parametrize("frame", geometry.FRAMES)
+def test_boxes_in_the_right_frame_are_not_doubted(caplog, frame):
+    rng = np.random.default_rng(3)
+    sizes = [(int(h), int(w)) for h, w in rng.integers(200, 3000, (30, 2))]
+    boxes = []
+    for corners, (height, width) in zip(thousandths(30, 5), sizes, strict=True):
+        high, wide = geometry.frame_size(frame, height, width)
+        boxes.append((np.array(corners) * [wide, high, wide, high] / 1000).round(2).tolist())
+    assert len(frame_of(sizes, boxes, frame)) == 30
+    assert "the frame of the replies?" not in caplog.text
+    if frame == "smart_resized":
+        assert len(frame_of(sizes, boxes)) == 30
+
+
+def test_few_boxes_are_believed():
+    assert len(frame_of([(2800, 2800)] * 4, thousandths(4))) == 4
 
 
 @pytest.mark.parametrize("bounds", [None, geometry.PAPER_BOUNDS])

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import fractions
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -219,3 +220,53 @@ def test_an_unknown_frame_is_refused():
 )
 def test_numpy_and_jax_agree(function, make):
     check_numpy_and_jax_agree(function, make(np.random.default_rng(0)))
+
+
+NOT_FINITE = [
+    [float("nan"), 0, 10, 10],
+    [0, float("nan"), 10, 10],
+    [0, 0, float("nan"), 10],
+    [0, 0, 10, float("nan")],
+    [float("nan")] * 4,
+    [float("inf"), 0, 10, 10],
+    [0, 0, float("inf"), 10],
+    [0, 0, 10, float("inf")],
+    [0, float("-inf"), 10, 10],
+    [float("-inf"), float("-inf"), float("inf"), float("inf")],
+    [0, 0, np.float32("nan"), 1e300],
+]
+SIZE = np.array([50, 200])
+CONVERSIONS = {
+    "to_pixels": lambda boxes: geometry.to_pixels(boxes, SIZE),
+    "from_pixels": lambda boxes: geometry.from_pixels(boxes, SIZE),
+    "to_percent": lambda boxes: geometry.to_percent(boxes, SIZE),
+    "rescale": lambda boxes: geometry.rescale(boxes, SIZE, SIZE),
+    "expand": lambda boxes: geometry.expand(boxes, 2),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+@pytest.mark.parametrize("box", NOT_FINITE)
+def test_boxes_that_are_not_finite_are_refused(name, box):
+    for boxes in (np.array(box), np.array([[1, 2, 3, 4], box])):
+        with pytest.raises(ValueError, match="a coordinate is not a finite number"):
+            CONVERSIONS[name](boxes)
+    with pytest.raises(ValueError, match="not a finite number"):
+        geometry.to_text(box)
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_boxes_that_are_not_finite_are_not_valid_under_jit(name):
+    boxes = jax.numpy.array([[1, 2, 30, 40], *NOT_FINITE[:-1]])
+    converted = np.array(jax.jit(CONVERSIONS[name])(boxes))
+    assert np.isfinite(converted).all()
+    np.testing.assert_array_equal(converted[0], CONVERSIONS[name](np.array([1, 2, 30, 40])))
+    corner = [0, 0, 2, 2] if name == "to_pixels" else [0] * 4
+    assert (converted[1:] == corner).all()
+
+
+@pytest.mark.parametrize("size", [(0, 10), (10, 0), (0, 0), (-5, 10)])
+@pytest.mark.parametrize("convert", [geometry.from_pixels, geometry.to_percent])
+def test_pictures_without_pixels_are_refused(convert, size):
+    with pytest.raises(ValueError, match="has no pixels"):
+        convert(np.array([0, 0, 1, 1]), np.array(size))

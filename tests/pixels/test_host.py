@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
-from cropvlm_jax.pixels import host
+from cropvlm_jax.pixels import formats, host
 
 
 def _noise(height, width, channels=3, dtype=np.uint8, seed=0):
@@ -421,3 +421,63 @@ def test_bicubic_square_of_a_very_long_picture(shape):
     top, left = ((edge - 336) // 2 for edge in enlarged)
     want = np.asarray(pil.crop((left, top, left + 336, top + 336)), int)
     assert np.abs(got - want).max() <= 1 and (got != want).mean() < 1e-3
+
+
+def _iso(brand, *others):
+    body = brand + bytes(4) + b"".join(others)
+    return struct.pack(">I", 8 + len(body)) + b"ftyp" + body + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "remedy"),
+    [
+        (_iso(b"heic", b"mif1", b"heic"), "a HEIC picture", "convert it to JPEG or PNG"),
+        (_iso(b"heix"), "a HEIC picture", "convert it"),
+        (_iso(b"hevc"), "a HEIC picture", "convert it"),
+        (_iso(b"mif1", b"heic"), "a HEIC picture", "convert it"),
+        (_iso(b"avif", b"mif1"), "an AVIF picture", "convert it"),
+        (_iso(b"avis"), "an AVIF picture", "convert it"),
+        (_iso(b"crx "), "a raw photo", "convert it"),
+        (_iso(b"isom", b"mp42"), "a video", "take frames out of it"),
+        (_iso(b"qt  "), "a video", "take frames"),
+        (b"\x1aE\xdf\xa3" + bytes(40), "a video", "take frames"),
+        (b"\xff\x0a" + bytes(40), "a JPEG XL picture", "convert it"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture", "convert it"),
+        (b"%PDF-1.7\n", "a PDF file", "render its pages"),
+        (b"8BPS\0\1", "a Photoshop file", "convert it"),
+        (b"%!PS-Adobe-3.0", "a PostScript file", "convert it"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing", "convert it"),
+        (b"<?xml version='1.0'?><svg/>", "an SVG drawing", "convert it"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "a web page", "download or copy it again"),
+        (b"<HTML><body>403", "a web page", "download or copy it again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS", "git lfs pull"),
+        (bytes(128) + b"DICM" + bytes(40), "a DICOM file", "convert it"),
+        (b"PK\3\4" + bytes(40), "a zip archive", "unpack it"),
+        (b"\x1f\x8b\x08", "a gzip archive", "unpack it"),
+        (b"\x93NUMPY\1\0", "a NumPy array", "PNG"),
+        (b"", "an empty file", "download or copy it again"),
+        (bytes(5000), "nothing but zeros", "download or copy it again"),
+    ],
+)
+def test_files_of_other_kinds_are_refused_by_name(tmp_path, data, name, remedy):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(data)
+    for read in (host.to_rgb, host.picture_size):
+        with pytest.raises(OSError, match=f"photo.jpg: it is .*{name}.* To do: .*{remedy}"):
+            read(path)
+        with pytest.raises(OSError, match=f"the image's {len(data)} bytes: it is .*{name}"):
+            read(data)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000"])
+def test_pictures_that_open_are_no_other_kind(fmt):
+    assert formats.kind_of(_encoded(Image.fromarray(_noise(6, 9)), fmt)[: formats.HEAD]) is None
+
+
+def test_the_thumbnail_of_a_raw_photo_is_not_taken_for_the_photo():
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[254] = 1
+    raw = _encoded(Image.fromarray(_noise(6, 9)), "TIFF", tiffinfo=info)
+    for read in (host.to_rgb, host.picture_size):
+        with pytest.raises(ValueError, match="is a thumbnail, as in raw photos"):
+            read(raw)

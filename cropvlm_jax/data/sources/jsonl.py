@@ -134,8 +134,8 @@ class _Parser:
                 dropped += 1
             examples.append(example)
         why = (
-            f"{self.not_percent} of {len(self.frameless)} boxes without a frame are not in percent, "
-            f"so all are left out, {dropped} more; say which they are in, such as "
+            f"{self.not_percent} of {len(self.frameless)} boxes without a frame are not in "
+            f"percent, so all are left out, {dropped} more; say which they are in, such as "
             '"frame": "pixels" or "frame": "thousandths", in each line'
         )
         return dataclasses.replace(found, examples=examples, lost_boxes=[why, *found.lost_boxes])

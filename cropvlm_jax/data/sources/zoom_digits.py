@@ -125,8 +125,12 @@ class ZoomDigits:
             "question": question,
             "answers": [answer],
             "box": box,
-            "example_id": f"zoom_digits/{self.split}/{self.seed}/{operator.index(index)}",
+            "example_id": self.name_of(index),
         }
+
+    def name_of(self, index: int) -> str:
+        """The scene's example_id."""
+        return f"zoom_digits/{self.split}/{self.seed}/{operator.index(index)}"
 
     def picture_size(self, index: int) -> tuple[int, int]:
         """Height and width of every scene's picture."""
