@@ -76,8 +76,8 @@ def open(folder: str | os.PathLike, split: str) -> Source:
     paths = [path for path in found if _split(path) == split]
     if not paths:
         raise ValueError(
-            f"none of the {len(found)} PDF files in {folder} falls in split {split!r}: splits go by "
-            "the files' names, so add files or rename some"
+            f"none of the {len(found)} PDF files in {folder} falls in split {split!r}: "
+            "splits go by file name, so add files or rename some"
         )
     examples: list[rows.Row] = []
     skipped: list[str] = []
