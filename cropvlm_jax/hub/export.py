@@ -16,7 +16,8 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 from cropvlm_jax.hub.files import read_json, write_json
-from cropvlm_jax.hub.pretrained import PROCESSORS, SIDE_FILES, Pretrained, processor_folder
+from cropvlm_jax.hub.pretrained import SIDE_FILES, Pretrained, processor_folder
+from cropvlm_jax.hub.processors import PROCESSORS, ProcessorFiles
 from cropvlm_jax.hub.weights import INDEX, save_weights
 from cropvlm_jax.models.config import VLMConfig
 from cropvlm_jax.models.registry import architecture_of
@@ -38,7 +39,7 @@ def export(
         dtype: of the stored weights; None keeps the model's.
         longest_edge: pixels that the processor is to resize an image's longest side to, as in the
             training of `model`, where pictures are split into tiles; None keeps what that of
-            `source` says.
+            `source` says. Its other settings are those that `source` was opened with.
 
     Raises:
         FileExistsError: `folder` holds something that is not a model.
@@ -55,8 +56,7 @@ def export(
         params = jax.tree.map(lambda x: x.astype(dtype), params)
     with _replaced(folder) as temporary:
         _copy_side_files(source, temporary)
-        if longest_edge is not None:
-            _set_longest_edge(temporary, longest_edge)
+        _write_processor(source, temporary, longest_edge or source.longest_edge)
         _write_config(source, temporary, str(jax.tree.leaves(params)[0].dtype))
         _write_generation_config(source, temporary)
         save_weights(params, source.architecture.weights, temporary)
@@ -95,7 +95,7 @@ def export_processor(folder: str | Path, source: Pretrained, longest_edge: int) 
     _copy_side_files(source, folder)
     for name in ("config.json", "generation_config.json"):  # of a whole model
         (folder / name).unlink(missing_ok=True)
-    _set_longest_edge(folder, longest_edge)
+    _write_processor(source, folder, longest_edge)
 
 
 def _copy_side_files(source: Pretrained, folder: Path) -> None:
@@ -112,23 +112,22 @@ def _copy_side_files(source: Pretrained, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def _set_longest_edge(folder: Path, longest_edge: int) -> None:
-    """Changes what the image processor says, wherever its settings are."""
-    for name in PROCESSORS:
-        settings = read_json(folder / name)
-        images = settings if name.startswith("pre") else settings.get("image_processor")
-        if images:
-            images["size"] = {"longest_edge": longest_edge}
-            write_json(folder / name, settings)
+def _write_processor(source: Pretrained, folder: Path, longest_edge: int) -> None:
+    """Makes `transformers` see what the model sees; keeps what else the files there say."""
+    files, architecture = ProcessorFiles.read(folder), source.architecture
+    stored = {**files.images, **source.changes}
+    images = architecture.image_settings(source.config, longest_edge, stored)
+    files.write(folder, images, architecture.processor_config(source.config))
 
 
 def _write_config(source: Pretrained, folder: Path, dtype: str) -> None:
     """Writes the source's config with the dtype that the weights are stored in."""
     config = read_json(source.folder / "config.json")
-    for part in (config, config.get("vision_config", {}), config.get("text_config", {})):
-        part.pop("torch_dtype", None)  # the old name of `dtype`
-        part.pop("dtype", None)
-    write_json(folder / "config.json", config | {"dtype": dtype})
+    for part in (config.get("vision_config"), config.get("text_config")):
+        for name in ("dtype", "torch_dtype"):
+            (part or {}).pop(name, None)
+    # Version 4 of transformers reads the second name.
+    write_json(folder / "config.json", config | {"dtype": dtype, "torch_dtype": dtype})
 
 
 def _write_generation_config(source: Pretrained, folder: Path) -> None:

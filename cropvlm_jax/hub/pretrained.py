@@ -18,17 +18,29 @@ from tokenizers import Tokenizer
 
 from cropvlm_jax import parallel
 from cropvlm_jax.hub.adapters import BASE, CONFIG, Adapter, is_adapter
-from cropvlm_jax.hub.files import read_json
-from cropvlm_jax.hub.weights import load_weights
+from cropvlm_jax.hub.files import blamed_on, read_json
+from cropvlm_jax.hub.processors import NESTED, PROCESSORS, ProcessorFiles
+from cropvlm_jax.hub.weights import INDEX, load_weights
 from cropvlm_jax.models.architecture import Architecture
-from cropvlm_jax.models.config import VLMConfig
+from cropvlm_jax.models.config import VLMConfig, check_supported
 from cropvlm_jax.models.conversations import Conversations
 from cropvlm_jax.models.registry import ARCHITECTURES
 
 BUNDLED = Path(__file__).parent.parent / "assets"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt")
-# Either may hold the settings of the image processor, the second under "image_processor".
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+# Side files of a model folder that are JSON objects; `tokenizer.json` is read by its library.
+JSON_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    INDEX,
+)
 
 
 def resolve(name: str | Path, weights: bool = True, revision: str | None = None) -> Path:
@@ -48,16 +60,34 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
     for candidate in (folder, BUNDLED / name):
         if candidate.is_dir():
             return candidate
+    if folder.is_file():
+        raise FileNotFoundError(f"{str(name)!r} is a file: give the folder that it is in")
+    is_path = folder.is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2
+    if is_path:
+        raise FileNotFoundError(_no_folder(folder))
     try:
         options: dict[str, Any] = {"allow_patterns": [*SIDE_FILES, *["*.safetensors"] * weights]}
         if revision is not None:
             options["revision"] = revision
         return Path(huggingface_hub.snapshot_download(str(name), **options))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        if len(folder.parts) == 2 and folder.parent.is_dir():
+            raise FileNotFoundError(_no_folder(folder)) from error
         raise FileNotFoundError(
             f"{str(name)!r} is neither an existing folder nor a model that the Hugging Face Hub "
             "gives us now (does it exist, is it private, is there a network?)"
         ) from error
+
+
+def _no_folder(folder: Path) -> str:
+    """What to say of a path that is not there: the names that are."""
+    parent = next(parent for parent in folder.parents if parent.is_dir())
+    found = sorted(path.name for path in parent.iterdir() if path.is_dir())
+    names = ", ".join(found[:20]) or "no folders"
+    return (
+        f"there is no folder {str(folder)!r}, neither here nor among the bundled models; "
+        f"{str(parent)!r} has {names}"
+    )
 
 
 def _base_folder(adapter: Adapter, weights: bool) -> Path:
@@ -88,6 +118,37 @@ def processor_folder(folder: Path, adapter: Adapter | None) -> Path:
     return folder
 
 
+def _read_tokenizer(
+    file: Path, architecture: Architecture, config: VLMConfig
+) -> tuple[Tokenizer, int]:
+    """A tokenizer that fits a model, and the token that ends a reply.
+
+    Raises:
+        ValueError: naming the file that is broken or contradicts the model.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # of no class of its own
+        raise ValueError(
+            f"{file} is not a tokenizer ({error}): cut short, or a git-lfs pointer? "
+            "Download it again"
+        ) from error
+    with blamed_on(file):
+        image_id = tokenizer.token_to_id(architecture.image_token)
+        if image_id != config.image_token_id:
+            raise ValueError(
+                f"{architecture.image_token} is token {image_id}, but config.json says "
+                f"image_token_id={config.image_token_id}"
+            )
+        end = tokenizer.token_to_id(architecture.end_token)
+        if end is None:
+            raise ValueError(f"there is no token {architecture.end_token}")
+        last, size = max(tokenizer.get_vocab().values()), config.text.vocab_size
+        if last >= size:
+            raise ValueError(f"there is a token {last}, but config.json says vocab_size={size}")
+    return tokenizer, end
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """A model folder, or an adapter's with that of its base model, its weights not read yet.
@@ -99,6 +160,7 @@ class Pretrained:
         tokenizer: its tokenizer.
         longest_edge: pixels that the processor resizes an image's longest side to.
         end_token_id: the token that ends a reply.
+        changes: settings of the image processor by which the user replaced the folder's own.
         adapter: is merged into the weights when they are read; None where there is none.
     """
 
@@ -109,6 +171,7 @@ class Pretrained:
     longest_edge: int
     end_token_id: int
     adapter: Adapter | None = None
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def tile_size(self) -> int:
@@ -147,43 +210,35 @@ class Pretrained:
             if not (folder / file).is_file():
                 named = f", but {adapter.folder / CONFIG} names it as {BASE}" if adapter else ""
                 raise FileNotFoundError(f"{folder} has no {file}: not a model folder{named}")
-        try:
-            return cls._read(folder, adapter, processor or {})
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from error
+        for file in JSON_FILES:
+            read_json(folder / file)
+        changes = {key: value for key, value in (processor or {}).items() if value is not None}
+        return cls._read(folder, adapter, changes)
 
     @classmethod
-    def _read(
-        cls, folder: Path, adapter: Adapter | None, processor: Mapping[str, Any]
-    ) -> "Pretrained":
+    def _read(cls, folder: Path, adapter: Adapter | None, changes: dict[str, Any]) -> "Pretrained":
         """Reads what `open` has found."""
-        stored = read_json(folder / "config.json")
-        model_type = stored.get("model_type")
-        if model_type not in ARCHITECTURES:
-            raise ValueError(
-                f"model_type={model_type!r} is not supported, only {', '.join(ARCHITECTURES)}"
-            )
-        architecture = ARCHITECTURES[model_type]
-        changes = {key: value for key, value in processor.items() if value is not None}
-        if unknown := changes.keys() - set(architecture.processor_settings):
-            raise ValueError(f"{model_type} has no processor setting {unknown}")
-        # Up to version 4 transformers stores the image processor apart, since 5 nested.
-        images = processor_folder(folder, adapter)
-        settings = read_json(images / "preprocessor_config.json")
-        settings |= read_json(images / "processor_config.json").get("image_processor", {})
-        config = architecture.config.from_hf(stored)
-        config, longest_edge = architecture.configure(config, settings, changes)
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        image_id = tokenizer.token_to_id(architecture.image_token)
-        if image_id != config.image_token_id:
-            raise ValueError(
-                f"{architecture.image_token} is token {image_id} of the tokenizer, but "
-                f"config.json says image_token_id={config.image_token_id}"
-            )
-        end = tokenizer.token_to_id(architecture.end_token)
-        if end is None:
-            raise ValueError(f"the tokenizer has no {architecture.end_token}")
-        return cls(folder, architecture, config, tokenizer, longest_edge, end, adapter)
+        with blamed_on(folder / "config.json"):
+            stored = read_json(folder / "config.json")
+            model_type = stored.get("model_type")
+            if model_type not in ARCHITECTURES:
+                raise ValueError(
+                    f"model_type={model_type!r} is not supported, only {', '.join(ARCHITECTURES)}"
+                )
+            architecture = ARCHITECTURES[model_type]
+            shape = architecture.config.from_hf(stored)
+        files = ProcessorFiles.read(processor_folder(folder, adapter))
+        with blamed_on(files.images_file.with_name(NESTED)):
+            check_supported("", files.processor, architecture.processor_config(shape))
+        with blamed_on(files.images_file):
+            config, longest_edge = architecture.configure(shape, files.images, {})
+        with blamed_on(folder):
+            if unknown := changes.keys() - set(architecture.processor_settings):
+                raise ValueError(f"{model_type} has no processor setting {unknown}")
+            if changes:
+                config, longest_edge = architecture.configure(shape, files.images, changes)
+        tokenizer, end = _read_tokenizer(folder / "tokenizer.json", architecture, config)
+        return cls(folder, architecture, config, tokenizer, longest_edge, end, adapter, changes)
 
     def conversations(self, **options: Any) -> Conversations:
         """The model's conversations.

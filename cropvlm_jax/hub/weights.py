@@ -14,7 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cropvlm_jax.hub.adapters import Adapter, LowRank
+from cropvlm_jax.hub.adapters import FLOATS, Adapter, LowRank
+from cropvlm_jax.hub.files import read_json
 from cropvlm_jax.models.weight_table import Table, Weight
 
 FILE = "model.safetensors"
@@ -44,11 +45,17 @@ class _Stored(NamedTuple):
 
     file: Any
     name: str
+    path: Path
     added: LowRank | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.file.get_slice(self.name).get_shape())
+
+    @property
+    def kind(self) -> str:
+        """The type of its numbers, as safetensors calls it."""
+        return str(self.file.get_slice(self.name).get_dtype())
 
     def read(self, part: tuple[int, int] = (0, 1)) -> np.ndarray:
         """The array, or the i-th of n equal parts of it where `part` is (i, n)."""
@@ -62,12 +69,23 @@ class _Stored(NamedTuple):
         return array if self.added is None else self.added.add_to(array, first)
 
 
+def _shards(folder: Path) -> list[str]:
+    """Names of the files of a model in several, which its index tells."""
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{folder / INDEX}: weight_map={weight_map!r:.80} names no files")
+    files = sorted({str(file) for file in weight_map.values()})
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise ValueError(f"{folder / INDEX} names files that are not there: {', '.join(missing)}")
+    return files
+
+
 def _open(folder: Path, aliases: dict[str, str], stack: contextlib.ExitStack) -> dict[str, _Stored]:
     """Opens the safetensors files of `folder`; returns its weights by name, `aliases` undone."""
     if (folder / FILE).is_file():
         files = [FILE]
     elif (folder / INDEX).is_file():
-        files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        files = _shards(folder)
     elif any(folder.glob("*.bin")):
         raise ValueError(
             f"{folder} holds pickled .bin weights, and only safetensors are read. Convert them: "
@@ -88,8 +106,25 @@ def _open(folder: Path, aliases: dict[str, str], stack: contextlib.ExitStack) ->
             known = aliases.get(name, name)
             if known in stored:
                 raise ValueError(f"duplicate weight {name} in {folder}, again in {file}")
-            stored[known] = _Stored(opened, name)
+            stored[known] = _Stored(opened, name, folder / file)
     return stored
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """Whether there is no NaN and no infinity, told from the bits: fast for bfloat16 as well."""
+    bits = array.view(f"u{array.itemsize}")
+    infinity = np.array(np.inf, array.dtype).view(bits.dtype)
+    return bool((bits << 1).max(initial=0) < infinity << 1)  # without the sign
+
+
+def _blame(weights: Sequence[_Stored], dtype: Any) -> str:
+    """What to say of weights of which some are not finite."""
+    broken = [weight for weight in weights if not _all_finite(weight.read().astype(dtype))]
+    names = ", ".join(weight.name for weight in broken)
+    return (
+        f"{broken[0].path} has NaN or infinity, as {np.dtype(dtype)}, in {names}: "
+        "it is damaged, or its training had diverged"
+    )
 
 
 def load_weights(
@@ -108,7 +143,8 @@ def load_weights(
         Arrays in the structure of `abstract_params`.
 
     Raises:
-        ValueError: naming each unused, missing, duplicate or misshaped weight.
+        ValueError: naming each unused, missing, duplicate, misshaped or quantised weight, or one
+            with a NaN or an infinity.
     """
     matched = _match(table, abstract_params)
     with contextlib.ExitStack() as stack:
@@ -133,7 +169,12 @@ def load_weights(
         problems = [f"missing weight {name}" for name in sorted(expected.keys() - stored.keys())]
         for name, weight in stored.items():
             if name in expected:
-                if weight.shape != expected[name]:
+                if weight.kind not in FLOATS:
+                    problems.append(
+                        f"weight {name} in {weight.path.name} is quantised, or no weight: "
+                        f"{weight.kind}; only {', '.join(FLOATS)} are read"
+                    )
+                elif weight.shape != expected[name]:
                     problems.append(f"weight {name} has shape {weight.shape}, not {expected[name]}")
             elif name not in tied and not name.endswith(IGNORED):
                 problems.append(f"unused weight {name}")
@@ -145,8 +186,10 @@ def load_weights(
 
         def read(keys: Sequence[Any], leaf: Any) -> jax.Array:
             row, _ = matched[_path(keys)]
-            array = row.join([stored[name].read(row.part) for name in row.names(leaf)])
-            array = array.astype(leaf.dtype)
+            weights = [stored[name] for name in row.names(leaf)]
+            array = row.join([weight.read(row.part) for weight in weights]).astype(leaf.dtype)
+            if not _all_finite(array):
+                raise ValueError(_blame(weights, leaf.dtype))
             if leaf.sharding is None:
                 return jax.device_put(array)
             return jax.make_array_from_callback(array.shape, leaf.sharding, array.__getitem__)

@@ -66,7 +66,13 @@ class Architecture:
         configure: `(config, settings, changes) -> (config, longest_edge)`: the shape that minds the
             settings of the image processor in the folder, and changes that a user makes to them
             under the same names; and the pixels that the longest edge of a picture is resized to.
-            It raises a ValueError that names a setting that is not supported.
+            It raises a ValueError that names a setting that is not supported: each one that changes
+            pixels is minded or refused.
+        image_settings: `(config, longest_edge, stored)` to the settings of the image processor that
+            make `transformers` see what `see` gives; `stored` are those of the folder that the
+            model came from, which stay where they do not matter.
+        processor_config: config to what `processor_config.json` must say of the shape, if it says
+            it, so that `transformers` writes as many image tokens as we do.
         see: what the model sees of a picture.
         grid: how `see` splits a picture of a size.
         image_tokens: `(config, height, width, longest_edge)` to the number of tokens that the
@@ -94,6 +100,8 @@ class Architecture:
     end_token: str
     tower: tuple[str, ...]
     configure: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, int]]
+    image_settings: Callable[[Any, int, Mapping[str, Any]], dict[str, Any]]
+    processor_config: Callable[[Any], dict[str, Any]]
     see: See
     grid: GridOf
     image_tokens: Callable[[Any, int, int, int], int]
@@ -106,4 +114,4 @@ class Architecture:
 
     def splits(self, config: VLMConfig, longest_edge: int) -> bool:
         """Whether pictures that are resized to this longest edge may be of more than one tile."""
-        return self.splits_pictures and longest_edge > config.vision.image_size
+        return self.splits_pictures and self.grid(config, 1, 1, longest_edge) != (0, 0)

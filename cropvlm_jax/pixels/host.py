@@ -113,19 +113,20 @@ def grid(height: int, width: int, tile_size: int, longest_edge: int) -> tuple[in
 
 
 def tile(
-    image: np.ndarray, tile_size: int, longest_edge: int
+    image: np.ndarray, tile_size: int, longest_edge: int, split: bool = True
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Cuts a picture into what the SmolVLM vision tower sees.
 
     Two PIL Lanczos passes on uint8, to `resized` and from there to `fitted`. If the result is one
     tile, that is all. Otherwise its tiles follow in row-major order, and last the whole of it
-    resized to one tile. Equal to transformers' PIL image processor with image splitting, before
-    rescaling and normalising, to the last bit.
+    resized to one tile. Equal to transformers' PIL image processor, before rescaling and
+    normalising, to the last bit.
 
     Args:
         image: The picture, uint8 `[H, W, 3]`.
         tile_size: The input size of the vision tower, such as 512.
         longest_edge: The longest edge that the picture is resized to, such as 512, 1024 or 2048.
+        split: False makes one tile of the whole picture, in one pass from `resized`.
 
     Returns:
         Tiles uint8 `[N, tile_size, tile_size, 3]` and their `(rows, columns)`. N is rows * columns
@@ -133,7 +134,7 @@ def tile(
     """
     height, width = resized(image.shape[0], image.shape[1], longest_edge)
     picture = _lanczos(Image.fromarray(image), height, width)
-    height, width = fitted(height, width, tile_size)
+    height, width = fitted(height, width, tile_size) if split else (tile_size, tile_size)
     picture = _lanczos(picture, height, width)
     if height == width == tile_size:
         return np.asarray(picture)[None], (0, 0)

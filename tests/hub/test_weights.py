@@ -267,6 +267,27 @@ def test_resolve(tmp_path, monkeypatch):
         resolve(tmp_path / "absent")
 
 
+@pytest.mark.parametrize("name", ["{}/croper", "./croper", "~/no/croper", "runs/croper", "a/b/c/d"])
+def test_a_mistyped_path_is_no_matter_of_the_hub(name, tmp_path, monkeypatch):
+    def offline(name, allow_patterns):
+        raise LocalEntryNotFoundError(name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "cropper").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="there is no folder") as error:
+        resolve(name.format(tmp_path))
+    assert "Hub" not in str(error.value)
+    if name.startswith("runs"):
+        assert str(error.value).endswith("'runs' has cropper")
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / FILE).write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"is a file: give the folder"):
+        resolve(tmp_path / FILE)
+
+
 def test_export(source, tmp_path):
     opened, model = source
     (opened.folder / "vocab.json").write_text("{}")
@@ -280,11 +301,17 @@ def test_export(source, tmp_path):
 
     names = {file.name for file in target.iterdir()}
     assert names == {f.name for f in opened.folder.iterdir()} - {"model.bin"} | {FILE}
-    for name in names - {"config.json", "generation_config.json", FILE}:
+    processor = json.loads((target / "processor_config.json").read_text())
+    images = json.loads((target / "preprocessor_config.json").read_text())
+    assert processor.pop("image_processor") | {"processor_class": "Idefics3Processor"} == images
+    assert processor == json.loads((opened.folder / "processor_config.json").read_text())
+    written = {"config.json", "generation_config.json", "processor_config.json", FILE}
+    for name in names - written:
         assert (target / name).read_bytes() == (opened.folder / name).read_bytes()
     config = json.loads((target / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
-    assert "torch_dtype" not in config | config["text_config"]
+    assert config["torch_dtype"] == "bfloat16"  # which version 4 of transformers reads
+    assert "torch_dtype" not in config["text_config"]
     generation = json.loads((target / "generation_config.json").read_text())
     assert generation == {"eos_token_id": opened.end_token_id, "top_k": 3}
     again = Pretrained.open(target)
@@ -293,12 +320,10 @@ def test_export(source, tmp_path):
     assert again.load(dtype=jnp.bfloat16).text.head.dtype == jnp.bfloat16
     export(target, again.load(), again)  # onto itself
     assert_same(nnx.state(Pretrained.open(target).load()), nnx.state(model))
-    nested = {"image_processor": json.loads((target / "preprocessor_config.json").read_text())}
-    (target / "processor_config.json").write_text(json.dumps(nested | {"image_seq_len": 4}))
     export(target, again.load(), Pretrained.open(target), longest_edge=96)
     assert Pretrained.open(target).longest_edge == 96
     (target / "processor_config.json").unlink()
-    assert Pretrained.open(target).longest_edge == 96
+    assert Pretrained.open(target).longest_edge == 96  # the flat file says the same
     assert sorted(f.name for f in tmp_path.iterdir()) == ["source", "target"]
 
 

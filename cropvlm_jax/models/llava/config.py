@@ -5,7 +5,15 @@
 import dataclasses
 from typing import Any
 
-from cropvlm_jax.models.config import LlamaConfig, ViTConfig, check_integers, check_supported
+from cropvlm_jax.models.config import (
+    LlamaConfig,
+    ViTConfig,
+    check_not_foreign,
+    check_supported,
+    read_numbers,
+    read_part,
+    read_tied,
+)
 
 MODEL_TYPE = "llava"
 FILL = (122, 116, 104)  # 255 times CLIP's means: what pictures are padded with to squares
@@ -19,7 +27,7 @@ class ClipConfig(ViTConfig):
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "ClipConfig":
-        """Reads a `vision_config` of type clip_vision_model; unknown keys are ignored.
+        """Reads a `vision_config` of type clip_vision_model.
 
         Raises:
             ValueError: naming the key whose value this tower does not implement.
@@ -30,15 +38,16 @@ class ClipConfig(ViTConfig):
             "num_channels": 3,
         }
         check_supported("vision_config", config, supported)
-        return cls(
-            image_size=config.get("image_size", 224),
-            patch_size=config.get("patch_size", 32),
-            hidden_size=config.get("hidden_size", 768),
-            intermediate_size=config.get("intermediate_size", 3072),
-            num_hidden_layers=config.get("num_hidden_layers", 12),
-            num_attention_heads=config.get("num_attention_heads", 12),
-            layer_norm_eps=config.get("layer_norm_eps", 1e-5),
-        )
+        defaults = {
+            "image_size": 224,
+            "patch_size": 32,
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "layer_norm_eps": 1e-5,
+        }
+        return cls(**read_numbers("vision_config", config, defaults))
 
     def to_hf(self) -> dict[str, Any]:
         """The `vision_config` of this shape."""
@@ -95,7 +104,7 @@ class LlavaConfig:
     def from_hf(cls, config: dict[str, Any]) -> "LlavaConfig":
         """Reads a Hugging Face `config.json` of type llava.
 
-        Unknown keys are ignored, absent keys take HF's defaults.
+        Absent keys take HF's defaults.
 
         Raises:
             ValueError: naming the key whose value is not supported.
@@ -107,18 +116,19 @@ class LlavaConfig:
             "vision_feature_select_strategy": "default",
         }
         check_supported("", {"model_type": None} | config, supported)
-        check_integers("", config, ("vision_feature_layer",))
-        stored = config.get("vision_config")
-        vision = cls.llava_7b().vision if stored is None else ClipConfig.from_hf(stored)
+        check_not_foreign("", config)
+        text, vision = read_part(config, "text_config"), cls.llava_7b().vision
+        if config.get("vision_config") is not None:
+            vision = ClipConfig.from_hf(read_part(config, "vision_config"))
         layer = config.get("vision_feature_layer", -2)
-        text = config.get("text_config") or {}
-        tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
-        ids = config.get("image_token_index", config.get("image_token_id", 32000))
+        if type(layer) is not int:
+            raise ValueError(f"vision_feature_layer={layer!r} is not supported, only one integer")
+        token = "image_token_index" if "image_token_index" in config else "image_token_id"
         return cls(
             vision=vision,
-            text=LlamaConfig.from_hf(text, tie_word_embeddings=tied),
+            text=LlamaConfig.from_hf(text, tie_word_embeddings=read_tied(config, text)),
             feature_layers=layer if layer >= 0 else vision.num_hidden_layers + 1 + layer,
-            image_token_id=ids,
+            image_token_id=read_numbers("", config, {token: 32000})[token],
         )
 
     def to_hf(self) -> dict[str, Any]:

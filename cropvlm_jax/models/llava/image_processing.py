@@ -12,29 +12,56 @@ from typing import Any
 import numpy as np
 
 from cropvlm_jax.models.config import check_supported
-from cropvlm_jax.models.image_processing import CLIP_SETTINGS
+from cropvlm_jax.models.image_processing import CLIP_SETTINGS, PART, read_settings
 from cropvlm_jax.models.llava.config import LlavaConfig
 from cropvlm_jax.pixels import host
+
+CENTRE, PAD = "CLIPImageProcessor", "LlavaImageProcessor"  # the latter pads if it is told to
+
+
+def _fixed(config: LlavaConfig) -> dict[str, Any]:
+    """The settings of the image processor that have one supported value."""
+    side = config.vision.image_size
+    return {
+        **CLIP_SETTINGS,
+        "size": {"shortest_edge": side},
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+    }
 
 
 def configure(
     config: LlavaConfig, settings: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> tuple[LlavaConfig, int]:
     """Minds the settings of the image processor; see `Architecture.configure`."""
-    found, side = {**settings, **changes}, config.vision.image_size
+    found = read_settings(settings, (CENTRE, PAD))
+    size, crop = found.get("size"), found.get("crop_size")
     # Old versions of transformers wrote one number.
-    if isinstance(found.get("size"), int):
-        found["size"] = {"shortest_edge": found["size"]}
-    if isinstance(found.get("crop_size"), int):
-        found["crop_size"] = {"height": found["crop_size"], "width": found["crop_size"]}
-    supported = {
-        **CLIP_SETTINGS,
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-        "do_center_crop": True,
+    if isinstance(size, int) and not found.get("default_to_square"):
+        found["size"] = {"shortest_edge": size}
+    if isinstance(crop, int):
+        found["crop_size"] = {"height": crop, "width": crop}
+    check_supported(PART, found, _fixed(config) | {"pad_size": None, "use_square_size": False})
+    pads = found.get("do_pad", False) and found.get("image_processor_type") != CENTRE
+    pad = read_settings(changes, ()).get("do_pad", pads)
+    return dataclasses.replace(config, pad=pad), config.vision.image_size
+
+
+def image_settings(
+    config: LlavaConfig, longest_edge: int, stored: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What makes `transformers` see the same; see `Architecture.image_settings`."""
+    kind = PAD if config.pad else CENTRE
+    return {"image_processor_type": kind, **_fixed(config), "do_pad": config.pad}
+
+
+def processor_config(config: LlavaConfig) -> dict[str, Any]:
+    """What the processor must say of the shape; see `Architecture.processor_config`."""
+    return {
+        "patch_size": config.vision.patch_size,
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "default",
     }
-    check_supported("the image processor", found, supported)
-    return dataclasses.replace(config, pad=bool(found.get("do_pad"))), side
 
 
 def see(config: LlavaConfig, image: np.ndarray, longest_edge: int) -> tuple[np.ndarray, None]:

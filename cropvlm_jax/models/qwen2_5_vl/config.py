@@ -6,7 +6,16 @@ import dataclasses
 from typing import Any
 
 from cropvlm_jax import geometry
-from cropvlm_jax.models.config import LlamaConfig, check_integers, check_supported
+from cropvlm_jax.models.config import (
+    LlamaConfig,
+    check_not_foreign,
+    check_supported,
+    read_integers,
+    read_numbers,
+    read_part,
+    read_rope,
+    read_tied,
+)
 
 MODEL_TYPE = "qwen2_5_vl"
 TEMPORAL_PATCH = 2  # frames of a patch: a still picture is shown twice
@@ -46,7 +55,7 @@ class QwenVisionConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "QwenVisionConfig":
-        """Reads a `vision_config`; unknown keys are ignored, absent ones take HF's defaults.
+        """Reads a `vision_config`, whose absent keys take HF's defaults.
 
         Raises:
             ValueError: naming the key whose value this tower does not implement.
@@ -58,20 +67,22 @@ class QwenVisionConfig:
             "in_chans": 3,  # as the Hub has it
         }
         check_supported("vision_config", config, supported)
-        rope = config.get("rope_parameters") or {}
+        rope = read_part(config, "rope_parameters")
         check_supported("vision_config", rope, {"rope_type": "axial", "rope_theta": VISION_THETA})
-        check_integers("vision_config", config, ("patch_size",))
-        return cls(
-            depth=config.get("depth", 32),
-            hidden_size=config.get("hidden_size", 3584),
-            intermediate_size=config.get("intermediate_size", 3420),
-            num_heads=config.get("num_heads", 16),
-            out_hidden_size=config.get("out_hidden_size", 3584),
-            patch_size=config.get("patch_size", 14),
-            spatial_merge_size=config.get("spatial_merge_size", 2),
-            window_size=config.get("window_size", 112),
-            fullatt_block_indexes=tuple(config.get("fullatt_block_indexes", (7, 15, 23, 31))),
-        )
+        defaults = {
+            "depth": 32,
+            "hidden_size": 3584,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 3584,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "window_size": 112,
+        }
+        numbers = read_numbers("vision_config", config, defaults)
+        check_supported("vision_config", config, {"spatial_patch_size": numbers["patch_size"]})
+        blocks = read_integers("vision_config", config, "fullatt_block_indexes", (7, 15, 23, 31))
+        return cls(**numbers, fullatt_block_indexes=blocks)
 
     def to_hf(self) -> dict[str, Any]:
         """The `vision_config` of this shape."""
@@ -87,27 +98,31 @@ class QwenVisionConfig:
 
 def _text_from_hf(config: dict[str, Any], *, tie_word_embeddings: bool) -> LlamaConfig:
     """Reads the decoder's part of a config, whose defaults are HF's."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    supported = {"hidden_act": "silu", "use_sliding_window": False}
-    check_supported("text_config", config, supported)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "mrope":  # so the Hub has it, and transformers 5 writes "default"
-        check_supported("text_config", {"rope_type": kind}, {"rope_type": "default"})
-    width, heads = config.get("hidden_size", 8192), config.get("num_attention_heads", 64)
+    check_supported("text_config", config, {"hidden_act": "silu"})
+    rope = read_rope(config)
+    if rope["rope_type"] != "mrope":  # so the Hub has it, and transformers 5 writes "default"
+        check_supported("text_config", rope, {"rope_type": "default"})
+    defaults = {
+        "vocab_size": 152064,
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 32768,
+    }
+    numbers = read_numbers("text_config", config, defaults)
+    width, heads = numbers["hidden_size"], numbers["num_attention_heads"]
+    shared = {"num_key_value_heads": 8} | config  # null is as many as there are heads
+    kv_heads = read_numbers("text_config", shared, {"num_key_value_heads": None})
     return LlamaConfig(
-        vocab_size=config.get("vocab_size", 152064),
-        hidden_size=width,
-        intermediate_size=config.get("intermediate_size", 29568),
-        num_hidden_layers=config.get("num_hidden_layers", 80),
-        num_attention_heads=heads,
-        num_key_value_heads=config.get("num_key_value_heads", 8) or heads,
+        **numbers,
+        num_key_value_heads=kv_heads["num_key_value_heads"] or heads,
         head_dim=width // heads,
-        rope_theta=rope.get("rope_theta", config.get("rope_theta", 1e6)),
-        rms_norm_eps=config.get("rms_norm_eps", 1e-5),
-        max_position_embeddings=config.get("max_position_embeddings", 32768),
+        **read_numbers("text_config", rope, {"rope_theta": 1e6}),
         tie_word_embeddings=tie_word_embeddings,
         qkv_bias=True,
-        mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
+        mrope_section=read_integers("text_config", rope, "mrope_section", (16, 24, 24)),
     )
 
 
@@ -168,17 +183,18 @@ class QwenConfig:
             ValueError: naming the key whose value is not supported.
         """
         check_supported("", {"model_type": None} | config, {"model_type": MODEL_TYPE})
-        text = config.get("text_config") or config
-        tied = any(c.get("tie_word_embeddings", False) for c in (config, text))
+        check_not_foreign("", config)
+        text = read_part(config, "text_config") or config
         ids = {
-            field.name: config.get(field.name, field.default)
-            for field in dataclasses.fields(cls)
-            if field.name.endswith("_token_id")
+            "image_token_id": 151655,
+            "video_token_id": 151656,
+            "vision_start_token_id": 151652,
+            "vision_end_token_id": 151653,
         }
         return cls(
-            vision=QwenVisionConfig.from_hf(config.get("vision_config") or {}),
-            text=_text_from_hf(text, tie_word_embeddings=tied),
-            **ids,
+            vision=QwenVisionConfig.from_hf(read_part(config, "vision_config")),
+            text=_text_from_hf(text, tie_word_embeddings=read_tied(config, text)),
+            **read_numbers("", config, ids),
         )
 
     def to_hf(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cropvlm_jax import geometry
-from cropvlm_jax.models.config import check_supported
-from cropvlm_jax.models.image_processing import CLIP_SETTINGS
+from cropvlm_jax.models.config import check_supported, read_numbers
+from cropvlm_jax.models.image_processing import CLIP_SETTINGS, PART, read_settings
 from cropvlm_jax.models.qwen2_5_vl.config import TEMPORAL_PATCH, QwenConfig
 from cropvlm_jax.pixels import host
 
@@ -31,27 +31,60 @@ class TiledImages(NamedTuple):
     grid: Any
 
 
-def configure(
-    config: QwenConfig, settings: Mapping[str, Any], changes: Mapping[str, Any]
-) -> tuple[QwenConfig, int]:
-    """Minds the settings of the image processor; see `Architecture.configure`."""
-    supported = {
+PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")  # the same one, renamed
+# The limits under their new names, which transformers 5 writes into "size", and those of the Hub.
+LIMITS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+
+
+def _fixed(config: QwenConfig) -> dict[str, Any]:
+    """The settings of the image processor that have one supported value."""
+    return {
         **CLIP_SETTINGS,
         "patch_size": config.vision.patch_size,
         "merge_size": config.vision.spatial_merge_size,
         "temporal_patch_size": TEMPORAL_PATCH,
     }
-    check_supported("the image processor", settings, supported)
-    # transformers 5 writes "size", the Hub has "min_pixels" and "max_pixels".
-    size = settings.get("size") or {}
-    least = settings.get("min_pixels", size.get("shortest_edge", config.limits.min_pixels))
-    most = settings.get("max_pixels", size.get("longest_edge", config.limits.max_pixels))
-    limits = geometry.PixelLimits(
-        max_pixels=changes.get("max_pixels", min(most, config.limits.max_pixels)),
-        min_pixels=least,
-        factor=config.vision.tile_size,
-    )
-    return dataclasses.replace(config, limits=limits), limits.factor * limits.most_tiles
+
+
+def _limits(config: QwenConfig, found: dict[str, Any]) -> dict[str, int]:
+    """The fewest and the most pixels of a picture, as the image processor has them."""
+    size = found.get("size", {})
+    if not isinstance(size, dict) or not size.keys() <= {*LIMITS, *LIMITS.values()}:
+        raise ValueError(f"{PART}: size={size!r} is not supported, only {', '.join(LIMITS)}")
+    given: dict[str, Any] = {LIMITS.get(str(key), str(key)): size[key] for key in size}
+    given |= found
+    defaults = {"min_pixels": config.limits.min_pixels, "max_pixels": 1280 * 28**2}
+    return read_numbers(PART, given, defaults)
+
+
+def configure(
+    config: QwenConfig, settings: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[QwenConfig, int]:
+    """Minds the settings of the image processor; see `Architecture.configure`."""
+    found = read_settings(settings, PROCESSORS)
+    check_supported(PART, found, _fixed(config))
+    limits = _limits(config, found)
+    limits["max_pixels"] = min(limits["max_pixels"], config.limits.max_pixels)
+    limits |= read_numbers(PART, changes, {"max_pixels": limits["max_pixels"]})
+    checked = geometry.PixelLimits(**limits, factor=config.vision.tile_size)
+    return dataclasses.replace(config, limits=checked), checked.factor * checked.most_tiles
+
+
+def image_settings(
+    config: QwenConfig, longest_edge: int, stored: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What makes `transformers` see the same; see `Architecture.image_settings`.
+
+    The limits are the stored ones: that we see less by default is no property of the model.
+    """
+    limits = _limits(config, read_settings(stored, PROCESSORS))
+    size = {new: limits[old] for new, old in LIMITS.items()}
+    return {"image_processor_type": PROCESSORS[0], **_fixed(config), "size": size, **limits}
+
+
+def processor_config(config: QwenConfig) -> dict[str, Any]:
+    """What the processor must say of the shape: nothing; see `Architecture.processor_config`."""
+    return {}
 
 
 def see(

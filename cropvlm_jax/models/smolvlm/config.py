@@ -5,7 +5,15 @@
 import dataclasses
 from typing import Any
 
-from cropvlm_jax.models.config import LlamaConfig, ViTConfig, check_integers, check_supported
+from cropvlm_jax.models.config import (
+    LlamaConfig,
+    ViTConfig,
+    check_not_foreign,
+    check_supported,
+    read_numbers,
+    read_part,
+    read_tied,
+)
 
 MODEL_TYPES = ("idefics3", "smolvlm")  # of SmolVLM 1 and 2
 
@@ -16,23 +24,23 @@ class SiglipConfig(ViTConfig):
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "SiglipConfig":
-        """Reads an idefics3 / smolvlm `vision_config`; unknown keys are ignored.
+        """Reads an idefics3 / smolvlm `vision_config`.
 
         Raises:
             ValueError: naming the key whose value this tower does not implement.
         """
         supported = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3}
         check_supported("vision_config", config, supported)
-        check_integers("vision_config", config, ("image_size", "patch_size"))
-        return cls(
-            image_size=config.get("image_size", 224),
-            patch_size=config.get("patch_size", 32),
-            hidden_size=config.get("hidden_size", 1152),
-            intermediate_size=config.get("intermediate_size", 3072),
-            num_hidden_layers=config.get("num_hidden_layers", 12),
-            num_attention_heads=config.get("num_attention_heads", 16),
-            layer_norm_eps=config.get("layer_norm_eps", 1e-6),
-        )
+        defaults = {
+            "image_size": 224,
+            "patch_size": 32,
+            "hidden_size": 1152,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 16,
+            "layer_norm_eps": 1e-6,
+        }
+        return cls(**read_numbers("vision_config", config, defaults))
 
     def to_hf(self, model_type: str) -> dict[str, Any]:
         """The `vision_config` of this shape for a VLM of `model_type`."""
@@ -65,6 +73,8 @@ class SmolVLMConfig:
         scale_factor: pixel-shuffle factor; an image is (grid / scale_factor) ** 2 tokens.
         image_token_id: id whose embeddings the image features replace.
         model_type: "idefics3" (SmolVLM 1) or "smolvlm" (SmolVLM 2): the same arithmetic.
+        split: whether pictures of more than one tile are split into tiles, which the image
+            processor decides: no part of `config.json`.
     """
 
     vision: SiglipConfig
@@ -72,6 +82,7 @@ class SmolVLMConfig:
     scale_factor: int
     image_token_id: int
     model_type: str = "idefics3"
+    split: bool = True
 
     def __post_init__(self) -> None:
         if self.vision.grid % self.scale_factor:
@@ -94,7 +105,7 @@ class SmolVLMConfig:
     def from_hf(cls, config: dict[str, Any]) -> "SmolVLMConfig":
         """Reads a Hugging Face `config.json` of type idefics3 or smolvlm.
 
-        Unknown keys are ignored, absent keys take HF's defaults.
+        Absent keys take HF's defaults.
 
         Raises:
             ValueError: naming the key whose value is not supported.
@@ -102,14 +113,14 @@ class SmolVLMConfig:
         model_type = config.get("model_type")
         if model_type not in MODEL_TYPES:
             raise ValueError(f"model_type={model_type!r} is not supported, only {MODEL_TYPES}")
+        check_not_foreign("", config)
         # A checkpoint stores no separate head when the embeddings are tied.
-        tied = config.get("tie_word_embeddings", False)
+        tied, text = read_tied(config), read_part(config, "text_config")
         return cls(
-            vision=SiglipConfig.from_hf(config.get("vision_config") or {}),
-            text=LlamaConfig.from_hf(config.get("text_config") or {}, tie_word_embeddings=tied),
-            scale_factor=config.get("scale_factor", 2),
-            image_token_id=config.get("image_token_id", 128257),
+            vision=SiglipConfig.from_hf(read_part(config, "vision_config")),
+            text=LlamaConfig.from_hf(text, tie_word_embeddings=tied),
             model_type=model_type,
+            **read_numbers("", config, {"scale_factor": 2, "image_token_id": 128257}),
         )
 
     def to_hf(self) -> dict[str, Any]:

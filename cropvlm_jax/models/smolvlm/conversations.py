@@ -15,9 +15,13 @@ FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
 
 
 class SmolVLMConversations(Conversations):
-    """SmolVLM's two conversations."""
+    """SmolVLM's two conversations.
 
-    special = (START, END, FAKE, GLOBAL, IMAGE)
+    The names of tiles and of the whole picture are special tokens, but ordinary text to the
+    tokenizer of the first release, SmolVLM-Instruct of 2.2B parameters.
+    """
+
+    special = (START, END, FAKE, IMAGE)
 
     def crop(
         self, question: str, grid: tuple[int, int] = (0, 0), box_text: str | None = None
@@ -85,6 +89,7 @@ class SmolVLMConversations(Conversations):
         names = [
             [f"<row_{row}_col_{col}>" for col in range(1, cols + 1)] for row in range(1, rows + 1)
         ]
-        self._require(*(name for row in names for name in row))
+        if GLOBAL in self._special:
+            self._require(*(name for row in names for name in row))
         lines = ["".join(f"{FAKE}{name}{tile}" for name in row) for row in names]
         return "".join(f"{line}\n" for line in lines) + f"\n{whole}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from cropvlm_jax.models.smolvlm import image_processing
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import END, START
 
@@ -38,22 +39,7 @@ def processor_files(
     """
     processor_class = {"processor_class": "Idefics3Processor"}
     special = {"bos_token": START, "eos_token": END, "pad_token": "<|im_end|>"}
-    half = [0.5, 0.5, 0.5]
-    image_processor = {
-        "image_processor_type": "Idefics3ImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"longest_edge": longest_edge},
-        "resample": 1,
-        "do_image_splitting": True,
-        "max_image_size": {"longest_edge": config.vision.image_size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": half,
-        "image_std": half,
-        "do_pad": True,
-    }
+    images = image_processing.image_settings(config, longest_edge, {})
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.text.max_position_embeddings,
@@ -65,8 +51,8 @@ def processor_files(
         "generation_config.json": {
             f"{name}_id": tokenizer.token_to_id(token) for name, token in special.items()
         },
-        "preprocessor_config.json": image_processor | processor_class,
-        "processor_config.json": {"image_seq_len": config.image_seq_len} | processor_class,
+        "preprocessor_config.json": images | processor_class,
+        "processor_config.json": image_processing.processor_config(config) | processor_class,
         "tokenizer_config.json": tokenizer_config | special | processor_class,
         "special_tokens_map.json": special,
         "chat_template.jinja": CHAT_TEMPLATE,
