@@ -18,6 +18,7 @@ from typing import Any, Literal
 import ml_collections
 from absl import app
 
+from cropvlm_jax import settings
 from cropvlm_jax.training import presets
 from cropvlm_jax.training.config import (
     OTHER_NAMES,
@@ -41,22 +42,24 @@ A run is described by a Python file whose `get_config()` starts from
     cropvlm train --config=experiments/zoom_digits.py --workdir=runs/try \\
         --config.learning_rate=1e-4 --config.grpo.num_generations=16
 
-All settings are checked before anything is loaded; one that does not exist is refused, and the
-message lists those that do. The last column has the name in TRL's `GRPOConfig` (or PEFT's
-`LoraConfig`), `=` where it is the same. Of tunix' `GRPOConfig`, `num_generations`,
-`num_iterations`, `beta` and `epsilon` are the same as here.
+All settings are checked before anything is loaded: one that does not exist is refused, and so is a
+number out of its range. The message says what there is instead. The last column has the name in
+TRL's `GRPOConfig` (or PEFT's `LoraConfig`), `=` where it is the same. Of tunix' `GRPOConfig`,
+`num_generations`, `num_iterations`, `beta` and `epsilon` are the same as here.
 """
 
 
 def type_name(kind: Any) -> str:
     """A type as a user reads it."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return f"{type_name(arguments[0])} {arguments[1]}"
     if origin is Literal:
         return ", ".join(f'`"{x}"`' for x in arguments)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join("None" if x is type(None) else type_name(x) for x in arguments)
+        return ", or ".join("None" if x is type(None) else type_name(x) for x in arguments)
     if origin is tuple:
-        return f"{len(arguments)} {type_name(arguments[0])}s"
+        return f"{len(arguments)}, each {type_name(arguments[0])}"
     if origin is not None and issubclass(origin, Mapping):
         return "named sources"
     return {"str": "text", "bool": "True or False"}.get(kind.__name__, kind.__name__)
@@ -90,7 +93,7 @@ def default_text(value: Any) -> str:
 
 def rows(cls: type, default: Any, prefix: str) -> list[str]:
     """The lines of the table of one section."""
-    told, kinds = meanings(cls), typing.get_type_hints(cls)
+    told, kinds = meanings(cls), settings.fields(cls)
     lines = ["| setting | type | default | meaning | TRL |", "|---|---|---|---|---|"]
     for field in dataclasses.fields(cls):
         if section_of(kinds[field.name]) or field.name in SHARED.get(prefix.rstrip("."), ()):

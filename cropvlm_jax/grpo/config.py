@@ -3,14 +3,18 @@
 """Settings of GRPO."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from cropvlm_jax.grpo import objective
 from cropvlm_jax.scoring.text import HostMetric
+from cropvlm_jax.settings import Range, Settings
+
+Weight = Annotated[float, Range(0, 1000)]
+Tokens = Annotated[int, Range(1, 1024)]
 
 
 @dataclasses.dataclass(frozen=True)
-class GRPOConfig:
+class GRPOConfig(Settings):
     """Settings of the step; `training.presets.OFFICIAL` says where the released code differs.
 
     Attributes:
@@ -58,53 +62,36 @@ class GRPOConfig:
         gradient_accumulation_steps: microbatches a step, a divisor of the batch.
     """
 
-    num_generations: int = 8
-    temperature: float = 1.0
+    num_generations: Annotated[int, Range(2, 1024)] = 8
+    temperature: Annotated[float, Range(0.01, 100)] = 1.0
     temperature_in_log_probs: bool = True
-    num_iterations: int = 1
-    epsilon: float = 0.2
-    epsilon_high: float = 0.2
-    beta: float = 0.01
+    num_iterations: Annotated[int, Range(1, 100)] = 1
+    epsilon: Annotated[float, Range(0, 1)] = 0.2
+    epsilon_high: Annotated[float, Range(0, 10)] = 0.2
+    beta: Weight = 0.01
     kl_loss_type: objective.KLLossType = "exact"
-    format_weight: float = 0.0
+    format_weight: Weight = 0.0
     loss_type: objective.LossType = "grpo"
-    normaliser: int | None = None
+    normaliser: Annotated[int, Range(1, 65_536)] | None = None
     scale_rewards: objective.ScaleRewards = "group"
-    likelihood_weight: float = 1.0
+    likelihood_weight: Weight = 1.0
     likelihood: Literal["sum", "mean"] = "sum"
     gain: bool = False
     official_span: bool = False
-    accuracy_weight: float = 0.0
+    accuracy_weight: Weight = 0.0
     accuracy: HostMetric = "evalai"
-    answer_tokens: int = 16
-    area_weight: float = 0.0
-    reward_chunk: int | None = None
-    gradient_accumulation_steps: int = 1
+    answer_tokens: Tokens = 16
+    area_weight: Weight = 0.0
+    reward_chunk: Annotated[int, Range(1, 1024)] | None = None
+    gradient_accumulation_steps: Annotated[int, Range(1, 65_536)] = 1
 
     def __post_init__(self) -> None:
-        if self.num_generations < 2:
-            raise ValueError(
-                f"num_generations={self.num_generations}: advantages compare at least 2 rollouts"
-            )
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature}: rollouts must be sampled")
+        super().__post_init__()
         if self.num_generations % (self.reward_chunk or self.num_generations):
             raise ValueError(
                 f"reward_chunk={self.reward_chunk} does not divide "
                 f"num_generations={self.num_generations}"
             )
-        for name in ("kl_loss_type", "loss_type", "scale_rewards", "likelihood", "accuracy"):
-            allowed = GRPOConfig.__annotations__[name].__args__
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
-        for name in (
-            "num_iterations",
-            "gradient_accumulation_steps",
-            "answer_tokens",
-            "normaliser",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.normaliser and self.loss_type != "dr_grpo":
             raise ValueError(f"normaliser={self.normaliser} needs loss_type='dr_grpo'")
         if self.scale_rewards == "batch" and self.gradient_accumulation_steps > 1:

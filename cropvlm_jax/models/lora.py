@@ -16,7 +16,7 @@ Shape letters: I input features, O output features, R rank; stacked layers lead 
 import dataclasses
 import functools
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from cropvlm_jax.models.linear import multiply
 from cropvlm_jax.models.scanned import kept
+from cropvlm_jax.settings import Range, Settings
 
 LoRAParam = nnx.LoRAParam
 Model = TypeVar("Model", bound=nnx.Module)
@@ -35,7 +36,7 @@ PAPER_TARGETS = r"text\.layers\.(q|k|v|o|gate|up|down)|vision\.layers\.(q|k|v|fc
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(Settings):
     """Which layers are adapted, and how; the defaults are the paper's.
 
     Attributes:
@@ -47,16 +48,19 @@ class LoRAConfig:
             `text.layers.q` (all layers of the stack) or `connector`.
     """
 
-    rank: int = 128
-    alpha: float | None = None
-    dropout: float = 0.05
+    rank: Annotated[int, Range(1, 8192)] = 128
+    alpha: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.05
     targets: str = PAPER_TARGETS
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank={self.rank} must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} is not in [0, 1)")
+        super().__post_init__()
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(
+                f"targets={self.targets!r} is not a regular expression: {error}"
+            ) from error
 
     @property
     def scale(self) -> float:

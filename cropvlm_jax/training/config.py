@@ -9,26 +9,28 @@ settings; `experiments/make_config_docs.py` writes it from this file.
 """
 
 import dataclasses
-import math
-import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from cropvlm_jax import settings
+from cropvlm_jax.data import sources
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.models.lora import LoRAConfig
+from cropvlm_jax.settings import Range, Settings
 
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
+Steps = Annotated[int, Range(0, 10_000_000)]
+Count = Annotated[int, Range(1, 10_000_000)]
+Rows = Annotated[int, Range(1, 65_536)]
+Pixels = Annotated[int, Range(1, 16_384)]
+Share = Annotated[float, Range(0, 1)]
 
 
 @dataclasses.dataclass(frozen=True)
-class TargetProcessorConfig:
+class TargetProcessorConfig(Settings):
     """Settings of the target's image processor that replace its own; None keeps its own.
 
     Attributes:
@@ -37,11 +39,11 @@ class TargetProcessorConfig:
     """
 
     do_pad: bool | None = None
-    max_pixels: int | None = None
+    max_pixels: Annotated[int, Range(1, 1_000_000_000)] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceConfig:
+class SourceConfig(Settings):
     """One data set of a run.
 
     Attributes:
@@ -59,20 +61,54 @@ class SourceConfig:
 
     folder: str = ""
     split: str = "train"
-    weight: float = 0.0
-    part: tuple[float, float] = (0.0, 1.0)
+    weight: Annotated[float, Range(0, 1_000_000)] = 0.0
+    part: tuple[Share, Share] = (0.0, 1.0)
     boxes: str = ""
     kind: str = ""
     prepared: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.weight >= 0, f"weight={self.weight} must not be negative")
-        first, last = self.part
-        _check(0 <= first < last <= 1, f"part={self.part} is no stretch from 0 to 1")
+        super().__post_init__()
+        if self.part[0] >= self.part[1]:
+            raise ValueError(f"part={self.part} holds nothing: the first number is the smaller one")
+
+    def check(self, name: str) -> None:
+        """Refuses what a source with this name cannot be, and settings that it would ignore."""
+        kind = self.kind or name
+        if kind not in (*sources.NAMES, *sources.DRAWN):
+            there = ", ".join((*sources.NAMES, *sources.DRAWN))
+            raise ValueError(
+                f"{name}.kind={self.kind!r}: {kind!r} is no data set; there are: {there}"
+            )
+        if kind not in sources.DRAWN:
+            if not self.folder:
+                raise ValueError(f"{name}.folder={self.folder!r}: say where the data set is")
+            return
+        for field in ("folder", "part", "boxes", "prepared"):
+            value = getattr(self, field)
+            if value != getattr(SourceConfig(), field):
+                raise ValueError(
+                    f"{name}.{field}={value!r} would be ignored: pictures of {kind} are drawn, not "
+                    "read from a folder"
+                )
+
+
+def _check_sources(found: Mapping[str, SourceConfig]) -> None:
+    """Checks the sources of a run, by name."""
+    for name, one in found.items():
+        try:
+            one.check(name)
+        except ValueError as error:
+            raise ValueError(f"sources.{error}") from error
+    without = [name for name, one in found.items() if not one.weight]
+    if without and len(without) < len(found):
+        raise ValueError(
+            f"sources.{without[0]}.weight=0.0: either all sources have a weight, or none has"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """The examples, and how they are shown to cropper and target.
 
     Attributes:
@@ -88,22 +124,20 @@ class DataConfig:
     """
 
     sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
-    longest_edge: int = 512
-    canvas: tuple[int, int] = (2048, 2048)
-    question_tokens: int = 64
-    answer_tokens: int = 32
+    longest_edge: Pixels = 512
+    canvas: tuple[Pixels, Pixels] = (2048, 2048)
+    question_tokens: Annotated[int, Range(1, 8192)] = 64
+    answer_tokens: Annotated[int, Range(1, 1024)] = 32
     official_text: bool = False
-    workers: int = 0
+    workers: Annotated[int, Range(0, 256)] = 0
 
     def __post_init__(self) -> None:
-        for name in ("longest_edge", "question_tokens", "answer_tokens"):
-            _check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        _check(min(self.canvas) >= 1, f"canvas={self.canvas} must be positive")
-        _check(self.workers >= 0, f"workers={self.workers} must not be negative")
+        super().__post_init__()
+        _check_sources(self.sources)
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Settings):
     """The evaluation on held-out examples while a run trains.
 
     Attributes:
@@ -112,17 +146,19 @@ class EvalConfig:
         sources: the data sets by name, each a `SourceConfig`.
     """
 
-    every: int = 0
-    examples: int = 256
+    every: Steps = 0
+    examples: Count = 256
     sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self.every >= 0, f"every={self.every} must not be negative")
-        _check(self.examples >= 1, f"examples={self.examples} must be at least 1")
+        super().__post_init__()
+        _check_sources(self.sources)
+        if self.every and not self.sources:
+            raise ValueError(f"every={self.every} needs eval.sources, and there are none")
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Settings):
     """When a run is saved, and what is kept.
 
     Attributes:
@@ -131,17 +167,13 @@ class CheckpointConfig:
         best: a metric such as "eval/reward"; the checkpoint where it is highest is kept as well.
     """
 
-    every: int = 100
-    keep: int = 2
+    every: Steps = 100
+    keep: Count = 2
     best: str = ""
-
-    def __post_init__(self) -> None:
-        _check(self.every >= 0, f"every={self.every} must not be negative")
-        _check(self.keep >= 1, f"keep={self.keep} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Settings):
     """How devices share the work.
 
     Attributes:
@@ -150,13 +182,13 @@ class MeshConfig:
         tensor: devices that share each matrix multiplication.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Annotated[int, Range(1, 65_536, also=-1)] = -1
+    fsdp: Rows = 1
+    tensor: Rows = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """All settings of a run.
 
     Attributes:
@@ -197,36 +229,37 @@ class TrainConfig:
     target_processor: TargetProcessorConfig = TargetProcessorConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
-    seed: int = 0
-    steps: int = 0
-    epochs: float = 1.0
-    batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-5
-    warmup: float = 0.03
-    clip_norm: float = 1.0
-    adam_b2: float = 0.999
-    weight_decay: float = 0.0
+    seed: Annotated[int, Range(0, 2_147_483_647)] = 0
+    steps: Steps = 0
+    epochs: Annotated[float, Range(0, 10_000)] = 1.0
+    batch_size: Rows = 16
+    gradient_accumulation_steps: Rows = 1
+    learning_rate: Annotated[float, Range(0, 1, above=True)] = 1e-5
+    warmup: Share = 0.03
+    clip_norm: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
+    adam_b2: Annotated[float, Range(0, 1, below=True)] = 0.999
+    weight_decay: Annotated[float, Range(0, 10)] = 0.0
     lora: LoRAConfig | None = None
     grpo: GRPOConfig = GRPOConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    export_every: int = 0
+    export_every: Steps = 0
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "weight_decay", "export_every"):
-            _check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
-        for name in ("batch_size", "gradient_accumulation_steps"):
-            _check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        _check(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
-        _check(0 <= self.warmup <= 1, f"warmup={self.warmup} is a share, from 0 to 1")
-        _check(
-            self.batch_size % self.gradient_accumulation_steps == 0,
-            f"gradient_accumulation_steps={self.gradient_accumulation_steps} does not divide "
-            f"batch_size={self.batch_size}",
-        )
+        super().__post_init__()
+        if not (self.steps or self.epochs):
+            raise ValueError("steps and epochs are both 0: set one of them")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} does not divide "
+                f"batch_size={self.batch_size}"
+            )
+        if self.checkpoint.best and not self.eval.every:
+            raise ValueError(
+                f"checkpoint.best={self.checkpoint.best!r} needs an evaluation: set eval.every"
+            )
 
 
 # The names of our settings in TRL's `GRPOConfig` and, of adapters, in PEFT's `LoraConfig`; "=" is
@@ -316,24 +349,28 @@ def as_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
     return view
 
 
-def load_config(settings: Mapping[str, Any] | ml_collections.ConfigDict) -> TrainConfig:
+def load_config(given: Mapping[str, Any] | ml_collections.ConfigDict) -> TrainConfig:
     """The checked settings of a run.
 
     Args:
-        settings: nested settings by name, as `default_config` makes them; what is not named has its
+        given: nested settings by name, as `default_config` makes them; what is not named has its
             default.
 
     Raises:
         ValueError: a setting is not known, has the wrong type, or cannot work; the message names it
             and what there is instead.
     """
-    values = _plain(settings)
-    if not values.get("lora", {}).get("rank"):
+    values = _plain(given)
+    lora = values.get("lora")
+    if isinstance(lora, Mapping) and type(rank := lora.get("rank", 0)) is int and rank == 0:
+        # All weights are trained; the other settings are checked all the same.
+        settings.read(LoRAConfig, {**lora, "rank": 1}, "lora.")
         values["lora"] = None
     for section, names in SHARED.items():
-        given = {name: values[name] for name in names if name in values}
-        values[section] = {**values.get(section, {}), **given}
-    return _read(TrainConfig, values, "")
+        shared = {name: values[name] for name in names if name in values}
+        if shared and isinstance(values.setdefault(section, {}), Mapping):
+            values[section] = {**values[section], **shared}
+    return settings.read(TrainConfig, values)
 
 
 def _section(config: Any) -> ml_collections.ConfigDict:
@@ -345,7 +382,7 @@ def _section(config: Any) -> ml_collections.ConfigDict:
             value = _section(value)
         elif isinstance(value, Mapping):
             value = ml_collections.ConfigDict({key: _section(x) for key, x in value.items()})
-        elif (inner := _optional(kind)) is not None:
+        elif (inner := settings.optional(kind)) is not None:
             section[name] = placeholder(inner)
             if value is None:
                 continue
@@ -353,53 +390,8 @@ def _section(config: Any) -> ml_collections.ConfigDict:
     return section
 
 
-def _optional(kind: Any) -> Any:
-    """The type X of a setting of type `X | None`; None for other types."""
-    if typing.get_origin(kind) not in (types.UnionType, typing.Union):
-        return None
-    inner = [x for x in typing.get_args(kind) if x is not type(None)]
-    return inner[0] if len(inner) == 1 else None
-
-
-def _plain(settings: Any) -> dict[str, Any]:
+def _plain(given: Any) -> dict[str, Any]:
     """Nested mappings as plain dictionaries."""
-    if isinstance(settings, ml_collections.ConfigDict):
-        return settings.to_dict()
-    return {k: _plain(v) if isinstance(v, Mapping) else v for k, v in settings.items()}
-
-
-def _read(cls: Any, values: Mapping[str, Any], path: str) -> Any:
-    """Makes a dataclass of nested values; `path` is where they stand, for messages."""
-    kinds = typing.get_type_hints(cls)
-    if unknown := sorted(values.keys() - kinds.keys()):
-        raise ValueError(
-            f"there is no setting {path}{unknown[0]}; there are: {', '.join(sorted(kinds))}"
-        )
-    found = {name: _convert(kinds[name], x, f"{path}{name}") for name, x in values.items()}
-    try:
-        return cls(**found)
-    except ValueError as error:
-        raise ValueError(f"{path}{error}") from error
-
-
-def _convert(kind: Any, value: Any, name: str) -> Any:
-    """Checks that a value has the type of its setting; whole numbers may stand for floats."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if (inner := _optional(kind)) is not None:
-        return None if value is None else _convert(inner, value, name)
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        return _read(kind, value, f"{name}.")
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, arguments))}")
-        return value
-    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
-        return tuple(_convert(k, x, name) for k, x in zip(arguments, value, strict=True))
-    if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        return {key: _convert(arguments[1], x, f"{name}.{key}") for key, x in value.items()}
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isnan(value):
-            return float(value)
-    elif kind is not None and type(value) is kind:
-        return value
-    raise ValueError(f"{name}={value!r} is no {getattr(kind, '__name__', kind)}")
+    if isinstance(given, ml_collections.ConfigDict):
+        return given.to_dict()
+    return {k: _plain(v) if isinstance(v, Mapping) else v for k, v in given.items()}

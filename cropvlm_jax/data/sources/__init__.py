@@ -21,6 +21,7 @@ _OPENERS = {
     "pdfs": ("pdfs", "open"),
 }
 NAMES = tuple(_OPENERS)
+DRAWN = ("zoom_digits",)  # pictures drawn when they are asked for, which have no folder
 
 
 def open_source(name: str, folder: str | os.PathLike, split: str) -> Source:
