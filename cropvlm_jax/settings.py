@@ -114,6 +114,23 @@ def optional(kind: Any) -> Any:
     return inner[0] if len(inner) == 1 else None
 
 
+def kind_of(cls: type, path: list[str]) -> Any:
+    """The type of a setting; None where there is no such setting.
+
+    Args:
+        cls: the dataclass of all settings.
+        path: names of its sections, and of the setting last.
+    """
+    kind: Any = cls
+    for name in path:
+        kind = optional(kind) or kind
+        if dataclasses.is_dataclass(kind):
+            kind = fields(typing.cast(type, kind)).get(name)
+        else:  # sections by name
+            kind = next(iter(typing.get_args(kind)[1:]), None)
+    return kind
+
+
 def expected(kind: Any) -> str:
     """What a setting of this type takes, in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

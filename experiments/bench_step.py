@@ -45,10 +45,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.extend import core
 
-from cropvlm_jax import parallel
+from cropvlm_jax import apps, parallel
 from cropvlm_jax.data import batching
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models import linear
@@ -550,4 +550,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    apps.run_script(main)

@@ -26,6 +26,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
 
+from cropvlm_jax import apps
+
 KILLS = flags.DEFINE_integer("kills", 10, "How often the run is killed.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", 60, "Steps of the run.", lower_bound=2)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments at which it is killed.")
@@ -147,4 +149,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.INFO)
-    app.run(main)
+    apps.run_script(main)

@@ -14,6 +14,7 @@ import pathlib
 from absl import app
 from tokenizers import AddedToken
 
+from cropvlm_jax import apps
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION
 from cropvlm_jax.models.llava.config import LlavaConfig
@@ -36,4 +37,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    apps.run_script(main)

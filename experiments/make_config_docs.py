@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import ml_collections
-from absl import app
 
-from cropvlm_jax import settings
+from cropvlm_jax import apps, settings
 from cropvlm_jax.training import presets
 from cropvlm_jax.training.config import (
     OTHER_NAMES,
@@ -155,4 +154,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    apps.run_script(main)

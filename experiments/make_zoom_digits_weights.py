@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
-from cropvlm_jax import geometry
+from cropvlm_jax import apps, geometry
 from cropvlm_jax.data import batching
 from cropvlm_jax.data.sources import zoom_digits
 from cropvlm_jax.grpo import rollout
@@ -354,4 +354,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    apps.run_script(main)

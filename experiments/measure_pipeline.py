@@ -17,10 +17,11 @@ import time
 import jax
 import numpy as np
 import optax
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 from PIL import Image, ImageDraw
 
+from cropvlm_jax import apps
 from cropvlm_jax.data import batching
 from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.grpo.config import GRPOConfig
@@ -103,4 +104,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    apps.run_script(main)

@@ -20,8 +20,10 @@ import time
 
 import torch
 import transformers
-from absl import app, flags
+from absl import flags
 from peft import LoraConfig, get_peft_model
+
+from cropvlm_jax import apps
 
 MODEL = flags.DEFINE_string(
     "model", "HuggingFaceTB/SmolVLM-256M-Instruct", "Folder or Hub id whose shape the models have."
@@ -165,4 +167,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    apps.run_script(main)

@@ -15,6 +15,7 @@ import pathlib
 from absl import app
 from tokenizers import AddedToken, Tokenizer
 
+from cropvlm_jax import apps
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION
 from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig
@@ -51,4 +52,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    apps.run_script(main)

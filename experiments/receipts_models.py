@@ -12,9 +12,10 @@ answers are written as a labeller's replies, for `cropvlm label`. FOLDER is laid
 import json
 import pathlib
 
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
+from cropvlm_jax import apps
 from cropvlm_jax.data.sources import sroie
 from cropvlm_jax.hub.export import export, write_processor_files
 from cropvlm_jax.hub.pretrained import Pretrained
@@ -74,4 +75,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.INFO)
-    app.run(main)
+    apps.run_script(main)

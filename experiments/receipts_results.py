@@ -12,8 +12,9 @@ reader that misses one letter of them does not contain them.
 import json
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
+from cropvlm_jax import apps
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.statistics import summarise
 
@@ -61,4 +62,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    apps.run_script(main)

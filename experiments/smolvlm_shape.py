@@ -16,6 +16,7 @@ import pathlib
 from absl import app
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from cropvlm_jax import apps
 from cropvlm_jax.hub.export import write_processor_files
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 
@@ -75,4 +76,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    apps.run_script(main)

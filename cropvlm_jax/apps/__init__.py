@@ -6,6 +6,6 @@ Each module here is one command. It defines its flags with absl and has a `main`
 No other room of the package knows of absl's flags.
 """
 
-from cropvlm_jax.apps.command import run
+from cropvlm_jax.apps.command import run, run_script
 
-__all__ = ["run"]
+__all__ = ["run", "run_script"]

@@ -8,21 +8,35 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
-from cropvlm_jax.apps import help_text
+from cropvlm_jax.apps import config_errors, help_text
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 CACHE = "~/.cache/cropvlm_jax/xla"
 WRONG_COMMAND_LINE = 2  # exit code, as of other programs
 FAILED = 1
+INTERRUPTED = 128 + 2  # what a process ended by SIGINT exits with
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
-    """Runs the `main` of a command with the flags of the command line.
+    """Runs the `main` of a command, with its log and with the cache of compiled programs.
+
+    Args:
+        main: gets the program's name and the arguments that are no flags.
+    """
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(is_told)
+    use_compilation_cache()
+    run_script(main)
+
+
+def run_script(main: Callable[[list[str]], Any]) -> None:
+    """Runs a `main` with the flags of the command line, and prints help where it is asked for.
 
     Args:
         main: gets the program's name and the arguments that are no flags.
@@ -31,9 +45,6 @@ def run(main: Callable[[list[str]], Any]) -> None:
     if any(argument in help_text.REQUESTS for argument in sys.argv[1:]):
         print(help_text.command_help(module))
         return
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(is_told)
-    use_compilation_cache()
     app.run(
         functools.partial(run_main, main),
         flags_parser=functools.partial(parse_flags, help_text.command_name(module)),
@@ -45,30 +56,50 @@ def run_main(main: Callable[[list[str]], Any], argv: list[str]) -> None:
 
     `--verbosity=1` shows the traceback all the same.
     """
+    name = help_text.command_name(sys.modules[main.__module__])
     try:
         main(argv)
-    except (app.UsageError, OSError, ValueError, ImportError) as error:
+    except KeyboardInterrupt:
+        end(f"{name}: interrupted", INTERRUPTED)
+    except Exception as error:
         if logging.level_debug() or not is_users(error):
             raise
-        name = help_text.command_name(sys.modules[main.__module__])
-        if isinstance(error, app.UsageError):
-            end(f"{name}: {error}. See {name} --help", WRONG_COMMAND_LINE)
-        end(f"{name}: {in_one_line(error)} (--verbosity=1 shows where)", FAILED)
+        end(told(name, error), WRONG_COMMAND_LINE if is_usage(error) else FAILED)
 
 
-def is_users(error: Exception) -> bool:
+def is_usage(error: BaseException) -> bool:
+    """Whether the command line is wrong."""
+    return isinstance(error, app.UsageError)
+
+
+def told(name: str, error: BaseException) -> str:
+    """An error that the user can put right, in one line.
+
+    Args:
+        name: of the command.
+        error: what it raised.
+    """
+    if is_usage(error):
+        return f"{name}: {sentence(str(error))} See {name} --help"
+    return f"{name}: {in_one_line(error)} (--verbosity=1 shows where)"
+
+
+def is_users(error: BaseException) -> bool:
     """Whether a user, rather than a programmer, can put an error right.
 
-    So it is where a file is missing or cannot be written, and where this package refuses something:
-    its messages say what to do. A ValueError that another package raised is most likely our bug.
+    So it is where a file is missing or cannot be written, and where this package refuses something
+    or cannot go on: its messages say what to do. A ValueError that another package raised is most
+    likely our bug.
     """
-    if isinstance(error, app.UsageError) or (isinstance(error, OSError) and error.filename):
+    if is_usage(error) or (isinstance(error, OSError) and error.filename):
         return True
+    if not isinstance(error, OSError | ValueError | ImportError | FloatingPointError):
+        return False
     frames = traceback.extract_tb(error.__traceback__)
     return frames[-1].filename.startswith(PACKAGE)
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """The message of an error; that of the operating system without its number."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
@@ -91,19 +122,23 @@ def parse_flags(name: str, argv: list[str]) -> list[str]:
     Returns:
         The program's name and the arguments that are no flags.
     """
-    check_config_file(name, argv)
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        end(f"{name}: {plain(str(error))} See {name} --help", WRONG_COMMAND_LINE)
-    except AttributeError as error:  # of ml_collections, where a setting is unknown
-        message = str(getattr(error.args[0], "args", error.args)[0]).replace("\n", ". ")
-        where = config_line(error, argv)
-        end(
-            f"{name}: {where}unknown setting {sentence(message)} "
-            "All settings are in docs/config.md",
-            WRONG_COMMAND_LINE,
-        )
+        rest = flags.FLAGS(argv)
+    except SystemExit:  # --helpfull and --helpxml have printed, which absl calls a failure
+        sys.exit()
+    except Exception as error:  # a config file may raise anything
+        wrong = config_errors.explanation(argv, str(error))
+        if not (wrong or isinstance(error, flags.Error)):
+            raise
+        wrong_command_line(name, wrong or plain(str(error)))
+    if "config" in flags.FLAGS and not isinstance(flags.FLAGS.config, Mapping | ConfigDict):
+        wrong_command_line(name, config_errors.explanation(argv))
+    return rest
+
+
+def wrong_command_line(name: str, text: str) -> NoReturn:
+    """Ends the program with what is wrong with its command line."""
+    end(f"{name}: {sentence(text)} See {name} --help", WRONG_COMMAND_LINE)
 
 
 def plain(message: str) -> str:
@@ -117,27 +152,6 @@ def plain(message: str) -> str:
 def sentence(text: str) -> str:
     """A text with a period at its end, where it has none and is no question."""
     return text if text.endswith((".", "?")) else f"{text}."
-
-
-def config_paths(argv: list[str]) -> list[str]:
-    """The config files that a command line names, without what follows the colon."""
-    found = [re.fullmatch(r"--?config=([^:]*)(:.*)?", argument) for argument in argv]
-    return [match[1] for match in found if match]
-
-
-def check_config_file(name: str, argv: list[str]) -> None:
-    """Ends the program where a config file is missing, of which ml_collections says a page."""
-    for path in config_paths(argv):
-        if not os.path.isfile(path):
-            end(f"{name}: --config={path}: no such file. See {name} --help", WRONG_COMMAND_LINE)
-
-
-def config_line(error: AttributeError, argv: list[str]) -> str:
-    """Where in a config file an unknown setting is, as "FILE:LINE: "; "" for the command line."""
-    paths = config_paths(argv)
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f"{frame.filename}:{frame.lineno}: " for frame in frames if frame.filename in paths]
-    return lines[-1] if lines else ""
 
 
 def is_told(record: standard_logging.LogRecord) -> bool:

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `cropvlm COMMAND --help` prints: our own words and flags, not those of other packages."""
 
+import os
+import sys
 import textwrap
 from types import ModuleType
 
@@ -22,7 +24,9 @@ SETTINGS = """Settings of the run:
 
 
 def command_name(module: ModuleType) -> str:
-    """What a user types to run a module of this room, such as "cropvlm train"."""
+    """What a user types to run a module of this room, such as "cropvlm train", or a script."""
+    if module.__name__ == "__main__" and not module.__spec__:
+        return f"python {os.path.relpath(sys.argv[0])}"
     name = module.__spec__.name if module.__spec__ else module.__name__
     return f"cropvlm {name.rpartition('.')[2]}"
 
