@@ -29,7 +29,10 @@ Result = TypeVar("Result")
 
 AXES = ("data", "fsdp", "tensor")
 
-HEARTBEAT_SECONDS = 30  # a process that has been silent for so long is dead
+# JAX sets both for the whole run when processes join, so they are to outlast the first step's
+# compilation, during which a busy host may be silent, and the start of the slowest host.
+HEARTBEAT_SECONDS = 300  # a process that has been silent for so long is dead
+INITIALIZATION_SECONDS = 900  # a process that has not joined by then is missing
 
 RULES: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
@@ -46,6 +49,9 @@ def joined(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    initialization_timeout_seconds: int = INITIALIZATION_SECONDS,
+    heartbeat_timeout_seconds: int = HEARTBEAT_SECONDS,
+    explain: Callable[[BaseException], str] = lambda error: "",
 ) -> Iterator[None]:
     """Makes this process one of several that run the same program; if one fails, all end.
 
@@ -56,20 +62,40 @@ def joined(
         coordinator_address: Host and port of process 0, "host:port".
         num_processes: Number of processes on all hosts together.
         process_id: Number of this process, from 0 on.
+        initialization_timeout_seconds: How long to wait until all processes have joined.
+        heartbeat_timeout_seconds: How long a process may be silent before it counts as dead.
+        explain: What to log of an error in one line; "" logs its traceback.
+
+    Raises:
+        ValueError: The environment does not give what was left out.
     """
-    jax.distributed.initialize(
-        coordinator_address,
-        num_processes,
-        process_id,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    logging.info(
+        "joining the other processes at %s: all of them must come within %d s",
+        coordinator_address or "the place that the environment names",
+        initialization_timeout_seconds,
     )
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=initialization_timeout_seconds,
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"nothing here says which processes there are ({error}): on TPU pods and under Slurm "
+            "the environment does, elsewhere give --coordinator_address"
+        ) from error
     if jax.process_index():
         logging.set_verbosity(logging.WARNING)
     try:
         yield
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as error:
         # An ordinary exit would wait for the other processes, which wait for this one.
-        logging.exception("process %d of %d ends", jax.process_index(), jax.process_count())
+        name = f"process {jax.process_index()} of {jax.process_count()} ends"
+        line = explain(error)
+        logging.error("%s: %s", name, line or repr(error), exc_info=not line)
         logging.flush()
         os._exit(1)
 

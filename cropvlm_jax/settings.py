@@ -126,8 +126,9 @@ def kind_of(cls: type, path: list[str]) -> Any:
         kind = optional(kind) or kind
         if dataclasses.is_dataclass(kind):
             kind = fields(typing.cast(type, kind)).get(name)
-        else:  # sections by name
-            kind = next(iter(typing.get_args(kind)[1:]), None)
+        else:
+            by_name = typing.get_origin(kind) is Mapping
+            kind = typing.get_args(kind)[1] if by_name else None
     return kind
 
 
@@ -168,7 +169,7 @@ def checked(kind: Any, value: Any, name: str) -> Any:
         if isinstance(value, list | tuple) and len(value) == len(arguments):
             pairs = zip(arguments, value, strict=True)
             return tuple(checked(k, x, f"{name}[{i}]") for i, (k, x) in enumerate(pairs))
-    elif origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+    elif origin is Mapping:
         if isinstance(value, Mapping):
             return {key: checked(arguments[1], x, f"{name}.{key}") for key, x in value.items()}
     elif takes(kind, value):

@@ -62,9 +62,12 @@ def run_main(main: Callable[[list[str]], Any], argv: list[str]) -> None:
     except KeyboardInterrupt:
         end(f"{name}: interrupted", INTERRUPTED)
     except Exception as error:
-        if logging.level_debug() or not is_users(error):
+        line = explain(error)
+        if not line:
             raise
-        end(told(name, error), WRONG_COMMAND_LINE if is_usage(error) else FAILED)
+        if is_usage(error):
+            end(f"{name}: {sentence(line)} See {name} --help", WRONG_COMMAND_LINE)
+        end(f"{name}: {line} (--verbosity=1 shows where)", FAILED)
 
 
 def is_usage(error: BaseException) -> bool:
@@ -72,16 +75,13 @@ def is_usage(error: BaseException) -> bool:
     return isinstance(error, app.UsageError)
 
 
-def told(name: str, error: BaseException) -> str:
-    """An error that the user can put right, in one line.
-
-    Args:
-        name: of the command.
-        error: what it raised.
-    """
-    if is_usage(error):
-        return f"{name}: {sentence(str(error))} See {name} --help"
-    return f"{name}: {in_one_line(error)} (--verbosity=1 shows where)"
+def explain(error: BaseException) -> str:
+    """An error that the user can put right, in one line; "" where a traceback is to be shown."""
+    if logging.level_debug() or not is_users(error):
+        return ""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def is_users(error: BaseException) -> bool:
@@ -97,13 +97,6 @@ def is_users(error: BaseException) -> bool:
         return False
     frames = traceback.extract_tb(error.__traceback__)
     return frames[-1].filename.startswith(PACKAGE)
-
-
-def in_one_line(error: BaseException) -> str:
-    """The message of an error; that of the operating system without its number."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
 
 
 def end(message: str, code: int) -> NoReturn:

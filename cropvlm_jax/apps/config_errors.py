@@ -78,21 +78,24 @@ def wrong_value(message: str) -> str:
     from cropvlm_jax.training.config import TrainConfig  # takes seconds: it imports jax
 
     kind = settings.kind_of(TrainConfig, found[1].split("."))
-    return f"--config.{found[1]}={found[2]} is not {settings.expected(kind)}" if kind else ""
+    if kind is None:
+        return ""
+    takes = settings.expected(settings.optional(kind) or kind)
+    return f"--config.{found[1]}={found[2]} is not {takes}"
 
 
 def in_file(error: Exception, path: str) -> str:
     """What a config file raised, with the line of the file."""
     frames = list(traceback.walk_tb(error.__traceback__))
     lines = [line for frame, line in frames if frame.f_code.co_filename == path]
-    if isinstance(error, SyntaxError) and error.filename == path:
-        lines = [error.lineno or 1]
-    where = f"{path}:{lines[-1]}: " if lines else f"{path}: "
-    section = frames[-1][0].f_locals.get("self")
     text = " ".join(str(error).split())
+    if isinstance(error, SyntaxError):
+        lines, text = [error.lineno or 1], error.msg
+    where = f"{path}:{lines[-1]}: " if lines else f"{path}: "
+    values = frames[-1][0].f_locals  # of `ConfigDict`, where that refuses a name
     if isinstance(error, KeyError) and text == "'get_config'":
         return f"{path}: there is no function get_config() in it"
-    if isinstance(error, AttributeError | KeyError) and isinstance(section, ConfigDict):
-        name = re.search(r"""['"]([^'"]+)['"]""", text)
-        return where + settings.unknown(name[1] if name else text, list(section))
+    if isinstance(error, AttributeError | KeyError) and isinstance(values.get("self"), ConfigDict):
+        name = values.get("key", values.get("attribute"))
+        return where + settings.unknown(str(name), list(values["self"]))
     return where + (text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}")

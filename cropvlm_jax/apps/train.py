@@ -15,13 +15,16 @@ see.
 """
 
 import contextlib
+import re
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from cropvlm_jax import apps, parallel
+from cropvlm_jax.apps import command
 from cropvlm_jax.training import loop
+from cropvlm_jax.training.config import load_config
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Python file with the settings of the run; explained below."
@@ -48,7 +51,8 @@ PROFILE = flags.DEFINE_integer(
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
-    "This is one of several processes on a TPU pod or under Slurm, which say how many there are.",
+    "This is one of several processes on a TPU pod or under Slurm, which say how many there are. "
+    "They meet at a port of process 0: JAX_COORDINATOR_PORT, or what JAX chooses, 8482 on TPUs.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator_address",
@@ -56,10 +60,31 @@ COORDINATOR = flags.DEFINE_string(
     "This is one of several processes elsewhere: host:port of process 0, with the next two flags.",
 )
 PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "How many processes there are, with --coordinator_address."
+    "num_processes",
+    None,
+    "How many processes there are, with --coordinator_address.",
+    lower_bound=1,
 )
 PROCESS = flags.DEFINE_integer(
-    "process_id", None, "Which of them this is, from 0 on, with --coordinator_address."
+    "process_id",
+    None,
+    "Which of them this is, from 0 on, with --coordinator_address.",
+    lower_bound=0,
+)
+INITIALIZATION = flags.DEFINE_integer(
+    "initialization_timeout_seconds",
+    parallel.INITIALIZATION_SECONDS,
+    "How long a process waits at the start until all the others are there.",
+    lower_bound=1,
+    upper_bound=86_400,
+)
+HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_timeout_seconds",
+    parallel.HEARTBEAT_SECONDS,
+    "How long a process may be silent before it counts as dead, and all end. A busy host may be "
+    "silent while it compiles the first step, so a short time is for runs that have compiled.",
+    lower_bound=1,
+    upper_bound=86_400,
 )
 STOPPED = 128 + 15  # what a process ended by SIGTERM exits with: launchers start it again
 
@@ -68,20 +93,38 @@ def main(argv: list[str]) -> None:
     """Trains as the settings say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
-    alone = not (DISTRIBUTED.value or COORDINATOR.value)
-    others = (
-        contextlib.nullcontext()
-        if alone
-        else parallel.joined(
-            coordinator_address=COORDINATOR.value,
-            num_processes=PROCESSES.value,
-            process_id=PROCESS.value,
-        )
-    )
-    with others:
+    load_config(CONFIG.value)  # what is wrong there ends one process, before others wait for it
+    with processes():
         complete = loop.run(CONFIG.value, WORKDIR.value, RESUME.value, PROFILE.value)
     if not complete:
         sys.exit(STOPPED)
+
+
+def processes() -> contextlib.AbstractContextManager[None]:
+    """What joins this process to the others of the run, where there are others.
+
+    Raises:
+        UsageError: the flags do not say which processes there are.
+    """
+    address, count, number = COORDINATOR.value, PROCESSES.value, PROCESS.value
+    if not (DISTRIBUTED.value or address):
+        if not (count is None and number is None):
+            raise app.UsageError("--num_processes and --process_id need --coordinator_address")
+        return contextlib.nullcontext()
+    if address and not re.fullmatch(r".+:\d{1,5}", address):
+        raise app.UsageError(f"--coordinator_address={address} is not host:port")
+    if not DISTRIBUTED.value and (count is None or number is None):
+        raise app.UsageError("--coordinator_address needs --num_processes and --process_id")
+    if count is not None and number is not None and number >= count:
+        raise app.UsageError(f"--process_id={number} is not below --num_processes={count}")
+    return parallel.joined(
+        coordinator_address=address,
+        num_processes=count,
+        process_id=number,
+        initialization_timeout_seconds=INITIALIZATION.value,
+        heartbeat_timeout_seconds=HEARTBEAT.value,
+        explain=command.explain,
+    )
 
 
 if __name__ == "__main__":

@@ -2,15 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings: from defaults and flags to checked dataclasses, and to docs/config.md."""
 
+import dataclasses
+import math
 import pathlib
 import runpy
 import sys
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from cropvlm_jax.models.lora import LoRAConfig
+from cropvlm_jax.settings import PLAIN, Range, fields, optional
 from cropvlm_jax.training.config import (
     OTHER_NAMES,
     SourceConfig,
@@ -75,19 +81,100 @@ def test_flags_have_the_types_of_the_settings(monkeypatch):
         ({"stage": "rl"}, "stage='rl' is not one of 'sft', 'grpo'"),
         ({"grpo": {"num_generations": 1}}, "grpo.num_generations=1"),
         ({"grpo": {"loss_type": "token"}}, "grpo.loss_type='token' is not one of"),
-        ({"seed": 1.5}, "seed=1.5 is no int"),
-        ({"remat": 1}, "remat=1 is no bool"),
+        ({"seed": 1.5}, "seed=1.5 is not a whole number between 0 and"),
+        ({"remat": 1}, "remat=1 is not True or False"),
         ({"data": {"canvas": [512]}}, "data.canvas"),
         ({"data": {"sources": {"a": {"part": (0.5, 0.5)}}}}, "data.sources.a.part"),
         ({"batch_size": 6, "gradient_accumulation_steps": 4}, "does not divide batch_size=6"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"checkpoint": {"keep": 0}}, "checkpoint.keep=0"),
         ({"lora": {"rank": 2, "dropout": 1.0}}, "lora.dropout=1.0"),
+        ({"lora": {"alpha": math.nan}}, "lora.alpha=nan"),  # also where no adapter is trained
+        ({"lora": {"rank": False}}, "lora.rank=False"),
+        ({"lora": {"rank": 2, "targets": "("}}, "lora.targets='.' is not a regular expression"),
+        ({"lora": 3}, "lora=3 is not a section"),
+        ({"grpo": 3}, "grpo=3 is not a section"),
+        ({"gradient_accumulation_steps": 0}, "^gradient_accumulation_steps=0 is not"),
+        ({"steps": 0, "epochs": 0.0}, "steps and epochs are both 0"),
+        ({"checkpoint": {"best": "eval/reward"}}, "checkpoint.best='eval/reward' needs an eval"),
+        ({"eval": {"every": 5}}, "eval.every=5 needs eval.sources"),
+        ({"data": {"sources": {"textvqb": {"folder": "x"}}}}, "'textvqb' is no data set; there "),
+        ({"data": {"sources": {"a": {"folder": "x", "kind": "jsonb"}}}}, "a.kind='jsonb'"),
+        ({"data": {"sources": {"textvqa": {}}}}, "data.sources.textvqa.folder=''"),
+        (
+            {
+                "eval": {
+                    "sources": {"jsonl": {"folder": "x", "weight": 1}, "pdfs": {"folder": "y"}},
+                }
+            },
+            "eval.sources.pdfs.weight=0.0: either all",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
         load_config(settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("folder", "data/x"), ("part", (0.0, 0.5)), ("boxes", "x.jsonl"), ("prepared", True)],
+)
+@pytest.mark.parametrize("section", ["data", "eval"])
+@pytest.mark.parametrize("name", ["zoom_digits", "scenes"])
+def test_settings_that_a_source_would_ignore_are_refused(section, name, field, value):
+    settings = {field: value, "kind": "zoom_digits", "split": "validation", "weight": 2.0}
+    with pytest.raises(ValueError) as refused:
+        load_config({section: {"sources": {name: settings}}})
+    assert f"{section}.sources.{name}.{field}={value!r} would be ignored" in str(refused.value)
+    del settings[field]
+    load_config({section: {"sources": {name: settings}}})
+
+
+def numbers(cls: type, path: str = "") -> Iterator[tuple[str, type, Range, bool]]:
+    """All numbers of a run: name, type, range, and whether the setting is a pair of them."""
+    for name, kind in fields(cls).items():
+        kind = optional(kind) or kind
+        pair = typing.get_origin(kind) is tuple
+        kind = typing.get_args(kind)[0] if pair else kind
+        if typing.get_origin(kind) is typing.Annotated:
+            yield f"{path}{name}", *typing.get_args(kind), pair
+        elif kind in (int, float):
+            yield f"{path}{name}", kind, None, pair
+        elif dataclasses.is_dataclass(kind):
+            yield from numbers(kind, f"{path}{name}.")
+        elif typing.get_origin(kind) is Mapping:
+            yield from numbers(typing.get_args(kind)[1], f"{path}{name}.jsonl.")
+
+
+NUMBERS = {name: rest for name, *rest in numbers(TrainConfig)}
+
+
+def test_every_number_has_a_range():
+    assert len(NUMBERS) >= 42 and all(limits for _, limits, _ in NUMBERS.values())
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_out_of_its_range_is_refused_by_name(name):
+    kind, limits, pair = NUMBERS[name]
+    lowest = limits.lowest if limits.above else limits.lowest - 1
+    highest = limits.highest if limits.below else limits.highest + 1
+    wrong = [kind(min(lowest, (limits.also or 0) - 1)), kind(highest), 10**30, -(10**30)]
+    wrong += [math.nan, math.inf, -math.inf, "1", True, [1.0], {"a": 1}]
+    wrong += [2.5] if kind is int else []
+    for value in wrong:
+        settings: dict[str, Any] = {"data": {}, "eval": {}}
+        for section in ("data", "eval"):
+            settings[section]["sources"] = {"jsonl": {"folder": "x"}}
+        *path, last = name.split(".")
+        section = settings
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = (value, value) if pair else value
+        with pytest.raises(ValueError) as refused:
+            load_config(settings)
+        shown = f"{name}[0]" if pair else name
+        assert str(refused.value) == f"{shown}={value!r} is not {PLAIN[kind]} {limits}"
 
 
 def test_a_setting_that_does_not_exist_cannot_be_set():

@@ -1,0 +1,191 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong settings of `cropvlm train`, as flags and in files: one line, and nothing is made."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = f"--config={ROOT / 'experiments/zoom_digits.py'}"
+SOURCE = "data.sources.zoom_digits"
+
+# Runs each command line in a process of its own that has imported everything: imports take seconds.
+RUN = """
+import json, os, sys, tempfile
+from cropvlm_jax import apps
+from cropvlm_jax.apps import train
+for arguments in json.load(sys.stdin):
+    with tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if child == 0:
+            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+            sys.argv, code = ["cropvlm-train", *arguments], 0
+            try:
+                apps.run(train.main)
+            except SystemExit as ended:
+                code = ended.code or 0
+            except BaseException:
+                code = 99
+                import traceback; traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        said.seek(0)
+        print(json.dumps([os.waitstatus_to_exitcode(status), said.read().decode()]))
+"""
+
+
+def train(commands: list[list[str]]) -> list[tuple[int, str]]:
+    """Exit code and output of `cropvlm train` for each command line."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    )
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+# Setting, value as a flag, and what the message says that it takes.
+WRONG = [
+    ("batch_size", "0", "between 1 and 65536"),
+    ("batch_size", "-4", "between 1 and 65536"),
+    ("batch_size", "nan", "between 1 and 65536"),
+    ("batch_size", "2.5", "between 1 and 65536"),
+    ("gradient_accumulation_steps", "0", "between 1 and 65536"),
+    ("clip_norm", "0", "above 0 and at most 1000000"),
+    ("clip_norm", "inf", "above 0 and at most 1000000"),
+    ("learning_rate", "nan", "above 0 and at most 1"),
+    ("learning_rate", "-0.5", "above 0 and at most 1"),
+    ("learning_rate", "3.0", "above 0 and at most 1"),
+    ("learning_rate", "fast", "above 0 and at most 1"),
+    ("warmup", "1.5", "between 0 and 1"),
+    ("adam_b2", "1", "from 0 and below 1"),
+    ("weight_decay", "-0.1", "between 0 and 10"),
+    ("weight_decay", "nan", "between 0 and 10"),
+    ("epochs", "-1", "between 0 and 10000"),
+    ("steps", "-1", "between 0 and 10000000"),
+    ("steps", "99999999999", "between 0 and 10000000"),
+    ("seed", "-1", "between 0 and 2147483647"),
+    ("seed", "True", "between 0 and 2147483647"),
+    ("remat", "3", "True or False"),
+    ("export_every", "-1", "between 0 and"),
+    ("lora.rank", "-2", "between 1 and 8192"),
+    ("lora.alpha", "0", "above 0"),
+    ("lora.dropout", "1", "from 0 and below 1"),
+    ("grpo.num_generations", "1", "between 2 and 1024"),
+    ("grpo.temperature", "0", "between 0.01 and 100"),
+    ("grpo.temperature", "nan", "between 0.01 and 100"),
+    ("grpo.beta", "-0.1", "between 0 and 1000"),
+    ("grpo.epsilon", "-0.1", "between 0 and 1"),
+    ("grpo.epsilon_high", "nan", "between 0 and 10"),
+    ("grpo.format_weight", "-1", "between 0 and 1000"),
+    ("grpo.likelihood_weight", "inf", "between 0 and 1000"),
+    ("grpo.accuracy_weight", "-1", "between 0 and 1000"),
+    ("grpo.area_weight", "nan", "between 0 and 1000"),
+    ("grpo.answer_tokens", "0", "between 1 and 1024"),
+    ("grpo.reward_chunk", "0", "between 1 and 1024"),
+    ("grpo.normaliser", "a", "between 1 and 65536"),
+    ("grpo.num_iterations", "0", "between 1 and 100"),
+    ("data.longest_edge", "0", "between 1 and 16384"),
+    ("data.canvas", "(0,512)", "data.canvas[0]=0 is not a whole number between 1 and 16384"),
+    ("data.canvas", "512", "data.canvas=(512,) is not 2 values"),
+    ("data.question_tokens", "0", "between 1 and 8192"),
+    ("data.answer_tokens", "-1", "between 1 and 1024"),
+    ("data.workers", "-1", "between 0 and 256"),
+    ("eval.every", "-1", "between 0 and"),
+    ("eval.examples", "0", "between 1 and"),
+    ("checkpoint.every", "-1", "between 0 and"),
+    ("checkpoint.keep", "0", "between 1 and"),
+    ("mesh.data", "0", "between 1 and 65536, or -1"),
+    ("mesh.fsdp", "0", "between 1 and 65536"),
+    ("target_processor.max_pixels", "0", "between 1 and"),
+    (f"{SOURCE}.weight", "-1", "between 0 and 1000000"),
+    (f"{SOURCE}.part", "(0,2)", "part[1]=2 is not a number between 0 and 1"),
+    (f"{SOURCE}.part", "(0,0.5)", "would be ignored"),
+    (f"{SOURCE}.folder", "data/mine", "would be ignored"),
+    ("stage", "rl", "is not one of 'sft', 'grpo'"),
+    ("stpes", "3", "there are: adam_b2, batch_size, "),
+    ("grpo.group", "8", "there are: accuracy, accuracy_weight, "),
+    (f"{SOURCE}.foldr", "x", "there are: boxes, folder, kind, part, prepared, split, weight"),
+    ("data.sources.textvqa.folder", "x", "there is no setting data.sources.textvqa; there are: zo"),
+    ("batch-size", "3", "Did you mean batch_size?"),
+    ("steps.x", "3", "there is no setting steps.x; there are: none"),
+]
+
+
+def check(code: int, said: str, *parts: str) -> None:
+    """One line from the command, which has the parts, and a non-zero exit code."""
+    assert code in (1, 2), said
+    (line,) = said.splitlines()
+    assert line.startswith("cropvlm train: ")
+    for part in parts:
+        assert part in line
+
+
+def test_a_wrong_setting_is_refused_in_one_line_before_anything_is_made(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    results = train([[CONFIG, workdir, f"--config.{name}={value}"] for name, value, _ in WRONG])
+    for (name, value, takes), (code, said) in zip(WRONG, results, strict=True):
+        check(code, said, name.replace(".x", ""), value.strip("()").split(",")[0], takes)
+    assert not list(tmp_path.iterdir())
+
+
+HEAD = "from cropvlm_jax.training.config import default_config, source\n\n\n"
+BODY = "def get_config(variant='a'):\n    config = default_config()\n"
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory) -> dict[str, tuple[int, str]]:
+    """Exit code and output by the content of the config file."""
+    folder, texts = tmp_path_factory.mktemp("configs"), [text for text, _ in FILES]
+    commands = []
+    for number, text in enumerate(texts):
+        file = folder / f"config{number}.py"
+        file.write_text(text)
+        commands.append([f"--config={file}", f"--workdir={folder / 'run'}"])
+    found = dict(zip(texts, train(commands), strict=True))
+    assert not (folder / "run").exists()
+    return found
+
+
+FILES = [
+    (f"{HEAD}{BODY}    config.stpes = 3\n", ".py:6: there is no setting stpes; there are: adam_b2"),
+    (f"{HEAD}{BODY}    config.grpo.group\n", ".py:6: there is no setting group; there are: accur"),
+    (f"{HEAD}{BODY}    config['stpes'] = 3\n", "Did you mean steps?"),
+    (f"{HEAD}{BODY}    config.grpo.update(bta=1)\n", ".py:6: there is no setting bta; there are: "),
+    (f"{HEAD}{BODY}    config.steps = 1.5\n", ".py:6: TypeError: Could not override field 'steps'"),
+    (
+        f"{HEAD}{BODY}    config.data.sources.a.b = 1\n",
+        ".py:6: there is no setting a; there ",
+    ),
+    (
+        f"{HEAD}{BODY}    config.data.sources.jsonl = source('x')\n"
+        "    config.data.sources.jsonl.foldr = 'x'\n    return config\n",
+        "there is no setting data.sources.jsonl.foldr; there are: boxes, folder",
+    ),
+    (
+        f"{HEAD}{BODY}    config.grpo.beta = float('nan')\n    return config\n",
+        "grpo.beta=nan is",
+    ),
+    (f"{HEAD}{BODY}    return 3\n", "get_config() returns 3, not what default_config() makes"),
+    (f"{HEAD}{BODY}    return [config\n", ".py:6: SyntaxError: '[' was never closed"),
+    (f"{HEAD}{BODY}    return confg\n", ".py:6: NameError: name 'confg' is not defined"),
+    (f"{HEAD}{BODY}    open('no/such/file')\n", ".py:6: FileNotFoundError: "),
+    (f"{HEAD}import nonsense_of_mine\n", ".py:4: ModuleNotFoundError: No module named 'nonsense"),
+    (HEAD, "there is no function get_config() in it"),
+    (f"{HEAD}{BODY}    raise ValueError('choose\\na variant')\n", ".py:6: choose a variant"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FILES)
+def test_a_mistake_in_a_config_file_is_one_line(refusals, text, message):
+    check(*refusals[text], message)
