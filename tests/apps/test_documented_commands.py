@@ -64,11 +64,14 @@ def test_the_examples_of_the_help_parse():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("cropvlm train --config=experiments/zoom_digits.py --workdir=x --config.no=1", "'no'"),
+        (
+            "cropvlm train --config=experiments/zoom_digits.py --workdir=x --config.no=1",
+            "no setting no;",
+        ),
         ("A=1 bash launch/tpu_vm.sh cropvlm train --config=nope.py --workdir=x", "no such file"),
         ("pip install x && cropvlm zoom --cropper=a --question=b \\\n  --image=c --box", "--box"),
         ("python -m cropvlm_jax.apps.learn --x", "no command learn"),
-        ("bash launch/local.sh --config.no=1  # comment", "'no'"),
+        ("bash launch/local.sh --config.no=1  # comment", "no setting no;"),
     ],
 )
 def test_a_wrong_command_would_be_noticed(line, message):
