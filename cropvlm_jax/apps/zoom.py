@@ -13,7 +13,7 @@ Example, with the models that come with the package:
 
 import pathlib
 
-from absl import app, flags
+from absl import app, flags, logging
 from PIL import Image
 
 from cropvlm_jax import apps
@@ -51,7 +51,15 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--image={IMAGE.value}: no such file")
     image = Image.fromarray(host.to_rgb(IMAGE.value))
     target = open_reader(TARGET.value) if TARGET.value else None
-    zoom = CropVLM.from_pretrained(CROPPER.value, target)(image, QUESTION.value)
+    model = CropVLM.from_pretrained(CROPPER.value, target)
+    logging.info(
+        "the cropper reads %d image tokens of %d x %d px, resized to longest_edge=%d",
+        model.tokens_of(image.height, image.width),
+        image.width,
+        image.height,
+        model.longest_edge,
+    )
+    zoom = model(image, QUESTION.value)
     lines = [f"box (percent): {list(zoom.box)}"]
     if TARGET.value:
         lines += [f"answer: {zoom.answer}", f"answer without the crop: {zoom.answer_without_crop}"]

@@ -147,7 +147,7 @@ def read_spoken(data: np.ndarray) -> tuple[str, list[str]]:
 
 
 @functools.cache
-def _crop_prompt_length(conversations: "Conversations", grid: Any) -> int:
+def crop_prompt_length(conversations: "Conversations", grid: Any) -> int:
     """Tokens of the crop conversation about a picture of `grid`, but for the question's."""
     return len(conversations.crop("A", grid).ids)
 
@@ -179,7 +179,7 @@ class CropperInput:
         Returns:
             Token ids `[P]`, and which of them are real, bool `[P]`.
         """
-        length = _crop_prompt_length(self.conversations, grid) + self.question_tokens
+        length = crop_prompt_length(self.conversations, grid) + self.question_tokens
         return pad(prompt, length, "left")
 
 

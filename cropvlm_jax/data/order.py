@@ -217,11 +217,27 @@ def plan_batches(
     return Plan(np.array(batches, np.int64).reshape(-1, batch_size), buckets, left)
 
 
+def describe_prompts(buckets: np.ndarray, cropper_input: batching.CropperInput) -> str:
+    """What the cropper reads of the pictures, for the log.
+
+    Args:
+        buckets: The bucket of every example, as `bucket_examples` returns them; int `[n]`.
+        cropper_input: What the cropper sees of an example.
+    """
+    described = []
+    for bucket, count in collections.Counter(buckets[buckets >= 0].tolist()).most_common():
+        rows, columns = divmod(bucket, 100)
+        tokens = batching.crop_prompt_length(cropper_input.conversations, (rows, columns))
+        tiles = f"{rows}x{columns} tiles and the whole" if bucket else "one tile"
+        described.append(f"{count} of {tiles}, {tokens} tokens")
+    return f"prompts without their questions: {'; '.join(described)}"
+
+
 class PlannedBatches:
     """The batches of a plan, each prepared when it is asked for.
 
-    An example that cannot be prepared is named in the log, and the next one of its bucket takes its
-    place: `example_id` of the batch tells what was really used.
+    An example that cannot be prepared is named in the log, once, and the next one of its bucket
+    takes its place: `example_id` of the batch tells what was really used.
     """
 
     def __init__(
@@ -241,6 +257,7 @@ class PlannedBatches:
             columns: Which examples of each batch this process loads.
         """
         self._source, self._prepare, self._plan, self._columns = source, prepare, plan, columns
+        self._named: set[int] = set()  # examples that could not be used, of which the log told
 
     @property
     def fingerprint(self) -> str:
@@ -262,8 +279,10 @@ class PlannedBatches:
             try:
                 return self._prepare(self._source[int(attempt)], int(attempt))
             except (ValueError, OSError) as error:
-                name = self._source.name_of(int(attempt))
-                logging.warning("skipped example %d, %s: %s", attempt, name, error)
+                if attempt not in self._named:
+                    self._named.add(attempt)
+                    name = self._source.name_of(int(attempt))
+                    logging.warning("skipped example %d, %s: %s", attempt, name, error)
         raise ValueError(
             f"{ATTEMPTS} examples in a row could not be used, from example {index} on: see the log"
         )

@@ -11,6 +11,7 @@ import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jax.sharding import Mesh
@@ -261,6 +262,29 @@ class Pretrained:
     def image_tokens(self, height: int, width: int, longest_edge: int) -> int:
         """How many tokens the decoder reads of a picture of this size, as `see` prepares it."""
         return self.architecture.image_tokens(self.config, height, width, longest_edge)
+
+    def log_cost(self, longest_edge: int) -> None:
+        """Logs what a picture costs, with a warning where a hardly smaller one costs far less.
+
+        Args:
+            longest_edge: pixels that pictures' longest sides are resized to, small ones too.
+        """
+        if not self.architecture.splits_pictures:
+            return
+        logging.info(
+            "longest_edge=%d: a square picture, however small, costs %d image tokens",
+            longest_edge,
+            self.image_tokens(longest_edge, longest_edge, longest_edge),
+        )
+        cheaper = self.architecture.cheaper_edge(self.config, longest_edge)
+        if cheaper is not None:
+            logging.warning(
+                "longest_edge=%d would cost %d image tokens only: pictures are split into whole "
+                "tiles of %d px",
+                cheaper,
+                self.image_tokens(cheaper, cheaper, cheaper),
+                self.tile_size,
+            )
 
     def state_shardings(self, mesh: Mesh | jax.sharding.AbstractMesh, state: Any) -> Any:
         """How arrays of this model are spread over a mesh; see `parallel.state_shardings`."""

@@ -7,6 +7,7 @@ Each architecture is a folder beside this file, whose `architecture.py` fills in
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from cropvlm_jax.models.conversations import Conversations
 from cropvlm_jax.models.logical_axes import LogicalAxes
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.models.weight_table import Table
+
+HARDLY_SMALLER, FAR_FEWER = 0.95, 0.67  # shares of a longest edge, and of the tokens that it costs
 
 
 class See(Protocol):
@@ -115,3 +118,18 @@ class Architecture:
     def splits(self, config: VLMConfig, longest_edge: int) -> bool:
         """Whether pictures that are resized to this longest edge may be of more than one tile."""
         return self.splits_pictures and self.grid(config, 1, 1, longest_edge) != (0, 0)
+
+    def cheaper_edge(self, config: VLMConfig, longest_edge: int) -> int | None:
+        """A longest edge that is hardly smaller and costs far fewer tokens; None where none is.
+
+        Pictures are enlarged to whole tiles, so one pixel above a multiple of a tile is expensive.
+        """
+        if not self.splits_pictures:
+            return None
+
+        def tokens(edge: int) -> int:
+            return self.image_tokens(config, edge, edge, edge)
+
+        smaller = range(longest_edge - 1, math.ceil(longest_edge * HARDLY_SMALLER) - 1, -1)
+        most = tokens(longest_edge) * FAR_FEWER
+        return next((edge for edge in smaller if edge > 0 and tokens(edge) <= most), None)

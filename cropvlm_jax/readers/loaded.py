@@ -37,6 +37,7 @@ class LoadedModel:
     def __init__(self, source: Pretrained, model: VLM, longest_edge: int, mesh: Mesh | None = None):
         if longest_edge < 1:
             raise ValueError(f"longest_edge={longest_edge} must be at least 1 px")
+        source.log_cost(longest_edge)
         self.source, self.longest_edge, self.mesh = source, longest_edge, mesh
         self.conversations = source.conversations()
         self.graphdef, self.params = nnx.split(model)

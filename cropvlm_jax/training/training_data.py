@@ -54,6 +54,7 @@ class TrainingData:
         plan = order.plan_batches(source.order(config.seed), buckets, size, steps)
         planned = order.PlannedBatches(source, stage.prepare, plan, rows)
         logging.info("%d steps over %d examples; %s", steps, len(source), plan.left_out())
+        logging.info("%s", order.describe_prompts(buckets, stage.cropper.input))
         parallel.check_same_on_all_hosts(planned.fingerprint, "examples")
         held_out = _open_held_out(config, stage, rows) if config.eval.every else None
         return cls(planned, plan.batches[:, rows], held_out, config.data.workers)

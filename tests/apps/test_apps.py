@@ -101,6 +101,9 @@ def test_zoom_says_what_the_api_says(tmp_path):
     zoom = model(example["image"], example["question"])
     assert f"box (percent): {list(zoom.box)}" in done.stdout
     assert f"answer: {zoom.answer}" in done.stdout
+    tokens, edge = model.tokens_of(512, 512), model.longest_edge
+    assert f"{tokens} image tokens of 512 x 512 px, resized to longest_edge={edge}" in done.stderr
+    assert "a square picture, however small, costs" in done.stderr
     Image.open(tmp_path / "zoom.png").verify()
 
 

@@ -121,6 +121,19 @@ def test_pictures_that_cannot_be_read_are_counted_and_named_in_one_line(caplog):
     assert line.count("it is a PDF file") == 3
 
 
+def test_what_prompts_cost_is_told():
+    buckets = order.bucket_examples(make_source(7), CROPPER_INPUT)
+    told = order.describe_prompts(buckets, CROPPER_INPUT)
+    tokens = [len(tiny.CONVERSATIONS.crop("A", grid).ids) for grid in ((2, 2), (2, 1), (1, 2))]
+    assert told == (
+        f"prompts without their questions: 3 of 2x2 tiles and the whole, {tokens[0]} tokens; 2 of "
+        f"2x1 tiles and the whole, {tokens[1]} tokens; 2 of 1x2 tiles and the whole, {tokens[2]} "
+        "tokens"
+    )
+    one = order.describe_prompts(np.zeros(3, int), tiny.CROPPER_INPUT)
+    assert one.startswith("prompts without their questions: 3 of one tile, ")
+
+
 def planned(source: Source, steps: int, **options) -> order.PlannedBatches:
     mixture = order.Mixture([source])
     buckets = order.bucket_examples(mixture, CROPPER_INPUT)

@@ -47,6 +47,30 @@ def test_the_config_is_read_as_it_is_written(config):
     assert (again.vision, again.text) == (config.vision, config.text)
 
 
+@pytest.mark.parametrize(
+    ("edge", "cheaper"),
+    [
+        (32, None),
+        (33, 32),  # five tiles instead of one
+        (34, None),  # 32 px are over 5% smaller
+        (64, None),
+        (65, 64),  # 10 tiles instead of 5
+        (67, 64),
+        (70, None),
+        (96, None),
+        (97, 96),
+        (100, 96),
+        (129, 128),
+        (161, None),  # 37 tiles instead of 26: not far fewer
+    ],
+)
+def test_an_edge_just_above_whole_tiles_is_told(edge, cheaper):
+    architecture = architecture_of(tiny.CONFIG)
+    assert architecture.cheaper_edge(tiny.CONFIG, edge) == cheaper
+    for name in ("llava", "qwen2_5_vl"):
+        assert architecture_of(SHAPES[name]).cheaper_edge(SHAPES[name], edge) is None
+
+
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_sizes_alone_tell_grid_and_tokens(config):
     """`grid` and `image_tokens` agree with what `see` makes and the model encodes."""

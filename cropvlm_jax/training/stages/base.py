@@ -121,6 +121,7 @@ class CropperModel:
             raise ValueError(
                 f"cropper={config.cropper!r}: a {pretrained.config.model_type} may not be a cropper"
             )
+        pretrained.log_cost(longest_edge)
         dtype, limit = jnp.dtype(config.dtype), config.data.question_tokens
         load = pretrained.abstract if abstract else pretrained.load
         param_dtype = dtype if config.lora else jnp.float32
