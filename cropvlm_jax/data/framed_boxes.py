@@ -16,7 +16,7 @@ from cropvlm_jax.data.source import Box
 SLACK = 1  # units of a frame of pixels that a box may reach beyond the picture, by rounding
 LARGEST = 2**20  # of the numbers
 BEYOND = 0.02  # share of a side by which a box reaches clearly beyond the picture
-FEW, OFTEN = 3, 0.1  # so many boxes, and such a share of them, must reach beyond it to be odd
+FEW, OFTEN = 2, 0.1  # so many boxes, and such a share of them, must reach beyond it to be odd
 LEAST, UNLIKELY = 5, 0.01  # boxes, and the chance of their numbers, to call a frame doubtful
 # What numbers up to a limit may count instead.
 _SMALLER = {1: "shares of 1", 100: "percent", 1000: "thousandths"}

@@ -84,6 +84,24 @@ def test_without_replies_and_model_there_is_nothing_to_do(folder, tmp_path):
     assert "missing.jsonl: no such file, and no --model" in done.stdout + done.stderr
 
 
+def test_boxes_that_do_not_look_like_the_default_frame_end_with_one_line(folder, tmp_path):
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    Image.new("RGB", (3000, 4000)).save(folder / "0.png")
+    rows = [json.loads(lines[0]) | {"example_id": f"q{i}"} for i in range(9)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    replies = tmp_path / "replies.jsonl"
+    written = [{"example_id": f"q{i}", "reply": f"[{80 * i}, 9, 999, 990]"} for i in range(9)]
+    replies.write_text("\n".join(map(json.dumps, written)))
+    files = (f"--replies={replies}", f"--out={tmp_path / 'labels.jsonl'}")
+    done = run(folder, *files)
+    assert done.returncode == 1 and not (tmp_path / "labels.jsonl").exists()
+    last = done.stderr.strip().splitlines()[-1]
+    assert "no number of 9 boxes is over 1000, although pictures are up to" in last
+    assert "Say it with --frame" in last
+    done = run(folder, *files, "--frame=smart_resized")
+    assert done.returncode == 0 and "the numbers may count thousandths" in done.stderr
+
+
 def save_tiny_qwen(folder):
     """Qwen2.5-VL with random weights and its processor, as `transformers` saves them."""
     import torch
