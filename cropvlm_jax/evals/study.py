@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from cropvlm_jax.data import faults
 from cropvlm_jax.data.source import Example
 from cropvlm_jax.evals.conditions import CONTROLS, INVALID, Conditions, shown_pictures
 from cropvlm_jax.evals.items import Item, begin_record, read_item, read_parts
@@ -119,7 +120,17 @@ class Study:
                         continue
                     file.append([r for r in self.ask(part) if r["index"] >= done])
                     progress.update(len(file))
-            return name, file.records(total)
+            records = file.records(total)
+        unreadable = [
+            f"{record['example_id']}: {record['unreadable']}"
+            for record in records
+            if "unreadable" in record
+        ]
+        faults.log(
+            f"{stem}: {len(unreadable)} of {total} items left out, without their pictures",
+            unreadable,
+        )
+        return name, records
 
     def ask(self, items: Sequence[Item]) -> list[Record]:
         """Records of items: the croppers' boxes, and the replies under every condition."""

@@ -100,7 +100,7 @@ def test_the_likeliest_option_is_by_token(tmp_path):
         run(tmp_path, source, "vstar_likelihood", [Reader()])
 
 
-def test_refusals_are_wrong_failures_are_asked_again_and_both_are_told(tmp_path):
+def test_refusals_are_wrong_failures_are_asked_again_and_both_are_told(tmp_path, caplog):
     rows = [choice(0), choice(1, question="Which 1?" + 200 * "x"), choice(2), choice(3)]
     rows[2]["image"] = str(tmp_path / "missing.png")
     said = Reply("red"), Reply("blue"), Reply("green")
@@ -108,6 +108,7 @@ def test_refusals_are_wrong_failures_are_asked_again_and_both_are_told(tmp_path)
     results, records = run(tmp_path, source, "jsonl", [says])
     assert results["n"] == 3 and list(results["unreadable"]) == ["item2"]
     assert "missing.png" in results["unreadable"]["item2"]
+    assert "jsonl: 1 of 4 items left out, without their pictures: item2: " in caplog.text
     assert results["accuracy"]["last"] == pytest.approx(1 / 2)
     told = [record["replies"]["says"]["last"] for record in records if "replies" in record]
     assert [row.get("failure", "") for row in told] == [
