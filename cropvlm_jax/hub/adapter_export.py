@@ -55,11 +55,12 @@ def export_adapter(folder: str | Path, model: Any, base: str, start: Adapter | N
         "target_modules": _targets(low_ranks),
         "bias": "none",
     }
-    arrays = {
-        f"{PREFIX}{module}.lora_{letter}.weight": np.ascontiguousarray(array)
-        for module, low_rank in low_ranks.items()
-        for letter, array in (("A", low_rank.a), ("B", low_rank.b))
-    }
+    arrays = {}
+    for module, low_rank in low_ranks.items():
+        a, b = low_rank.a, low_rank.b
+        b = b.reshape(*b.shape, *[1] * (a.ndim - 2))  # a convolution's has kernels of one pixel
+        for letter, array in (("A", a), ("B", b)):
+            arrays[f"{PREFIX}{module}.lora_{letter}.weight"] = np.ascontiguousarray(array)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:  # so that no file appears half written
@@ -103,8 +104,9 @@ def _side_by_side(first: dict[str, LowRank], second: dict[str, LowRank]) -> dict
         parts = [adapter[module] for adapter in (first, second) if module in adapter]
         a = np.concatenate([part.a for part in parts])
         b = np.concatenate([np.float32(part.scale) * part.b for part in parts], axis=1)
-        more = rank - len(a)
-        joined[module] = LowRank(np.pad(a, ((0, more), (0, 0))), np.pad(b, ((0, 0), (0, more))), 1)
+        more = (0, rank - len(a))
+        a = np.pad(a, (more, *[(0, 0)] * (a.ndim - 1)))
+        joined[module] = LowRank(a, np.pad(b, ((0, 0), more)), 1.0)
     return joined
 
 

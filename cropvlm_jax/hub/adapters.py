@@ -3,7 +3,7 @@
 """LoRA adapters in folders as PEFT writes them, opened and read.
 
 An adapter belongs to a base model. It is added to the base's weights while these are read
-(`hub.weights`), under Hugging Face's names, so it may be on any linear layers of the base.
+(`hub.weights`), under Hugging Face's names, so it may be on any layers of the base.
 
 Shape letters: I input features, O output features, R rank.
 """
@@ -49,7 +49,9 @@ REMEDY = "Merge the adapter with PEFT's merge_and_unload() and open the model th
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """What an adapter adds to the weight `[O, I]` of a linear layer: scale * b @ a.
+    """What an adapter adds to the weight `[O, I]` of a layer: scale * b @ a.
+
+    A convolution's I are several axes: channels, then those of the kernel.
 
     Attributes:
         a: fp32 `[R, I]`.
@@ -62,14 +64,15 @@ class LowRank:
     scale: float
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Of the weight: (O, I)."""
-        return self.b.shape[0], self.a.shape[1]
+        return len(self.b), *self.a.shape[1:]
 
     def add_to(self, weight: np.ndarray, first_row: int = 0) -> np.ndarray:
         """The sum in fp32, for the rows of the weight from `first_row` on that are given."""
         rows = self.b[first_row : first_row + len(weight)]
-        return weight.astype(np.float32) + np.float32(self.scale) * (rows @ self.a)
+        added = np.float32(self.scale) * (rows @ self.a.reshape(len(self.a), -1))
+        return weight.astype(np.float32) + added.reshape(weight.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Adapter:
         )
 
     def read(self) -> dict[str, LowRank]:
-        """The adapted linear layers by the names of their modules, which have no `PREFIX`.
+        """The adapted layers by the names of their modules, which have no `PREFIX`.
 
         Raises:
             FileNotFoundError: there are no weights in safetensors.
@@ -146,10 +149,10 @@ class Adapter:
         factors: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
         for name, array in stored.items():
             parts = re.fullmatch(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])\.weight", name)
-            if parts and array.ndim == 2:
+            if parts and array.ndim >= 2:
                 factors[parts[1]][parts[2]] = array
             else:
-                problems.append(f"{name} {list(array.shape)} is no factor of a linear layer")
+                problems.append(f"{name} {list(array.shape)} is no factor of a layer")
         for module, pair in factors.items():
             rank = _matching(self.rank_pattern, module, self.rank)
             alpha = _matching(self.alpha_pattern, module, self.alpha)
@@ -160,7 +163,8 @@ class Adapter:
                 problems.append(f"{module} has factors of ranks {ranks}, but {CONFIG} says {rank}")
             elif pair.keys() == {"A", "B"}:
                 root = math.sqrt(rank) if self.rank_stabilised else rank
-                found[module] = LowRank(pair["A"], pair["B"], alpha / root)
+                b = pair["B"].reshape(-1, rank)  # a convolution's has kernels of one pixel
+                found[module] = LowRank(pair["A"], b, alpha / root)
         _refuse(file, problems, REMEDY)
         return found
 
@@ -182,7 +186,7 @@ class Adapter:
         for module, low_rank in self.read().items():
             name = names.get(bare_name(module))
             if name is None:
-                problems.append(f"the base model has no linear layer {module}")
+                problems.append(f"the base model has no layer {module}")
             elif tuple(shapes[name]) != low_rank.shape:
                 theirs, ours = list(shapes[name]), list(low_rank.shape)
                 problems.append(

@@ -171,6 +171,7 @@ def export_cropper(
         stage: has the folder that the cropper was made from.
         state: has the weights.
         workdir: gets the folder `cropper`, and the folder `adapter` where adapters were trained.
+            Where the run itself began from an adapter, it holds both, and has the same base.
         suffix: of the folders' names.
     """
     weights = parallel.gather(state.params), *parallel.gather(state.frozen)
@@ -178,8 +179,8 @@ def export_cropper(
     if jax.process_index():
         return
     source, edge = stage.cropper.pretrained, stage.config.data.longest_edge
+    export(workdir / f"cropper{suffix}", lora.merge(model), source, longest_edge=edge)
     if lora.adapters(model):
         folder, start = workdir / f"adapter{suffix}", source.adapter
         export_processor(folder, source, edge)
         export_adapter(folder, model, start.base if start else stage.config.cropper, start)
-    export(workdir / f"cropper{suffix}", lora.merge(model), source, longest_edge=edge)

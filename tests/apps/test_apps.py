@@ -11,12 +11,16 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image, ImageDraw, ImageFont
 
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.apps import command
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.hub.adapter_export import export_adapter
+from cropvlm_jax.hub.adapters import BASE, CONFIG
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models import lora
 
 
 def run(app: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -130,6 +134,25 @@ def test_export_in_bfloat16(tmp_path):
     again = Pretrained.open(tmp_path / "out").load()
     original = Pretrained.open("zoom_digits/target").load()
     np.testing.assert_allclose(again.text.head[...], original.text.head[...], rtol=1 / 128)
+
+
+def test_export_of_an_adapter_is_a_whole_model(tmp_path):
+    source = Pretrained.open("zoom_digits/cropper")
+    model = lora.add(source.load(), lora.LoRAConfig(rank=2), nnx.Rngs(0))
+    model.connector.lora_b[...] += 0.1
+    export_adapter(tmp_path / "adapter", model, "zoom_digits/cropper")
+    arguments = (f"--model={tmp_path / 'adapter'}", f"--out={tmp_path / 'out'}")
+    done = run("export", *arguments)
+    assert done.returncode == 0, done.stderr
+    again = Pretrained.open(tmp_path / "out").load()
+    merged = lora.merge(model)
+    np.testing.assert_allclose(again.connector.kernel, merged.connector.kernel, atol=1e-6)
+
+    config = tmp_path / "adapter" / CONFIG
+    config.write_text(config.read_text().replace("zoom_digits/cropper", "runs/moved"))
+    done = run("export", *arguments)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert f"{config}: {BASE}='runs/moved' is not there" in done.stderr
 
 
 @pytest.mark.parametrize(

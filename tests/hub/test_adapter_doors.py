@@ -20,6 +20,9 @@ from cropvlm_jax.hub.export import export, export_processor
 from cropvlm_jax.hub.pretrained import BUNDLED, Pretrained
 from cropvlm_jax.models import lora
 from cropvlm_jax.readers.vlm import VLMReader
+from cropvlm_jax.training import loop
+from cropvlm_jax.training.config import TrainConfig, default_config, load_config, source
+from cropvlm_jax.training.stages import open_stage
 
 NAME = "zoom_digits/cropper"
 
@@ -28,14 +31,14 @@ NAME = "zoom_digits/cropper"
 def made(tmp_path_factory):
     """An adapter of the bundled cropper, and the folder of the merged model."""
     folder = tmp_path_factory.mktemp("adapters")
-    source = Pretrained.open(NAME)
-    model = lora.add(source.load(), lora.LoRAConfig(rank=4), nnx.Rngs(0))
+    base = Pretrained.open(NAME)
+    model = lora.add(base.load(), lora.LoRAConfig(rank=4), nnx.Rngs(0))
     graphdef, trained, frozen = nnx.split(model, lora.LoRAParam, ...)
     rng = np.random.default_rng(0)
     trained = jax.tree.map(lambda x: rng.normal(0, 0.05, x.shape).astype(np.float32), trained)
     model = nnx.merge(graphdef, trained, frozen)
     export_adapter(folder / "adapter", model, NAME)
-    export(folder / "merged", lora.merge(model), source)
+    export(folder / "merged", lora.merge(model), base)
     return folder
 
 
@@ -93,11 +96,11 @@ PAIR = ("adapter", "merged")
 
 
 def test_an_export_is_a_whole_model(made, tmp_path):
-    source = Pretrained.open(made / "adapter")
-    export(tmp_path / "out", source.load(), source)
+    opened = Pretrained.open(made / "adapter")
+    export(tmp_path / "out", opened.load(), opened)
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {file.name for file in (made / "merged").iterdir()}
-    assert_same_weights(Pretrained.open(tmp_path / "out").load(), source.load(), atol=0)
+    assert_same_weights(Pretrained.open(tmp_path / "out").load(), opened.load(), atol=0)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -185,3 +188,55 @@ def test_half_written_folders_are_refused(adapter):
         with pytest.raises(FileNotFoundError, match=rf"{adapter} .*no {name}"):
             Pretrained.open(adapter).load()
         (adapter / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0123abc"])
+def test_adapter_and_base_may_be_on_the_hub(adapter, monkeypatch, revision):
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options.get("revision"), "*.safetensors" in options["allow_patterns"]))
+        return str({"some/adapter": adapter, "some/model": BUNDLED / NAME}[name])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    set_base(adapter, "some/model")
+    config = json.loads((adapter / CONFIG).read_text()) | {"revision": revision}
+    (adapter / CONFIG).write_text(json.dumps(config))
+    for weights in (True, False):
+        opened = Pretrained.open("some/adapter", weights=weights)
+        assert opened.folder == BUNDLED / NAME and opened.adapter.folder == adapter
+        assert asked == [("some/adapter", None, weights), ("some/model", revision, weights)]
+        asked.clear()
+
+
+def settings(cropper: pathlib.Path, **changes: object) -> TrainConfig:
+    """Two steps of SFT."""
+    config = default_config()
+    config.stage, config.cropper, config.steps, config.batch_size = "sft", str(cropper), 2, 2
+    config.learning_rate = 1e-2
+    config.data.update(longest_edge=64, canvas=(512, 512), question_tokens=16)
+    config.data.sources.zoom_digits = source()
+    config.update_from_flattened_dict(changes)
+    return load_config(config)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_training_starts_from_the_merged_model(made, rank):
+    stages = [open_stage(settings(made / name, **{"lora.rank": rank})) for name in PAIR]
+    one, other = (stage.cropper.plain(stage.weights) for stage in stages)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), one, other)
+    abstract = open_stage(settings(made / "adapter", **{"lora.rank": rank}), abstract=True)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), abstract.cropper.shapes)
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), stages[0].cropper.shapes)
+
+
+def test_adapters_trained_on_an_adapter_belong_to_the_same_base(made, tmp_path):
+    config = settings(made / "adapter", **{"lora.rank": 2, "data.longest_edge": 128})
+    assert loop.run(config, tmp_path)
+    adapter, cropper = (Pretrained.open(tmp_path / name) for name in ("adapter", "cropper"))
+    assert adapter.folder == BUNDLED / NAME and adapter.adapter.rank == 4 + 2
+    assert adapter.longest_edge == cropper.longest_edge == 128
+    trained = cropper.load()
+    assert_same_weights(adapter.load(), trained, atol=1e-5)
+    start = Pretrained.open(made / "adapter").load().text.layers.q.kernel[...]
+    assert np.abs(trained.text.layers.q.kernel[...] - start).max() > 1e-3

@@ -18,6 +18,7 @@ import tiny
 import tiny_llava
 from flax import nnx
 from PIL import Image
+from tiny_peft import adapt
 
 from cropvlm_jax import geometry, parallel, scoring
 from cropvlm_jax.api import CropVLM
@@ -114,6 +115,29 @@ def test_logits_tokens_and_export_agree(name, tmp_path):
     np.testing.assert_array_equal(
         logits_of(Pretrained.open(tmp_path / "ours").load(), *batch), actual
     )
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        r".*language_model.*\.(q_proj|down_proj)",
+        r".*vision_tower.*\.(out_proj|fc1)",
+        ["linear_1", "linear_2", "o_proj"],
+    ],
+)
+def test_an_adapter_of_peft_is_merged(targets, tmp_path):
+    config = tiny_llava.make_config()
+    tiny_llava.write_folder(tmp_path / "base", config)
+    base = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+    theirs = adapt(base, r=2, target_modules=targets)
+    theirs.save_pretrained(tmp_path / "adapter")
+    batch, hf = random_inputs(config, (2, 1))
+    with torch.no_grad():
+        expected = theirs(**hf).logits.numpy()
+        with theirs.disable_adapter():
+            assert np.abs(theirs(**hf).logits.numpy() - expected).max() > 0.01
+    actual = logits_of(Pretrained.open(tmp_path / "adapter").load(), *batch)
+    np.testing.assert_allclose(actual[batch[1]], expected[batch[1]], rtol=0, atol=1e-4)
 
 
 def _answers(graphdef: nnx.GraphDef, params: nnx.State, batch: batching.SupervisedBatch):

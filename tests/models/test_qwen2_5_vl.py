@@ -17,12 +17,14 @@ from flax import nnx
 from PIL import Image
 from qwen_shape import qwen_tokenizer, write_shape
 from safetensors.numpy import load_file, save_file
+from tiny_peft import adapt
 
 from cropvlm_jax import geometry, parallel
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo import rewards
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.step import GRPOStep
+from cropvlm_jax.hub.adapters import Adapter
 from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.weights import FILE, load_weights
@@ -106,10 +108,10 @@ def hf_model(config: QwenConfig):
     return model.eval()
 
 
-def load(folder: pathlib.Path) -> Qwen2_5_VL:
+def load(folder: pathlib.Path, adapter: Adapter | None = None) -> Qwen2_5_VL:
     config = QwenConfig.from_hf(json.loads((folder / "config.json").read_text()))
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, load_weights(folder, abstract, WEIGHTS))
+    return nnx.merge(graphdef, load_weights(folder, abstract, WEIGHTS, adapter))
 
 
 def patches(tiles: np.ndarray, config: QwenConfig) -> np.ndarray:
@@ -376,6 +378,30 @@ def test_transformers_loads_an_export(folder, tmp_path, caplog):
     assert exported.keys() == original.keys()
     for name, weight in original.items():
         np.testing.assert_array_equal(exported[name], weight, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["qkv", "q_proj"],  # the first is a fused layer, whose parts are three of ours
+        r".*visual.*\.(proj|gate_proj|mlp\.0|mlp\.2)",
+        "all-linear",
+    ],
+)
+def test_an_adapter_of_peft_is_merged(targets, tmp_path):
+    config = tiny_config("gqa2")
+    hf_model(config).save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+    theirs = adapt(base, r=2, target_modules=targets)
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours, inputs, real = make_batch(config, TINY["gqa2"][-1])
+    kept = inputs["attention_mask"].bool().numpy()
+    with torch.no_grad():
+        expected = theirs(**inputs).logits.numpy()[kept]
+        with theirs.disable_adapter():
+            assert np.abs(theirs(**inputs).logits.numpy()[kept] - expected).max() > 0.01
+    merged = load(tmp_path / "base", Adapter.open(tmp_path / "adapter"))
+    np.testing.assert_allclose(our_logits(merged, ours)[real], expected, rtol=0, atol=1e-4)
 
 
 def test_names_of_the_modules_and_broken_fused_weights(folder, tmp_path):
