@@ -104,7 +104,8 @@ class CropVLM(LoadedModel):
         """Loads a cropper, and a target where one is named.
 
         Args:
-            cropper: a folder, a bundled model or a model of the Hugging Face Hub.
+            cropper: a folder, a bundled model or a model of the Hugging Face Hub; or a LoRA adapter
+                in PEFT's format, which is merged into its base model.
             target: the same, of a VLM; or any reader, such as `open_reader` returns.
             dtype: of the computation and the weights.
             longest_edge: pixels that pictures' longest sides are resized to for the cropper; None

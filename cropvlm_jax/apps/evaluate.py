@@ -54,8 +54,8 @@ CROPPERS = flags.DEFINE_list(
     "croppers",
     None,
     "The croppers as NAME=MODEL, with commas between: the one to compare with first, the one to "
-    "report last. A model is a folder, such as a run's cropper/, a Hugging Face id, or "
-    "zoom_digits/cropper, which comes with the package.",
+    "report last. A model is a folder, such as a run's cropper/ or that of a PEFT adapter, a "
+    "Hugging Face id, or zoom_digits/cropper, which comes with the package.",
     required=True,
 )
 EXPANSIONS = flags.DEFINE_list(

@@ -19,7 +19,8 @@ from cropvlm_jax.hub.pretrained import Pretrained
 MODEL = flags.DEFINE_string(
     "model",
     None,
-    "The model: a folder, such as a run's cropper/, or a Hugging Face id.",
+    "The model: a folder, such as a run's cropper/, or a Hugging Face id. A PEFT adapter is merged "
+    "into its base model.",
     required=True,
 )
 OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)

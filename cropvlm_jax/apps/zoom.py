@@ -25,8 +25,8 @@ from cropvlm_jax.readers.registry import open_reader
 CROPPER = flags.DEFINE_string(
     "cropper",
     None,
-    "The cropper: a folder, such as a run's cropper/, a Hugging Face id, or zoom_digits/cropper, "
-    "which comes with the package.",
+    "The cropper: a folder, such as a run's cropper/ or that of a PEFT adapter, a Hugging Face id, "
+    "or zoom_digits/cropper, which comes with the package.",
     required=True,
 )
 TARGET = flags.DEFINE_string(

@@ -58,7 +58,7 @@ def export_adapter(folder: str | Path, model: Any, base: str, start: Adapter | N
     arrays = {}
     for module, low_rank in low_ranks.items():
         a, b = low_rank.a, low_rank.b
-        b = b.reshape(*b.shape, *[1] * (a.ndim - 2))  # a convolution's has kernels of one pixel
+        b = b.reshape(b.shape + (1,) * (a.ndim - 2))  # a convolution's has kernels of one pixel
         for letter, array in (("A", a), ("B", b)):
             arrays[f"{PREFIX}{module}.lora_{letter}.weight"] = np.ascontiguousarray(array)
     folder = Path(folder)

@@ -194,7 +194,7 @@ class TrainConfig(Settings):
     Attributes:
         stage: "sft" imitates the boxes of the sources, "grpo" is rewarded by the target.
         cropper: the model to train: a folder, a Hugging Face id, or "zoom_digits/cropper", which
-            comes with the package.
+            comes with the package; of a PEFT adapter, its base model with the adapter merged in.
         target: the frozen reader that a GRPO run is rewarded by: a folder, a Hugging Face id, or
             "zoom_digits/target", which comes with the package; or a reader outside of the graph,
             such as "rapidocr:v4@256" or "openai:gpt-4.1-nano". `docs/readers.md` lists them.
