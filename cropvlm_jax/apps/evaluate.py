@@ -17,6 +17,7 @@ Given again after a kill, the same command goes on where it stopped.
 """
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -29,9 +30,10 @@ from cropvlm_jax import apps, parallel
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.evals import best_scale, sheet
 from cropvlm_jax.evals.records import read_records
-from cropvlm_jax.evals.registry import BENCHMARKS
+from cropvlm_jax.evals.registry import BENCHMARKS, SCORERS
 from cropvlm_jax.evals.run import evaluate
 from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.base import ReaderUnavailable
 from cropvlm_jax.readers.registry import open_reader
 
 BENCHMARK = flags.DEFINE_enum(
@@ -43,12 +45,26 @@ BENCHMARK = flags.DEFINE_enum(
 FOLDER = flags.DEFINE_string(
     "folder", None, "Where the benchmark's data lies; zoom_digits needs none."
 )
+SPLIT = flags.DEFINE_string(
+    "split",
+    None,
+    "The part of the benchmark's data to report on, such as val. Default: the part whose results "
+    "are usually reported, as docs/evaluate.md lists them.",
+)
+METRIC = flags.DEFINE_enum(
+    "metric",
+    None,
+    sorted(SCORERS),
+    "The metric to report first. Default: the benchmark's own; contains, where a target is an OCR "
+    "engine, which says all the text that it sees.",
+)
 TARGETS = flags.DEFINE_list(
     "targets",
     ["zoom_digits/target"],
     "The frozen readers that answer, with commas between, the one to report first. A reader is "
     "the folder, the Hugging Face id or the bundled name of a VLM, openai:MODEL, rapidocr:v4, "
-    "rapidocr:v6 or tesseract. @PIXELS after a name limits the pictures that it sees.",
+    "rapidocr:v6 or tesseract. @PIXELS after a name limits the pictures that it sees; @jpeg85 or "
+    "@png after an openai:MODEL says as what they are sent.",
 )
 CROPPERS = flags.DEFINE_list(
     "croppers",
@@ -115,12 +131,10 @@ def table(results: dict[str, Any]) -> str:
     lines = []
     for target, found in results["targets"].items():
         lines.append(f"{target}: {metric} of {results['n']} items, 95% interval, gain over no crop")
-        for name in results["accuracy"]:
-            row = found["scores"][metric][name]
-            low, high = row["score_interval"]
-            score = f"{row['score']:6.1%}  [{low:6.1%}, {high:6.1%}]"
-            counts = f"{row['rescued']} rescued, {row['harmed']} harmed"
-            lines.append(f"{name:>{width}}  {score}  {row['gain']:+7.1%}  {counts}")
+        lines += [
+            f"{name:>{width}}  {condition_line(found['scores'][metric][name], results['n'])}"
+            for name in results["accuracy"]
+        ]
         if "condition" in results["best_scale"]:
             lines.append(lead_line(results, found["scores"][metric]))
         if found["failures"]:
@@ -135,6 +149,22 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "boxes of the last cropper: " + ", ".join(figures)])
 
 
+def condition_line(row: dict[str, Any], items: int) -> str:
+    """A condition's score, gain and counts; where it has none, why.
+
+    Args:
+        row: of `summarise`.
+        items: that the evaluation has.
+    """
+    if row["score"] is None:
+        return f"not scored: {row['missing']['score']}"
+    low, high = row["score_interval"]
+    gain = "    n/a" if row["gain"] is None else f"{row['gain']:+7.1%}"
+    line = f"{row['score']:6.1%}  [{low:6.1%}, {high:6.1%}]  {gain}"
+    line += f"  {row['rescued']} rescued, {row['harmed']} harmed"
+    return line if row["n"] == items else f"{line}, of {row['n']} items alone"
+
+
 def lead_line(results: dict[str, Any], scores: dict[str, Any]) -> str:
     """The last cropper's lead over the first one's boxes at their best scale.
 
@@ -144,11 +174,24 @@ def lead_line(results: dict[str, Any], scores: dict[str, Any]) -> str:
     """
     best, last = results["best_scale"], list(results["protocol"]["croppers"])[-1]
     row, items = scores[best["condition"]], best["validation"]["n"]
+    if row["lead"] is None:
+        return f"lead of {last} over {best['condition']}: {row['missing']['lead']}"
     low, high = row["lead_interval"]
     return (
         f"lead of {last} over {best['condition']}: {row['lead']:+.1%}  [{low:+.1%}, {high:+.1%}]  "
         f"(areas x{best['chosen_scale']:g}, chosen on {items} items of {best['split']})"
     )
+
+
+def unscored(results: dict[str, Any]) -> list[str]:
+    """The conditions of each target under which nothing was scored, with the reason."""
+    metric = next(iter(results["protocol"]["metrics"]))
+    return [
+        f"{name} of {target}: {row['missing']['score']}"
+        for target, found in results["targets"].items()
+        for name, row in found["scores"][metric].items()
+        if row["score"] is None
+    ]
 
 
 def picture_sheet(
@@ -201,7 +244,7 @@ def read_expansions(factors: list[str]) -> list[float]:
         numbers = [float(factor) for factor in factors]
     except ValueError:
         numbers = [0.0]
-    if any(not number > 0 for number in numbers):
+    if any(not 0 < number < math.inf for number in numbers):
         raise app.UsageError(f"--expansions takes positive numbers, got {factors}")
     return numbers
 
@@ -221,9 +264,43 @@ def main(argv: list[str]) -> None:
     models, expansions = read_croppers(CROPPERS.value), read_expansions(EXPANSIONS.value)
     if REPORT.value:
         from cropvlm_jax.evals import report  # needs matplotlib: say so before the work, not after
-    options, out = load_options(), pathlib.Path(OUT.value)
-    source = BENCHMARKS[BENCHMARK.value].open(FOLDER.value, SEED.value)
-    results = evaluate(
+    out, benchmark = pathlib.Path(OUT.value), BENCHMARKS[BENCHMARK.value]
+    if METRIC.value:
+        benchmark.with_metric(METRIC.value)  # or it would be refused once the models are loaded
+    source = benchmark.open(FOLDER.value, SEED.value, SPLIT.value)
+    results = run_evaluation(source, models, expansions, out)
+    items = results["n"] + len(results["unreadable"])
+    records = read_records(out / results["records"])[:items]
+    trained = runs(models)
+    results["trained_with"] = {name: run["target"] for name, run in trained.items()}
+    summary = out / "summary.json"
+    if summary.is_file():
+        results |= json.loads(summary.read_text(encoding="utf-8"))
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    (out / "results.json").write_text(text, encoding="utf-8")
+    picture_sheet(source, results, records).save(out / "before_after.png")
+    if REPORT.value:
+        curves = {name: run["metrics"] for name, run in trained.items()}
+        report.write(out, results, records, source, curves)
+    print(table(results))
+    logging.info("results are in %s", out)
+    if told := unscored(results):
+        raise ReaderUnavailable(f"not scored, and asked again by the same command: {told[0]}")
+
+
+def run_evaluation(
+    source: Any, models: dict[str, str], expansions: list[float], out: pathlib.Path
+) -> dict[str, Any]:
+    """The results of the evaluation that the flags ask for.
+
+    Args:
+        source: of the items.
+        models: croppers by name.
+        expansions: factors of the boxes' areas.
+        out: folder for the records.
+    """
+    options = load_options()
+    return evaluate(
         BENCHMARK.value,
         source,
         [open_reader(spec, **options) for spec in TARGETS.value],
@@ -232,6 +309,8 @@ def main(argv: list[str]) -> None:
         expansions=expansions,
         limit=LIMIT.value or (SCENES if BENCHMARK.value == "zoom_digits" else None),
         seed=SEED.value,
+        split=SPLIT.value,
+        metric=METRIC.value,
         validation=best_scale.open_validation(
             BENCHMARK.value,
             source,
@@ -241,22 +320,6 @@ def main(argv: list[str]) -> None:
             limit=BEST_SCALE_ITEMS.value,
         ),
     )
-    items = results["n"] + len(results["unreadable"])
-    records = read_records(out / results["records"])[:items]
-    trained = runs(models)
-    results["trained_with"] = {name: run["target"] for name, run in trained.items()}
-    summary = out / "summary.json"
-    if summary.is_file():
-        results |= json.loads(summary.read_text(encoding="utf-8"))
-    (out / "results.json").write_text(
-        json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    picture_sheet(source, results, records).save(out / "before_after.png")
-    if REPORT.value:
-        curves = {name: run["metrics"] for name, run in trained.items()}
-        report.write(out, results, records, source, curves)
-    print(table(results))
-    logging.info("results are in %s", out)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ from cropvlm_jax.evals.conditions import (
     expanded,
     sorted_expansions,
 )
+from cropvlm_jax.evals.intervals import Groups, bootstrap
 from cropvlm_jax.evals.items import check_answers
-from cropvlm_jax.evals.registry import BENCHMARKS
-from cropvlm_jax.evals.statistics import Groups, bootstrap, score_of
+from cropvlm_jax.evals.registry import BENCHMARKS, Benchmark
+from cropvlm_jax.evals.statistics import score_of
 from cropvlm_jax.evals.study import Cropper, Study
 from cropvlm_jax.readers.base import Reader
 
@@ -111,6 +112,7 @@ class BestScale:
 
 def choose_scale(
     name: str,
+    benchmark: Benchmark,
     targets: Sequence[Reader],
     croppers: Mapping[str, Cropper],
     source: Any,
@@ -124,6 +126,7 @@ def choose_scale(
 
     Args:
         name: of the benchmark.
+        benchmark: whose first metric chooses.
         targets: the first of which chooses.
         croppers: by name; the control is left out where there is only one.
         source: the items that are reported, which `validation` must not hold.
@@ -143,7 +146,7 @@ def choose_scale(
     check_answers(validation.source, total)
     study = Study(
         name=name,
-        benchmark=BENCHMARKS[name],
+        benchmark=benchmark,
         targets=targets[:1],
         croppers={first: croppers[first]},
         conditions=Conditions((first,), sorted_expansions(FACTORS), controls=False),
@@ -151,7 +154,7 @@ def choose_scale(
     protocol = study.protocol(validation.source, validation.split)
     stem = f"{name}_validation"
     file, records = study.collect(validation.source, total, out, stem, protocol)
-    metric, target = BENCHMARKS[name].metrics[0], targets[0].name
+    metric, target = benchmark.metrics[0], targets[0].name
     usable = [record for record in records if "unreadable" not in record]
     scores = mean_scores(usable, first, target, metric)
     if not scores:

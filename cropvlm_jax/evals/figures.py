@@ -93,14 +93,22 @@ def label_of(results: Results, name: str) -> str:
     return NAMES.get(name, name)
 
 
-def percent(value: float) -> str:
-    """A share as a percentage."""
-    return f"{100 * value:.1f}%"
+def percent(value: float | None) -> str:
+    """A share as a percentage; None is one of nothing."""
+    return "not scored" if value is None else f"{100 * value:.1f}%"
 
 
-def points(value: float) -> str:
-    """A difference of shares in points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "\u2212")
+def points(value: float | None) -> str:
+    """A difference of shares in points, with its sign; None is one of nothing."""
+    return "n/a" if value is None else f"{100 * value:+.1f}".replace("-", "\u2212")
+
+
+def span(row: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    """A value of a row and the ends of its interval; NaN, which is not drawn, where it has none."""
+    if row[key] is None:
+        return math.nan, math.nan, math.nan
+    low, high = row[f"{key}_interval"]
+    return row[key], low, high
 
 
 def _axes(
@@ -123,13 +131,13 @@ def scores_figure(results: Results) -> Figure:
     for axis, target in zip(axes, targets, strict=True):
         rows = headline(results, target)
         for i, name in enumerate(names):
-            color, (low, high) = color_of(results, name), rows[name]["score_interval"]
+            color, (score, low, high) = color_of(results, name), span(rows[name], "score")
             axis.plot([low, high], [i, i], color=color, lw=7, alpha=0.25, solid_capstyle="round")
-            axis.plot(rows[name]["score"], i, "o", color=color, ms=8, mec="white", mew=1.2)
-            label = percent(rows[name]["score"])
+            axis.plot(score, i, "o", color=color, ms=8, mec="white", mew=1.2)
+            label, place = percent(rows[name]["score"]), np.nan_to_num(max(high, score))
             shade = MUTED if color == CONTROL else color
-            axis.text(max(high, rows[name]["score"]) + 0.035, i, label, va="center", color=shade)
-        axis.axvline(rows[NO_CROP]["score"], color=INK, lw=1, ls=(0, (2, 3)), zorder=0)
+            axis.text(place + 0.035, i, label, va="center", color=shade)
+        axis.axvline(span(rows[NO_CROP], "score")[0], color=INK, lw=1, ls=(0, (2, 3)), zorder=0)
         axis.set_title(target)
         axis.set_xlim(-0.02, 1.2)
         axis.set_xticks(np.arange(0, 1.01, 0.25))
@@ -157,17 +165,18 @@ def expansion_figure(results: Results) -> Figure:
         for name in (*protocol["croppers"], ORACLE):
             if name not in rows:
                 continue
-            here = [rows[expanded(name, factor)] for factor in factors]
-            color, scores = color_of(results, name), [row["score"] for row in here]
-            low, high = np.array([row["score_interval"] for row in here]).T
+            here = [span(rows[expanded(name, factor)], "score") for factor in factors]
+            color, (scores, low, high) = color_of(results, name), np.array(here).T
             axis.fill_between(factors, low, high, color=color, alpha=0.14, lw=0)
             axis.plot(factors, scores, "o-", color=color, lw=2, ms=5, mec="white", mew=0.8)
             ends.append((scores[-1], NAMES.get(name, name), color))
-        ends.append((rows[NO_CROP]["score"], "no crop", INK))
-        axis.axhline(rows[NO_CROP]["score"], color=INK, lw=1.2, ls=(0, (2, 3)))
+        alone = span(rows[NO_CROP], "score")[0]
+        ends.append((alone, "no crop", INK))
+        axis.axhline(alone, color=INK, lw=1.2, ls=(0, (2, 3)))
         axis.axvline(1, color="#b9c3cd", lw=1)
         place = -1.0
-        for score, name, color in sorted(ends):  # labels beside the lines' ends, none on another
+        drawn = sorted(end for end in ends if not math.isnan(end[0]))
+        for score, name, color in drawn:  # labels beside the lines' ends, none on another
             place = max(score, place + 0.06)
             axis.annotate(
                 text=name,
@@ -201,17 +210,19 @@ def transfer_figure(results: Results) -> Figure:
     """Gain over no crop of each cropper with each target."""
     croppers, targets = list(results["protocol"]["croppers"]), list(results["targets"])
     cells = [[headline(results, target)[name] for target in targets] for name in croppers]
-    gains = np.array([[cell["gain"] for cell in row] for row in cells])
+    gains = np.array([[span(cell, "gain")[0] for cell in row] for row in cells])
     figure = Figure(
         figsize=(2.8 + 2.2 * len(targets), 0.8 + 0.66 * len(croppers)), layout="constrained"
     )
     axis = figure.subplots()
-    most = max(float(np.abs(gains).max()), 0.05)
+    most = max(float(np.nan_to_num(np.abs(gains)).max()), 0.05)
     axis.imshow(gains, cmap="PuOr_r", vmin=-2.4 * most, vmax=2.4 * most, aspect="auto")
     for i, row in enumerate(cells):
         for j, cell in enumerate(row):
-            low, high = cell["gain_interval"]
             axis.text(j, i - 0.1, points(cell["gain"]), ha="center", va="center", weight="bold")
+            if cell["gain"] is None:
+                continue
+            low, high = cell["gain_interval"]
             interval = f"[{points(low)}, {points(high)}]"
             axis.text(j, i + 0.24, interval, ha="center", va="center", size=8, color=MUTED)
     trained = results.get("trained_with", {})

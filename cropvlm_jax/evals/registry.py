@@ -4,13 +4,16 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from absl import logging
 
 from cropvlm_jax import scoring
 from cropvlm_jax.data import sources
 from cropvlm_jax.data.source import Example
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.readers.base import Reader
 
 
 class Scorer(NamedTuple):
@@ -67,6 +70,8 @@ SCORERS = {
     ),
 }
 
+OF_ANSWERS = ("vqa_evalai", "vqa_vicrop", "vqa_official", "anls", "contains", "exact")
+
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
@@ -110,6 +115,43 @@ class Benchmark:
         if folder is None:
             raise ValueError(f"{self.source} is read from a local folder: tell which")
         return sources.open_source(self.source, folder, split)
+
+    @property
+    def possible_metrics(self) -> tuple[str, ...]:
+        """All metrics that its replies can be scored by, its own ones first."""
+        if self.likelihood:
+            return self.metrics
+        return (*self.metrics, *(name for name in OF_ANSWERS if name not in self.metrics))
+
+    def with_metric(self, metric: str) -> "Benchmark":
+        """The same, with another metric to report first.
+
+        Raises:
+            ValueError: replies cannot be scored by it.
+        """
+        if metric not in self.possible_metrics:
+            raise ValueError(
+                f"--metric={metric}: replies of this benchmark are scored by one of "
+                f"{', '.join(self.possible_metrics)}"
+            )
+        others = (name for name in self.metrics if name != metric)
+        return dataclasses.replace(self, metrics=(metric, *others))
+
+    def for_readers(self, readers: Sequence[Reader]) -> "Benchmark":
+        """The same, with a metric first that is fair to all the readers.
+
+        A reader that says all the text that it sees, of the picture and of the crop, never says
+        just the answer: whether the answer is in its reply is what can be asked.
+        """
+        names = [reader.name for reader in readers if getattr(reader, "transcribes", False)]
+        if not names or self.likelihood or self.metrics[0] == "contains":
+            return self
+        logging.info(
+            "contains is reported first instead of %s, as %s says all the text that it sees",
+            self.metrics[0],
+            ", ".join(names),
+        )
+        return self.with_metric("contains")
 
     def ask(self, example: Example) -> str:
         """The question as the target gets it."""

@@ -148,17 +148,19 @@ def _keys(results: Results) -> str:
     rows = headline(results, next(iter(results["targets"])))
     last, best = last_of(results), results["best_scale"]
     row = rows[last]
-    low, high = row["gain_interval"]
     keys = [
         ("", percent(rows[NO_CROP]["score"]), "the target alone, without a crop"),
         ("last", percent(row["score"]), f"with the crop of {html.escape(last)}"),
-        ("", points(row["gain"]), f"points won, 95% interval {points(low)} to {points(high)}"),
+        (
+            "",
+            points(row["gain"]),
+            f"points won, 95% interval {_ends(row['gain_interval'], points)}",
+        ),
     ]
     if "lead" in best:
-        low, high = best["lead_interval"]
         text = (
             f"points ahead of {html.escape(best['cropper'])}'s boxes at their best scale, "
-            f"{points(low)} to {points(high)}"
+            f"{_ends(best['lead_interval'], points)}"
         )
         keys.append(("", points(best["lead"]), text))
     changed = f"{row['rescued']:,} : {row['harmed']:,}"
@@ -176,9 +178,10 @@ def _score_sections(results: Results, drawn: Mapping[str, str]) -> list[str]:
     sections = [
         _section(
             "Scores and controls",
-            f"{html.escape(description[:1].upper() + description[1:])}. Bars are 95% bootstrap "
-            "intervals over pictures; the dotted line is the target without a crop. Control crops "
-            f"have the width and height of {html.escape(last_of(results))}'s box on the same item.",
+            f"{html.escape(description[:1].upper() + description[1:])}. The dotted line is the "
+            "target without a crop. Control crops have the width and height of "
+            f"{html.escape(last_of(results))}'s box on the same item. Bars are intervals: "
+            f"{html.escape(results['intervals'])}.",
             drawn["scores"] + tables,
         )
     ]
@@ -286,7 +289,8 @@ def _table(results: Results, target: str) -> str:
     failures = ", ".join(
         f"{count} {html.escape(kind)}" for kind, count in found["failures"].items()
     )
-    note = f"<p><small>Failures, which count as wrong: {failures}.</small></p>" if failures else ""
+    text = "Refusals and empty replies count as wrong, other failures are in no score"
+    note = f"<p><small>Failures: {failures}. {text}.</small></p>" if failures else ""
     table = _table_of(_cells("th", heads), rows)
     return f"<h3>{html.escape(target)}</h3>{table}{note}{_by_category(results, target)}"
 
@@ -299,7 +303,7 @@ def _condition_row(results: Results, target: str, name: str) -> str:
     dot = f'<span class="dot" style="background:{color_of(results, name)}"></span>'
     cells = [
         dot + html.escape(label_of(results, name)),
-        f"<b>{percent(row['score'])}</b> {_interval(row['score_interval'], percent)}",
+        _score(row, results["n"]),
         "" if name == NO_CROP else _difference(row, "gain"),
         "" if name == last else _difference(row, "lead"),
         "" if name == NO_CROP else f"{row['rescued']} : {row['harmed']}{_shares(row)}",
@@ -311,13 +315,28 @@ def _condition_row(results: Results, target: str, name: str) -> str:
 
 
 def _difference(row: Mapping[str, Any], key: str) -> str:
-    """A gain or a lead with its interval."""
+    """A gain or a lead with its interval; where there is none, why."""
+    if row[key] is None:
+        return f"n/a <small>{html.escape(row['missing'][key])}</small>"
     return f"{points(row[key])} {_interval(row[f'{key}_interval'], points)}"
 
 
-def _interval(ends: Sequence[float], text: Callable[[float], str]) -> str:
+def _score(row: Mapping[str, Any], items: int) -> str:
+    """A score with its interval, of how many items if not of all; where there is none, why."""
+    if row["score"] is None:
+        return f"not scored <small>{html.escape(row['missing']['score'])}</small>"
+    part = "" if row["n"] == items else f"<small>, of {row['n']:,} items alone</small>"
+    return f"<b>{percent(row['score'])}</b> {_interval(row['score_interval'], percent)}{part}"
+
+
+def _interval(ends: Sequence[float] | None, text: Callable[[float], str]) -> str:
     """An interval whose ends are written by `text`."""
-    return f"<small>{text(ends[0])} to {text(ends[1])}</small>"
+    return f"<small>{_ends(ends, text)}</small>"
+
+
+def _ends(ends: Sequence[float] | None, text: Callable[[float], str]) -> str:
+    """The ends of an interval, written by `text`; None is the interval of nothing."""
+    return "n/a" if ends is None else f"{text(ends[0])} to {text(ends[1])}"
 
 
 def _shares(row: Mapping[str, Any]) -> str:

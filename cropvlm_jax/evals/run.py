@@ -34,6 +34,8 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     validation: Validation = NO_VALIDATION,
+    split: str | None = None,
+    metric: str | None = None,
 ) -> dict[str, Any]:
     """Answers the items of a benchmark under all conditions.
 
@@ -53,6 +55,9 @@ def evaluate(
         limit: only the first items.
         seed: of the random crops.
         validation: other items, on which the best scale is chosen.
+        split: the part of the data set that `source` is; None is the benchmark's own.
+        metric: the one to report first, one of `Benchmark.possible_metrics`; None takes the
+            benchmark's own, or one that is fair to all targets, as `Benchmark.for_readers` says.
 
     Returns:
         What `summarise` returns, with `records`, the name of their file, and in `best_scale` how
@@ -60,16 +65,19 @@ def evaluate(
 
     Raises:
         ValueError: there is no cropper, names are not unique or are taken, an item has no answers,
-            or a target has no likelihoods where the benchmark is about them.
+            a target has no likelihoods where the benchmark is about them, or replies cannot be
+            scored by `metric`.
         OSError: another process works on the same evaluation.
+        ReaderUnavailable: a target answers nothing; what was answered before is in the records.
     """
-    benchmark = BENCHMARKS[name]
     _check(name, targets, croppers)
+    benchmark = BENCHMARKS[name]
+    benchmark = benchmark.with_metric(metric) if metric else benchmark.for_readers(targets)
     total = len(source) if limit is None else min(limit, len(source))
     check_answers(source, total)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    best = choose_scale(name, targets, croppers, source, validation, out)
+    best = choose_scale(name, benchmark, targets, croppers, source, validation, out)
     conditions = Conditions(
         croppers=tuple(croppers),
         expansions=sorted_expansions(expansions),
@@ -77,7 +85,9 @@ def evaluate(
         best_scale=best.factor,
     )
     study = Study(name, benchmark, targets, croppers, conditions)
-    protocol = study.protocol(source, benchmark.split) | {"best_scale": dict(best.protocol)}
+    protocol = study.protocol(source, split or benchmark.split) | {
+        "best_scale": dict(best.protocol)
+    }
     file, records = study.collect(source, total, out, name, protocol)
     results = summarise(protocol, records)
     results["best_scale"] |= {"validation": dict(best.validation)} if best.validation else {}

@@ -2,39 +2,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """The results of an evaluation from its records: scores, differences, and their intervals.
 
-Shape letters: n items, C conditions, K clusters, R resamples.
+Shape letters: n items, C conditions.
 """
 
 import collections
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cropvlm_jax import geometry
 from cropvlm_jax.evals.conditions import NO_CROP, ORACLE, Conditions
-
-RESAMPLES = 2000
+from cropvlm_jax.evals.intervals import METHOD, Groups, bootstrap, estimate
 
 
 def summarise(protocol: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The results of the records.
 
-    Intervals are 95% percentile bootstrap intervals over pictures, as items about one picture are
-    not independent; those of differences are paired. Where options come in cyclic orders, a score
-    is the mean over the orders. An item that a target refused or said nothing to is wrong; one that
-    something kept it from answering, or whose picture could not be read, is in no score.
+    Intervals are over pictures, as items about one picture are not independent; those of
+    differences are paired. Where options come in cyclic orders, a score is the mean over the
+    orders. An item that a target refused or said nothing to is wrong; one that something kept it
+    from answering, or whose picture could not be read, is in no score. There is no NaN: what has no
+    value is None, and `missing` says why.
 
     Returns:
-        `protocol`; `n`; `unreadable`, reasons by item; of the first target and metric `accuracy` by
-        condition; `best_scale`, which scale of the first cropper's boxes was chosen, with the
-        `lead` of the last cropper over it, or why it is left out; of the last cropper `coverage`,
-        `area` and `valid`; `boxes`, the same of every condition; `seconds` and `image_tokens` an
-        item by stage (median, mean); and by name `targets`: `failures` by kind, `categories`, and
-        by metric and condition `scores`: `n`, `score`, `gain` over no crop, `lead` of the last
-        cropper over it, each with `..._interval`, and how many items the condition `rescued`,
-        `harmed` and left as they were (`neutral`).
+        `protocol`; `n`; `unreadable`, reasons by item; `intervals`, the method; of the first target
+        and metric `accuracy` by condition; `best_scale`, which scale of the first cropper's boxes
+        was chosen, with the `lead` of the last cropper over it, or why it is left out; of the last
+        cropper `coverage`, `area` and `valid`; `missing`, why values of these are None; `boxes`,
+        the same of every condition; `seconds` and `image_tokens` an item by stage (median, mean);
+        and by name `targets`: `failures` by kind, `categories`, and by metric and condition
+        `scores`: `n` items that have a score, `score`, `gain` over no crop, `lead` of the last
+        cropper over it, each with `..._interval`, how many items the condition `rescued`, `harmed`
+        and left as they were (`neutral`), and where one of these is None, why it is `missing`.
 
     Raises:
         ValueError: there is no readable item.
@@ -56,13 +57,21 @@ def summarise(protocol: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
         row = headline[best["condition"]]
         best |= {key: row[key] for key in ("score", "lead", "lead_interval")}
     boxes = {name: found for name in every if (found := _of_boxes(usable, name))}
+    missing = {} if oracle else {"coverage": "the data set knows no true box"}
+    missing |= {
+        f"accuracy/{name}": headline[name]["missing"]["score"]
+        for name in base
+        if headline[name]["score"] is None
+    }
     return {
         "protocol": dict(protocol),
         "n": len(usable),
         "unreadable": {r["example_id"]: r["unreadable"] for r in records if "unreadable" in r},
+        "intervals": METHOD,
         "accuracy": {name: headline[name]["score"] for name in base},
         "best_scale": best,
         **{key: boxes[conditions.last][key] for key in ("coverage", "area", "valid")},
+        "missing": missing,
         "boxes": boxes,
         "seconds": {key: float(np.median(v)) for key, v in _stages(usable, "seconds").items()},
         "image_tokens": {
@@ -82,60 +91,6 @@ def score_of(replies: Mapping[str, Any], condition: str, metric: str) -> float:
     """
     score = replies[condition]["scores"][metric] if condition in replies else None
     return np.nan if score is None else score
-
-
-class Groups(NamedTuple):
-    """Which items belong together.
-
-    Attributes:
-        cluster: int `[n]`, the picture of each item.
-        cycle: int `[n]`, the order of its options.
-    """
-
-    cluster: np.ndarray
-    cycle: np.ndarray
-
-    @classmethod
-    def of(cls, records: Sequence[Mapping[str, Any]]) -> "Groups":
-        """The groups of records."""
-        pictures = np.unique([record["picture"] for record in records], return_inverse=True)[1]
-        cycles = [record.get("cycle_category", "") for record in records]
-        return cls(pictures, np.unique(cycles, return_inverse=True)[1])
-
-
-def bootstrap(
-    values: np.ndarray, cluster: np.ndarray, cycle: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Means with 95% intervals, from `RESAMPLES` resamples of the clusters, the same in every call.
-
-    Args:
-        values: `[n, C]`, NaN where there is none.
-        cluster: int `[n]`, what is resampled.
-        cycle: int `[n]`; the mean is one over cycles of means over their items.
-
-    Returns:
-        Means `[C]`, NaN where there is no value, and the ends of their intervals `[2, C]`.
-    """
-    count = cluster.max() + 1
-    weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    weights = np.concatenate([np.ones((1, count)), weights])
-    known = ~np.isnan(values)
-    means = []
-    for number in range(cycle.max() + 1):
-        rows = cycle == number
-        sums, counts = np.zeros((2, count, values.shape[1]))
-        np.add.at(sums, cluster[rows], np.where(known, values, 0)[rows])
-        np.add.at(counts, cluster[rows], known[rows])
-        with np.errstate(invalid="ignore"):
-            means.append(weights @ sums / (weights @ counts))
-    stacked = np.stack(means)
-    present = ~np.isnan(stacked)  # a resample may lack all of a small cycle
-    with np.errstate(invalid="ignore"):
-        mean = np.where(present, stacked, 0).sum(0) / present.sum(0)
-    ends = np.full((2, values.shape[1]), np.nan)
-    has = ~np.isnan(mean[0])
-    ends[:, has] = np.nanpercentile(mean[1:, has], [2.5, 97.5], axis=0)
-    return mean[0], ends
 
 
 def _of_target(
@@ -162,14 +117,31 @@ def _of_target(
     for metric in metrics:
         values = np.array([[score_of(row, name, metric) for name in every] for row in replies])
         scores[metric] = score_table(values, every, last, groups)
-    kinds = collections.Counter(
-        reply["failure"].partition(":")[0]
-        for by_condition in replies
-        for reply in by_condition.values()
-        if "failure" in reply
-    )
+        for name, row in scores[metric].items():
+            if row["score"] is None:
+                row["missing"]["score"] = _why_unscored(replies, name)
+    kinds = _failures(replies, every)
     categories = _by_category(records, target, next(iter(metrics)), base)
     return {"failures": dict(kinds), "scores": scores, "categories": categories}
+
+
+def _failures(
+    replies: Sequence[Mapping[str, Any]], conditions: Sequence[str]
+) -> collections.Counter[str]:
+    """How many of a target's replies failed under the conditions, by kind."""
+    return collections.Counter(
+        by_condition[name]["failure"].partition(":")[0]
+        for by_condition in replies
+        for name in conditions
+        if "failure" in by_condition.get(name, ())
+    )
+
+
+def _why_unscored(replies: Sequence[Mapping[str, Any]], condition: str) -> str:
+    """Why no reply of a target under a condition has a score."""
+    kinds = _failures(replies, [condition])
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"none of {kinds.total()} questions was answered: {told}" if told else "nothing to ask"
 
 
 def score_table(
@@ -189,11 +161,19 @@ def score_table(
     for i, name in enumerate(conditions):
         known = gains[:, i][~np.isnan(gains[:, i])]
         signs = {"rescued": known > 0, "harmed": known < 0, "neutral": known == 0}
-        table[name] = {"n": len(known)} | {key: int(sign.sum()) for key, sign in signs.items()}
+        table[name] = {"n": int((~np.isnan(values[:, i])).sum())}
+        table[name] |= {key: int(sign.sum()) for key, sign in signs.items()}
+    itself = {"gain": NO_CROP, "lead": last}  # whose difference is 0 and no estimate
     for key, column in {"score": values, "gain": gains, "lead": leads}.items():
-        means, ends = bootstrap(column, groups.cluster, groups.cycle)
+        means, ends = estimate(column, groups, differences=key in itself)
         for name, mean, interval in zip(conditions, means, ends.T, strict=True):
-            table[name] |= {key: float(mean), f"{key}_interval": interval.tolist()}
+            if math.isnan(mean):
+                table[name] |= {key: None, f"{key}_interval": None}
+                other = f"no item has a score both here and under {itself.get(key, name)}"
+                table[name].setdefault("missing", {})[key] = other
+            else:
+                exact = [0.0, 0.0] if itself.get(key) == name else interval.tolist()
+                table[name] |= {key: float(mean), f"{key}_interval": exact}
     return table
 
 

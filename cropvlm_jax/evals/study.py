@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asking targets about items under conditions, into a file of records."""
 
+import collections
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -18,10 +19,10 @@ from cropvlm_jax.data import faults
 from cropvlm_jax.data.source import Example
 from cropvlm_jax.evals.conditions import CONTROLS, INVALID, Conditions, shown_pictures
 from cropvlm_jax.evals.items import Item, begin_record, read_item, read_parts
-from cropvlm_jax.evals.records import Record, name_records, open_records
+from cropvlm_jax.evals.records import Record, RecordFile, name_records, open_records
 from cropvlm_jax.evals.registry import SCORERS, Benchmark
 from cropvlm_jax.progress import Progress
-from cropvlm_jax.readers.base import REFUSAL, Reader, Reply
+from cropvlm_jax.readers.base import EMPTY, REFUSAL, Reader, ReaderUnavailable, Reply
 
 CHUNK = 32  # items that are worked on together, always the same ones
 PACKAGES = ("cropvlm-jax", "jax", "flax", "numpy", "pillow", "tokenizers")
@@ -106,20 +107,20 @@ class Study:
 
         Returns:
             The name of the file, and the records of the items.
+
+        Raises:
+            ReaderUnavailable: a target answers nothing; it says where the records are.
         """
         name = name_records(stem, protocol)
         with open_records(out / name, protocol) as file:
-            done = len(file)
-            for record in file.records(total):
-                if _unanswered(record):  # by a server that may be back
-                    file.append(self.ask([read_item(source, record["index"])]))
-            progress = Progress(total, done, what=f"{stem} item")
-            for start in range(done - done % CHUNK, total, CHUNK):  # a chunk is done as a whole
-                for part in read_parts(source, range(start, min(start + CHUNK, total))):
-                    if part[-1].number < done:
-                        continue
-                    file.append([r for r in self.ask(part) if r["index"] >= done])
-                    progress.update(len(file))
+            try:
+                self._ask_again(source, file, file.records(total))
+                self._ask_on(source, file, total, stem)
+            except ReaderUnavailable as error:
+                raise ReaderUnavailable(
+                    f"{error}. Of {total} items, {len(file)} are in {out / name}: the same command "
+                    "goes on from there"
+                ) from error
             records = file.records(total)
         unreadable = [
             f"{record['example_id']}: {record['unreadable']}"
@@ -131,6 +132,68 @@ class Study:
             unreadable,
         )
         return name, records
+
+    def _ask_again(self, source: Any, file: RecordFile, known: Sequence[Record]) -> None:
+        """Asks again what a target did not answer, by a server that may be back."""
+        silent = len(self._heard(known)) < len(self.targets)  # it may have been set up wrongly
+        again = [r for r in known if "unreadable" not in r and (silent or _unanswered(r))]
+        try:
+            for record in again:
+                file.append([self.ask_one(source, record["index"])])
+        except ReaderUnavailable as error:
+            if silent:
+                raise
+            logging.warning("items without an answer stay without: %s", error)
+
+    def _ask_on(self, source: Any, file: RecordFile, total: int, stem: str) -> None:
+        """Asks about the items that come next, in chunks that are done as a whole."""
+        done, heard = len(file), self._heard(file.records(total))
+        progress = Progress(total, done, what=f"{stem} item")
+        for start in range(done - done % CHUNK, total, CHUNK):
+            for part in read_parts(source, range(start, min(start + CHUNK, total))):
+                if part[-1].number < done:
+                    continue
+                new = [r for r in self.ask(part) if r["index"] >= done]
+                file.append(new)
+                heard |= self._heard(new)
+                progress.update(len(file))
+            self._check_heard(heard, file.records(total))
+        self._check_heard(heard, file.records(total))
+
+    def _heard(self, records: Sequence[Record]) -> set[str]:
+        """The targets that have said anything, about any item."""
+        return {
+            target.name
+            for target in self.targets
+            for record in records
+            if any(
+                reply["text"] for reply in record.get("replies", {}).get(target.name, {}).values()
+            )
+        }
+
+    def _check_heard(self, heard: set[str], records: Sequence[Record]) -> None:
+        """Checks that every target has said something.
+
+        Raises:
+            ReaderUnavailable: one has not, and 0% would be the score of nothing.
+        """
+        readable = [record for record in records if "unreadable" not in record]
+        for target in self.targets:
+            if readable and target.name not in heard:
+                replies = [
+                    r for record in readable for r in record["replies"][target.name].values()
+                ]
+                kinds = collections.Counter(reply.get("failure", EMPTY) for reply in replies)
+                failure, count = kinds.most_common(1)[0]
+                raise ReaderUnavailable(
+                    f"{target.name} has said nothing in {len(replies)} replies, {count} of them: "
+                    f"{failure}"
+                )
+
+    def ask_one(self, source: Any, index: int) -> Record:
+        """The record of an item."""
+        (record,) = self.ask([read_item(source, index)])
+        return record
 
     def ask(self, items: Sequence[Item]) -> list[Record]:
         """Records of items: the croppers' boxes, and the replies under every condition."""

@@ -16,7 +16,7 @@ from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.evals import best_scale
 from cropvlm_jax.evals.best_scale import FACTORS, Validation, best_factor, open_validation
 from cropvlm_jax.evals.registry import BENCHMARKS
-from cropvlm_jax.readers.base import Reply
+from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 
 COUNT = 40
 VALIDATION = Validation("validation", ZoomDigits("validation", 1000), COUNT)
@@ -143,10 +143,12 @@ def test_where_there_is_nothing_to_choose_on_the_protocol_says_so(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_where_nobody_answers_validation_items_the_control_is_left_out(tmp_path):
+def test_where_nobody_answers_validation_items_the_evaluation_ends(tmp_path):
     reader = LikesSize(1, failure="timeout: 3 s")
-    results, _ = run(tmp_path, ZoomDigits("test", 2), readers=[reader], validation=VALIDATION)
-    assert results["best_scale"] == {"left_out": "no item of 'validation' was answered"}
+    with pytest.raises(
+        ReaderUnavailable, match=r"said nothing in 288 replies.*timeout.*validation"
+    ):
+        run(tmp_path, ZoomDigits("test", 2), readers=[reader], validation=VALIDATION)
 
 
 def test_items_that_are_reported_are_refused(tmp_path):

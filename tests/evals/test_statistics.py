@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cropvlm_jax.evals.conditions import NO_CROP, ORACLE
-from cropvlm_jax.evals.statistics import Groups, bootstrap, score_table
+from cropvlm_jax.evals.intervals import Groups, bootstrap
+from cropvlm_jax.evals.statistics import score_table
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
