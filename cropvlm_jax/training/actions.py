@@ -8,6 +8,7 @@ import pathlib
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
@@ -19,7 +20,7 @@ from cropvlm_jax.models import lora
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.checkpoints import Checkpoints
 from cropvlm_jax.training.config import CheckpointConfig
-from cropvlm_jax.training.reporting import Reporter
+from cropvlm_jax.training.reporting import REMEDY, Reporter
 from cropvlm_jax.training.stages.base import Stage
 from cropvlm_jax.training.stages.program import Program
 from cropvlm_jax.training.training_data import TrainingData
@@ -124,9 +125,43 @@ class Save:
         return moment.stopping or regular or evaluated
 
     def __call__(self, moment: Moment, state: TrainState) -> None:
-        """Begins to save, and does not wait until that is done."""
+        """Begins to save, and does not wait until that is done.
+
+        Raises:
+            FloatingPointError: a weight is not finite; what was saved before stays.
+            ValueError: there is no metric `best`.
+        """
+        check_finite(state.params, state.opt_state)
+        best = self.config.best
+        if best and moment.held_out and best not in moment.held_out:
+            raise ValueError(
+                f"checkpoint.best={best!r} is no metric of the evaluation; there are: "
+                f"{', '.join(sorted(moment.held_out))}"
+            )
         contents = saved_parts(state, self.key)
         self.checkpoints.save(moment.step, contents, self.place, moment.held_out)
+
+
+def check_finite(*trees: Any) -> None:
+    """Refuses weights, or the optimizer's moments, that are not finite.
+
+    Raises:
+        FloatingPointError: one is not.
+    """
+    found = jax.tree_util.tree_leaves_with_path(jax.device_get(_finite(trees)))
+    broken = [path for path, is_finite in found if not is_finite]
+    if broken:
+        first = jax.tree_util.keystr(broken[0][1:], simple=True, separator=".")
+        raise FloatingPointError(
+            f"{len(broken)} of {len(found)} arrays of weights are not finite, the first is {first}:"
+            f" they are not saved or exported; what was saved before stays. {REMEDY}"
+        )
+
+
+@jax.jit
+def _finite(trees: Any) -> Any:
+    """Whether all numbers of each array are finite; computed where the arrays are."""
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), trees)
 
 
 def saved_parts(state: TrainState, key: jax.Array) -> dict[str, Any]:
@@ -173,7 +208,11 @@ def export_cropper(
         workdir: gets the folder `cropper`, and the folder `adapter` where adapters were trained.
             Where the run itself began from an adapter, it holds both, and has the same base.
         suffix: of the folders' names.
+
+    Raises:
+        FloatingPointError: a weight is not finite; nothing is written.
     """
+    check_finite(state.params)
     weights = parallel.gather(state.params), *parallel.gather(state.frozen)
     model = nnx.merge(stage.cropper.policy, *weights)
     if jax.process_index():

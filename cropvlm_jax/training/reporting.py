@@ -16,6 +16,7 @@ from cropvlm_jax.training import costs
 from cropvlm_jax.training.metrics import MetricWriter, Throughput
 
 SHOWN = ("loss", "reward", "area")  # on the progress line
+REMEDY = "Start again with a lower learning rate, in another folder"
 
 
 class PendingStep(NamedTuple):
@@ -61,7 +62,7 @@ class Reporter:
         of the next step.
 
         Raises:
-            FloatingPointError: a gradient was not finite.
+            FloatingPointError: a loss or a gradient was not finite.
         """
         if not self._pending:
             self.throughput.restart()
@@ -76,11 +77,12 @@ class Reporter:
             note = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
             if self._writer:
                 self._progress.update(step.number, note)
-            if not math.isfinite(metrics["grad_norm"]):
-                raise FloatingPointError(
-                    f"the gradient of step {step.number} is not finite, so neither are the weights:"
-                    " start again with a lower learning rate, in another folder"
-                )
+            for name, value in (("loss", metrics["loss"]), ("gradient", metrics["grad_norm"])):
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"the {name} of step {step.number} is not finite, so neither are the "
+                        f"weights; what was saved before stays. {REMEDY}"
+                    )
 
     def write(self, number: int, metrics: Mapping[str, Any]) -> None:
         """Writes metrics after a step."""

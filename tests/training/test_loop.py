@@ -8,6 +8,7 @@ import pathlib
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from cropvlm_jax.data import order
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import compilation, loop
 from cropvlm_jax.training.checkpoints import Preemption
 from cropvlm_jax.training.config import default_config, load_config, source
@@ -232,3 +234,57 @@ def test_what_a_black_box_cannot_do_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="one process"):
         open_stage(load_config(black_box()))
+
+
+# Weights that are not finite ---------------------------------------------------------------------
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, step: int, value: float) -> None:
+    """Has one weight become `value` at a step whose loss and gradient are finite."""
+    apply_gradients = TrainState.apply_gradients
+
+    def spoilt(self: TrainState, grads, optimizer):
+        state = apply_gradients(self, grads, optimizer)
+        here = self.step == step - 1
+        leaves, structure = jax.tree.flatten(state.params)
+        leaves[-1] = jnp.where(here, leaves[-1].at[(0,) * leaves[-1].ndim].set(value), leaves[-1])
+        return state._replace(params=jax.tree.unflatten(structure, leaves))
+
+    monkeypatch.setattr(TrainState, "apply_gradients", spoilt)
+
+
+@pytest.mark.parametrize(
+    ("settings", "value", "exported"),
+    [
+        ({"steps": 4, "checkpoint.every": 2}, np.nan, []),  # found at the last step's save
+        ({"stage": "sft", "steps": 4, "checkpoint.every": 2}, np.inf, []),
+        ({"steps": 8, "checkpoint.every": 2, "export_every": 2}, -np.inf, ["cropper-2"]),
+        ({"stage": "sft", "steps": 8, "export_every": 2, "lora.rank": 2}, np.nan, ["cropper-2"]),
+    ],
+)
+def test_weights_that_are_not_finite_end_the_run_and_reach_no_file(
+    settings, value, exported, tmp_path, monkeypatch
+):
+    spoil(monkeypatch, 4, value)
+    config = quickstart(**{"eval.every": 0, "checkpoint.best": "", **settings})
+    with pytest.raises(FloatingPointError, match="not finite, .*: they are not saved or exported"):
+        loop.run(config, tmp_path)
+    assert [folder.name for folder in sorted(tmp_path.glob("cropper*"))] == exported
+    assert all(np.isfinite(x).all() for x in last_arrays(tmp_path))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def last_arrays(workdir: pathlib.Path) -> list[np.ndarray]:
+    """Arrays of the last checkpoint, which is there."""
+    manager = ocp.CheckpointManager(workdir / "checkpoints")
+    items = ocp.args.Composite(state=ocp.args.StandardRestore())
+    assert manager.latest_step() == 2
+    state = manager.restore(2, args=items).state
+    manager.close()
+    return [np.asarray(leaf) for leaf in state.values() if np.issubdtype(leaf.dtype, np.inexact)]
+
+
+def test_a_best_metric_that_no_evaluation_has_is_named(tmp_path):
+    config = quickstart(**{"steps": 2, "eval.every": 1, "checkpoint.best": "eval/rewrd"})
+    with pytest.raises(ValueError, match="'eval/rewrd' is no metric .*; there are: eval/area, ev"):
+        loop.run(config, tmp_path)
