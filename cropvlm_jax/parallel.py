@@ -31,7 +31,7 @@ AXES = ("data", "fsdp", "tensor")
 
 # JAX sets both for the whole run when processes join, so they are to outlast the first step's
 # compilation, during which a busy host may be silent, and the start of the slowest host.
-HEARTBEAT_SECONDS = 300  # a process that has been silent for so long is dead
+HEARTBEAT_SECONDS = 1200  # a process that has been silent for so long is dead
 INITIALIZATION_SECONDS = 900  # a process that has not joined by then is missing
 
 RULES: dict[str, str | tuple[str, ...]] = {

@@ -5,7 +5,7 @@ set -euo pipefail
 [ -n "${VIRTUAL_ENV:-}" ] || source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 train() {
-  exec python -m cropvlm_jax.apps.train "${@:2}" \
+  exec python -m cropvlm_jax.apps.train --heartbeat_timeout_seconds=30 "${@:2}" \
     --coordinator_address="127.0.0.1:$port" --num_processes=2 --process_id="$1"
 }
 train 0 "$@" &

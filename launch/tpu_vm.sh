@@ -21,13 +21,15 @@ SPOT=${SPOT-1}            # empty: on demand
 BUCKET=${BUCKET:-}
 POLL=${POLL:-60}    # seconds between looks at the state
 QUICK=${QUICK:-600} # seconds; what fails sooner counts, and five in a row end the script
+port=8482 # JAX's own choice
 case $TYPE in
   v5litepod-*) image=v2-alpha-tpuv5-lite ;;
   v5p-*) image=v2-alpha-tpuv5 ;;
-  v6e-*) image=v2-alpha-tpuv6e ;;
+  v6e-*) image=v2-alpha-tpuv6e port=8476 ;; # which the firewall made for it lets through
   *) image=tpu-ubuntu2204-base ;;
 esac
 RUNTIME=${RUNTIME:-$image}
+PORT=${PORT:-$port} # of worker 0, where the processes meet
 [ $# -gt 0 ] || { echo "usage: [NAME=value ...] $0 delete | COMMAND ..." >&2 && exit 2; }
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"; kill $(jobs -p) 2>/dev/null || true' EXIT
@@ -73,7 +75,7 @@ run() {
   logs=runs/tpu_vm/$NAME/$(date +%Y%m%d-%H%M%S)
   mkdir -p "$logs" && touch "$logs/0.log"
   # In the background, so that signals are heard at once.
-  on_all --output-directory="$logs" --command="bash tpu_worker.sh run $(printf '%q ' "$@")" & ssh=$!
+  on_all --output-directory="$logs" --command="JAX_COORDINATOR_PORT=$PORT bash tpu_worker.sh run $(printf '%q ' "$@")" & ssh=$!
   tail -n +1 -f "$logs/0.log" & tail=$!
   wait "$ssh" || code=$?
   sleep 1 && kill "$tail" # after the last lines

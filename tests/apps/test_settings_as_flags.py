@@ -2,13 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wrong settings of `cropvlm train`, as flags and in files: one line, and nothing is made."""
 
+import inspect
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from cropvlm_jax import parallel
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"--config={ROOT / 'experiments/zoom_digits.py'}"
@@ -190,3 +194,45 @@ FILES = [
 @pytest.mark.parametrize(("text", "message"), FILES)
 def test_a_mistake_in_a_config_file_is_one_line(refusals, text, message):
     check(*refusals[text], message)
+
+
+PROCESSES = [
+    (["--coordinator_address=here"], "--coordinator_address=here is not host:port"),
+    (["--coordinator_address=here:8482"], "needs --num_processes and --process_id"),
+    (["--process_id=1"], "--num_processes and --process_id need --coordinator_address"),
+    (["--num_processes=0"], "--num_processes=0"),
+    (["--process_id=-1"], "--process_id=-1"),
+    (
+        ["--coordinator_address=here:1", "--num_processes=2", "--process_id=2"],
+        "--process_id=2 is not below --num_processes=2",
+    ),
+    (["--heartbeat_timeout_seconds=0"], "--heartbeat_timeout_seconds=0"),
+    (["--initialization_timeout_seconds=a"], "--initialization_timeout_seconds=a"),
+    (["--distributed"], "nothing here says which processes there are"),
+    # The settings are looked at before other processes are waited for.
+    (
+        ["--coordinator_address=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
+        + ["--config.grpo.beta=-1"],
+        "grpo.beta=-1.0 is not a number between 0 and 1000",
+    ),
+]
+
+
+def test_wrong_flags_of_several_processes_are_one_line(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    results = train([[CONFIG, workdir, *arguments] for arguments, _ in PROCESSES])
+    for (_, message), (code, said) in zip(PROCESSES, results, strict=True):
+        lines = [line for line in said.splitlines() if "] joining the other" not in line]
+        check(code, "\n".join(lines), message)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [{}, {"initialization_timeout_seconds": 7}])
+def test_the_time_outs_are_those_of_jax(given, monkeypatch):
+    asked, initialize = {}, jax.distributed.initialize
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: asked.update(options))
+    with parallel.joined("host:8482", 2, 1, heartbeat_timeout_seconds=60, **given):
+        pass
+    assert asked["heartbeat_timeout_seconds"] == 60
+    assert asked["initialization_timeout"] == given.get("initialization_timeout_seconds", 900)
+    assert asked.keys() <= inspect.signature(initialize).parameters.keys()

@@ -38,6 +38,9 @@ def test_the_manifest_takes_a_whole_slice_and_restarts_stopped_hosts():
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"] and failures["maxRestarts"] > 0
 
+    (port,), (variable,) = container["ports"], container["env"]
+    assert variable == {"name": "JAX_COORDINATOR_PORT", "value": str(port["containerPort"])}
+
     # Paths of the command are those of the image, where runs/ is in the mounted bucket.
     docker = (ROOT / "launch" / "Dockerfile").read_text()
     (mount,), (volume,) = container["volumeMounts"], pod["volumes"]

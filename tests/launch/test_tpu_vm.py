@@ -158,6 +158,19 @@ def test_it_makes_a_tpu_and_runs_the_checkout_as_it_is_on_all_workers(fake, monk
     assert status.stdout == " M changed\n D removed\n?? new\n"  # the checkout's index is as it was
 
 
+@pytest.mark.parametrize(
+    ("settings", "port"),
+    [({}, 8482), ({"TYPE": "v6e-16"}, 8476), ({"TYPE": "v6e-16", "PORT": "8490"}, 8490)],
+)
+def test_the_processes_meet_at_a_port_that_is_open_or_asked_for(fake, monkeypatch, settings, port):
+    monkeypatch.delenv("PORT", raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert launch(fake, "env").returncode == 0
+    (log,) = fake.parent.glob("repo/runs/tpu_vm/mine/*/1.log")
+    assert f"JAX_COORDINATOR_PORT={port}\n" in log.read_text()
+
+
 def test_a_run_that_was_told_to_stop_or_preempted_goes_on(fake):
     done = launch(fake, "python", exits="143 143 143 143 143 143 preempted 0")
     assert done.returncode == 0, done.stderr
