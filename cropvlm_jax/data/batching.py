@@ -273,7 +273,7 @@ class BoxPreparer:
             ValueError: The question does not fit the batch's shapes, or there is no box.
         """
         if "box" not in example:
-            raise ValueError("there is no box to learn from")
+            raise ValueError("there is no box to learn from: `cropvlm label` makes seed boxes")
         tiles, grid = self.cropper_input.see(host.to_rgb(example["image"]))
         box_text = geometry.to_text(example["box"])
         conversation = self.cropper_input.conversations.crop(example["question"], grid, box_text)

@@ -13,7 +13,8 @@ import numpy as np
 from cropvlm_jax import geometry
 from cropvlm_jax.data.source import Box
 
-SLACK = 1  # units of a frame of pixels that a box may reach beyond the picture, by rounding
+SLACK = 1  # px that a box in pixels may reach beyond the picture, by rounding
+DECIMALS = 6  # of the numbers: what is finer is an error of arithmetic, such as of 0.29 * 100
 LARGEST = 2**20  # of the numbers
 BEYOND = 0.02  # share of a side by which a box reaches clearly beyond the picture
 FEW, OFTEN = 2, 0.1  # so many boxes, and such a share of them, must reach beyond it to be odd
@@ -54,7 +55,8 @@ def to_percent(box: tuple[float, float, float, float], frame: str, size: tuple[i
     Raises:
         ValueError: The box is not inside the picture.
     """
-    left, top, right, bottom = box
+    rounded = np.round(box, DECIMALS)
+    left, top, right, bottom = rounded
     height, width = size
     slack = SLACK if frame == "pixels" else 0
     inside = min(left, top) >= -slack and right <= width + slack and bottom <= height + slack
@@ -62,7 +64,7 @@ def to_percent(box: tuple[float, float, float, float], frame: str, size: tuple[i
         raise ValueError(
             f"box {list(box)} is not inside 0..{width} by 0..{height} ({frame}); is that the frame?"
         )
-    x1, y1, x2, y2 = geometry.from_pixels(np.array(box, float), np.array(size)).tolist()
+    x1, y1, x2, y2 = geometry.from_pixels(rounded, np.array(size)).tolist()
     return x1, y1, x2, y2
 
 

@@ -102,7 +102,8 @@ class Source:
         self.rows, self.read_image = rows, read_image
         total = len(self.skipped) + len(rows)
         faults.log(f"{name}: {len(self.skipped)} of {total} rows left out", self.skipped)
-        faults.log(f"{name}: {len(self.lost_boxes)} boxes left out", self.lost_boxes)
+        boxless = f"{len(self.lost_boxes)} of {len(rows)} rows kept without their box"
+        faults.log(f"{name}: {boxless}", self.lost_boxes)
         if not rows:
             why = f": {faults.some_of(self.skipped)}" if self.skipped else ""
             raise ValueError(f"{name}: no usable example{why}")

@@ -660,6 +660,8 @@ def test_faults_that_cost_the_line(tmp_path, fields, reason):
         ({"box": [10.1, 20.1, 10.2, 20.2]}, (10, 20, 11, 21)),
         ({"box": [99.5, 99.5, 99.9, 100]}, (99, 99, 100, 100)),
         ({"box": [0, 0, 1, 1]}, (0, 0, 1, 1)),
+        ({"box": [0.29 * 100, 0.57 * 100, 0.58 * 100, 100 * 1.1 / 1.1]}, (29, 57, 58, 100)),
+        ({"box": [0, 0, 7.000000000000001, 100.00000000000001]}, (0, 0, 7, 100)),
         ({"box": [60, 71, 88, 75], "frame": "percent"}, (60, 71, 88, 75)),
         ({"box": [0.2, 0.3, 0.8, 0.9], "frame": "percent"}, (0, 0, 1, 1)),
         ({"box": [60, 71, 88, 75], "frame": None}, (60, 71, 88, 75)),
@@ -708,7 +710,7 @@ def test_a_wrong_box_costs_the_box(tmp_path, caplog, fields, reason):
     assert source.rows[1]["answers"] == ["c"] and "box" not in source.rows[1]
     (lost,) = source.lost_boxes
     assert lost.startswith("line 2 of train.jsonl: ") and reason in lost
-    assert f"jsonl/train: 1 boxes left out: {lost}" in caplog.text
+    assert f"jsonl/train: 1 of 2 rows kept without their box: {lost}" in caplog.text
 
 
 def test_boxes_of_a_file_in_another_frame_are_left_out_together(tmp_path, caplog):

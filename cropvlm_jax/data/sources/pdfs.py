@@ -154,7 +154,10 @@ class _Pages:
                 "pages: cut such large pages into smaller ones"
             )
         if not self.asked and (self.nothing or not count - self.empty):
-            yield f"nothing to ask about on its {count} pages: no sentences, no table of contents"
+            yield (
+                f"nothing to ask about on its {count} pages: no sentences, no table of contents; "
+                "if they are scans with a stamp, run OCR first"
+            )
 
 
 def _readable(path: Path) -> str:
