@@ -18,7 +18,7 @@ import os
 from absl import app, flags, logging
 
 from cropvlm_jax import apps, geometry
-from cropvlm_jax.data import seed_boxes
+from cropvlm_jax.data import labelling, seed_boxes
 from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.progress import Progress
 
@@ -85,13 +85,13 @@ def main(argv: list[str]) -> None:
     if not MODEL.value and not os.path.isfile(replies):
         raise app.UsageError(f"--replies={REPLIES.value}: no such file, and no --model to ask")
     source = open_source(SOURCE.value, folder, SPLIT.value)
-    if MODEL.value and (indices := seed_boxes.unanswered(source, replies)):
-        ask = seed_boxes.load_labeller(os.path.expanduser(MODEL.value), MAX_PIXELS.value)
+    if MODEL.value and (indices := labelling.unanswered(source, replies)):
+        ask = labelling.load_labeller(os.path.expanduser(MODEL.value), MAX_PIXELS.value)
         progress = Progress(len(indices), what="picture")
-        seed_boxes.collect(source, indices, ask, replies, progress.update)
+        labelling.collect(source, indices, ask, replies, progress.update)
     labels = seed_boxes.make_labels(
         source,
-        seed_boxes.read_replies(replies),
+        labelling.read_replies(replies),
         FRAME.value,
         MAX_PIXELS.value or geometry.MAX_PIXELS,
         geometry.PAPER_BOUNDS if BOUNDS.value == "paper" else None,

@@ -137,6 +137,10 @@ class Source:
         """
         return host.picture_size(self[index]["image"])
 
+    def ids(self) -> list[str]:
+        """The example_ids, without reading any picture of a source that was not prepared."""
+        return [row["example_id"] for row in self.rows]
+
     def name_of(self, index: int) -> str:
         """What messages call an example: its id, and the picture's file where there is one."""
         row = self.rows[operator.index(index)]

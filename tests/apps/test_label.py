@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cropvlm_jax.data import seed_boxes
+from cropvlm_jax.data import labelling, seed_boxes
 from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 
@@ -111,7 +111,7 @@ def save_tiny_qwen(folder):
 
     special = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=train_tokenizer([seed_boxes.prompt("What?")] * 5, 350),
+        tokenizer_object=train_tokenizer([labelling.prompt("What?")] * 5, 350),
         eos_token="<end_of_utterance>",
         pad_token="<end_of_utterance>",
     )
@@ -196,12 +196,12 @@ def test_the_model_reads_the_official_prompt_and_replies_greedily(folder, tmp_pa
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     save_tiny_qwen(tmp_path)
-    monkeypatch.setattr(seed_boxes, "MAX_NEW_TOKENS", 3)
+    monkeypatch.setattr(labelling, "MAX_NEW_TOKENS", 3)
     picture = np.array(Image.open(folder / "0.png"))
-    got = seed_boxes.load_labeller(str(tmp_path), None)(picture, seed_boxes.prompt("What?"))
+    got = labelling.load_labeller(str(tmp_path), None)(picture, labelling.prompt("What?"))
 
     processor = AutoProcessor.from_pretrained(tmp_path)
-    text = "<|vision_start|><|image_pad|><|vision_end|>" + seed_boxes.prompt("What?")
+    text = "<|vision_start|><|image_pad|><|vision_end|>" + labelling.prompt("What?")
     inputs = processor(text=[text], images=[Image.open(folder / "0.png")], return_tensors="pt")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     written = []
@@ -221,4 +221,4 @@ def test_the_model_reads_the_official_prompt_and_replies_greedily(folder, tmp_pa
 def test_without_torch_the_model_is_refused_with_a_message(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match="pip install torch torchvision transformers"):
-        seed_boxes.load_labeller("some/model", None)
+        labelling.load_labeller("some/model", None)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cropvlm_jax import geometry
-from cropvlm_jax.data import seed_boxes
+from cropvlm_jax.data import labelling, seed_boxes
 from cropvlm_jax.data.source import Source
 
 JSON = '{"bbox_2d": [10, 20, 30, 40], "label": "sign"}'
@@ -139,7 +139,7 @@ def test_lines_that_are_no_reply_are_named_and_skipped(tmp_path, caplog):
         {"example_id": "7", "reply": "last"},
         '{"example_id": "g", "rep',
     )
-    replies = seed_boxes.read_replies(path)
+    replies = labelling.read_replies(path)
     assert {name: row["reply"] for name, row in replies.items()} == {"7": "last", "b": ""}
     (skipped,) = (message for message in caplog.messages if "skipped" in message)
     assert (
@@ -365,19 +365,19 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
         asked.append(prompt)
         return {"reply": f"{picture.shape} {len(asked)}"}
 
-    assert seed_boxes.unanswered(source, path) == [0, 1, 2, 3, 4]
+    assert labelling.unanswered(source, path) == [0, 1, 2, 3, 4]
     with pytest.raises(KeyboardInterrupt):
-        seed_boxes.collect(source, range(5), ask, path, told.append)
+        labelling.collect(source, range(5), ask, path, told.append)
     with path.open("a") as file:
         file.write('{"example_id": "q2", "re')  # killed in the middle of a line
-    rest = seed_boxes.unanswered(source, path)
+    rest = labelling.unanswered(source, path)
     assert rest == [2, 3, 4] and told == [1, 2]
-    seed_boxes.collect(source, rest, lambda *_: {"reply": "again"}, path, told.append)
-    assert asked == [seed_boxes.prompt("Which 0?"), seed_boxes.prompt("Which 1?")]
-    replies = seed_boxes.read_replies(path)
+    labelling.collect(source, rest, lambda *_: {"reply": "again"}, path, told.append)
+    assert asked == [labelling.prompt("Which 0?"), labelling.prompt("Which 1?")]
+    replies = labelling.read_replies(path)
     wanted = ["(30, 40, 3) 1", "(30, 40, 3) 2", "again", "again", "again"]
     assert [replies[f"q{i}"]["reply"] for i in range(5)] == wanted
-    assert told == [1, 2, 1, 2, 3] and seed_boxes.unanswered(source, path) == []
+    assert told == [1, 2, 1, 2, 3] and labelling.unanswered(source, path) == []
 
 
 def test_pictures_that_cannot_be_asked_about_are_skipped(tmp_path, caplog):
@@ -387,14 +387,14 @@ def test_pictures_that_cannot_be_asked_about_are_skipped(tmp_path, caplog):
         geometry.smart_resize(*picture.shape[:2])
         return {"reply": "yes"}
 
-    seed_boxes.collect(source, range(4), ask, path, lambda done: None)
-    assert list(seed_boxes.read_replies(path)) == ["q0", "q3"]
+    labelling.collect(source, range(4), ask, path, lambda done: None)
+    assert list(labelling.read_replies(path)) == ["q0", "q3"]
     assert [message for message in caplog.messages if "no reply for example 1 of small" in message]
     assert [message for message in caplog.messages if "no reply for example 2 of small" in message]
 
 
 def test_the_official_prompt():
-    assert seed_boxes.prompt("who signed?") == (
+    assert labelling.prompt("who signed?") == (
         "Outline the region in the image that would help answer the following question: "
         "who signed?\nOutput the coordinates in JSON format with a 'bbox_2d' field containing "
         "[x1, y1, x2, y2]."
