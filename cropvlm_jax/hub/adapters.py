@@ -68,6 +68,12 @@ class LowRank:
         """Of the weight: (O, I)."""
         return len(self.b), *self.a.shape[1:]
 
+    @property
+    def bound(self) -> float:
+        """No value of the product is larger."""
+        a, b = (float(np.abs(x).max(initial=0)) for x in (self.a, self.b))
+        return self.scale * len(self.a) * a * b
+
     def add_to(self, weight: np.ndarray, first_row: int = 0) -> np.ndarray:
         """The sum in fp32, for the rows of the weight from `first_row` on that are given."""
         rows = self.b[first_row : first_row + len(weight)]
@@ -149,10 +155,12 @@ class Adapter:
         factors: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
         for name, array in stored.items():
             parts = re.fullmatch(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])\.weight", name)
-            if parts and array.ndim >= 2:
-                factors[parts[1]][parts[2]] = array
-            else:
+            if not parts or array.ndim < 2:
                 problems.append(f"{name} {list(array.shape)} is no factor of a layer")
+            elif parts[2] in factors[parts[1]]:
+                problems.append(f"{name} is there under two names")
+            else:
+                factors[parts[1]][parts[2]] = array
         for module, pair in factors.items():
             rank = _matching(self.rank_pattern, module, self.rank)
             alpha = _matching(self.alpha_pattern, module, self.alpha)
@@ -165,6 +173,8 @@ class Adapter:
                 root = math.sqrt(rank) if self.rank_stabilised else rank
                 b = pair["B"].reshape(-1, rank)  # a convolution's has kernels of one pixel
                 found[module] = LowRank(pair["A"], b, alpha / root)
+                if not found[module].bound < np.finfo(np.float32).max:
+                    problems.append(f"{module} has values that are too large")
         _refuse(file, problems, REMEDY)
         return found
 
@@ -187,6 +197,8 @@ class Adapter:
             name = names.get(bare_name(module))
             if name is None:
                 problems.append(f"the base model has no layer {module}")
+            elif name in fitted:
+                problems.append(f"{module} is there under two names")
             elif tuple(shapes[name]) != low_rank.shape:
                 theirs, ours = list(shapes[name]), list(low_rank.shape)
                 problems.append(

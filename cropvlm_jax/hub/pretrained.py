@@ -210,7 +210,9 @@ class Pretrained:
         for file in ("config.json", "tokenizer.json"):
             if not (folder / file).is_file():
                 named = f", but {adapter.folder / CONFIG} names it as {BASE}" if adapter else ""
-                raise FileNotFoundError(f"{folder} has no {file}: not a model folder{named}")
+                inside = {path.parent.name for path in folder.glob("*/*config.json")}
+                hint = f"; meant may be, in it: {', '.join(sorted(inside))}" if inside else ""
+                raise FileNotFoundError(f"{folder} has no {file}: not a model folder{named}{hint}")
         for file in JSON_FILES:
             read_json(folder / file)
         changes = {key: value for key, value in (processor or {}).items() if value is not None}

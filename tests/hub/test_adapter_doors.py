@@ -182,6 +182,11 @@ def test_a_folder_with_a_model_and_an_adapter_is_refused(adapter):
     assert Pretrained.open(adapter).adapter is not None
 
 
+def test_the_folder_above_an_adapter_is_refused_with_a_hint(adapter):
+    with pytest.raises(FileNotFoundError, match=r"no config.json: not a model .* in it: adapter$"):
+        Pretrained.open(adapter.parent)
+
+
 def test_half_written_folders_are_refused(adapter):
     for name in (WEIGHTS, CONFIG):
         content = (adapter / name).read_bytes()

@@ -396,6 +396,15 @@ WRONG_WEIGHTS = {
     "nan": (put(A, np.full((4, 32), np.nan)), f"{A} is not finite"),
     "inf": (put(B, np.full((32, 4), np.inf)), f"{B} is not finite"),
     "too large": (put(B, np.full((32, 4), 1e300)), f"{B} is not finite"),
+    "product too large": (
+        lambda w: w.update({A: w[A] + np.float32(1e20), B: w[B] + np.float32(1e20)}),
+        f"{MODULE} has values that are too large",
+    ),
+    "twice": (put(f"{MODULE}.lora_A.weight", np.ones((4, 32))), "is there under two names"),
+    "twice, of two versions": (
+        lambda w: [put(x.replace("model.text_m", "text_m"), w[x])(w) for x in (A, B)],
+        "text_model.* is there under two names",
+    ),
     "int8": (put(A, np.ones((4, 32), np.int8)), f"{A} is of type I8"),
     "uint8": (put(A, np.ones((4, 32), np.uint8)), f"{A} is of type U8"),
     "fp8": (put(A, np.ones((4, 32), jnp.float8_e4m3fn)), f"{A} is of type F8_E4M3"),
