@@ -173,7 +173,7 @@ class Adapter:
                 root = math.sqrt(rank) if self.rank_stabilised else rank
                 b = pair["B"].reshape(-1, rank)  # a convolution's has kernels of one pixel
                 found[module] = LowRank(pair["A"], b, alpha / root)
-                if not found[module].bound < np.finfo(np.float32).max:
+                if not found[module].bound < float(np.finfo(np.float32).max):
                     problems.append(f"{module} has values that are too large")
         _refuse(file, problems, REMEDY)
         return found
