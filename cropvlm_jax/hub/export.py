@@ -55,8 +55,7 @@ def export(
     if dtype is not None:
         params = jax.tree.map(lambda x: x.astype(dtype), params)
     with _replaced(folder) as temporary:
-        _copy_side_files(source, temporary)
-        _write_processor(source, temporary, longest_edge or source.longest_edge)
+        _write_side_files(source, temporary, longest_edge or source.longest_edge)
         _write_config(source, temporary, str(jax.tree.leaves(params)[0].dtype))
         _write_generation_config(source, temporary)
         save_weights(params, source.architecture.weights, temporary)
@@ -92,32 +91,28 @@ def export_processor(folder: str | Path, source: Pretrained, longest_edge: int) 
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _copy_side_files(source, folder)
+    _write_side_files(source, folder, longest_edge)
     for name in ("config.json", "generation_config.json"):  # of a whole model
         (folder / name).unlink(missing_ok=True)
-    _write_processor(source, folder, longest_edge)
 
 
-def _copy_side_files(source: Pretrained, folder: Path) -> None:
-    """Everything but the weights: what the source has, and what an old source lacks."""
-    processor = processor_folder(source.folder, source.adapter)
-    processors = [processor / name for name in PROCESSORS if (processor / name).is_file()]
-    if not processors and source.architecture.processor_files is not None:
-        write_processor_files(folder, source.config, source.tokenizer, source.longest_edge)
+def _write_side_files(source: Pretrained, folder: Path, longest_edge: int) -> None:
+    """Everything but the weights: what the source has, and what an old source lacks.
+
+    The image processor makes `transformers` see what the source's model sees.
+    """
+    files = ProcessorFiles.read(processor_folder(source.folder, source.adapter))
+    architecture = source.architecture
+    if not files.images and architecture.processor_files is not None:
+        write_processor_files(folder, source.config, source.tokenizer, longest_edge)
+        files = ProcessorFiles.read(folder)
+    stored = {**files.images, **source.changes}
+    images = architecture.image_settings(source.config, longest_edge, stored)
+    files.write(folder, images, architecture.processor_config(source.config))
     for pattern in SIDE_FILES:
         for file in source.folder.glob(pattern):
             if file.name not in (INDEX, *PROCESSORS):
                 shutil.copyfile(file, folder / file.name)
-    for file in processors:
-        shutil.copyfile(file, folder / file.name)
-
-
-def _write_processor(source: Pretrained, folder: Path, longest_edge: int) -> None:
-    """Makes `transformers` see what the model sees; keeps what else the files there say."""
-    files, architecture = ProcessorFiles.read(folder), source.architecture
-    stored = {**files.images, **source.changes}
-    images = architecture.image_settings(source.config, longest_edge, stored)
-    files.write(folder, images, architecture.processor_config(source.config))
 
 
 def _write_config(source: Pretrained, folder: Path, dtype: str) -> None:

@@ -224,7 +224,7 @@ class Pretrained:
         with blamed_on(folder / "config.json"):
             stored = read_json(folder / "config.json")
             model_type = stored.get("model_type")
-            if model_type not in ARCHITECTURES:
+            if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
                 raise ValueError(
                     f"model_type={model_type!r} is not supported, only {', '.join(ARCHITECTURES)}"
                 )

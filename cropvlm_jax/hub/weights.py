@@ -110,6 +110,12 @@ def _open(folder: Path, aliases: dict[str, str], stack: contextlib.ExitStack) ->
     return stored
 
 
+def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The array in another type, in which what is too large becomes infinity."""
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
+
+
 def _all_finite(array: np.ndarray) -> bool:
     """Whether there is no NaN and no infinity, told from the bits: fast for bfloat16 as well."""
     bits = array.view(f"u{array.itemsize}")
@@ -119,7 +125,7 @@ def _all_finite(array: np.ndarray) -> bool:
 
 def _blame(weights: Sequence[_Stored], dtype: Any) -> str:
     """What to say of weights of which some are not finite."""
-    broken = [weight for weight in weights if not _all_finite(weight.read().astype(dtype))]
+    broken = [weight for weight in weights if not _all_finite(_cast(weight.read(), dtype))]
     names = ", ".join(weight.name for weight in broken)
     return (
         f"{broken[0].path} has NaN or infinity, as {np.dtype(dtype)}, in {names}: "
@@ -187,7 +193,7 @@ def load_weights(
         def read(keys: Sequence[Any], leaf: Any) -> jax.Array:
             row, _ = matched[_path(keys)]
             weights = [stored[name] for name in row.names(leaf)]
-            array = row.join([weight.read(row.part) for weight in weights]).astype(leaf.dtype)
+            array = _cast(row.join([weight.read(row.part) for weight in weights]), leaf.dtype)
             if not _all_finite(array):
                 raise ValueError(_blame(weights, leaf.dtype))
             if leaf.sharding is None:

