@@ -21,6 +21,7 @@ class TrainState(NamedTuple):
         reference: frozen weights of the KL reference, or None where there is none.
         target: frozen weights of the model that gives the reward, or None; without its vision tower
             and connector where they are those of the KL reference.
+        schedule: learning rates by update, for an optimizer that takes them from there; or None.
     """
 
     step: jax.Array
@@ -29,16 +30,18 @@ class TrainState(NamedTuple):
     frozen: Any = ()
     reference: Any = None
     target: Any = None
+    schedule: Any = None
 
     @classmethod
     def create(
         cls, params: Any, optimizer: optax.GradientTransformation, **others: Any
     ) -> "TrainState":
-        """A fresh state; `others` are the weights that are not trained, by their attribute."""
+        """A fresh state; `others` are the attributes that training does not change."""
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), **others)
 
     def apply_gradients(self, grads: Any, optimizer: optax.GradientTransformation) -> "TrainState":
         """One optimizer update."""
-        updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
+        update = optax.with_extra_args_support(optimizer).update
+        updates, opt_state = update(grads, self.opt_state, self.params, schedule=self.schedule)
         params = optax.apply_updates(self.params, updates)
         return self._replace(step=self.step + 1, params=params, opt_state=opt_state)

@@ -279,7 +279,7 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
         "mfu": sum(flops.values()) / (median * chip.flops) if chip else None,
     }
     if apart:
-        yield {"phases": time_apart(stage.step(UPDATES), (state, batch, key), at_least)}
+        yield {"phases": time_apart(stage.step(), (state, batch, key), at_least)}
 
 
 def matmul_rates() -> dict[str, dict[str, float]]:

@@ -262,7 +262,11 @@ class PlannedBatches:
     @property
     def fingerprint(self) -> str:
         """A digest of the examples and their order: other runs have another."""
-        batches = self._plan.batches.tobytes()
+        return self.fingerprint_of(len(self))
+
+    def fingerprint_of(self, steps: int) -> str:
+        """The fingerprint of a run of the first `steps` batches."""
+        batches = self._plan.batches[:steps].tobytes()
         return hashlib.sha256(self._source.fingerprint.encode() + batches).hexdigest()[:16]
 
     def __len__(self) -> int:

@@ -1,11 +1,14 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that never lie: whole or not there, and a resumed run is bitwise the unbroken one."""
+"""Checkpoints that never lie: whole and as they were written, or not read.
 
-import json
+A resumed run is bitwise the unbroken one.
+"""
+
 import math
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from cropvlm_jax import parallel
-
-CONFIG = "config.json"
-# What may change between the runs of one folder: nothing that changes what is computed.
-FREE = ("mesh.", "checkpoint.", "export_every.", "data.workers.")
+from cropvlm_jax.training import digests
 
 
 class Checkpoints:
@@ -29,10 +29,17 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, keep: int, best: str = ""):
         """Opens the folder; what an interrupted save left behind is cleared away.
 
+        The latest checkpoint is compared with the digests of its files. If it is damaged, it is set
+        aside, and so on until one is intact. Of those before it only the small files are compared.
+
         Args:
             workdir: of the run.
-            keep: how many of the latest checkpoints stay.
+            keep: how many of the latest checkpoints stay. An old one is removed once the new one is
+                complete with its digests.
             best: metric of which the checkpoint with the highest value stays too; none if empty.
+
+        Raises:
+            ValueError: all checkpoints are damaged; each is named, with what is wrong.
         """
         policies: list[Any] = [LatestN(keep)]
 
@@ -46,9 +53,11 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
             best_fn=rank if best else None,  # or the metrics are not stored
+            temporary_path_class=digests.DigestedPath,
         )
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._best = best
+        self._set_aside_damaged()  # first: the manager reads the metrics of all
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(
@@ -105,79 +114,63 @@ class Checkpoints:
             )
         return None
 
+    def _set_aside_damaged(self) -> None:
+        """Renames checkpoints whose files are not as they were written, where another one's are."""
+        damage: dict[int, str] = {}
+        refused = ""
+        if jax.process_index() == 0:
+            damage, intact = _damage(self._folder)
+            for step, reason in damage.items():
+                logging.error("checkpoint %d in %s is damaged: %s", step, self._folder, reason)
+            if damage and not intact:
+                reasons = "; ".join(f"{step}: {reason}" for step, reason in damage.items())
+                refused = f"all checkpoints in {self._folder} are damaged: {reasons}"
+            else:
+                self._rename(list(damage))
+        if not parallel.on_all_hosts(not refused):
+            raise ValueError(refused or f"all checkpoints in {self._folder} are damaged")
+
     def _set_aside(self, steps: list[int]) -> None:
         """Renames unreadable checkpoints that are later than a readable one."""
-        for step in steps if jax.process_index() == 0 else ():
-            broken = self._folder / str(step)
-            broken.rename(broken.with_name(f"broken.{step}.{os.getpid()}"))
+        if jax.process_index() == 0:
+            self._rename(steps)
         if steps:
             parallel.on_all_hosts(True)  # waits for the renaming
             self._manager.reload()
 
+    def _rename(self, steps: list[int]) -> None:
+        """Renames checkpoints to `broken...`, which nothing reads and nothing removes."""
+        for step in steps:
+            broken = self._folder / f"broken.{step}.{time.time_ns()}"
+            (self._folder / str(step)).rename(broken)
+            logging.warning("checkpoint %d is set aside as %s", step, broken)
+
     def close(self) -> None:
-        """Waits until all is saved."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until all is saved; Ctrl-C does not end the wait before the second time."""
+        try:
+            self._manager.wait_until_finished()
+        finally:
+            self._manager.close()  # which waits too, where the first wait was interrupted
+
+
+def _damage(folder: Path) -> tuple[dict[int, str], bool]:
+    """What is wrong with checkpoints, by step, and whether one of them is intact."""
+    found: dict[int, str] = {}
+    intact = False
+    names = (path.name for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
+    for step in sorted(map(int, names), reverse=True):
+        reason = digests.find_damage(folder / str(step), digests.SMALL if intact else None)
+        if reason:
+            found[step] = reason
+        else:
+            intact = True
+    return found, intact
 
 
 def _flat(state: Any) -> dict[str, Any]:
     """Leaves by path: names that stay when the containers around them change."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def check_claim(workdir: str | os.PathLike, config: Mapping[str, Any], resume: bool) -> None:
-    """Checks that `workdir` holds no run, or the one that `config` describes.
-
-    Args:
-        workdir: of the run; a local path.
-        config: nested settings; JSON.
-        resume: whether to go on with a run that is there already.
-
-    Raises:
-        ValueError: the folder holds a run of other settings, which are named; or one that was not
-            to be resumed.
-    """
-    if "://" in str(workdir):
-        raise ValueError(f"{workdir}: runs are kept in local folders; mount the bucket")
-    file = Path(workdir) / CONFIG
-    if not file.is_file():
-        return
-    if not resume:
-        raise ValueError(f"{workdir} holds a run already: resume it, or take another folder")
-    saved = _settings(json.loads(file.read_text(encoding="utf-8")))
-    wanted = _settings(
-        json.loads(json.dumps(config, allow_nan=False))
-    )  # as it would be read: tuples are lists
-    differing = [
-        f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
-        for key in sorted(saved.keys() | wanted.keys())
-        if saved.get(key) != wanted.get(key) and not f"{key}.".startswith(FREE)
-    ]
-    if differing:
-        raise ValueError(
-            f"{workdir} holds a run of other settings; take another folder, or set them back:\n"
-            + "\n".join(differing)
-        )
-
-
-def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Makes `workdir` the folder of the run that `config` describes; an older claim stays."""
-    file = Path(workdir) / CONFIG
-    if jax.process_index() == 0 and not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.rename(file)
-
-
-def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        inner = isinstance(value, Mapping) and value
-        found |= _settings(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return found
 
 
 class Preemption:

@@ -208,7 +208,9 @@ class TrainConfig(Settings):
         batch_size: prompts of a step, over all devices.
         gradient_accumulation_steps: how many microbatches a batch is computed in, one after the
             other. More take less memory; the gradient is the same.
-        learning_rate: rate of AdamW after the warm-up; it falls to 0 along a cosine.
+        learning_rate: rate of AdamW after the warm-up.
+        lr_scheduler_type: after the warm-up "cosine" lets the learning rate fall to 0, which it
+            reaches with the last step; "constant" keeps it, so that a run can be made longer.
         warmup: share of all steps, the first ones, in which the learning rate rises.
         clip_norm: norm that gradients are clipped to.
         adam_b2: decay of the optimizer's second moment.
@@ -235,6 +237,7 @@ class TrainConfig(Settings):
     batch_size: Rows = 16
     gradient_accumulation_steps: Rows = 1
     learning_rate: Annotated[float, Range(0, 1, above=True)] = 1e-5
+    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
     warmup: Share = 0.03
     clip_norm: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
     adam_b2: Annotated[float, Range(0, 1, below=True)] = 0.999
@@ -274,6 +277,7 @@ OTHER_NAMES = {
     "batch_size": "`generation_batch_size` / `num_generations`",
     "gradient_accumulation_steps": "=",
     "learning_rate": "=",
+    "lr_scheduler_type": "`cosine`, `constant_with_warmup`",
     "warmup": "`warmup_ratio`",
     "clip_norm": "`max_grad_norm`",
     "adam_b2": "`adam_beta2`",

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run: what it is made of, the loop over its steps, and its result."""
 
+import contextlib
 import json
 import pathlib
 import time
@@ -22,12 +23,13 @@ from cropvlm_jax.training.actions import (
     export_cropper,
     saved_parts,
 )
-from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, check_claim, claim
+from cropvlm_jax.training.checkpoints import Checkpoints, Preemption
 from cropvlm_jax.training.config import TrainConfig, as_config_dict, load_config
 from cropvlm_jax.training.reporting import Reporter, StepTracer
 from cropvlm_jax.training.stages import open_stage
 from cropvlm_jax.training.stages.program import Step
 from cropvlm_jax.training.training_data import TrainingData
+from cropvlm_jax.training.workdir import check_claim, claim, held
 
 
 def run(
@@ -49,13 +51,16 @@ def run(
         Whether the run is complete; False where it was told to stop, after saving.
 
     Raises:
-        ValueError: a setting is wrong, or `workdir` holds a run of other settings or data.
+        ValueError: a setting is wrong, `workdir` holds a run of other settings or data, or another
+            process is at work there.
     """
-    return Trainer(load_config(config), workdir, resume, profile).run()
+    checked = load_config(config)
+    with held(workdir):
+        return Trainer(checked, workdir, resume, profile).run()
 
 
 class Trainer:
-    """A run; `Trainer(config, workdir).run()` does it."""
+    """A run; `Trainer(config, workdir).run()` does it, while `workdir.held` keeps others out."""
 
     def __init__(
         self,
@@ -74,8 +79,8 @@ class Trainer:
         """
         self.began = time.monotonic()
         self.config, self.workdir = config, pathlib.Path(workdir)
-        settings = as_config_dict(config).to_dict()
-        check_claim(workdir, settings, resume)
+        self.settings = as_config_dict(config).to_dict()
+        check_claim(workdir, self.settings, resume)
         self.mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         batched = parallel.batch_sharding(self.mesh)
         rows = parallel.local_rows(batched, config.batch_size)
@@ -95,9 +100,12 @@ class Trainer:
         self.key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=on_all)()
         self.fold_in = jax.jit(jax.random.fold_in, out_shardings=on_all)
 
-        claim(workdir, settings)
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best)
-        self.place = {"data": self.data.fingerprint}
+        self.place = {
+            "data": self.data.fingerprint(self.steps),
+            "steps": self.steps,
+            "schedule": self.state.schedule.as_numbers(),
+        }
         self.start = self.restore()
         self.reporter = Reporter(self.workdir, self.steps, self.start)
         self.tracer = StepTracer(self.step_to_trace(profile), self.workdir, self.reporter)
@@ -121,15 +129,46 @@ class Trainer:
         if not found:
             return 0
         start, restored, place = found
-        if place != self.place:
-            raise ValueError(
-                f"{self.workdir} was trained on other data, or in another order: restore the "
-                "examples that were there, or take another folder"
-            )
+        self.check_same_run(start, int(restored["opt_state"][-1].count), place)
         self.key = jax.random.wrap_key_data(restored.pop("key"))
         self.state = self.state._replace(**restored)
         logging.info("going on after step %d", start)
         return start
+
+    def check_same_run(self, step: int, updates: int, place: dict[str, Any]) -> None:
+        """Checks that a checkpoint is one that this run would have come to.
+
+        A longer run comes to it too where the learning rates up to there are the same.
+
+        Args:
+            step: of the checkpoint.
+            updates: of the optimizer until then.
+            place: `self.place` of the run that saved it.
+
+        Raises:
+            ValueError: it is of other data, of a longer run, or of other learning rates.
+        """
+        planned = place["steps"]
+        if planned > self.steps:
+            raise ValueError(
+                f"{self.workdir} holds a run of {planned} steps, which cannot be made shorter: set "
+                "steps back and stop it when you like, or take another folder"
+            )
+        if place["data"] != self.data.fingerprint(planned):
+            raise ValueError(
+                f"{self.workdir} was trained on other data, or in another order: restore the "
+                "examples that were there, or take another folder"
+            )
+        if not self.state.schedule.agrees(place["schedule"], updates):
+            raise ValueError(
+                f"{self.workdir} holds a run of {planned} steps. With {self.steps} steps, or with "
+                f"this warm-up, the {step} steps that are done would have had other learning "
+                "rates. Set steps, epochs and warmup back; or take another folder and train what "
+                f"this run ends with, --config.cropper={self.workdir / 'cropper'}. To be made "
+                'longer a run needs lr_scheduler_type="constant" and as many updates of warm-up '
+                f"as before: {place['schedule']['warmup']}, now "
+                f"{self.place['schedule']['warmup']}"
+            )
 
     def step_to_trace(self, profile: int | None) -> int | None:
         """The number of the step to trace, which `profile` counts from where the run goes on."""
@@ -141,32 +180,45 @@ class Trainer:
         return self.start + profile
 
     def run(self) -> bool:
-        """Trains until the end, or until told to stop; returns whether the run is complete."""
+        """Trains until the end, or until told to stop; returns whether the run is complete.
+
+        Whatever ends it, a save that is under way is completed.
+        """
+        with (
+            Preemption() as preemption,
+            contextlib.closing(self.checkpoints),
+            contextlib.closing(self.reporter),
+        ):
+            moment = self.train(preemption)
+        return self.finish(moment)
+
+    def train(self, preemption: Preemption) -> Moment:
+        """Takes the steps, with all that is done between them; returns where the run then is."""
         batches = self.data.batches(self.start)
         moment = Moment(self.start, self.steps, stopping=False)
-        with Preemption() as preemption:
-            while not (moment.is_last or moment.stopping):
-                number = moment.step + 1
-                with self.reporter.throughput.waiting():
-                    batch = next(batches)
-                replaced = {"replaced_examples": self.data.replaced(number, batch)}
-                batch = self.program.put(batch, self.config.batch_size)
-                key = self.fold_in(self.key, number)
-                step, work = self.compile(number, batch, key)
-                with self.tracer.around(number):
-                    self.state, metrics = step(self.state, batch, key)
-                    self.reporter.add(number, metrics | replaced, work)
+        while not (moment.is_last or moment.stopping):
+            number = moment.step + 1
+            with self.reporter.throughput.waiting():
+                batch = next(batches)
+            replaced = {"replaced_examples": self.data.replaced(number, batch)}
+            batch = self.program.put(batch, self.config.batch_size)
+            key = self.fold_in(self.key, number)
+            step, work = self.compile(number, batch, key)
+            with self.tracer.around(number):
+                self.state, metrics = step(self.state, batch, key)
+                self.reporter.add(number, metrics | replaced, work)
+            if number == self.start + 1:
+                self.reporter.report()
+                claim(self.workdir, self.settings)  # not before a step has been done
 
-                moment = Moment(number, self.steps, preemption.requested(number))
-                due = [action for action in self.actions if action.due(moment)]
-                self.reporter.report(behind=0 if due else 1)
-                for action in due:
-                    action(moment, self.state)
-                if due:  # which is no part of the next step
-                    self.reporter.throughput.restart()
-            self.checkpoints.close()
-        self.reporter.close()
-        return self.finish(moment)
+            moment = Moment(number, self.steps, preemption.requested(number))
+            due = [action for action in self.actions if action.due(moment)]
+            self.reporter.report(behind=0 if due else 1)
+            for action in due:
+                action(moment, self.state)
+            if due:  # which is no part of the next step
+                self.reporter.throughput.restart()
+        return moment
 
     def compile(self, number: int, batch: Any, key: jax.Array) -> tuple[Step, dict[str, float]]:
         """The step for the shapes of a batch, compiled when they are first seen, and its work."""

@@ -64,10 +64,9 @@ class TrainingData:
         """Batches of the run."""
         return len(self.examples)
 
-    @property
-    def fingerprint(self) -> str:
-        """Tells apart runs on other examples, or in another order."""
-        return self.planned.fingerprint
+    def fingerprint(self, steps: int) -> str:
+        """Tells runs of `steps` batches apart that are on other examples, or in another order."""
+        return self.planned.fingerprint_of(steps)
 
     def batches(self, start: int) -> Iterator[Any]:
         """The batches to train on, after the first `start` ones."""

@@ -423,7 +423,7 @@ def test_7b_is_split_over_eight_chips(tmp_path):
     picture = np.zeros((100, 100, 3), np.uint8)
     row = stage.prepare({"image": picture, "question": "What?", "answers": ["3"]}, 0)
     state = jax.eval_shape(lambda weights: stage.init(weights, 1), stage.weights)
-    step, key = stage.step(1), jax.eval_shape(lambda: jax.random.key(0))
+    step, key = stage.step(), jax.eval_shape(lambda: jax.random.key(0))
     phases = stage.cost(jax.make_jaxpr(step)(state, batching.stack([row]), key))
     assert phases["reward"] > 8 * 2 * 6.7e9 * 600
     assert jnp.dtype(jax.tree.leaves(weights)[0].dtype) == jnp.bfloat16

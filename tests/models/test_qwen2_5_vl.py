@@ -525,7 +525,7 @@ def test_the_step_with_a_7b_target_is_built_without_weights(tmp_path):
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), row)
     state = jax.eval_shape(lambda weights: built.init(weights, 1), built.weights)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = built.step(1)
+    step = built.step()
     after, _ = jax.eval_shape(step, state, batch, key)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     # Two operations a weight and token of the decoder at least: the picture, then two crops.

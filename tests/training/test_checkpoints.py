@@ -17,7 +17,8 @@ import pytest
 
 from cropvlm_jax import parallel
 from cropvlm_jax.models.logical_axes import LAYERS
-from cropvlm_jax.training.checkpoints import Checkpoints, Preemption, check_claim, claim
+from cropvlm_jax.training.checkpoints import Checkpoints, Preemption
+from cropvlm_jax.training.workdir import check_claim, claim
 
 PLACE = {"data": "0123"}
 

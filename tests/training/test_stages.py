@@ -39,7 +39,7 @@ def shared_config(changes):
 def test_where_cropper_and_target_encode_a_picture_once(changes, shared):
     stage = open_stage(shared_config(changes))
     assert isinstance(stage, GRPOStage)
-    assert stage.step(1).shared_tower == shared
+    assert stage.step().shared_tower == shared
 
 
 @pytest.mark.parametrize(

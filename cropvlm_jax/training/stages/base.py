@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
@@ -173,13 +172,3 @@ def add_adapters(model: Any, config: TrainConfig, abstract: bool) -> Any:
 def shapes_of(tree: Any) -> Any:
     """A tree with the shapes of its arrays, which stays when the arrays are given away."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def make_optimizer(config: TrainConfig, updates: int) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay over `updates` and gradient clipping."""
-    warmup = round(config.warmup * updates)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, updates)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, b2=config.adam_b2, weight_decay=config.weight_decay),
-    )

@@ -20,7 +20,8 @@ from cropvlm_jax.readers.registry import open_reader
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
 from cropvlm_jax.training.config import TrainConfig
-from cropvlm_jax.training.stages.base import CropperModel, make_optimizer
+from cropvlm_jax.training.schedule import make_optimizer
+from cropvlm_jax.training.stages.base import CropperModel
 from cropvlm_jax.training.stages.grpo import PHASES, init_grpo, rollout_bytes, rollout_work
 from cropvlm_jax.training.stages.jitting import state_shardings
 from cropvlm_jax.training.stages.program import BlackBoxProgram, Program
@@ -62,12 +63,12 @@ class BlackBoxStage:
         )
         return cls(config, cropper, open_reader(config.target), prepare, weights)
 
-    def step(self, steps: int) -> GRPOStep:
-        """The parts of the step of a run of `steps` batches that are in the graph."""
+    def step(self) -> GRPOStep:
+        """The parts of the step that are in the graph."""
         return GRPOStep(
             policy=self.cropper.policy,
             grammar=self.cropper.grammar,
-            optimizer=make_optimizer(self.config, steps * self.config.grpo.num_iterations),
+            optimizer=make_optimizer(self.config),
             config=self.config.grpo,
             base=self.cropper.base,
         )
@@ -86,9 +87,7 @@ class BlackBoxStage:
         def jit(function: Callable[..., Any], **options: Any) -> Any:
             return jax.jit(parallel.on_mesh(mesh, function), **options)
 
-        step = BlackBoxStep(
-            self.step(steps), self.reader, put=put, jit=jit, state_shardings=shardings
-        )
+        step = BlackBoxStep(self.step(), self.reader, put=put, jit=jit, state_shardings=shardings)
 
         def create(weights: dict[str, Any]) -> TrainState:
             return self.init(weights, steps)
@@ -103,7 +102,7 @@ class BlackBoxStage:
 
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
         """Reward, its parts and area of the likeliest boxes; `batch` are NumPy arrays."""
-        return BlackBoxStep(self.step(1), self.reader).evaluate(state, batch)
+        return BlackBoxStep(self.step(), self.reader).evaluate(state, batch)
 
     def cost(self, program: ClosedJaxpr) -> dict[str, float]:
         """Operations of a step by phase; the reader's are not known."""

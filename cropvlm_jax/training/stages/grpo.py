@@ -23,7 +23,8 @@ from cropvlm_jax.scoring.text import Metric, encode_gold
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
 from cropvlm_jax.training.config import TrainConfig
-from cropvlm_jax.training.stages.base import CropperModel, make_optimizer, shapes_of
+from cropvlm_jax.training.schedule import Schedule, make_optimizer
+from cropvlm_jax.training.stages.base import CropperModel, shapes_of
 from cropvlm_jax.training.stages.jitting import jit_program
 from cropvlm_jax.training.stages.program import Program
 
@@ -155,12 +156,12 @@ class GRPOStage:
         """The folder of the target."""
         return self.frozen_target.pretrained
 
-    def step(self, steps: int) -> GRPOStep:
-        """The step of a run of `steps` batches."""
+    def step(self) -> GRPOStep:
+        """The step of the run."""
         return GRPOStep(
             policy=self.cropper.policy,
             grammar=self.cropper.grammar,
-            optimizer=make_optimizer(self.config, steps * self.config.grpo.num_iterations),
+            optimizer=make_optimizer(self.config),
             config=self.config.grpo,
             base=self.cropper.base,
             target=self.frozen_target.model,
@@ -176,11 +177,11 @@ class GRPOStage:
 
     def compile(self, mesh: Mesh, steps: int) -> Program:
         """Step and evaluation for a mesh."""
-        return jit_program(self, self.step(steps), mesh, steps)
+        return jit_program(self, self.step(), mesh, steps)
 
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
         """Reward, its parts and area of the likeliest boxes."""
-        return self.step(1).evaluate(state, batch)
+        return self.step().evaluate(state, batch)
 
     def cost(self, program: ClosedJaxpr) -> dict[str, float]:
         """Operations of a step by phase."""
@@ -222,8 +223,8 @@ def init_grpo(
         dtype = jnp.dtype(config.dtype)
         reference = jax.tree.map(lambda x: x.astype(dtype), weights["params"])
         weights = weights | {"reference": reference}
-    optimizer = make_optimizer(config, steps * config.grpo.num_iterations)
-    return TrainState.create(optimizer=optimizer, **weights)
+    schedule = Schedule.of(config, steps * config.grpo.num_iterations)
+    return TrainState.create(optimizer=make_optimizer(config), schedule=schedule, **weights)
 
 
 def rollout_work(config: GRPOConfig, batch: Batch) -> dict[str, int]:

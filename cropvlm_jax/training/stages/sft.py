@@ -15,8 +15,9 @@ from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
 from cropvlm_jax.training.config import TrainConfig
+from cropvlm_jax.training.schedule import Schedule, make_optimizer
 from cropvlm_jax.training.sft import SFTStep
-from cropvlm_jax.training.stages.base import CropperModel, make_optimizer
+from cropvlm_jax.training.stages.base import CropperModel
 from cropvlm_jax.training.stages.jitting import jit_program
 from cropvlm_jax.training.stages.program import Program
 
@@ -38,9 +39,9 @@ class SFTStage:
         prepare = BoxPreparer(cropper_input=cropper.input, reply_tokens=cropper.grammar.max_length)
         return cls(config, cropper, prepare, weights)
 
-    def step(self, steps: int) -> SFTStep:
-        """The update of a run of `steps` batches."""
-        optimizer = make_optimizer(self.config, steps)
+    def step(self) -> SFTStep:
+        """The update of the run."""
+        optimizer = make_optimizer(self.config)
         return SFTStep(
             policy=self.cropper.policy,
             optimizer=optimizer,
@@ -49,15 +50,16 @@ class SFTStage:
 
     def init(self, weights: dict[str, Any], steps: int) -> TrainState:
         """A fresh train state."""
-        return TrainState.create(optimizer=make_optimizer(self.config, steps), **weights)
+        optimizer, schedule = make_optimizer(self.config), Schedule.of(self.config, steps)
+        return TrainState.create(optimizer=optimizer, schedule=schedule, **weights)
 
     def compile(self, mesh: Mesh, steps: int) -> Program:
         """Step and evaluation for a mesh."""
-        return jit_program(self, self.step(steps), mesh, steps)
+        return jit_program(self, self.step(), mesh, steps)
 
     def evaluate(self, state: TrainState, batch: SupervisedBatch) -> Sums:
         """The held-out loss as `{"loss": (sum, count)}`."""
-        return self.step(1).evaluate(state, batch)
+        return self.step().evaluate(state, batch)
 
     def cost(self, program: ClosedJaxpr) -> dict[str, float]:
         """Operations of a step, all of them of its "loss"."""

@@ -1,0 +1,99 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Digests of the files of a checkpoint, by which damage is noticed.
+
+Orbax notices files that are cut short, but not every bit that has changed. So a save ends with the
+SHA-256 digests of all of its files, before the rename that makes it a checkpoint.
+"""
+
+import asyncio
+import hashlib
+import json
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint.path import atomicity
+
+FILE = "digests.json"
+SMALL = 2**16  # bytes; files of metadata are no larger
+
+
+class DigestedPath(atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
+    """Orbax's temporary folder of a save, which gets its digests before it is renamed.
+
+    Process 0 alone calls `finalize`, once all processes have written their files. Orbax writes its
+    last files there and renames the folder; here it is renamed to another temporary name first. A
+    save that is killed on its way leaves a temporary folder, which the next run clears away.
+    """
+
+    async def finalize(self) -> None:
+        """Commits the save: Orbax's last files, the digests of all files, the final name."""
+        final: Any = self._final_path
+        if atomicity.TMP_DIR_SUFFIX in final.parent.name:  # an item of a save, inside of its folder
+            return await super().finalize()
+        self._final_path = final.with_name(f"{final.name}.digests{atomicity.TMP_DIR_SUFFIX}")
+        try:
+            await super().finalize()
+            complete = Path(self._final_path)
+        finally:
+            self._final_path = final
+        await asyncio.to_thread(write, complete)
+        complete.rename(final)
+
+
+def write(folder: Path) -> None:
+    """Writes the digests of all files in a folder to `FILE` in it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    text = json.dumps(_digests(files, folder), indent=1)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def find_damage(folder: Path, largest: int | None = None) -> str | None:
+    """What is wrong with the files in a folder.
+
+    Args:
+        folder: where `write` has been.
+        largest: bytes of the largest file whose contents are read; None reads all.
+
+    Returns:
+        The first file that is not as it was written, and why; None where all are.
+    """
+    try:
+        expected = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        sizes_and_digests = {str(name): (x["bytes"], x["sha256"]) for name, x in expected.items()}
+    except FileNotFoundError:
+        return f"{FILE} is missing"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{FILE} is damaged ({type(error).__name__}: {error})"
+    try:
+        for name, (size, _) in sizes_and_digests.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if (length := (folder / name).stat().st_size) != size:
+                return f"{name} has {length} bytes instead of {size}"
+        files = [folder / name for name, (size, _) in sizes_and_digests.items()]
+        if largest is not None:
+            files = [file for file in files if file.stat().st_size <= largest]
+        found = _digests(files, folder)
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read: {error.strerror}"
+    for name, entry in found.items():
+        if entry["sha256"] != sizes_and_digests[name][1]:
+            return f"the contents of {name} have changed"
+    return None
+
+
+def _digests(files: list[Path], folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of files, by their path in a folder; several at once."""
+    with futures.ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_digest, files))
+    return {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, digests, strict=True)
+    }
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
