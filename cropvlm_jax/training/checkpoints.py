@@ -7,6 +7,7 @@ A resumed run is bitwise the unbroken one.
 
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.path.atomicity import TMP_DIR_SUFFIX
 
 from cropvlm_jax import parallel
 from cropvlm_jax.training import digests
@@ -51,13 +53,13 @@ class Checkpoints:
             policies.append(BestN(n=1, get_metric_fn=rank, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
             best_fn=rank if best else None,  # or the metrics are not stored
             temporary_path_class=digests.DigestedPath,
         )
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._best = best
-        self._set_aside_damaged()  # first: the manager reads the metrics of all
+        # Before there is a manager, which reads the metrics of all checkpoints.
+        self._set_aside_damaged()
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(
@@ -115,10 +117,12 @@ class Checkpoints:
         return None
 
     def _set_aside_damaged(self) -> None:
-        """Renames checkpoints whose files are not as they were written, where another one's are."""
+        """Clears unfinished saves away, and renames damaged checkpoints where one is intact."""
         damage: dict[int, str] = {}
         refused = ""
         if jax.process_index() == 0:
+            for unfinished in self._folder.glob(f"*{TMP_DIR_SUFFIX}"):
+                shutil.rmtree(unfinished)
             damage, intact = _damage(self._folder)
             for step, reason in damage.items():
                 logging.error("checkpoint %d in %s is damaged: %s", step, self._folder, reason)

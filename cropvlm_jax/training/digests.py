@@ -9,6 +9,7 @@ SHA-256 digests of all of its files, before the rename that makes it a checkpoin
 import asyncio
 import hashlib
 import json
+import math
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class DigestedPath(atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
 
     async def finalize(self) -> None:
         """Commits the save: Orbax's last files, the digests of all files, the final name."""
-        final: Any = self._final_path
+        final = self._final_path  # type: ignore[has-type]
         if atomicity.TMP_DIR_SUFFIX in final.parent.name:  # an item of a save, inside of its folder
             return await super().finalize()
         self._final_path = final.with_name(f"{final.name}.digests{atomicity.TMP_DIR_SUFFIX}")
@@ -43,10 +44,11 @@ class DigestedPath(atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
 
 
 def write(folder: Path) -> None:
-    """Writes the digests of all files in a folder to `FILE` in it."""
+    """Writes the digests of all files in a folder to `FILE` in it, and one of these digests."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    text = json.dumps(_digests(files, folder), indent=1)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    found = _digests(files, folder)
+    text = json.dumps({"files": found, "sha256": _digest_of(found)}, indent=1, allow_nan=False)
+    (folder / FILE).write_text(text, encoding="utf-8")
 
 
 def find_damage(folder: Path, largest: int | None = None) -> str | None:
@@ -60,28 +62,32 @@ def find_damage(folder: Path, largest: int | None = None) -> str | None:
         The first file that is not as it was written, and why; None where all are.
     """
     try:
-        expected = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        sizes_and_digests = {str(name): (x["bytes"], x["sha256"]) for name, x in expected.items()}
+        written = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if written["sha256"] != _digest_of(written["files"]):
+            return f"{FILE} has changed"
     except FileNotFoundError:
         return f"{FILE} is missing"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{FILE} is damaged ({type(error).__name__}: {error})"
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"{FILE} cannot be read ({type(error).__name__}: {error})"
+    expected: dict[str, dict[str, Any]] = written["files"]
     try:
-        for name, (size, _) in sizes_and_digests.items():
+        for name, entry in expected.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            if (length := (folder / name).stat().st_size) != size:
-                return f"{name} has {length} bytes instead of {size}"
-        files = [folder / name for name, (size, _) in sizes_and_digests.items()]
-        if largest is not None:
-            files = [file for file in files if file.stat().st_size <= largest]
+            if (size := (folder / name).stat().st_size) != entry["bytes"]:
+                return f"{name} has {size} bytes instead of {entry['bytes']}"
+        limit = math.inf if largest is None else largest
+        files = [folder / name for name, entry in expected.items() if entry["bytes"] <= limit]
         found = _digests(files, folder)
     except OSError as error:
         return f"{error.filename or folder} cannot be read: {error.strerror}"
-    for name, entry in found.items():
-        if entry["sha256"] != sizes_and_digests[name][1]:
-            return f"the contents of {name} have changed"
-    return None
+    changed = [name for name, entry in found.items() if entry != expected[name]]
+    return f"the contents of {changed[0]} have changed" if changed else None
+
+
+def _digest_of(entries: dict[str, dict[str, Any]]) -> str:
+    """The digest of the digests of files."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _digests(files: list[Path], folder: Path) -> dict[str, dict[str, Any]]:

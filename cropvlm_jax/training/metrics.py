@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from absl import logging
 
 PEAK = "peak_bytes_in_use"  # of `Device.memory_stats`
 NOT_FINITE = "not_finite"  # of a line of metrics.jsonl
@@ -31,12 +32,12 @@ class MetricWriter:
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         file = workdir / "metrics.jsonl"
-        written = file.read_text(encoding="utf-8").splitlines(True) if file.is_file() else []
+        written = file.read_bytes().splitlines(True) if file.is_file() else []
         temporary = file.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as kept:
+        with temporary.open("wb") as kept:
             # A line without its end was cut short by the kill.
             kept.writelines(
-                line for line in written if line[-1] == "\n" and json.loads(line)["step"] <= start
+                line for line in written if line[-1:] == b"\n" and _step(line, file) <= start
             )
         temporary.rename(file)
         self._jsonl = file.open("a", encoding="utf-8")
@@ -66,6 +67,15 @@ def without_nan(metrics: Mapping[str, float]) -> dict[str, Any]:
     strange = {name: str(value) for name, value in metrics.items() if not math.isfinite(value)}
     row: dict[str, Any] = {name: None if name in strange else v for name, v in metrics.items()}
     return row | {NOT_FINITE: strange} if strange else row
+
+
+def _step(line: bytes, file: pathlib.Path) -> float:
+    """The step of a line of a metrics file; endless where it is damaged, which the log tells."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        logging.warning("dropped a damaged line of %s: %.80r", file, line)
+        return math.inf
 
 
 class Throughput:

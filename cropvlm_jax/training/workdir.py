@@ -101,7 +101,7 @@ def _lock(folder: Path) -> int:
     now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
     os.truncate(lock, 0)
-    os.write(lock, (json.dumps(holder) + "\n").encode())
+    os.write(lock, (json.dumps(holder, allow_nan=False) + "\n").encode())
     return lock
 
 
@@ -147,7 +147,7 @@ def check_claim(workdir: str | os.PathLike, config: Mapping[str, Any], resume: b
             f"{file} is damaged, and tells no longer which run the folder holds: restore it, or "
             f"remove it to go on with the settings that you give now ({error})"
         ) from error
-    wanted = _settings(json.loads(json.dumps(config)))  # as it would be read: tuples are lists
+    wanted = _settings(json.loads(json.dumps(config, allow_nan=False)))  # as it would be read: tuples are lists
     differing = [
         f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
         for key in sorted(saved.keys() | wanted.keys())
@@ -166,7 +166,7 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     if jax.process_index() == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         temporary.rename(file)
 
 

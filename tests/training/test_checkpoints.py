@@ -7,6 +7,8 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
+import time
 from typing import Any
 
 import jax
@@ -17,8 +19,8 @@ import pytest
 
 from cropvlm_jax import parallel
 from cropvlm_jax.models.logical_axes import LAYERS
+from cropvlm_jax.training import digests
 from cropvlm_jax.training.checkpoints import Checkpoints, Preemption
-from cropvlm_jax.training.workdir import check_claim, claim
 
 PLACE = {"data": "0123"}
 
@@ -134,31 +136,142 @@ def test_a_save_that_was_killed_leaves_no_checkpoint(tmp_path):
     check_restored(tmp_path, 2)
 
 
-CONFIG = {
-    "steps": 5,
-    "grpo": {"num_generations": 4, "beta": 0.1},
-    "mesh": {"data": 8},
-    "size": (3, 4),
-}
+# Damage -----------------------------------------------------------------------------------------
 
 
-def test_a_folder_takes_one_run(tmp_path):
-    check_claim(tmp_path, CONFIG, resume=False)
-    claim(tmp_path, CONFIG)
-    check_claim(tmp_path, CONFIG | {"mesh": {"data": 1}}, resume=True)  # devices may change
-    other = CONFIG | {"grpo": {"num_generations": 8, "beta": 0.1}, "steps": 6, "new": 1}
-    with pytest.raises(ValueError, match="other settings") as error:
-        check_claim(tmp_path, other, resume=True)
-    lines = str(error.value).splitlines()[1:]
-    assert lines == [
-        "grpo.num_generations: 4 there, 8 now",
-        "new: None there, 1 now",
-        "steps: 5 there, 6 now",
-    ]
-    with pytest.raises(ValueError, match="holds a run already"):
-        check_claim(tmp_path, CONFIG, resume=False)
-    with pytest.raises(ValueError, match="local folders"):
-        check_claim("gs://bucket/run", CONFIG, resume=True)
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+
+
+def hole(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes(len(data) - middle)
+
+
+def shorter(data: bytes) -> bytes:
+    return data[:-1]
+
+
+def longer(data: bytes) -> bytes:
+    return data + b"0"
+
+
+def empty(data: bytes) -> bytes:
+    return b""
+
+
+KINDS = ("state/d", "state/ocdbt.process_0/d", "state/manifest.ocdbt", "state/_METADATA")
+KINDS += ("state/_sharding", "place/metadata", "metrics/metrics", "_CHECKPOINT_METADATA")
+KINDS += ("digests.json",)
+
+
+def files(checkpoint: pathlib.Path, kind: str) -> list[pathlib.Path]:
+    found = checkpoint / kind
+    return list(found.iterdir()) if found.is_dir() else [found]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", [flip, hole, shorter, longer, empty, None])
+def test_damage_in_any_file_is_named_and_the_older_checkpoint_taken(kind, damage, tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, keep=2, best="reward")
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step), PLACE, {"reward": 1.0})
+    checkpoints.close()
+    newer = tmp_path / "checkpoints" / "2"
+    file = files(newer, kind)[0]
+    before = file.read_bytes()
+    if damage:
+        file.write_bytes(damage(before))
+    else:
+        file.unlink()
+    if damage is not hole or file.read_bytes() != before:  # zeros may have been there
+        check_restored(tmp_path, 1)
+        name = file.relative_to(newer).as_posix()
+        assert f"checkpoint 2 in {newer.parent} is damaged: {name} " in caplog.text.replace(
+            "the contents of ", ""
+        )
+        assert len(list(newer.parent.glob("broken.2.*"))) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_in_the_small_files_of_an_older_checkpoint_does_no_harm(kind, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, best="reward")
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step), PLACE, {"reward": 1.0})
+    checkpoints.close()
+    file = files(tmp_path / "checkpoints" / "1", kind)[0]
+    file.write_bytes(empty(file.read_bytes()))
+    checkpoints = Checkpoints(tmp_path, keep=2, best="reward")
+    assert checkpoints.restore(jax.tree.map(parallel.abstract, make_state(99)))[0] == 2
+    checkpoints.close()
+    assert list((tmp_path / "checkpoints").glob("broken.1.*"))
+
+
+def test_where_all_checkpoints_are_damaged_each_is_named_and_stays(tmp_path):
+    save(tmp_path, 1, 2)
+    for step in ("1", "2"):
+        file = files(tmp_path / "checkpoints" / step, "state/ocdbt.process_0/d")[0]
+        file.write_bytes(flip(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"all .* damaged: 2: .*changed; 1: .*changed"):
+        Checkpoints(tmp_path, keep=5)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+
+
+def test_a_checkpoint_without_digests_is_not_trusted(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints" / "1" / "digests.json").unlink()
+    with pytest.raises(ValueError, match="1: digests.json is missing"):
+        Checkpoints(tmp_path, keep=5)
+
+
+def test_the_old_checkpoint_stays_until_the_new_one_has_its_digests(tmp_path, monkeypatch):
+    checkpoints, folder = Checkpoints(tmp_path, keep=1), tmp_path / "checkpoints"
+    checkpoints.save(1, make_state(1), PLACE, {})
+    there = []
+    write = digests.write
+
+    def looked(complete: pathlib.Path) -> None:
+        if not complete.name.startswith("1."):
+            there.append(sorted(path.name for path in folder.iterdir()))
+        write(complete)
+
+    monkeypatch.setattr(digests, "write", looked)
+    checkpoints.save(2, make_state(2), PLACE, {})
+    checkpoints.close()
+    assert there == [["1", "2.digests.orbax-checkpoint-tmp"]]
+    assert [path.name for path in folder.iterdir()] == ["2"]
+
+
+def test_a_save_that_was_killed_before_its_digests_is_cleared_away(tmp_path):
+    save(tmp_path, 1, 2)
+    folder = tmp_path / "checkpoints"
+    (folder / "2" / "digests.json").unlink()
+    (folder / "2").rename(folder / "2.digests.orbax-checkpoint-tmp")
+    check_restored(tmp_path, 1)
+    save(tmp_path, 2)
+    check_restored(tmp_path, 2)
+    assert {path.name for path in folder.iterdir()} == {"1", "2"}
+
+
+def test_ctrl_c_does_not_end_the_wait_for_a_save(tmp_path, monkeypatch):
+    write = digests.write
+
+    def slowly(folder: pathlib.Path) -> None:
+        time.sleep(1)
+        write(folder)
+
+    monkeypatch.setattr(digests, "write", slowly)
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    checkpoints.save(1, make_state(1), PLACE, {})
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    check_restored(tmp_path, 1)
+
+
+# Stopping ---------------------------------------------------------------------------------------
 
 
 def test_the_first_sigterm_is_noticed_and_the_second_ends():
