@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-from orbax.checkpoint.path.atomicity import TMP_DIR_SUFFIX
+from orbax.checkpoint.path import atomicity
 
 from cropvlm_jax import parallel
 from cropvlm_jax.training import digests
@@ -59,7 +59,7 @@ class Checkpoints:
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._best = best
         # Before there is a manager, which reads the metrics of all checkpoints.
-        self._set_aside_damaged()
+        self._clear_up()
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(
@@ -116,23 +116,30 @@ class Checkpoints:
             )
         return None
 
-    def _set_aside_damaged(self) -> None:
-        """Clears unfinished saves away, and renames damaged checkpoints where one is intact."""
-        damage: dict[int, str] = {}
+    def _clear_up(self) -> None:
+        """Removes what killed runs left behind, and sets damaged checkpoints aside."""
         refused = ""
         if jax.process_index() == 0:
-            for unfinished in self._folder.glob(f"*{TMP_DIR_SUFFIX}"):
+            for unfinished in self._folder.glob(f"*{atomicity.TMP_DIR_SUFFIX}"):
                 shutil.rmtree(unfinished)
             damage, intact = _damage(self._folder)
-            for step, reason in damage.items():
-                logging.error("checkpoint %d in %s is damaged: %s", step, self._folder, reason)
-            if damage and not intact:
-                reasons = "; ".join(f"{step}: {reason}" for step, reason in damage.items())
+            reasons = "; ".join(f"{step}: {found}" for step, found in damage.items())
+            if damage and intact is None:
                 refused = f"all checkpoints in {self._folder} are damaged: {reasons}"
             else:
-                self._rename(list(damage))
+                self._refuse(damage, intact or 0)
         if not parallel.on_all_hosts(not refused):
             raise ValueError(refused or f"all checkpoints in {self._folder} are damaged")
+
+    def _refuse(self, damage: Mapping[int, digests.Damage], intact: int) -> None:
+        """Sets damaged checkpoints aside; `intact` is the one that will be restored."""
+        for step, found in damage.items():
+            if step < intact and found.reason == digests.MISSING:
+                logging.info("removing checkpoint %d, of which a killed run removed a part", step)
+                shutil.rmtree(self._folder / str(step))
+            else:
+                logging.error("checkpoint %d in %s is damaged: %s", step, self._folder, found)
+                self._rename([step])
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames unreadable checkpoints that are later than a readable one."""
@@ -157,17 +164,18 @@ class Checkpoints:
             self._manager.close()  # which waits too, where the first wait was interrupted
 
 
-def _damage(folder: Path) -> tuple[dict[int, str], bool]:
-    """What is wrong with checkpoints, by step, and whether one of them is intact."""
-    found: dict[int, str] = {}
-    intact = False
+def _damage(folder: Path) -> tuple[dict[int, digests.Damage], int | None]:
+    """What is wrong with checkpoints, by step, and the latest that is intact."""
+    found: dict[int, digests.Damage] = {}
+    intact: int | None = None
     names = (path.name for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
     for step in sorted(map(int, names), reverse=True):
-        reason = digests.find_damage(folder / str(step), digests.SMALL if intact else None)
-        if reason:
-            found[step] = reason
-        else:
-            intact = True
+        largest = None if intact is None else digests.SMALL
+        damage = digests.find_damage(folder / str(step), largest)
+        if damage:
+            found[step] = damage
+        elif intact is None:
+            intact = step
     return found, intact
 
 

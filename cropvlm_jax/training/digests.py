@@ -12,12 +12,28 @@ import json
 import math
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orbax.checkpoint.path import atomicity
 
 FILE = "digests.json"
 SMALL = 2**16  # bytes; files of metadata are no larger
+MISSING = "is missing"
+
+
+class Damage(NamedTuple):
+    """What is wrong with a file.
+
+    Attributes:
+        file: its path in the folder.
+        reason: the rest of a sentence about it; `MISSING` where it is not there.
+    """
+
+    file: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.reason}"
 
 
 class DigestedPath(atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
@@ -51,7 +67,7 @@ def write(folder: Path) -> None:
     (folder / FILE).write_text(text, encoding="utf-8")
 
 
-def find_damage(folder: Path, largest: int | None = None) -> str | None:
+def find_damage(folder: Path, largest: int | None = None) -> Damage | None:
     """What is wrong with the files in a folder.
 
     Args:
@@ -64,25 +80,25 @@ def find_damage(folder: Path, largest: int | None = None) -> str | None:
     try:
         written = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if written["sha256"] != _digest_of(written["files"]):
-            return f"{FILE} has changed"
+            return Damage(FILE, "has changed")
     except FileNotFoundError:
-        return f"{FILE} is missing"
+        return Damage(FILE, MISSING)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"{FILE} cannot be read ({type(error).__name__}: {error})"
+        return Damage(FILE, f"cannot be read ({type(error).__name__}: {error})")
     expected: dict[str, dict[str, Any]] = written["files"]
     try:
         for name, entry in expected.items():
             if not (folder / name).is_file():
-                return f"{name} is missing"
+                return Damage(name, MISSING)
             if (size := (folder / name).stat().st_size) != entry["bytes"]:
-                return f"{name} has {size} bytes instead of {entry['bytes']}"
+                return Damage(name, f"has {size} bytes instead of {entry['bytes']}")
         limit = math.inf if largest is None else largest
         files = [folder / name for name, entry in expected.items() if entry["bytes"] <= limit]
         found = _digests(files, folder)
     except OSError as error:
-        return f"{error.filename or folder} cannot be read: {error.strerror}"
+        return Damage(str(error.filename), f"cannot be read: {error.strerror}")
     changed = [name for name, entry in found.items() if entry != expected[name]]
-    return f"the contents of {changed[0]} have changed" if changed else None
+    return Damage(changed[0], "has changed") if changed else None
 
 
 def _digest_of(entries: dict[str, dict[str, Any]]) -> str:

@@ -147,7 +147,8 @@ def check_claim(workdir: str | os.PathLike, config: Mapping[str, Any], resume: b
             f"{file} is damaged, and tells no longer which run the folder holds: restore it, or "
             f"remove it to go on with the settings that you give now ({error})"
         ) from error
-    wanted = _settings(json.loads(json.dumps(config, allow_nan=False)))  # as it would be read: tuples are lists
+    as_read = json.loads(json.dumps(config, allow_nan=False))  # tuples are lists
+    wanted = _settings(as_read)
     differing = [
         f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
         for key in sorted(saved.keys() | wanted.keys())

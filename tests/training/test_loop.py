@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,13 @@ from cropvlm_jax.data import order
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.train_state import TrainState
-from cropvlm_jax.training import compilation, loop
+from cropvlm_jax.training import compilation, digests, loop
+from cropvlm_jax.training.actions import Evaluate, Export
 from cropvlm_jax.training.checkpoints import Preemption
 from cropvlm_jax.training.config import default_config, load_config, source
 from cropvlm_jax.training.stages import open_stage
+from cropvlm_jax.training.training_data import TrainingData
+from cropvlm_jax.training.workdir import held
 
 
 def quickstart(**changes):
@@ -139,6 +143,115 @@ def test_other_settings_or_data_are_refused(unbroken):
         loop.run(quickstart(), unbroken, resume=False)
     with pytest.raises(ValueError, match="stage='rl'"):
         loop.run(quickstart(stage="rl"), unbroken.with_name("other"))
+
+
+# Runs that fail, and runs that are made longer --------------------------------------------------
+
+
+def checkpoints_of(workdir: pathlib.Path) -> set[str]:
+    return {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+def save_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes each save take a second after its last file is written."""
+    write = digests.write
+
+    def slowly(folder: pathlib.Path) -> None:
+        time.sleep(1)
+        write(folder)
+
+    monkeypatch.setattr(digests, "write", slowly)
+
+
+FAILURES = {  # after the save of step 2 has begun
+    "evaluation": (Evaluate, "__call__", lambda self, moment, state: True),
+    "export": (Export, "__call__", lambda self, moment, state: True),
+    "data, Ctrl-C": (TrainingData, "replaced", lambda self, step, batch: step == 3),
+}
+
+
+@pytest.mark.parametrize("where", FAILURES)
+def test_a_run_that_fails_during_a_save_keeps_the_checkpoint(
+    unbroken, tmp_path, monkeypatch, where
+):
+    owner, name, fails = FAILURES[where]
+    real, error = getattr(owner, name), KeyboardInterrupt if "Ctrl-C" in where else RuntimeError
+
+    def failing(*args):
+        if fails(*args):
+            raise error("as a test wants it")
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, failing)
+    save_slowly(monkeypatch)
+    changes = {"export_every": 3} if where == "export" else {}
+    with pytest.raises(error, match="as a test wants it"):
+        loop.run(quickstart(**changes), tmp_path)
+    assert "2" in checkpoints_of(tmp_path) <= {"2", "3"}
+    assert not (tmp_path / "lock.json").exists()
+    monkeypatch.undo()
+    assert loop.run(quickstart(), tmp_path)  # `export_every` may change
+    assert rows(tmp_path) == rows(unbroken)
+    assert last_state(tmp_path) == last_state(unbroken)
+
+
+def test_a_run_that_fails_before_its_first_step_does_not_own_its_folder(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("before the first step")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="before the first"):
+        patch.setattr(TrainingData, "replaced", fails)
+        loop.run(quickstart(), tmp_path)
+    assert loop.run(quickstart(seed=1, steps=2), tmp_path, resume=False)
+    assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [1, 2]
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="does not use the"):
+        loop.run(quickstart(**{"mesh.data": 3}), tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        loop.run(quickstart(cropper=str(tmp_path / "nothing")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_in_use_is_left_alone(unbroken):
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
+    with held(unbroken):
+        with pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"):
+            loop.run(quickstart(), unbroken)
+    after = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_run_with_a_constant_rate_can_be_made_longer(tmp_path, monkeypatch):
+    constant = {"lr_scheduler_type": "constant", "warmup": 0.0}
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    assert loop.run(quickstart(**constant), whole)
+    texts = []
+    compile_step = compilation.compile_step
+
+    def seen(step, *args):
+        texts.append(step.lower(*args).as_text())
+        return compile_step(step, *args)
+
+    monkeypatch.setattr(compilation, "compile_step", seen)
+    assert loop.run(quickstart(steps=4, **constant), longer)
+    assert loop.run(quickstart(**constant), longer)
+    assert texts[0] == texts[1]  # so that the compilation cache knows the program
+    kept = [row for row in rows(longer) if "loss" in row]
+    assert kept == [row for row in rows(whole) if "loss" in row]
+    assert last_state(longer) == last_state(whole)
+    assert json.loads((longer / "config.json").read_text())["steps"] == 6
+    with pytest.raises(ValueError, match="6 steps, which cannot be made shorter"):
+        loop.run(quickstart(steps=4, **constant), longer)
+    with pytest.raises(ValueError, match="updates of warm-up as before: 0, now 4"):
+        loop.run(quickstart(steps=8, **constant | {"warmup": 0.5}), longer)
+
+
+def test_a_cosine_cannot_be_made_longer(unbroken, tmp_path):
+    with pytest.raises(ValueError, match=r"a run of 6 steps\. With 8 .*config\.cropper=.*cropper"):
+        loop.run(quickstart(steps=8), unbroken)
+    assert json.loads((unbroken / "config.json").read_text())["steps"] == 6
 
 
 def write_pictures(folder: pathlib.Path) -> None:
