@@ -73,7 +73,7 @@ def test_of_many_starts_one_holds_the_folder_and_the_others_are_told_which(tmp_p
     assert len(held_by) == 1 and len(refused) == 19
     words = f"{folder} is in use by process {os.getpid()} on {workdir.socket.gethostname()}, since "
     assert all(message.startswith(words) for message in refused)
-    assert not folder.exists()  # nothing was written
+    assert not (folder / "lock.json").exists()
 
 
 HOLD = """
