@@ -38,6 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     ERRORS = {  # by how the word ends that asks for it
         "quota": {"message": "You exceeded your quota", "code": "insufficient_quota"},
         "model": {"message": "The model `m` does not exist", "code": None},
+        "lone": {"message": "no \ud83d"},
     }
 
     def log_message(self, *args):
@@ -73,6 +74,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         message, finish = {"role": "assistant", "content": f" said {word}. "}, "stop"
         if word == "refusal":
             message = {"role": "assistant", "content": None, "refusal": "I can't help with that."}
+        elif word == "lone":
+            message["content"] = "said \ud83d"
+        elif word == "lonerefusal":
+            message = {"role": "assistant", "content": None, "refusal": "No \ud83d."}
         elif word == "filtered":
             finish = "content_filter"
         elif word == "empty":

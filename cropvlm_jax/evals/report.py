@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cropvlm_jax import texts
 from cropvlm_jax.evals import examples, figures, sheet
 from cropvlm_jax.evals.conditions import NO_CROP, UPSCALED
 from cropvlm_jax.evals.examples import Kind
@@ -65,7 +66,7 @@ def write(
     panels = [examples.panel(results, record, pictures[record["index"]]) for record in chosen]
     sheet.grid(panels, columns=2).save(out / "examples.png")
     page = _page(results, drawn, kinds, pictures)
-    (out / "report.html").write_text(page, encoding="utf-8")
+    (out / "report.html").write_text(texts.mend(page), encoding="utf-8")
 
 
 def _draw(

@@ -296,7 +296,7 @@ class ChatReader:
 
     def _hidden(self, text: str) -> str:
         """The first words of a message; servers like to repeat the key they were given."""
-        return " ".join(text.replace(self._key, "***").split())[:200]
+        return " ".join(texts.mend(text).replace(self._key, "***").split())[:200]
 
 
 class _Traffic:

@@ -79,6 +79,18 @@ def test_no_item_is_lost_and_every_failure_is_said(server, tmp_path, caplog):
     assert not any(KEY.encode() in path.read_bytes() for path in files)
 
 
+def test_halves_of_surrogate_pairs_are_mended_in_replies_and_refused_in_questions(server, tmp_path):
+    target = endpoint(server, tmp_path, attempts=1)
+    questions = ["lone", "lonerefusal", "400lone"]
+    for _ in range(2):  # from the server, then from the disk
+        replies = target.answer([[picture()]] * 3, questions)
+        assert replies[0] == Reply("said \ufffd")
+        assert replies[1] == Reply("", "refusal: No \ufffd.")
+        assert all(reply.failure.encode() or reply.text for reply in replies)
+    with pytest.raises(ValueError, match="the question cannot be written as UTF-8"):
+        target.answer([[picture()]], ["\ud83d"])
+
+
 def test_what_is_sent(server, tmp_path):
     target = endpoint(server, tmp_path, longest_edge=20, max_tokens=7)
     assert target.name == "m@20"
