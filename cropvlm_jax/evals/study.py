@@ -128,7 +128,7 @@ class Study:
             if "unreadable" in record
         ]
         faults.log(
-            f"{stem}: {len(unreadable)} of {total} items left out, without their pictures",
+            f"{stem}: {len(unreadable)} of {total} items left out, as their pictures cannot be read",
             unreadable,
         )
         return name, records

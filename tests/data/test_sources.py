@@ -735,7 +735,7 @@ def test_boxes_that_are_likely_in_another_frame_are_doubted(tmp_path, caplog):
 def test_fields_that_nothing_reads_are_named(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="absl")
     open_lines(tmp_path, [GOOD | {"bbox": [1, 2, 3, 4]}, GOOD | {"source": "web"}])
-    assert "'bbox' (1 lines; is 'box' meant?), 'source' (1 lines)" in caplog.text
+    assert "'bbox' (1x, is 'box' meant?), 'source' (1x)" in caplog.text
 
 
 def test_one_json_list_is_no_file_of_lines(tmp_path):

@@ -152,8 +152,8 @@ class _Parser:
         names = []
         for name, count in self.unread.most_common():
             meant = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.75)
-            hint = f"; is {meant[0]!r} meant?" if meant else ""
-            names.append(f"{name[:40]!r} ({count} lines{hint})")
+            hint = f", is {meant[0]!r} meant?" if meant else ""
+            names.append(f"{name[:40]!r} ({count}x{hint})")
         if names:
             logging.info("%s: fields that are not read: %s", self.name, ", ".join(names[:8]))
 
