@@ -128,7 +128,7 @@ class Study:
             if "unreadable" in record
         ]
         faults.log(
-            f"{stem}: {len(unreadable)} of {total} items left out, as their pictures cannot be read",
+            f"{stem}: {len(unreadable)} of {total} items left out, as there is no picture",
             unreadable,
         )
         return name, records

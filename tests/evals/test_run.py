@@ -108,7 +108,7 @@ def test_refusals_are_wrong_failures_are_asked_again_and_both_are_told(tmp_path,
     results, records = run(tmp_path, source, "jsonl", [says])
     assert results["n"] == 3 and list(results["unreadable"]) == ["item2"]
     assert "missing.png" in results["unreadable"]["item2"]
-    assert "jsonl: 1 of 4 items left out, as their pictures cannot be read: item2: " in caplog.text
+    assert "jsonl: 1 of 4 items left out, as there is no picture: item2: " in caplog.text
     assert results["accuracy"]["last"] == pytest.approx(1 / 2)
     told = [record["replies"]["says"]["last"] for record in records if "replies" in record]
     assert [row.get("failure", "") for row in told] == [
