@@ -35,6 +35,7 @@ UNKNOWN_MODEL = re.compile(
     r"|(unknown|invalid|no such) model",
     re.IGNORECASE,
 )
+STARTING = 10.0  # most seconds that a server that fails from the start is waited for at once
 BEGAN = ("ReadError", "RemoteProtocolError", "WriteError")  # errors of a server that is there
 
 
@@ -241,7 +242,7 @@ class ChatReader:
                     self.health.answered()
                     return Reply("", failure)  # the same request would fail again
                 self.health.responded()
-                pause = max(pause, _retry_after(error.response.headers.get("retry-after")))
+                pause = max(pause, self._asked_to_wait(error))
             except (TimeoutError, self._openai.APIConnectionError) as error:
                 failure = self._not_reached(error)
                 if self.health.is_absent(attempt + 1):
@@ -289,6 +290,12 @@ class ChatReader:
         if type(cause).__name__ in BEGAN:
             self.health.responded()
         return self._hidden(f"connection: {cause}")
+
+    def _asked_to_wait(self, error: Any) -> float:
+        """Seconds that the server asks to wait; one that fails from the start may ask for less."""
+        failing = error.status_code >= 500 and self.health.never_answered()
+        seconds = _retry_after(error.response.headers.get("retry-after"))
+        return min(seconds, STARTING) if failing else seconds
 
     def _said_by(self, error: Any) -> str:
         """What a server's error says, with its status."""

@@ -5,9 +5,11 @@
 import socket
 import time
 
+import numpy as np
 import pytest
 from chat_server import KEY, endpoint, picture, serving
 
+from cropvlm_jax.readers import chat
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 from cropvlm_jax.readers.chat import ChatReader
 from cropvlm_jax.readers.server_health import FIRST_ATTEMPTS, IN_A_ROW, ServerHealth
@@ -106,6 +108,20 @@ def test_a_server_that_answers_nothing_ends_the_first_call(server, tmp_path, wor
     for count in (1, 40):
         with pytest.raises(ReaderUnavailable, match=r"no answer to 1 |16 requests in a row"):
             endpoint(server, tmp_path).answer([[picture()]] * count, [word] * count)
+
+
+def test_a_server_that_fails_from_the_start_does_not_say_how_long_to_wait(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(chat, "STARTING", 0.02)
+    reader = endpoint(server, tmp_path, attempts=2)
+    with pytest.raises(ReaderUnavailable, match="no answer to 1 questions: HTTP 503"):
+        reader.answer([[picture()]], ["503after"])
+    assert reader.answer([[picture()]], ["ok"]) == [Reply("said ok.")]
+    reader.answer([[picture()]], ["503after "])  # it has answered before, and may say so
+    waits = {question: np.diff(times)[0] for question, times in server.times.items() if times[1:]}
+    first, later = (waits[f"{word}\n{chat.ANSWER_BRIEFLY}"] for word in ("503after", "503after "))
+    assert first < 0.25 and later >= 0.3
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import weakref
 import jax
 import pytest
 
+from cropvlm_jax.readers.ocr import OCRReader
 from cropvlm_jax.training.config import default_config, load_config
-from cropvlm_jax.training.stages import BlackBoxStage, GRPOStage, SFTStage, open_stage
+from cropvlm_jax.training.stages import BlackBoxStage, GRPOStage, SFTStage, black_box, open_stage
 
 MODEL = "zoom_digits/target"
 
@@ -62,6 +63,18 @@ def test_a_config_says_which_stage():
     assert isinstance(open_stage(shared_config({"stage": "sft"}), abstract=True), SFTStage)
     outside = {"target": f"vlm:{MODEL}", "grpo.likelihood_weight": 0.0, "grpo.accuracy_weight": 1.0}
     assert isinstance(open_stage(shared_config(outside)), BlackBoxStage)
+
+
+@pytest.mark.parametrize(
+    ("metric", "warned"),
+    [("vicrop", 1), ("evalai", 1), ("anls", 1), ("contains", 0), ("nearly_contains", 0)],
+)
+def test_a_reward_that_a_transcript_never_earns_is_warned_of(monkeypatch, caplog, metric, warned):
+    reader = OCRReader("fake", lambda picture: "text")
+    monkeypatch.setattr(black_box, "open_reader", lambda spec: reader)
+    weights = {"grpo.likelihood_weight": 0.0, "grpo.accuracy_weight": 1.0, "grpo.accuracy": metric}
+    open_stage(shared_config({"target": "rapidocr:v4"} | weights))
+    assert sum("set one of contains" in r.getMessage() for r in caplog.records) == warned
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora.rank": 0}, {"stage": "sft"}])

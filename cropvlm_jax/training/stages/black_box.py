@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from absl import logging
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
@@ -25,6 +26,8 @@ from cropvlm_jax.training.stages.base import CropperModel
 from cropvlm_jax.training.stages.grpo import PHASES, init_grpo, rollout_bytes, rollout_work
 from cropvlm_jax.training.stages.jitting import state_shardings
 from cropvlm_jax.training.stages.program import BlackBoxProgram, Program
+
+CONTAINS = ("contains", "nearly_contains")  # metrics that look for the answer in the reply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,15 @@ class BlackBoxStage:
                 f"target={config.target!r} says no likelihoods: set grpo.likelihood_weight=0 and "
                 "grpo.accuracy_weight"
             )
+        reader = open_reader(config.target)
+        if getattr(reader, "transcribes", False) and grpo.accuracy not in CONTAINS:
+            logging.warning(
+                "target=%r says all the text that it sees, which is hardly ever just the answer: "
+                "grpo.accuracy=%r will be near 0, set one of %s",
+                config.target,
+                grpo.accuracy,
+                ", ".join(CONTAINS),
+            )
         cropper, weights = CropperModel.open(config, abstract)
         prepare = Preparer(
             cropper_input=cropper.input,
@@ -61,7 +73,7 @@ class BlackBoxStage:
             canvas=data.canvas,
             answer_tokens=data.answer_tokens,
         )
-        return cls(config, cropper, open_reader(config.target), prepare, weights)
+        return cls(config, cropper, reader, prepare, weights)
 
     def step(self) -> GRPOStep:
         """The parts of the step that are in the graph."""
