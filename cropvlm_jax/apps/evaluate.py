@@ -32,6 +32,7 @@ from cropvlm_jax.evals import best_scale, sheet
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.registry import BENCHMARKS, SCORERS
 from cropvlm_jax.evals.run import evaluate
+from cropvlm_jax.hub.files import read_json
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import ReaderUnavailable
 from cropvlm_jax.readers.registry import open_reader
@@ -217,15 +218,22 @@ def runs(models: dict[str, str]) -> dict[str, dict[str, Any]]:
 
     Args:
         models: by name.
+
+    Raises:
+        ValueError: a file of a run is damaged.
     """
     found = {}
     for name, model in models.items():
         folder = pathlib.Path(model).parent
-        if (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file():
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-            metrics = [json.loads(line) for line in lines if line.endswith("\n")]
-            target = config["target"] if config["stage"] == "grpo" else ""
+        file = folder / "metrics.jsonl"
+        if (folder / "config.json").is_file() and file.is_file():
+            config = read_json(folder / "config.json")
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            try:
+                metrics = [json.loads(line) for line in lines if line.endswith("\n")]
+            except ValueError as error:
+                raise ValueError(f"{file} is damaged: {error}") from error
+            target = config.get("target", "") if config.get("stage") == "grpo" else ""
             found[name] = {"target": target, "metrics": metrics}
     return found
 
@@ -267,15 +275,13 @@ def main(argv: list[str]) -> None:
     out, benchmark = pathlib.Path(OUT.value), BENCHMARKS[BENCHMARK.value]
     if METRIC.value:
         benchmark.with_metric(METRIC.value)  # or it would be refused once the models are loaded
-    source = benchmark.open(FOLDER.value, SEED.value, SPLIT.value)
+    source, trained = benchmark.open(FOLDER.value, SEED.value, SPLIT.value), runs(models)
+    summary = read_json(out / "summary.json")
     results = run_evaluation(source, models, expansions, out)
     items = results["n"] + len(results["unreadable"])
     records = read_records(out / results["records"])[:items]
-    trained = runs(models)
     results["trained_with"] = {name: run["target"] for name, run in trained.items()}
-    summary = out / "summary.json"
-    if summary.is_file():
-        results |= json.loads(summary.read_text(encoding="utf-8"))
+    results |= summary
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     (out / "results.json").write_text(text, encoding="utf-8")
     picture_sheet(source, results, records).save(out / "before_after.png")

@@ -289,7 +289,7 @@ class ChatReader:
         cause = error.__cause__ or error
         if type(cause).__name__ in BEGAN:
             self.health.responded()
-        return self._hidden(f"connection: {cause}")
+        return self._hidden(f"connection: {_root(cause)}")
 
     def _asked_to_wait(self, error: Any) -> float:
         """Seconds that the server asks to wait; one that fails from the start may ask for less."""
@@ -350,6 +350,15 @@ def _is_hopeless(error: Any) -> bool:
     if error.status_code in HOPELESS_STATUSES or error.code in HOPELESS_CODES:
         return True
     return error.status_code in (400, 422) and bool(UNKNOWN_MODEL.search(error.message))
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first of the errors that led to an error, such as the operating system's, with a text."""
+    if isinstance(error, BaseExceptionGroup):
+        return _root(error.exceptions[0])
+    before = error.__cause__ or error.__context__
+    first = error if before is None else _root(before)
+    return first if str(first) else error
 
 
 def _retry_after(header: str | None) -> float:

@@ -14,7 +14,7 @@ import pytest
 from chat_server import KEY, endpoint, serving
 from tiny_evals import Reader, choice, folder_source, run, without_seconds
 
-from cropvlm_jax.apps.evaluate import table, unscored
+from cropvlm_jax.apps.evaluate import runs, table, unscored
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.evals import report
 from cropvlm_jax.evals.conditions import NO_CROP, UPSCALED
@@ -218,3 +218,24 @@ def test_wrong_flags_of_the_command_say_what_there_is(mine, arguments, told):
         *arguments, f"--folder={mine}", f"--out={mine}", "--croppers=sft=zoom_digits/cropper"
     )
     assert done.returncode in (1, 2) and told in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", ""),
+        ("metrics.jsonl", '{"step": 1}\n{"ste\n'),
+        ("metrics.jsonl", "\n\n"),
+    ],
+)
+def test_a_damaged_run_is_said_before_the_work(tmp_path, name, content):
+    (tmp_path / "config.json").write_text('{"stage": "grpo", "target": "m"}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": null}\n{"cut sh')
+    models = {"grpo": str(tmp_path / "cropper")}
+    want = {"grpo": {"target": "m", "metrics": [{"step": 1, "reward": None}]}}
+    assert runs(models) == want
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=name):
+        runs(models)

@@ -28,21 +28,22 @@ def unused_port() -> int:
 
 
 @pytest.mark.parametrize(
-    "address",
+    ("address", "reason"),
     [
-        "http://127.0.0.1:{port}/v1",  # refused
-        "http://localhost:{port}/v1",
-        "http://[::1]:{port}/v1",
-        "http://no-such-host.invalid/v1",  # DNS
-        "https://no-such-host.invalid:8000/v1",
-        "http://-.invalid/v1",
+        ("http://127.0.0.1:{port}/v1", "refused|Connect call failed"),
+        ("https://127.0.0.1:{port}/v1", "refused|Connect call failed"),
+        ("http://localhost:{port}/v1", ""),
+        ("http://[::1]:{port}/v1", ""),
+        ("http://no-such-host.invalid/v1", ""),  # DNS; in what words depends on the network
+        ("https://no-such-host.invalid:8000/v1", ""),
+        ("http://-.invalid/v1", ""),
     ],
 )
-def test_an_address_with_nobody_behind_it_ends_within_seconds(tmp_path, address):
+def test_an_address_with_nobody_behind_it_ends_within_seconds(tmp_path, address, reason):
     url = address.format(port=unused_port())
     reader = ChatReader("m", base_url=url, api_key=KEY, cache=tmp_path)
     began = time.monotonic()
-    with pytest.raises(ReaderUnavailable, match="m at .*cannot be reached: connection: "):
+    with pytest.raises(ReaderUnavailable, match=f"m at .*be reached: connection: .*({reason})"):
         reader.answer([[picture()]] * 40, ["ok"] * 40)
     assert time.monotonic() - began < 10
     assert not list(tmp_path.rglob("*.json"))
