@@ -106,17 +106,23 @@ class Adapter:
     alpha_pattern: Mapping[str, float]
 
     @classmethod
-    def open(cls, folder: Path) -> "Adapter":
+    def open(cls, folder: Path, weights: bool = True) -> "Adapter":
         """Reads the config of an adapter.
 
+        Args:
+            folder: where it is.
+            weights: whether they must be there too.
+
         Raises:
-            FileNotFoundError: the folder has no such file.
+            FileNotFoundError: the folder has no config, or no weights in safetensors.
             ValueError: the config is broken, or asks for more than LoRA; the message names the
                 file and the key.
         """
         file = folder / CONFIG
         if not file.is_file():
             raise FileNotFoundError(f"{folder} holds the weights of an adapter but no {CONFIG}")
+        if weights:
+            _require(folder / WEIGHTS)
         config = read_json(file)
         _check_supported(file, config)
         base = config.get(BASE)
@@ -278,14 +284,19 @@ def _pattern(file: Path, config: Mapping[str, Any], what: str) -> list[tuple[str
     return [(key, f"{what}_pattern.{key}", value) for key, value in pattern.items()]
 
 
-def _read_weights(file: Path) -> dict[str, np.ndarray]:
-    """All arrays of an adapter, fp32 and finite."""
+def _require(file: Path) -> None:
+    """Checks that there are weights."""
     if not file.is_file():
         pickled = f" but {PICKLED}" if (file.parent / PICKLED).is_file() else ""
         raise FileNotFoundError(
             f"{file.parent} has no {file.name}{pickled}: save the adapter with PEFT's "
             "save_pretrained(..., safe_serialization=True)"
         )
+
+
+def _read_weights(file: Path) -> dict[str, np.ndarray]:
+    """All arrays of an adapter, fp32 and finite."""
+    _require(file)
     try:
         with safetensors.safe_open(file, "numpy") as opened:
             kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}

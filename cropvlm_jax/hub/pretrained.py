@@ -205,7 +205,7 @@ class Pretrained:
         """
         folder, adapter = resolve(name, weights), None
         if is_adapter(folder):
-            adapter = Adapter.open(folder)
+            adapter = Adapter.open(folder, weights)
             folder = _base_folder(adapter, weights)
         for file in ("config.json", "tokenizer.json"):
             if not (folder / file).is_file():

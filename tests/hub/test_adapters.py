@@ -15,13 +15,24 @@ from safetensors.numpy import load_file, save_file
 from tiny_peft import adapt
 
 from cropvlm_jax.hub.adapter_export import export_adapter
-from cropvlm_jax.hub.adapters import BASE, CONFIG, PICKLED, WEIGHTS, Adapter, is_adapter
+from cropvlm_jax.hub.adapters import (
+    BASE,
+    CONFIG,
+    PICKLED,
+    PREFIX,
+    WEIGHTS,
+    Adapter,
+    bare_name,
+    is_adapter,
+)
 from cropvlm_jax.hub.weights import load_weights
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.llava.weights import WEIGHTS as LLAVA
+from cropvlm_jax.models.qwen2_5_vl.weights import WEIGHTS as QWEN
 from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
 from cropvlm_jax.models.smolvlm.model import SmolVLM
-from cropvlm_jax.models.smolvlm.weights import WEIGHTS as TABLE
+from cropvlm_jax.models.smolvlm.weights import WEIGHTS as SMOLVLM
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -62,7 +73,7 @@ def abstract(config: SmolVLMConfig) -> SmolVLM:
 
 def load(folder: pathlib.Path, config: SmolVLMConfig, adapter: Adapter | None = None) -> SmolVLM:
     graphdef, params = nnx.split(abstract(config))
-    return nnx.merge(graphdef, load_weights(folder, params, TABLE, adapter))
+    return nnx.merge(graphdef, load_weights(folder, params, SMOLVLM, adapter))
 
 
 def make_adapted(model: SmolVLM, config: lora.LoRAConfig) -> SmolVLM:
@@ -113,7 +124,7 @@ def shapes_of(model: SmolVLM) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's weights by Hugging Face's names."""
     leaves = {".".join(map(str, path)): x for path, x in nnx.to_flat_state(nnx.state(model))}
     shapes = {}
-    for row in (row for row in TABLE if row.ours in leaves):
+    for row in (row for row in SMOLVLM if row.ours in leaves):
         leaf = leaves[row.ours].get_value()
         parts = jax.eval_shape(row.parts, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
         shapes |= zip(row.names(leaf), (part.shape for part in parts), strict=True)
@@ -273,6 +284,33 @@ def test_an_absent_rank_is_8(tmp_path):
     change_config(tmp_path, r=None, lora_alpha=None, lora_dropout=None)
     found = Adapter.open(tmp_path).fit(shapes_of(model))
     assert {(len(x.a), x.scale) for x in found.values()} == {(8, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("module", "weight"),
+    [  # of LLaVA and Qwen2.5-VL, in transformers 4.51, 4.57 and 5, and the Hub's files
+        ("language_model.model.layers.1.mlp.up_proj", "language_model.model.layers.1.mlp.up_proj"),
+        ("model.language_model.layers.1.mlp.up_proj", "language_model.model.layers.1.mlp.up_proj"),
+        ("lm_head", "language_model.lm_head"),
+        ("model.multi_modal_projector.linear_1", "multi_modal_projector.linear_1"),
+        (
+            "model.vision_tower.encoder.layers.2.mlp.fc1",
+            "vision_tower.vision_model.encoder.layers.2.mlp.fc1",
+        ),
+        ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
+        ("model.language_model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
+        ("model.visual.blocks.3.attn.qkv", "visual.blocks.3.attn.qkv"),
+        ("visual.merger.mlp.0", "visual.merger.mlp.0"),
+    ],
+)
+def test_modules_and_weights_of_all_versions_meet(module, weight):
+    assert bare_name(PREFIX + module) == bare_name(module) == bare_name(weight)
+
+
+@pytest.mark.parametrize("table", [SMOLVLM, LLAVA, QWEN])
+def test_no_two_weights_meet(table):
+    names = {row.hf.removesuffix(".weight") for row in table}
+    assert len({bare_name(name) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -436,11 +474,14 @@ def test_folders_without_readable_weights_are_refused(saved):
         with pytest.raises(ValueError, match=rf"{folder}.{WEIGHTS} is not .* git-lfs"):
             adapter.fit(shapes)
     (folder / WEIGHTS).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{folder} has no {WEIGHTS}: save"):
-        adapter.fit(shapes)
-    (folder / PICKLED).touch()
-    with pytest.raises(FileNotFoundError, match=rf"no {WEIGHTS} but {PICKLED}: save"):
-        adapter.fit(shapes)
+    for do in (lambda: adapter.fit(shapes), lambda: Adapter.open(folder)):
+        (folder / PICKLED).unlink(missing_ok=True)
+        with pytest.raises(FileNotFoundError, match=rf"{folder} has no {WEIGHTS}: save"):
+            do()
+        (folder / PICKLED).touch()
+        with pytest.raises(FileNotFoundError, match=rf"no {WEIGHTS} but {PICKLED}: save"):
+            do()
+    assert Adapter.open(folder, weights=False) == adapter
     assert is_adapter(folder)
     (folder / CONFIG).unlink()
     assert is_adapter(folder)
