@@ -11,6 +11,7 @@ Shape letters: I input features, O output features, R rank.
 import collections
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ READ_OR_HARMLESS = set(
     "qalora_group_size".split()
 )
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
+LARGEST = float(np.finfo(np.float32).max)
 REMEDY = "Merge the adapter with PEFT's merge_and_unload() and open the model that you save then"
 
 
@@ -131,16 +133,16 @@ class Adapter:
                 f"{file}: {BASE}={base!r}: write there the folder or the Hugging Face id of the "
                 "model that the adapter was trained on"
             )
-        if not Path(base).expanduser().is_dir() and (folder / base).is_dir():
+        if not os.path.isdir(os.path.expanduser(base)) and (folder / base).is_dir():
             base = str((folder / base).resolve())
-        revision = config.get("revision")
-        if revision is not None and not isinstance(revision, str):
-            raise ValueError(f"{file}: revision={revision!r} is not a text")
+        for key, kind in (("revision", str), ("use_rslora", bool)):
+            if not isinstance(config.get(key), kind | None):
+                raise ValueError(f"{file}: {key}={config[key]!r} is not a {kind.__name__}")
         _number(file, "lora_dropout", config.get("lora_dropout", 0.0), least=0)
         return cls(
             folder=folder,
             base=base,
-            revision=revision,
+            revision=config.get("revision"),
             rank=_rank(file, "r", config.get("r", 8)),  # the defaults are PEFT's
             alpha=_number(file, "lora_alpha", config.get("lora_alpha", 8)),
             rank_stabilised=bool(config.get("use_rslora")),
@@ -179,7 +181,7 @@ class Adapter:
                 root = math.sqrt(rank) if self.rank_stabilised else rank
                 b = pair["B"].reshape(-1, rank)  # a convolution's has kernels of one pixel
                 found[module] = LowRank(pair["A"], b, alpha / root)
-                if not found[module].bound < float(np.finfo(np.float32).max):
+                if not found[module].bound < LARGEST:
                     problems.append(f"{module} has values that are too large")
         _refuse(file, problems, REMEDY)
         return found
@@ -257,7 +259,7 @@ def _check_supported(file: Path, config: Mapping[str, Any]) -> None:
 
 def _number(file: Path, key: str, value: Any, least: float | None = None) -> float:
     """Checks that a value is a number above 0, or of at least `least`."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value < LARGEST:
         if value > 0 or (least is not None and value >= least):
             return float(value)
     needed = "above 0" if least is None else f"of at least {least}"

@@ -3,6 +3,7 @@
 """Model folders as `transformers` writes them, opened and loaded."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
     Raises:
         FileNotFoundError: `name` is none of these.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # leaves a user that does not exist as it is
     for candidate in (folder, BUNDLED / name):
         if candidate.is_dir():
             return candidate

@@ -142,7 +142,9 @@ def test_a_base_is_found(where, adapter, tmp_path, monkeypatch):
     assert Pretrained.open(os.path.relpath(adapter)).folder.samefile(folder)
 
 
-@pytest.mark.parametrize("base", ["/moved/away", "runs/old/cropper", "no/such-model", "~/x", "a b"])
+@pytest.mark.parametrize(
+    "base", ["/moved/away", "runs/old/cropper", "no/such-model", "~/x", "~no-one/x", "a b"]
+)
 def test_a_base_that_is_not_there_is_named(adapter, base):
     set_base(adapter, base)
     with pytest.raises(FileNotFoundError) as caught:

@@ -354,9 +354,14 @@ def test_unsupported_features_are_refused_by_name(saved, key, value):
     ("key", "value"),
     [
         *(("r", value) for value in (0, -1, 4.0, "4", True, [4], float("nan"))),
-        *(("lora_alpha", value) for value in (0, -1, "6", True, float("nan"), float("inf"), {})),
+        *(
+            ("lora_alpha", value)
+            for value in (0, -1, 10**400, "6", True, float("nan"), float("inf"), {})
+        ),
         *(("lora_dropout", value) for value in (-0.1, "0", float("nan"), [])),
         ("revision", 3),
+        ("use_rslora", "false"),
+        ("use_rslora", 1),
         ("rank_pattern", ["q_proj"]),
         ("alpha_pattern", "q_proj"),
         *((BASE, value) for value in ("", 3, ["a"], False)),
