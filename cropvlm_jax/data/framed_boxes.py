@@ -89,7 +89,8 @@ def doubt(boxes: np.ndarray, sizes: np.ndarray) -> str:
     beyond = ((boxes[:, 2:] > sides * (1 + BEYOND)) | (boxes[:, :2] < -BEYOND * sides)).any(-1)
     largest = boxes.max()
     if beyond.sum() >= max(FEW, OFTEN * len(boxes)):
-        likely = next((name for limit, name in _SMALLER.items() if largest <= limit), "pixels")
+        others = (name for limit, name in _SMALLER.items() if largest <= limit)
+        likely = next(others, "pixels of pictures of another size")
         count = f"{beyond.sum()} of {len(boxes)} boxes"
         return f"{count} reach beyond their pictures; their numbers may count {likely}"
     for limit, name in _SMALLER.items():

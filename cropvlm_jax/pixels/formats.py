@@ -25,7 +25,7 @@ class Kind(NamedTuple):
 
 _HEIC = Kind("a HEIC picture (of an iPhone, for example)", _CONVERT)
 _VIDEO = Kind("a video", _FRAME)
-# Of ISO base media files, by the brand after "ftyp".
+# Of ISO base media files, by the brands after "ftyp"; the first that is among them counts.
 _BRANDS = {
     b"avif": Kind("an AVIF picture", _CONVERT),
     b"avis": Kind("an AVIF picture", _CONVERT),
@@ -71,8 +71,9 @@ def kind_of(head: bytes) -> Kind | None:
     if not head.strip(b"\0"):
         return Kind("nothing but zeros" if head else "an empty file", _AGAIN)
     if head[4:8] == b"ftyp":
-        brands = [head[start : start + 4] for start in (8, *range(16, len(head) - 3, 4))]
-        return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), _VIDEO)
+        end = int.from_bytes(head[:4], "big")
+        brands = [head[start : start + 4] for start in (8, *range(16, end, 4))]
+        return next((kind for brand, kind in _BRANDS.items() if brand in brands), _VIDEO)
     if head[:4] == b"RIFF" and head[8:11] == b"AVI":
         return _VIDEO
     if head[128:132] == b"DICM":

@@ -437,6 +437,7 @@ def _iso(brand, *others):
         (_iso(b"mif1", b"heic"), "a HEIC picture", "convert it"),
         (_iso(b"avif", b"mif1"), "an AVIF picture", "convert it"),
         (_iso(b"avis"), "an AVIF picture", "convert it"),
+        (_iso(b"mif1", b"miaf", b"avif"), "an AVIF picture", "convert it"),
         (_iso(b"crx "), "a raw photo", "convert it"),
         (_iso(b"isom", b"mp42"), "a video", "take frames out of it"),
         (_iso(b"qt  "), "a video", "take frames"),

@@ -145,7 +145,12 @@ class _Parser:
         for frame, written in self.written.items():
             boxes, sizes = (np.array(values, float) for values in zip(*written, strict=True))
             if reason := framed_boxes.doubt(boxes, sizes):
-                logging.warning("%s: is %r the frame of the boxes? %s", self.name, frame, reason)
+                logging.warning(
+                    '%s: is %r the frame of the boxes? %s; "frame" in each line says which it is',
+                    self.name,
+                    frame,
+                    reason,
+                )
 
     def log_unread(self) -> None:
         """Logs the fields that nothing reads, some of which may be misspelled."""
