@@ -11,7 +11,7 @@ import re
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,20 @@ QUESTIONS_PER_PAGE = 2
 _PHRASE = re.compile(r"(?<!\S)(?=(?P<phrase>(?:[^\W\d_]+ ){3})(?P<word>[^\W\d_]{4,14})(?!\S))")
 _FINE = 10**6  # steps of the grid on which page coordinates become percent boxes
 _LOCK = threading.Lock()  # PDFium is not thread-safe
+
+# Kinds of pages.
+ASKED, EMPTY, NO_TEXT = "with questions", "empty", "without a text layer"
+SMALL, NOTHING, BROKEN = "with too small text", "with nothing to ask about", "broken"
+KINDS = (ASKED, EMPTY, NO_TEXT, SMALL, NOTHING, BROKEN)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Page:
+    """A page: its kind, one of `KINDS`; the questions about it; and, where it is broken, why."""
+
+    kind: str
+    questions: Sequence[rows.Row] = ()
+    error: str = ""
 
 
 class _Candidate(NamedTuple):
@@ -81,83 +95,43 @@ def open(folder: str | os.PathLike, split: str) -> Source:
         )
     examples: list[rows.Row] = []
     skipped: list[str] = []
-    total = _Pages()
+    kinds: Counter[str] = Counter()
     for number, path in enumerate(paths, 1):
         name = _readable(path.relative_to(root))
         try:
             inside(root, str(path.relative_to(root)))
-            with _LOCK, pypdfium2.PdfDocument(path) as document:
-                pages = _Pages()
-                for index in range(len(document)):
-                    try:
-                        examples.extend(_examples(document, index, name, path, pages))
-                    except pypdfium2.PdfiumError as error:
-                        skipped.append(f"{name} page {index + 1}: {error}")
-                    logging.log_every_n_seconds(
-                        logging.INFO,
-                        "pdfs/%s: file %d of %d, %d questions",
-                        5,
-                        split,
-                        number,
-                        len(paths),
-                        len(examples),
-                    )
-            skipped.extend(f"{name}: {fault}" for fault in pages.faults())
-            total.add(pages)
+            pages = _read(path, name, f"pdfs/{split}: file {number} of {len(paths)}")
         except (pypdfium2.PdfiumError, OSError, ValueError) as error:
             skipped.append(f"{name}: {error}")
-    logging.info("pdfs/%s: %d files, %s", split, len(paths), total)
+            continue
+        of_file = Counter(page.kind for page in pages)
+        kinds += of_file
+        examples += (question for page in pages for question in page.questions)
+        skipped += (f"{name} {page.error}" for page in pages if page.error)
+        skipped += (f"{name}: {fault}" for fault in _faults(of_file))
+    counts = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS)
+    logging.info("pdfs/%s: %d files, %d pages: %s", split, len(paths), kinds.total(), counts)
     return Source(f"pdfs/{split}", examples, _render, skipped)
 
 
-@dataclasses.dataclass
-class _Pages:
-    """How many pages of a file, or of several, are of which kind.
-
-    Attributes:
-        asked: pages with questions.
-        empty: pages with nothing on them.
-        no_text: pages with something on them, but no text.
-        too_small: pages without questions, as text that could be asked about is too small.
-        nothing: pages without questions although they have text.
-    """
-
-    asked: int = 0
-    empty: int = 0
-    no_text: int = 0
-    too_small: int = 0
-    nothing: int = 0
-
-    def __str__(self) -> str:
-        return (
-            f"{sum(dataclasses.astuple(self))} pages: {self.asked} with questions, {self.empty} "
-            f"empty, {self.no_text} without a text layer, {self.too_small} with too small text, "
-            f"{self.nothing} with nothing to ask about"
+def _faults(kinds: Counter[str]) -> Iterator[str]:
+    """What a user should know of a file, a line for each, from how many pages are of each kind."""
+    count = kinds.total()
+    if kinds[NO_TEXT]:
+        yield (
+            f"no text layer on {kinds[NO_TEXT]} of {count} pages, perhaps scans: run OCR first, "
+            "such as `ocrmypdf IN.pdf OUT.pdf`"
         )
-
-    def add(self, other: "_Pages") -> None:
-        """Counts the pages of another file too."""
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-
-    def faults(self) -> Iterator[str]:
-        """What a user should know of the file that these pages are of, a line for each."""
-        count = sum(dataclasses.astuple(self))
-        if self.no_text:
-            yield (
-                f"no text layer on {self.no_text} of {count} pages, perhaps scans: run OCR first, "
-                "such as `ocrmypdf IN.pdf OUT.pdf`"
-            )
-        if self.too_small:
-            yield (
-                f"text lower than {LEAST_HEIGHT} px as rendered on {self.too_small} of {count} "
-                "pages: cut such large pages into smaller ones"
-            )
-        if not self.asked and (self.nothing or not count - self.empty):
-            yield (
-                f"nothing to ask about on its {count} pages: no sentences, no table of contents; "
-                "if they are scans with a stamp, run OCR first"
-            )
+    if kinds[SMALL]:
+        yield (
+            f"text lower than {LEAST_HEIGHT} px as rendered on {kinds[SMALL]} of {count} pages: "
+            "cut such large pages into smaller ones"
+        )
+    if not kinds[ASKED] and (kinds[NOTHING] or kinds[EMPTY] == count):
+        yield (
+            f"nothing to ask about on its {count} pages: no sentences, no table of contents; if "
+            "they are scans with a stamp, run OCR first"
+        )
 
 
 def _readable(path: Path) -> str:
@@ -188,10 +162,21 @@ def _render(place: tuple[Path, int]) -> np.ndarray:
         raise OSError(f"cannot render page {index + 1} of {path}: {error}") from error
 
 
-def _examples(
-    document: Any, index: int, name: str, path: Path, pages: _Pages
-) -> Iterator[rows.Row]:
-    """The questions about a page, which is counted in `pages`."""
+def _read(path: Path, name: str, progress: str) -> list[_Page]:
+    """The pages of a file that is called `name`; raises `PdfiumError` where it cannot be opened."""
+    pages = []
+    with _LOCK, pypdfium2.PdfDocument(path) as document:
+        for index in range(len(document)):
+            logging.log_every_n_seconds(logging.INFO, "%s, page %d", 5, progress, index + 1)
+            try:
+                pages.append(_read_page(document, index, name, path))
+            except pypdfium2.PdfiumError as error:
+                pages.append(_Page(BROKEN, error=f"page {index + 1}: {error}"))
+    return pages
+
+
+def _read_page(document: Any, index: int, name: str, path: Path) -> _Page:
+    """A page and the questions about it."""
     with (
         contextlib.closing(document[index]) as page,
         contextlib.closing(page.get_textpage()) as layer,
@@ -199,18 +184,15 @@ def _examples(
         length = layer.count_chars()
         text = "".join(chr(raw.FPDFText_GetUnicode(layer.raw, i)) for i in range(length))
         if not text.strip():
-            drawn = raw.FPDFPage_CountObjects(page.raw) > 0
-            pages.no_text += drawn
-            pages.empty += not drawn
-            return
+            return _Page(NO_TEXT if raw.FPDFPage_CountObjects(page.raw) > 0 else EMPTY)
 
         def order(candidate: _Candidate) -> bytes:
             return hashlib.sha256(f"{name} {index} {candidate.start}".encode()).digest()
 
         candidates = sorted(_contents(text, layer) or _phrases(text), key=order)
         placed = ((c, _place(c, text, layer, page)) for c in candidates)
-        least = LEAST_HEIGHT / _scale(page)
-        asked, small = 0, False
+        least, small = LEAST_HEIGHT / _scale(page), False
+        questions: list[rows.Row] = []
         for candidate, place in placed:
             if place is None:
                 continue
@@ -218,20 +200,19 @@ def _examples(
             if height < least:
                 small = True
                 continue
-            asked += 1
-            yield {
-                "example_id": f"pdfs/{name}/{index + 1}.{asked}",
-                "image": (path, index),
-                "question": unicodedata.normalize("NFKC", candidate.question),  # no ligatures
-                "answers": [unicodedata.normalize("NFKC", candidate.answer)],
-                "box": box,
-                "category": candidate.category,
-            }
-            if asked == QUESTIONS_PER_PAGE:
+            questions.append(
+                {
+                    "example_id": f"pdfs/{name}/{index + 1}.{len(questions) + 1}",
+                    "image": (path, index),
+                    "question": unicodedata.normalize("NFKC", candidate.question),  # no ligatures
+                    "answers": [unicodedata.normalize("NFKC", candidate.answer)],
+                    "box": box,
+                    "category": candidate.category,
+                }
+            )
+            if len(questions) == QUESTIONS_PER_PAGE:
                 break
-        pages.asked += asked > 0
-        pages.too_small += small and not asked
-        pages.nothing += not asked and not small
+    return _Page(ASKED if questions else SMALL if small else NOTHING, questions)
 
 
 def _contents(text: str, layer: Any) -> list[_Candidate]:
