@@ -216,6 +216,8 @@ class Pretrained:
                 raise FileNotFoundError(f"{folder} has no {file}: not a model folder{named}{hint}")
         for file in JSON_FILES:
             read_json(folder / file)
+            if adapter:
+                read_json(adapter.folder / file)
         changes = {key: value for key, value in (processor or {}).items() if value is not None}
         return cls._read(folder, adapter, changes)
 
@@ -242,6 +244,8 @@ class Pretrained:
             if changes:
                 config, longest_edge = architecture.configure(shape, files.images, changes)
         tokenizer, end = _read_tokenizer(folder / "tokenizer.json", architecture, config)
+        if adapter and (adapter.folder / "tokenizer.json").is_file():  # must fit the base as well
+            _read_tokenizer(adapter.folder / "tokenizer.json", architecture, config)
         return cls(folder, architecture, config, tokenizer, longest_edge, end, adapter, changes)
 
     def conversations(self, **options: Any) -> Conversations:

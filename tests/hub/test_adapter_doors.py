@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
+from tokenizers import Tokenizer
 
 from cropvlm_jax import CropVLM
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
@@ -119,6 +120,25 @@ def test_pictures_are_prepared_as_the_adapter_says(adapter, tmp_path, nested):
     assert opened.longest_edge == 2 * base.longest_edge
     export(tmp_path / "out", opened.load(), opened)
     assert Pretrained.open(tmp_path / "out").longest_edge == 2 * base.longest_edge
+
+
+@pytest.mark.parametrize(
+    "name", ["processor_config.json", "tokenizer_config.json", "tokenizer.json", "config.json"]
+)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xef\xbb\xbf{}"])
+def test_broken_files_beside_an_adapter_are_named(adapter, name, content):
+    (adapter / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{adapter}.{name}"):
+        Pretrained.open(adapter)
+
+
+def test_tokens_that_the_base_lacks_are_named(adapter):
+    base = Pretrained.open(NAME)
+    more = Tokenizer.from_str(base.tokenizer.to_str())
+    more.add_tokens([f"<more {i}>" for i in range(base.config.text.vocab_size)])
+    more.save(str(adapter / "tokenizer.json"))
+    with pytest.raises(ValueError, match=rf"{adapter}.tokenizer.json: .* vocab_size="):
+        Pretrained.open(adapter)
 
 
 BASES = ["absolute", "beside", "above", "nested", "working directory", "home", "dot"]
