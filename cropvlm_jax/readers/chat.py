@@ -160,7 +160,8 @@ class ChatReader:
 
     def _check(self, replies: Sequence[Reply]) -> None:
         """Tells of replies that failed; raises ReaderUnavailable where nothing else is to come."""
-        logging.log_every_n_seconds(logging.INFO, "%s: %s", 60, self.name, self.traffic)
+        if self.traffic.has_doubled():
+            logging.info("%s: %s", self.name, str(self.traffic))
         failed = [reply for reply in replies if reply.unanswered]
         if failed:
             logging.warning(
@@ -311,7 +312,7 @@ class _Traffic:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._count = self._total = self._largest = 0
+        self._count = self._total = self._largest = self._told = 0
 
     def add(self, size: int) -> None:
         """Counts a request of `size` bytes."""
@@ -319,6 +320,13 @@ class _Traffic:
             self._count += 1
             self._total += size
             self._largest = max(self._largest, size)
+
+    def has_doubled(self) -> bool:
+        """Whether twice as many requests were sent as when this was true before."""
+        if self._count < max(2 * self._told, 1):
+            return False
+        self._told = self._count
+        return True
 
     def __str__(self) -> str:
         mean = self._total / max(self._count, 1)

@@ -95,7 +95,10 @@ class Evaluate:
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         for name, (total, count) in totals.items():
             moment.held_out[f"eval/{name}"] = float(total / count) if count else math.nan
-        values = "  ".join(f"{name} {value:.3f}" for name, value in moment.held_out.items())
+        values = "  ".join(
+            f"{name} {value:.3f}" if math.isfinite(value) else f"{name} of nothing"
+            for name, value in moment.held_out.items()
+        )
         logging.info("after step %d: %s", moment.step, values)
         self.reporter.write(moment.step, moment.held_out)
 

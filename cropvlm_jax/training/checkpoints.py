@@ -78,7 +78,8 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_flat(state)), place=ocp.args.JsonSave(dict(place))
         )
-        ranked = {self._best: float(metrics[self._best])} if self._best in metrics else None
+        value = float(metrics.get(self._best, math.nan))
+        ranked = {self._best: value} if math.isfinite(value) else None  # orbax would write NaN
         self._manager.save(step, args=items, metrics=ranked)
 
     def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:

@@ -9,7 +9,6 @@ import re
 
 import numpy as np
 import pytest
-from absl import logging as absl_logging
 from chat_server import KEY, endpoint, picture, serving
 from PIL import Image
 
@@ -133,22 +132,21 @@ def test_each_format_is_kept_apart_and_each_picture_encoded_once(tmp_path, monke
             assert len(server.requests) == sent and len(encodings) == 4
 
 
-def test_sizes_are_told(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(
-        absl_logging,
-        "log_every_n_seconds",
-        lambda level, text, n, *args: logging.getLogger("absl").log(logging.WARNING, text, *args),
-    )
+def test_sizes_are_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     with serving() as server:
-        endpoint(server, tmp_path).answer([[photo(900, 900)], [picture()]], ["ok a", "ok b"])
-        largest = max(
-            len(body["messages"][0]["content"][0]["image_url"]["url"])
-            for *_, body in server.requests
-        )
-    (said,) = [r.getMessage() for r in caplog.records if "requests sent" in r.getMessage()]
-    count, mean, most = re.search(
-        r"(\d+) requests sent, ([\d.]+) MB on average, ([\d.]+) MB at most", said
-    ).groups()
-    assert int(count) == 2 and float(most) == pytest.approx(largest / 1e6, abs=0.01)
-    assert float(mean) == pytest.approx(largest / 2e6, abs=0.01)
-    assert KEY not in said
+        reader = endpoint(server, tmp_path)
+        reader.answer([[photo(900, 900)], [picture()]], ["ok"] * 2)
+        sent = [body["messages"][0]["content"][0]["image_url"] for *_, body in server.requests]
+        largest = max(len(part["url"]) for part in sent)
+        for i in range(1, 16):
+            reader.answer([[picture(i)]], ["ok"])
+    said = [r.getMessage() for r in caplog.records if "requests sent" in r.getMessage()]
+    found = [
+        re.search(r"(\d+) requests sent, ([\d.]+) MB on average, ([\d.]+) MB at most", text)
+        for text in said
+    ]
+    assert [int(match[1]) for match in found] == [2, 4, 8, 16]
+    assert all(float(match[3]) == pytest.approx(largest / 1e6, abs=0.01) for match in found)
+    assert float(found[0][2]) == pytest.approx(largest / 2e6, abs=0.01)
+    assert KEY not in "".join(said)

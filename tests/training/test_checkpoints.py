@@ -98,6 +98,18 @@ def test_the_latest_stay_and_the_best_of_all_restarts(tmp_path):
     assert sorted(steps) == [2, 4, 5]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_metric_that_is_not_finite_is_not_written(tmp_path, value):
+    checkpoints = Checkpoints(tmp_path, keep=2, best="eval/reward")
+    checkpoints.save(1, make_state(1), PLACE, {"eval/reward": value})
+    checkpoints.close()
+    small = [p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size < 10_000]
+    assert small and not any(
+        b"NaN" in p.read_bytes() or b"Infinity" in p.read_bytes() for p in small
+    )
+    check_restored(tmp_path, 1)
+
+
 def test_checkpoints_that_another_program_wrote_stay_where_they_are(tmp_path):
     save(tmp_path, 1, 2)
     checkpoints = Checkpoints(tmp_path, keep=5)
