@@ -9,12 +9,17 @@ import pickle
 import random
 import subprocess
 import sys
+import tempfile
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from cropvlm_jax import geometry
 from cropvlm_jax.data import rows, sources
 from cropvlm_jax.data.source import Source, inside
 from cropvlm_jax.data.sources import docvqa, jsonl, open_source, sroie, stvqa, textvqa
@@ -736,6 +741,33 @@ def test_fields_that_nothing_reads_are_named(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="absl")
     open_lines(tmp_path, [GOOD | {"bbox": [1, 2, 3, 4]}, GOOD | {"source": "web"}])
     assert "'bbox' (1x, is 'box' meant?), 'source' (1x)" in caplog.text
+
+
+ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["pixels", "percent", "pictures/a.png", "\ud800", 10**400, -0.0]),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+BOXES = st.lists(st.integers(-5, 120) | st.floats(-5, 120), min_size=4, max_size=4)
+ODD = st.fixed_dictionaries({}, optional=dict.fromkeys(jsonl.FIELDS, ANY) | {"box": BOXES | ANY})
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(ODD, min_size=1, max_size=8))
+def test_whatever_lines_hold_they_are_used_or_named(changes):
+    with tempfile.TemporaryDirectory() as folder:
+        lines = [GOOD, *(GOOD | change for change in changes)]
+        source = open_lines(Path(folder), lines)
+    assert len(source) + len(source.skipped) == len(lines)
+    for row in source.rows:
+        assert all(answer.strip() for answer in row["answers"]) and row["question"].encode()
+        assert "box" not in row or geometry.is_valid(np.array(row["box"]))
+        assert all(type(edge) is int for edge in row.get("box", ()))
 
 
 def test_one_json_list_is_no_file_of_lines(tmp_path):

@@ -475,6 +475,12 @@ def test_pictures_that_open_are_no_other_kind(fmt):
     assert formats.kind_of(_encoded(Image.fromarray(_noise(6, 9)), fmt)[: formats.HEAD]) is None
 
 
+@given(st.binary(max_size=40), st.sampled_from([b"", bytes(4) + b"ftyp", bytes(128), b"RIFF"]))
+def test_any_bytes_are_some_kind_or_none(data, beginning):
+    kind = formats.kind_of(beginning + data)
+    assert kind is None or (kind.name and kind.remedy)
+
+
 def test_the_thumbnail_of_a_raw_photo_is_not_taken_for_the_photo():
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[254] = 1
