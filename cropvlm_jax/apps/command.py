@@ -87,13 +87,13 @@ def explain(error: BaseException) -> str:
 def is_users(error: BaseException) -> bool:
     """Whether a user, rather than a programmer, can put an error right.
 
-    So it is where a file is missing or cannot be written, and where this package refuses something
-    or cannot go on: its messages say what to do. A ValueError that another package raised is most
-    likely our bug.
+    So it is where the system or a server refuses something, such as a file that is missing, and
+    where this package refuses something or cannot go on: its messages say what to do. A ValueError
+    that another package raised is most likely our bug.
     """
-    if is_usage(error) or (isinstance(error, OSError) and error.filename):
+    if is_usage(error) or isinstance(error, OSError):
         return True
-    if not isinstance(error, OSError | ValueError | ImportError | FloatingPointError):
+    if not isinstance(error, ValueError | ImportError | FloatingPointError):
         return False
     frames = traceback.extract_tb(error.__traceback__)
     return frames[-1].filename.startswith(PACKAGE)

@@ -49,6 +49,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     if not pathlib.Path(IMAGE.value).is_file():
         raise app.UsageError(f"--image={IMAGE.value}: no such file")
+    if OUT.value and pathlib.Path(OUT.value).suffix.lower() not in Image.registered_extensions():
+        raise app.UsageError(f"--out={OUT.value}: name a picture file, such as zoom.png")
     image = Image.fromarray(host.to_rgb(IMAGE.value))
     target = open_reader(TARGET.value) if TARGET.value else None
     model = CropVLM.from_pretrained(CROPPER.value, target)

@@ -58,6 +58,8 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
     Raises:
         FileNotFoundError: `name` is none of these.
     """
+    if not str(name):
+        raise FileNotFoundError("no model is named: give a folder or a Hugging Face id")
     folder = Path(os.path.expanduser(name))  # leaves a user that does not exist as it is
     for candidate in (folder, BUNDLED / name):
         if candidate.is_dir():

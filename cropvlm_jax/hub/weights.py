@@ -213,12 +213,17 @@ def save_weights(
         table: the rows of this architecture.
         folder: an existing folder.
         max_shard_bytes: larger models become several files and an index.
+
+    Raises:
+        ValueError: a weight has a NaN or an infinity; no file is written.
     """
     shards: list[dict[str, np.ndarray]] = [{}]
     size = total = 0
     fused: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     for row, leaf in _match(table, params).values():
         leaf = np.asarray(leaf)
+        if not _all_finite(leaf):
+            raise ValueError(f"{row.ours} has NaN or infinity, as {leaf.dtype}: it is not written")
         for name, part in zip(row.names(leaf), row.parts(leaf), strict=True):
             fused[name].append(part)
             if len(fused[name]) < row.part[1]:

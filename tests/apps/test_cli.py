@@ -86,6 +86,10 @@ def test_version():
         (["train", CONFIG, "--workdir=x", "--config.steps=a"], "--config.steps=a is not a whole "),
         (["export", "--model=a", "--out=b", "--dtype=int3"], "--dtype=int3"),
         (["zoom", "--cropper=a", "--image=missing.png", "--question=q"], "no such file"),
+        (
+            ["zoom", "--cropper=a", "--image=docs/zoom.png", "--question=q", "--out=zoom"],
+            "--out=zoom: name a picture file",
+        ),
         (["evaluate", "--croppers=zoom_digits/cropper", "--out=x"], "name=model"),
     ],
 )

@@ -118,6 +118,17 @@ def test_old_rotary_buffers_are_ignored(saved):
     assert_same(load_weights(folder, abstract, WEIGHTS), params)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_weights_that_are_not_finite_are_not_written(tmp_path, value, dtype):
+    params, _ = make_params(tied=False, dtype=dtype)
+    kernel = params["text"]["layers"]["q"]["kernel"]
+    kernel.set_value(kernel[...].at[1, 2, 3].set(value))
+    with pytest.raises(ValueError, match="text.layers.q.kernel has NaN or infinity"):
+        save_weights(params, WEIGHTS, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_head_of_a_tied_model(tmp_path):
     params, abstract = make_params(tied=True)
     save_weights(params, WEIGHTS, tmp_path)

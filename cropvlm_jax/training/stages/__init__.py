@@ -23,8 +23,13 @@ def open_stage(config: TrainConfig, abstract: bool = False, mesh: Mesh | None = 
 
     Raises:
         FileNotFoundError: a model is not there.
-        ValueError: a setting does not go with the models.
+        ValueError: a setting is missing, or does not go with the models.
     """
+    for name in ("cropper", "target") if config.stage == "grpo" else ("cropper",):
+        if not getattr(config, name):
+            raise ValueError(f"{name}='': say which model, by a folder or a Hugging Face id")
+    if not (config.data.sources or abstract):
+        raise ValueError("data.sources is empty: say what data to train on")
     if config.stage == "sft":
         return SFTStage.open(config, abstract)
     if is_black_box(config.target):
