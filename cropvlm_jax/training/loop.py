@@ -80,6 +80,8 @@ class Trainer:
         self.began = time.monotonic()
         self.config, self.workdir = config, pathlib.Path(workdir)
         self.settings = as_config_dict(config).to_dict()
+        if not config.data.sources:
+            raise ValueError("data.sources is empty: say what data to train on")
         check_claim(workdir, self.settings, resume)
         self.mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         batched = parallel.batch_sharding(self.mesh)

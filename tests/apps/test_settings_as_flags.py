@@ -186,6 +186,7 @@ FILES = [
         "grpo.beta=nan is",
     ),
     (f"{HEAD}{BODY}    return 3\n", "get_config() returns 3, not what default_config() makes"),
+    (f"{HEAD}{BODY}    return config\n", "data.sources is empty: say what data to train on"),
     (f"{HEAD}{BODY}    return [config\n", ".py:6: SyntaxError: '[' was never closed"),
     (f"{HEAD}{BODY}    return confg\n", ".py:6: NameError: name 'confg' is not defined"),
     (f"{HEAD}{BODY}    open('no/such/file')\n", ".py:6: FileNotFoundError: "),

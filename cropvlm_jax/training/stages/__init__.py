@@ -28,8 +28,6 @@ def open_stage(config: TrainConfig, abstract: bool = False, mesh: Mesh | None = 
     for name in ("cropper", "target") if config.stage == "grpo" else ("cropper",):
         if not getattr(config, name):
             raise ValueError(f"{name}='': say which model, by a folder or a Hugging Face id")
-    if not (config.data.sources or abstract):
-        raise ValueError("data.sources is empty: say what data to train on")
     if config.stage == "sft":
         return SFTStage.open(config, abstract)
     if is_black_box(config.target):
