@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,6 +209,25 @@ def test_nothing_writes_what_is_no_json():
                         yield path, f"line {call.lineno} lets NaN through: pass allow_nan=False"
 
     refuse(lenient())
+
+
+def test_advice_names_packages_that_there_are():
+    """What an error says to install is a dependency, under its own name: ours is on no index."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    needed = [*project["dependencies"], *(name for extra in extras for name in extra)]
+    known = {re.split(r"[\[<>=]", name)[0] for name in needed} - {project["name"]}
+    known |= {"libtpu", "xprof"}
+
+    def unknown() -> Iterator[tuple[str, str]]:
+        for path, tree in TREES.items():
+            texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+            for text in (text for text in texts if isinstance(text, str)):
+                for advice in re.findall(r"pip install ([^-`,;\n(][^`,;\n(]*)", text):
+                    if not known.issuperset(name.split("==")[0] for name in advice.split()):
+                        yield path, f"pip install {advice}"
+
+    refuse(unknown())
 
 
 WITHOUT_JAX = [

@@ -281,7 +281,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
     if not importlib.util.find_spec("libtpu"):
-        raise app.UsageError("the TPU compiler is missing: pip install 'cropvlm-jax[tpu]'")
+        raise app.UsageError("the TPU compiler is missing: pip install libtpu")
     # The compiler needs no chip, and is not to look for one, nor for the cloud's metadata.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # other compilers may be at work

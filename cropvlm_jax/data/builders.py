@@ -22,8 +22,8 @@ try:
     import tensorflow_datasets as tfds
 except ImportError as error:
     raise ImportError(
-        "prepared data sets need tensorflow-datasets and array_record: "
-        "pip install 'cropvlm-jax[data]'"
+        "prepared data sets need TensorFlow Datasets: "
+        "pip install tensorflow-datasets array_record importlib_resources"
     ) from error
 
 SHARD = 128  # examples: TFDS keeps a shard's pictures in memory while it writes them

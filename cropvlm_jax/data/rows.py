@@ -306,7 +306,5 @@ def import_pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(
-            "reading parquet files takes pyarrow: pip install 'cropvlm-jax[data]'"
-        ) from error
+        raise ImportError("reading parquet files takes pyarrow: pip install pyarrow") from error
     return pyarrow, pyarrow.parquet

@@ -23,7 +23,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 except ImportError as error:
-    raise ImportError("a report needs matplotlib: pip install 'cropvlm-jax[report]'") from error
+    raise ImportError("a report needs matplotlib: pip install matplotlib") from error
 
 Results = Mapping[str, Any]  # of `run.evaluate`
 

@@ -108,7 +108,7 @@ def _write_side_files(source: Pretrained, folder: Path, longest_edge: int) -> No
         files = ProcessorFiles.read(folder)
     stored = {**files.images, **source.changes}
     images = architecture.image_settings(source.config, longest_edge, stored)
-    files.write(folder, images, architecture.processor_config(source.config))
+    files.write(folder, images, architecture.processor_config(source.config, files.processor))
     for pattern in SIDE_FILES:
         for file in source.folder.glob(pattern):
             if file.name not in (INDEX, *PROCESSORS):

@@ -24,7 +24,7 @@ from cropvlm_jax.hub.files import blamed_on, read_json
 from cropvlm_jax.hub.processors import NESTED, PROCESSORS, ProcessorFiles
 from cropvlm_jax.hub.weights import INDEX, load_weights
 from cropvlm_jax.models.architecture import Architecture
-from cropvlm_jax.models.config import VLMConfig, check_supported
+from cropvlm_jax.models.config import VLMConfig
 from cropvlm_jax.models.conversations import Conversations
 from cropvlm_jax.models.registry import ARCHITECTURES
 
@@ -237,7 +237,7 @@ class Pretrained:
             shape = architecture.config.from_hf(stored)
         files = ProcessorFiles.read(processor_folder(folder, adapter))
         with blamed_on(files.images_file.with_name(NESTED)):
-            check_supported("", files.processor, architecture.processor_config(shape))
+            architecture.processor_config(shape, files.processor)
         with blamed_on(files.images_file):
             config, longest_edge = architecture.configure(shape, files.images, {})
         with blamed_on(folder):

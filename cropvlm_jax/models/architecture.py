@@ -74,12 +74,14 @@ class Architecture:
         image_settings: `(config, longest_edge, stored)` to the settings of the image processor that
             make `transformers` see what `see` gives; `stored` are those of the folder that the
             model came from, which stay where they do not matter.
-        processor_config: config to what `processor_config.json` must say of the shape, if it says
-            it, so that `transformers` writes as many image tokens as we do.
+        processor_config: `(config, stored)` to what `processor_config.json` must say of the shape,
+            so that `transformers` writes as many image tokens as we do. It raises a ValueError that
+            names a setting of the stored one that says otherwise.
         see: what the model sees of a picture.
         grid: how `see` splits a picture of a size.
         image_tokens: `(config, height, width, longest_edge)` to the number of tokens that the
             decoder reads of a picture of this size.
+        fewer_tokens: what makes pictures cost fewer tokens, for messages.
         processor_settings: the settings of the image processor that a user may change.
         splits_pictures: whether pictures are resized to a longest edge that the user chooses, and
             larger ones are split into tiles.
@@ -104,10 +106,11 @@ class Architecture:
     tower: tuple[str, ...]
     configure: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, int]]
     image_settings: Callable[[Any, int, Mapping[str, Any]], dict[str, Any]]
-    processor_config: Callable[[Any], dict[str, Any]]
+    processor_config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
     see: See
     grid: GridOf
     image_tokens: Callable[[Any, int, int, int], int]
+    fewer_tokens: str
     processor_settings: tuple[str, ...] = ()
     splits_pictures: bool = False
     can_crop: bool = False

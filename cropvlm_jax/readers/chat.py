@@ -96,7 +96,7 @@ class ChatReader:
             import openai
         except ImportError as error:
             raise ImportError(
-                "chat endpoints take the openai client: pip install 'cropvlm-jax[targets]'"
+                "chat endpoints take the openai client: pip install openai"
             ) from error
         base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         key = api_key or os.environ.get("OPENAI_API_KEY")

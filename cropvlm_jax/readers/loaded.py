@@ -76,7 +76,7 @@ class LoadedModel:
         if start + reply_tokens > limit:
             raise ValueError(
                 f"{start} prompt tokens and {reply_tokens} for the reply are over the model's "
-                f"{limit} positions: shorten the texts or use a smaller longest_edge"
+                f"{limit} positions: shorten the texts or {self.source.architecture.fewer_tokens}"
             )
         return Row(
             images=images,

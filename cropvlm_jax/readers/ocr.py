@@ -160,7 +160,8 @@ def rapidocr(models: str) -> Callable[[np.ndarray], str]:
         )
     except ImportError as error:
         raise ImportError(
-            f"rapidocr:{models} takes RapidOCR: pip install 'cropvlm-jax[targets]' ({error})"
+            f"rapidocr:{models} takes RapidOCR ({error}): "
+            "pip install onnxruntime rapidocr==3.10.0 rapidocr-onnxruntime==1.4.4"
         ) from error
 
     def read(picture: np.ndarray) -> str:

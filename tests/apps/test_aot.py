@@ -22,7 +22,7 @@ PHASES = ["prefix", "rollout", "reward", "reference", "update"]
 def compiled(tmp_path):
     """Runs the app on the tiny models and gives its report."""
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("the TPU compiler needs: pip install 'cropvlm-jax[tpu]'")
+        pytest.skip("the TPU compiler needs: pip install libtpu")
 
     def run(topology, *settings):
         command = [sys.executable, "-m", "cropvlm_jax.apps.aot", f"--topology={topology}"]

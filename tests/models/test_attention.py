@@ -89,7 +89,7 @@ def test_which_devices_have_cudnn(kind, capability, has):
 
 def test_compiled_for_four_chips(monkeypatch):
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("the TPU compiler needs: pip install 'cropvlm-jax[tpu]'")
+        pytest.skip("the TPU compiler needs: pip install libtpu")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # unknown to that compiler

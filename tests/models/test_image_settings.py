@@ -58,6 +58,15 @@ LLAVA = ON | {
     "resample": 3,
     "size": {"shortest_edge": 336},
 }
+LLAVA_PROCESSOR = {
+    "image_token": "<image>",
+    "num_additional_image_tokens": 1,
+    "patch_size": 14,
+    "processor_class": "LlavaProcessor",
+    "vision_feature_select_strategy": "default",
+}
+LLAVA_UNSET = {"patch_size": None, "vision_feature_select_strategy": None}
+LLAVA_UNSET |= {"num_additional_image_tokens": 0}
 QWEN = {
     "min_pixels": 3136,
     "max_pixels": 12845056,
@@ -173,7 +182,9 @@ SPELLINGS = {
     "smolvlm-768": ("smolvlm", dict(flat=released_smolvlm() | {"size": {"longest_edge": 768}})),
     "smolvlm-one-mean": ("smolvlm", dict(flat=released_smolvlm() | {"image_mean": 0.5})),
     "llava": ("llava", dict(flat=LLAVA)),
-    "llava-processor": ("llava", dict(flat=LLAVA, patch_size=14, num_additional_image_tokens=1)),
+    "llava-processor": ("llava", dict(flat=LLAVA, **LLAVA_PROCESSOR)),
+    "llava-4.44": ("llava", dict(flat=LLAVA, patch_size=14, image_token="<image>")),
+    "llava-4.46": ("llava", dict(flat=LLAVA, **LLAVA_UNSET)),
     "llava-nested": ("llava", dict(nested=LLAVA)),
     "llava-nulls": ("llava", dict(nested=LLAVA_NULLS)),
     "llava-old": ("llava", dict(flat=LLAVA_OLD)),
@@ -297,6 +308,7 @@ REFUSED = {
         {"size": None},
         {"size": {"height": 512, "width": 512}},
         {"size": {"longest_edge": 0}},
+        {"size": {"longest_edge": 1024, "shortest_edge": None}},
         {"size": {"longest_edge": 512.5}},
         {"size": {"longest_edge": "2048"}},
         {"size": {"shortest_edge": 378, "longest_edge": 980}},
@@ -407,7 +419,9 @@ def test_a_nested_image_processor_replaces_the_flat_file(tmp_path):
         ("smolvlm", {"image_seq_len": "64"}),
         ("smolvlm-2.2b", {"image_seq_len": 64}),
         ("llava", {"patch_size": 16}),
-        ("llava", {"num_additional_image_tokens": 0}),
+        ("llava", {"num_additional_image_tokens": 0, "vision_feature_select_strategy": "default"}),
+        ("llava", {"num_additional_image_tokens": 1}),
+        ("llava", {"num_additional_image_tokens": 2, "vision_feature_select_strategy": "default"}),
         ("llava", {"vision_feature_select_strategy": "full"}),
     ],
     ids=str,

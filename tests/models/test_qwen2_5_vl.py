@@ -315,6 +315,13 @@ def test_a_target_asks_and_answers_as_transformers(folder, theirs):
     np.testing.assert_allclose(got, likely, rtol=1e-5)
 
 
+def test_a_prompt_that_is_too_long_names_a_setting_that_there_is(folder):
+    target = VLMReader.from_pretrained(folder, processor={"max_pixels": PIXELS})
+    picture = np.zeros((30, 40, 3), np.uint8)
+    with pytest.raises(ValueError, match="over the model's 512 positions.* smaller max_pixels"):
+        target.answer([[picture]], ["What? " * 512])
+
+
 def test_the_reward_in_the_step_is_what_transformers_says_of_the_crops(folder, theirs):
     source = Pretrained.open(folder, processor={"max_pixels": PIXELS})
     reader, weights = nnx.split(source.load())

@@ -26,7 +26,7 @@ try:
     import pypdfium2
     from pypdfium2 import raw
 except ImportError as error:
-    raise ImportError("reading PDFs needs pypdfium2: pip install 'cropvlm-jax[data]'") from error
+    raise ImportError("reading PDFs needs pypdfium2: pip install pypdfium2") from error
 
 DPI = 150
 MAX_EDGE = 4096  # px

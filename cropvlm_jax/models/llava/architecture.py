@@ -26,6 +26,7 @@ ARCHITECTURE = Architecture(
     see=image_processing.see,
     grid=image_processing.grid,
     image_tokens=image_processing.image_tokens,
+    fewer_tokens="show fewer pictures",
     processor_settings=("do_pad",),
     load_over_mesh=True,
 )

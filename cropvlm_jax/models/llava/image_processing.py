@@ -55,13 +55,18 @@ def image_settings(
     return {"image_processor_type": kind, **_fixed(config), "do_pad": config.pad}
 
 
-def processor_config(config: LlavaConfig) -> dict[str, Any]:
+def processor_config(config: LlavaConfig, stored: Mapping[str, Any]) -> dict[str, Any]:
     """What the processor must say of the shape; see `Architecture.processor_config`."""
-    return {
+    wanted = {
         "patch_size": config.vision.patch_size,
         "num_additional_image_tokens": 1,
         "vision_feature_select_strategy": "default",
     }
+    given = {key: value for key, value in stored.items() if value is not None}
+    # The class token is added and dropped again, or, where nothing says "default", neither.
+    classes = 1 if "vision_feature_select_strategy" in given else 0
+    check_supported("", given, wanted | {"num_additional_image_tokens": classes})
+    return wanted
 
 
 def see(config: LlavaConfig, image: np.ndarray, longest_edge: int) -> tuple[np.ndarray, None]:

@@ -26,6 +26,7 @@ ARCHITECTURE = Architecture(
     see=image_processing.see,
     grid=image_processing.grid,
     image_tokens=image_processing.image_tokens,
+    fewer_tokens="use a smaller max_pixels of its image processor",
     processor_settings=("max_pixels",),
     load_over_mesh=True,
     reads_pixel_values=False,

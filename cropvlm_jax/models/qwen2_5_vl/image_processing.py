@@ -82,7 +82,7 @@ def image_settings(
     return {"image_processor_type": PROCESSORS[0], **_fixed(config), "size": size, **limits}
 
 
-def processor_config(config: QwenConfig) -> dict[str, Any]:
+def processor_config(config: QwenConfig, stored: Mapping[str, Any]) -> dict[str, Any]:
     """What the processor must say of the shape: nothing; see `Architecture.processor_config`."""
     return {}
 

@@ -70,9 +70,11 @@ def image_settings(
     }
 
 
-def processor_config(config: SmolVLMConfig) -> dict[str, Any]:
+def processor_config(config: SmolVLMConfig, stored: Mapping[str, Any]) -> dict[str, Any]:
     """What the processor must say of the shape; see `Architecture.processor_config`."""
-    return {"image_seq_len": config.image_seq_len}
+    wanted = {"image_seq_len": config.image_seq_len}
+    check_supported("", stored, wanted)
+    return wanted
 
 
 def see(

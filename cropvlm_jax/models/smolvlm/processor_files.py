@@ -52,7 +52,7 @@ def processor_files(
             f"{name}_id": tokenizer.token_to_id(token) for name, token in special.items()
         },
         "preprocessor_config.json": images | processor_class,
-        "processor_config.json": image_processing.processor_config(config) | processor_class,
+        "processor_config.json": image_processing.processor_config(config, {}) | processor_class,
         "tokenizer_config.json": tokenizer_config | special | processor_class,
         "special_tokens_map.json": special,
         "chat_template.jinja": CHAT_TEMPLATE,
