@@ -46,8 +46,8 @@ OFFICIAL = (
     Difference(
         "grpo.kl_loss_type",
         "k3",
-        "this KL is estimated from the chosen tokens, as in the GRPO paper, so its gradient is that "
-        "of the KL in the other direction",
+        "this KL is estimated from the chosen tokens, as in the GRPO paper, so its gradient is "
+        "that of the KL in the other direction",
     ),
     Difference("grpo.loss_type", "dr_grpo", "a reply's losses are summed over a constant"),
     Difference("grpo.normaliser", 32, "that constant is the limit of tokens of a reply"),
