@@ -299,8 +299,11 @@ class ChatReader:
         return min(seconds, STARTING) if failing else seconds
 
     def _said_by(self, error: Any) -> str:
-        """What a server's error says, with its status."""
-        return self._hidden(f"HTTP {error.status_code}: {error.message}")
+        """What a server's error says, with its status, and what helps where that is known."""
+        said = self._hidden(f"HTTP {error.status_code}: {error.message}")
+        if error.status_code == 413:  # content too large
+            said += "; @PIXELS and @jpeg75 after the reader's name make pictures smaller"
+        return said
 
     def _hidden(self, text: str) -> str:
         """The first words of a message; servers like to repeat the key they were given."""

@@ -158,6 +158,7 @@ def test_items_that_the_server_refuses_alone_do_not_end_the_work(server, tmp_pat
     images = [[picture(i)] for i in range(len(questions))]
     *failed, last = endpoint(server, tmp_path).answer(images, questions)
     assert all(reply.unanswered and reply.kind.startswith("HTTP 4") for reply in failed)
+    assert [reply.kind for reply in failed if "@jpeg75" in reply.failure] == ["HTTP 413"]
     assert last == Reply("said ok.")
 
 
