@@ -69,6 +69,8 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
     is_path = folder.is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2
     if is_path:
         raise FileNotFoundError(_no_folder(folder))
+    if (BUNDLED / folder.parent).is_dir() and len(folder.parts) == 2:
+        raise FileNotFoundError(_no_folder(BUNDLED / folder))
     try:
         options: dict[str, Any] = {"allow_patterns": [*SIDE_FILES, *["*.safetensors"] * weights]}
         if revision is not None:

@@ -116,16 +116,9 @@ def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
         return array.astype(dtype)
 
 
-def _all_finite(array: np.ndarray) -> bool:
-    """Whether there is no NaN and no infinity, told from the bits: fast for bfloat16 as well."""
-    bits = array.view(f"u{array.itemsize}")
-    infinity = np.array(np.inf, array.dtype).view(bits.dtype)
-    return bool((bits << 1).max(initial=0) < infinity << 1)  # without the sign
-
-
 def _blame(weights: Sequence[_Stored], dtype: Any) -> str:
     """What to say of weights of which some are not finite."""
-    broken = [weight for weight in weights if not _all_finite(_cast(weight.read(), dtype))]
+    broken = [weight for weight in weights if not np.isfinite(_cast(weight.read(), dtype)).all()]
     names = ", ".join(weight.name for weight in broken)
     return (
         f"{broken[0].path} has NaN or infinity, as {np.dtype(dtype)}, in {names}: "
@@ -194,7 +187,7 @@ def load_weights(
             row, _ = matched[_path(keys)]
             weights = [stored[name] for name in row.names(leaf)]
             array = _cast(row.join([weight.read(row.part) for weight in weights]), leaf.dtype)
-            if not _all_finite(array):
+            if not np.isfinite(array).all():
                 raise ValueError(_blame(weights, leaf.dtype))
             if leaf.sharding is None:
                 return jax.device_put(array)
@@ -222,7 +215,7 @@ def save_weights(
     fused: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     for row, leaf in _match(table, params).values():
         leaf = np.asarray(leaf)
-        if not _all_finite(leaf):
+        if not np.isfinite(leaf).all():
             raise ValueError(f"{row.ours} has NaN or infinity, as {leaf.dtype}: it is not written")
         for name, part in zip(row.names(leaf), row.parts(leaf), strict=True):
             fused[name].append(part)

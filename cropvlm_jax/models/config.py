@@ -27,6 +27,7 @@ FOREIGN = (
     "parallel_attn",
     "qk_layer_norms",
     "qk_norm",
+    "quantization",
     "quantization_config",
     "query_pre_attn_scalar",
     "residual_multiplier",
@@ -78,7 +79,7 @@ def check_not_foreign(part: str, found: Mapping[str, Any]) -> None:
     """
     for key in FOREIGN:
         if found.get(key):
-            quantised = key in ("quantization_config", "compression_config")
+            quantised = key.startswith(("quantization", "compression"))
             advice = "none: take the model before quantisation" if quantised else "False or none"
             raise ValueError(_message(part, key, found[key], advice))
     kinds = found.get("layer_types") or []
@@ -279,6 +280,7 @@ class LlamaConfig:
             "attention_bias": False,
             "mlp_bias": False,
             "sliding_window": None,
+            "is_causal": True,
         }
         check_supported("text_config", config, supported)
         rope = read_rope(config)

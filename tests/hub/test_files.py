@@ -100,6 +100,8 @@ def change(folder, file, part, values):
         ("", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}),
         ("text_config", {"quantization_config": {"quant_method": "fp8"}}),
         ("", {"compression_config": {"quant_method": "compressed-tensors"}}),
+        ("", {"quantization": {"group_size": 64, "bits": 4}}),
+        ("text_config", {"is_causal": False}),
         # What is no shape.
         ("text_config", {"hidden_size": "32"}),
         ("text_config", {"hidden_size": 32.0}),

@@ -278,7 +278,10 @@ def test_resolve(tmp_path, monkeypatch):
         resolve(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("name", ["{}/croper", "./croper", "~/no/croper", "runs/croper", "a/b/c/d"])
+@pytest.mark.parametrize(
+    "name",
+    ["{}/croper", "./croper", "~/no/croper", "runs/croper", "a/b/c/d", "zoom_digits/croper"],
+)
 def test_a_mistyped_path_is_no_matter_of_the_hub(name, tmp_path, monkeypatch):
     def offline(name, allow_patterns):
         raise LocalEntryNotFoundError(name)
@@ -291,6 +294,8 @@ def test_a_mistyped_path_is_no_matter_of_the_hub(name, tmp_path, monkeypatch):
     assert "Hub" not in str(error.value)
     if name.startswith("runs"):
         assert str(error.value).endswith("'runs' has cropper")
+    if name.startswith("zoom_digits"):
+        assert str(error.value).endswith(" has cropper, target")
 
 
 def test_a_file_is_no_model(tmp_path):

@@ -66,7 +66,8 @@ def image_settings(
         **_fixed(config),
         "size": {"longest_edge": longest_edge},
         "do_image_splitting": config.split,
-        "do_pad": found.get("do_pad", True),
+        "do_pad": stored.get("do_pad")
+        is not False,  # of pictures in a batch, so null is the default
     }
 
 
