@@ -69,11 +69,12 @@ def joined(
     Raises:
         ValueError: The environment does not give what was left out.
     """
-    logging.info(
-        "joining the other processes at %s: all of them must come within %d s",
-        coordinator_address or "the place that the environment names",
-        initialization_timeout_seconds,
-    )
+    if not process_id:
+        logging.info(
+            "joining the other processes at %s: all of them must come within %d s",
+            coordinator_address or "the place that the environment names",
+            initialization_timeout_seconds,
+        )
     try:
         jax.distributed.initialize(
             coordinator_address,
