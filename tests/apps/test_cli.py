@@ -11,6 +11,7 @@ import pytest
 
 from cropvlm_jax.apps import cli, command
 from cropvlm_jax.data.sources import open_source
+from cropvlm_jax.training.actions import check_finite
 
 CONFIG = "--config=experiments/zoom_digits.py"
 
@@ -142,4 +143,11 @@ def test_errors_that_other_packages_raise_are_bugs_and_keep_their_traceback():
         open("missing")
     with pytest.raises(ValueError) as ours:
         open_source("no such kind", "folder", "train")
-    assert [command.is_users(e.value) for e in (theirs, missing, ours)] == [False, True, True]
+    with pytest.raises(FloatingPointError) as diverged:
+        check_finite({"kernel": np.array([1.0, np.nan])})
+    with pytest.raises(ConnectionError) as offline:
+        raise ConnectionError("no network")
+    found = (theirs, missing, ours, diverged, offline)
+    assert [command.is_users(e.value) for e in found] == [False, True, True, True, True]
+    assert command.explain(diverged.value).startswith("1 of 1 arrays of weights are not finite")
+    assert command.explain(theirs.value) == ""
