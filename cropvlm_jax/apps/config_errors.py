@@ -98,4 +98,8 @@ def in_file(error: Exception, path: str) -> str:
     if isinstance(error, AttributeError | KeyError) and isinstance(values.get("self"), ConfigDict):
         name = values.get("key", values.get("attribute"))
         return where + settings.unknown(str(name), list(values["self"]))
+    if wrong := re.match(r"source\(\) got an unexpected keyword argument '(\w+)'", text):
+        from cropvlm_jax.training.config import SourceConfig  # the file has imported it
+
+        return where + settings.unknown(wrong[1], settings.fields(SourceConfig))
     return where + (text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}")

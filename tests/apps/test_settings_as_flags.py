@@ -167,6 +167,11 @@ def refusals(tmp_path_factory) -> dict[str, tuple[int, str]]:
 
 
 FILES = [
+    (
+        f"{HEAD}{BODY}    source('x', foldr=1)\n",
+        ".py:6: there is no setting foldr; there are: ",
+    ),
+    (f"{HEAD}{BODY}    source('x', part=(1, 0))\n", ".py:6: part=(1, 0) holds nothing: the first"),
     (f"{HEAD}{BODY}    config.stpes = 3\n", ".py:6: there is no setting stpes; there are: adam_b2"),
     (f"{HEAD}{BODY}    config.grpo.group\n", ".py:6: there is no setting group; there are: accur"),
     (f"{HEAD}{BODY}    config['stpes'] = 3\n", "Did you mean steps?"),
