@@ -157,14 +157,16 @@ def check_kills(kills: int, whole: pathlib.Path, seconds: float) -> dict[str, An
     sigterm = code == STOPPED and last == max(steps)
     finish(start(broken, STEPS.value), broken)
     parts = equal(result(whole), result(broken))
+    aside = len(list((broken / "checkpoints").glob("broken.*")))  # a kill damages no checkpoint
     return {
         "kills": len(killed_at),
         "killed_at_steps": killed_at,
         "bitwise_equal": all(parts.values()),
         "equal": parts,
         "sigterm_loses_no_step": sigterm,
+        "checkpoints_set_aside": aside,
         "steps": STEPS.value,
-        "ok": all(parts.values()) and sigterm and len(killed_at) == kills,
+        "ok": all(parts.values()) and sigterm and len(killed_at) == kills and not aside,
     }
 
 
