@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from orbax.checkpoint.path import atomicity
 
 from cropvlm_jax import parallel
 from cropvlm_jax.training import digests
+
+LONGEST_WAIT = 120  # seconds
 
 
 class Checkpoints:
@@ -156,6 +159,23 @@ class Checkpoints:
             broken = self._folder / f"broken.{step}.{time.time_ns()}"
             (self._folder / str(step)).rename(broken)
             logging.warning("checkpoint %d is set aside as %s", step, broken)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        """Completes a save that is under way, also where an error ends the run.
+
+        Where one of several processes has died, a save can never be completed: after an error they
+        wait for `LONGEST_WAIT` seconds.
+        """
+        if error is None or jax.process_count() == 1:
+            return self.close()
+        closing = threading.Thread(target=self.close, daemon=True)
+        closing.start()
+        closing.join(LONGEST_WAIT)
+        if closing.is_alive():
+            logging.error("a save was not completed within %d s, and is lost", LONGEST_WAIT)
 
     def close(self) -> None:
         """Waits until all is saved; Ctrl-C does not end the wait before the second time."""

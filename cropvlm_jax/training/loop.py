@@ -188,7 +188,7 @@ class Trainer:
         """
         with (
             Preemption() as preemption,
-            contextlib.closing(self.checkpoints),
+            self.checkpoints,
             contextlib.closing(self.reporter),
         ):
             moment = self.train(preemption)

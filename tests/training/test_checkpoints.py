@@ -19,6 +19,7 @@ import pytest
 
 from cropvlm_jax import parallel
 from cropvlm_jax.models.logical_axes import LAYERS
+from cropvlm_jax.training import checkpoints as module
 from cropvlm_jax.training import digests
 from cropvlm_jax.training.checkpoints import Checkpoints, Preemption
 
@@ -287,6 +288,19 @@ def test_ctrl_c_does_not_end_the_wait_for_a_save(tmp_path, monkeypatch):
         checkpoints.close()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     check_restored(tmp_path, 1)
+
+
+def test_after_an_error_several_processes_do_not_wait_for_ever(tmp_path, monkeypatch, caplog):
+    checkpoints, closed = Checkpoints(tmp_path, keep=1), []
+    monkeypatch.setattr(Checkpoints, "close", lambda self: closed.append(time.sleep(1)))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.1)
+    with pytest.raises(RuntimeError, match="inside"), checkpoints:
+        raise RuntimeError("inside")
+    assert not closed and "a save was not completed" in caplog.text
+    with checkpoints:
+        pass
+    assert closed  # without an error all wait until it is done
 
 
 # Stopping ---------------------------------------------------------------------------------------
