@@ -45,8 +45,12 @@ def choose(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
             found.append(Kind(title, description, shown))
     if found:
         return found
-    text = "as good on the picture alone as with the crop"
-    return [Kind("Unchanged", text, usable[:EXAMPLES])]
+    changes = [_change(results, record) for record in usable]
+    same = [record for record, (a, b) in zip(usable, changes, strict=True) if a == b]
+    if same:
+        text = "as good on the picture alone as with the crop"
+        return [Kind("Unchanged", text, same[:EXAMPLES])]
+    return [Kind("Not scored", "without an answer, alone or with the crop", usable[:EXAMPLES])]
 
 
 def panel(results: Mapping[str, Any], record: Mapping[str, Any], image: np.ndarray) -> Image.Image:

@@ -106,6 +106,7 @@ def test_a_condition_without_a_score_says_why(tmp_path, failure, pictures):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"\bnan\b", re.sub('base64,[^"]*', "", page), re.IGNORECASE)
     assert html.escape(f"none of 4 questions was answered: 4 {kind}") in page
+    assert "Not scored <small>" in page and "not answered" in page
 
 
 def test_items_without_an_answer_are_told_beside_the_score(tmp_path):
