@@ -18,6 +18,8 @@ from typing import Any
 
 from draw_curves import draw_curves
 
+from cropvlm_jax import apps
+
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 TEMPLATE = EXPERIMENTS / "results_template.md"
@@ -464,7 +466,8 @@ def fill(page: str) -> str:
     return MARKED.sub(block, page)
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
+    del argv
     (ROOT / "docs/results.md").write_text(results_page(), encoding="utf-8")
     if drawing := expansion_svg():
         (ROOT / "docs/expansion.svg").write_text(drawing, encoding="utf-8")
@@ -473,4 +476,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    apps.run_script(main)

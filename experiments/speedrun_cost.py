@@ -22,6 +22,8 @@ from typing import Any
 
 from make_results import DOLLARS, UTILISATION, load
 
+from cropvlm_jax import apps
+
 QUESTIONS = 34_602  # of TextVQA's training split: half of them for SFT, half for GRPO
 VALIDATION = 5_000
 SLICE = "v5e-8"
@@ -64,5 +66,10 @@ def lines() -> list[str]:
     return found
 
 
-if __name__ == "__main__":
+def main(argv: list[str]) -> None:
+    del argv
     print("\n".join(lines()))
+
+
+if __name__ == "__main__":
+    apps.run_script(main)
