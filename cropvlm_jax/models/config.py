@@ -255,7 +255,10 @@ class LlamaConfig:
                 f"num_key_value_heads={self.num_key_value_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
+            raise ValueError(
+                f"head_dim={self.head_dim} (hidden_size / num_attention_heads, if it is not given) "
+                "must be even: RoPE rotates pairs"
+            )
         if self.mrope_section and sum(self.mrope_section) != self.head_dim // 2:
             raise ValueError(
                 f"mrope_section={self.mrope_section} does not add up to the {self.head_dim // 2} "

@@ -292,6 +292,7 @@ REFUSED = {
         {"do_normalize": False},
         {"do_convert_rgb": False},
         {"do_normalize": None},
+        {"do_center_crop": True},
         {"do_resize": "yes"},
         {"do_image_splitting": "false"},
         {"rescale_factor": 1 / 127.5},
@@ -345,6 +346,7 @@ REFUSED = {
     "qwen": [
         {"do_resize": False},
         {"do_resize": None},
+        {"do_center_crop": True},
         {"do_rescale": False},
         {"do_normalize": False},
         {"do_convert_rgb": False},

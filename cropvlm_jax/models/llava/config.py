@@ -82,7 +82,7 @@ class LlavaConfig:
         if not 0 < self.feature_layers <= self.vision.num_hidden_layers:
             raise ValueError(
                 f"vision_feature_layer: {self.feature_layers} layers of a tower of "
-                f"{self.vision.num_hidden_layers}"
+                f"{self.vision.num_hidden_layers} (num_hidden_layers)"
             )
 
     @property

@@ -45,7 +45,7 @@ class QwenVisionConfig:
         if self.window_size % self.tile_size:
             raise ValueError(
                 f"window_size={self.window_size} is not a multiple of the tile of "
-                f"{self.tile_size} px"
+                f"{self.tile_size} px (patch_size * spatial_merge_size)"
             )
 
     @property

@@ -62,7 +62,7 @@ def configure(
 ) -> tuple[QwenConfig, int]:
     """Minds the settings of the image processor; see `Architecture.configure`."""
     found = read_settings(settings, PROCESSORS)
-    check_supported(PART, found, _fixed(config))
+    check_supported(PART, found, _fixed(config) | {"do_center_crop": False})
     limits = _limits(config, found)
     limits["max_pixels"] = min(limits["max_pixels"], config.limits.max_pixels)
     limits |= read_numbers(PART, changes, {"max_pixels": limits["max_pixels"]})

@@ -88,7 +88,7 @@ class SmolVLMConfig:
         if self.vision.grid % self.scale_factor:
             raise ValueError(
                 f"scale_factor={self.scale_factor} does not divide the {self.vision.grid} patches "
-                "of an image side"
+                "of an image side (image_size / patch_size)"
             )
 
     @property

@@ -42,7 +42,7 @@ def configure(
         raise ValueError(
             f"{PART} cuts tiles of {tile} px (max_image_size), but the vision tower takes {side} px"
         )
-    check_supported(PART, found, _fixed(config))
+    check_supported(PART, found, _fixed(config) | {"do_center_crop": False})
     split = found.get("do_image_splitting", True)
     return dataclasses.replace(config, split=split), _longest_edge(found, "size", 4 * side)
 
@@ -66,8 +66,8 @@ def image_settings(
         **_fixed(config),
         "size": {"longest_edge": longest_edge},
         "do_image_splitting": config.split,
-        "do_pad": stored.get("do_pad")
-        is not False,  # of pictures in a batch, so null is the default
+        # Fills up batches, which changes no picture: stays on unless it was switched off.
+        "do_pad": stored.get("do_pad") is not False,
     }
 
 
