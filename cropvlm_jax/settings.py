@@ -49,8 +49,8 @@ class Range:
     def __str__(self) -> str:
         text = f"between {self.lowest} and {self.highest}"
         if self.above or self.below:
-            lower, upper = "above" if self.above else "from", "below" if self.below else "at most"
-            text = f"{lower} {self.lowest} and {upper} {self.highest}"
+            lower = f"{'above' if self.above else 'at least'} {self.lowest}"
+            text = f"{lower} and {'below' if self.below else 'at most'} {self.highest}"
         return text if self.also is None else f"{text}, or {self.also}"
 
 

@@ -35,7 +35,7 @@ class Outer(Settings):
     [
         (Range(0, 1), "between 0 and 1", (0, 1, 0.5), (-1e-9, 1.1, math.nan, math.inf, -math.inf)),
         (Range(0, 1, above=True), "above 0 and at most 1", (1e-30, 1), (0, -0.0, 2, math.nan)),
-        (Range(0, 1, below=True), "from 0 and below 1", (0, 0.999), (1, -1, math.nan)),
+        (Range(0, 1, below=True), "at least 0 and below 1", (0, 0.999), (1, -1, math.nan)),
         (Range(1, 8, also=-1), "between 1 and 8, or -1", (-1, 1, 8), (0, -2, 9, 10**400)),
     ],
 )

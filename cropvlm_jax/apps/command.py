@@ -75,10 +75,18 @@ def is_usage(error: BaseException) -> bool:
     return isinstance(error, app.UsageError)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory, or the host's, was too small; XLA has no class of its own."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def explain(error: BaseException) -> str:
     """An error that the user can put right, in one line; "" where a traceback is to be shown."""
     if logging.level_debug() or not is_users(error):
         return ""
+    if is_out_of_memory(error):
+        first = str(error).partition("\n")[0]
+        return f"out of memory: {first}. docs/troubleshooting.md says what takes less"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
@@ -91,7 +99,7 @@ def is_users(error: BaseException) -> bool:
     where this package refuses something or cannot go on: its messages say what to do. A ValueError
     that another package raised is most likely our bug.
     """
-    if is_usage(error) or isinstance(error, OSError):
+    if is_usage(error) or is_out_of_memory(error) or isinstance(error, OSError):
         return True
     if not isinstance(error, ValueError | ImportError | FloatingPointError):
         return False

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -151,3 +152,6 @@ def test_errors_that_other_packages_raise_are_bugs_and_keep_their_traceback():
     assert [command.is_users(e.value) for e in found] == [False, True, True, True, True]
     assert command.explain(diverged.value).startswith("1 of 1 arrays of weights are not finite")
     assert command.explain(theirs.value) == ""
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\nmore")
+    assert command.explain(full).startswith("out of memory: RESOURCE_EXHAUSTED: Out of memory all")
+    assert command.explain(jax.errors.JaxRuntimeError("INTERNAL: a bug")) == ""

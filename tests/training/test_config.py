@@ -210,7 +210,7 @@ def test_the_papers_runs_have_the_released_settings():
 
 def test_the_official_preset_sets_every_difference():
     defects = {difference.setting for difference in OFFICIAL if difference.defect}
-    assert defects == {"grpo.kl_loss_type", "grpo.official_span", "data.official_text"}
+    assert defects == {"grpo.official_span", "data.official_text"}
     corrected, reproduced = paper_grpo(512, "likelihood"), official(paper_grpo(512, "likelihood"))
     for setting, value, _, defect in OFFICIAL:
         section, name = setting.split(".")
