@@ -88,7 +88,7 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
 def _no_folder(folder: Path) -> str:
     """What to say of a path that is not there: the names that are."""
     parent = next(parent for parent in folder.parents if parent.is_dir())
-    found = sorted(path.name for path in parent.iterdir() if path.is_dir())
+    found = sorted(p.name for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
     names = ", ".join(found[:20]) or "no folders"
     return (
         f"there is no folder {str(folder)!r}, neither here nor among the bundled models; "

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from smolvlm_shape import EXTRA_TOKENS, FIRST_EXTRA_TOKENS, smolvlm_tokenizer
 from tokenizers import Tokenizer, models
 
 from cropvlm_jax.grpo import rewards
+from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.llava.conversations import LlavaConversations
+from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import (
     ANSWER_INSTRUCTION,
     CROP_INSTRUCTION,
@@ -177,12 +180,16 @@ def test_spans_slice_out_the_right_text(name, question, grid):
         assert bare.question == got.question
 
 
-def test_the_first_release_has_no_tokens_for_tiles():
+def test_the_first_release_has_no_tokens_for_tiles(tmp_path):
     """SmolVLM-Instruct of 2.2B: ids of released config; names of tiles are a few tokens each."""
     tokenizer, ours = _tokenizer("first"), _prompts("first")
     assert tokenizer.get_vocab_size() == 49155
     assert [tokenizer.token_to_id(t) for t in FIRST_EXTRA_TOKENS] == [49152, 49153, 49154]
     assert tokenizer.token_to_id("<global-img>") is None
+    (tmp_path / "config.json").write_text(json.dumps(SmolVLMConfig.smolvlm_2_2b().to_hf()))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    opened = Pretrained.open(tmp_path)
+    assert (opened.conversations().answer("Where?", 3).ids == 49153).sum() == 3 * 81
     got = ours.crop("Where?", (2, 1))
     assert (got.ids == 49153).sum() == 3 * SEQ_LEN
     assert len(got.ids[got.images[0]]) > 3 * SEQ_LEN + 6
