@@ -129,7 +129,10 @@ class Checkpoints:
             damage, intact = _damage(self._folder)
             reasons = "; ".join(f"{step}: {found}" for step, found in damage.items())
             if damage and intact is None:
-                refused = f"all checkpoints in {self._folder} are damaged: {reasons}"
+                refused = (
+                    f"all checkpoints in {self._folder} are damaged ({reasons}): restore one from "
+                    "a copy, or begin again in another folder"
+                )
             else:
                 self._refuse(damage, intact or 0)
         if not parallel.on_all_hosts(not refused):

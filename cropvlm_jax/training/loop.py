@@ -163,14 +163,25 @@ class Trainer:
             )
         if not self.state.schedule.agrees(place["schedule"], updates):
             raise ValueError(
-                f"{self.workdir} holds a run of {planned} steps. With {self.steps} steps, or with "
-                f"this warm-up, the {step} steps that are done would have had other learning "
-                "rates. Set steps, epochs and warmup back; or take another folder and train what "
-                f"this run ends with, --config.cropper={self.workdir / 'cropper'}. To be made "
-                'longer a run needs lr_scheduler_type="constant" and as many updates of warm-up '
-                f"as before: {place['schedule']['warmup']}, now "
-                f"{self.place['schedule']['warmup']}"
+                f"{self.workdir} holds a run of {planned} steps. With the settings given now the "
+                f"{step} steps that are done would have had other learning rates: "
+                + self.how_to_go_on(place["schedule"]["warmup"], updates // step)
             )
+
+    def how_to_go_on(self, warmup: int, updates: int) -> str:
+        """What to do where a run cannot be made longer with these settings.
+
+        Args:
+            warmup: updates of the warm-up of the run as it was.
+            updates: of the optimizer in each step.
+        """
+        if self.config.lr_scheduler_type == "constant":
+            share = warmup / (self.steps * updates)
+            return f"set warmup={share:.6g}, so that {warmup} updates are warm-up, as before"
+        return (
+            "a cosine cannot be made longer. Set steps, epochs and warmup back; or take another "
+            f"folder and train what this run ends with: --config.cropper={self.workdir / 'cropper'}"
+        )
 
     def step_to_trace(self, profile: int | None) -> int | None:
         """The number of the step to trace, which `profile` counts from where the run goes on."""

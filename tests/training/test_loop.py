@@ -244,12 +244,12 @@ def test_a_run_with_a_constant_rate_can_be_made_longer(tmp_path, monkeypatch):
     assert json.loads((longer / "config.json").read_text())["steps"] == 6
     with pytest.raises(ValueError, match="6 steps, which cannot be made shorter"):
         loop.run(quickstart(steps=4, **constant), longer)
-    with pytest.raises(ValueError, match="updates of warm-up as before: 0, now 4"):
+    with pytest.raises(ValueError, match="set warmup=0, so that 0 updates are"):
         loop.run(quickstart(steps=8, **constant | {"warmup": 0.5}), longer)
 
 
 def test_a_cosine_cannot_be_made_longer(unbroken, tmp_path):
-    with pytest.raises(ValueError, match=r"a run of 6 steps\. With 8 .*config\.cropper=.*cropper"):
+    with pytest.raises(ValueError, match=r"a run of 6 steps\. With .*config\.cropper=.*cropper"):
         loop.run(quickstart(steps=8), unbroken)
     assert json.loads((unbroken / "config.json").read_text())["steps"] == 6
 

@@ -28,6 +28,18 @@ def test_metrics_go_on_in_jsonl_and_tensorboard_after_the_steps_that_were_saved(
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) >= 1
 
 
+@pytest.mark.parametrize(
+    "damaged", [b"\x00\x00\n", b"{\n", b"[1]\n", b'{"loss": 1}\n', b"\xff\n", b'{"step": null}\n']
+)
+def test_damaged_lines_are_dropped_and_told(tmp_path, damaged, caplog):
+    file = tmp_path / "metrics.jsonl"
+    good = b'{"step": 1, "loss": 0.5}\n'
+    file.write_bytes(damaged + good)
+    MetricWriter(tmp_path, 2).close()
+    assert file.read_bytes() == good
+    assert f"dropped a damaged line of {file}" in caplog.text
+
+
 def no_constant(name: str):
     raise ValueError(f"{name} is no JSON")
 
