@@ -274,7 +274,7 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
         "seconds": median,
         "compile_seconds": compile_seconds,
         "peak_mib": stats.get("peak_bytes_in_use", peak) >> 20,
-        "decode_iterations": stage.cropper.grammar.iterations,
+        "decode_iterations": stage.trained.grammar.iterations,
         "flops": flops,
         "mfu": sum(flops.values()) / (median * chip.flops) if chip else None,
     }

@@ -144,13 +144,13 @@ class Plan(NamedTuple):
 
 
 def bucket_examples(
-    source: Examples, cropper_input: batching.CropperInput, first: int | None = None
+    source: Examples, cropper_input: batching.CropperInput | None, first: int | None = None
 ) -> np.ndarray:
     """The bucket of every example, from the headers of the pictures.
 
     Args:
         source: The examples.
-        cropper_input: What the cropper sees of an example.
+        cropper_input: What the cropper sees of an example; None where no picture is split.
         first: How many examples to look at; None looks at all.
 
     Returns:
@@ -158,7 +158,7 @@ def bucket_examples(
         split; -1 where the header cannot be read (the log counts and names these).
     """
     count = len(source) if first is None else min(first, len(source))
-    if not cropper_input.splits:
+    if cropper_input is None or not cropper_input.splits:
         return np.zeros(count, np.int32)
     logged = time.monotonic()
     unreadable: list[str] = []

@@ -179,11 +179,11 @@ def saved_parts(state: TrainState, key: jax.Array) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes the cropper as a Hugging Face folder `cropper-N` while the run goes on.
+    """Writes the model as a Hugging Face folder such as `cropper-N` while the run goes on.
 
     Attributes:
         every: steps between exports; 0 exports none.
-        stage: has the cropper.
+        stage: has the model.
         workdir: of the run.
     """
 
@@ -197,19 +197,20 @@ class Export:
 
     def __call__(self, moment: Moment, state: TrainState) -> None:
         """Writes the folder."""
-        export_cropper(self.stage, state, self.workdir, f"-{moment.step}")
+        export_trained(self.stage, state, self.workdir, f"-{moment.step}")
 
 
-def export_cropper(
+def export_trained(
     stage: Stage, state: TrainState, workdir: pathlib.Path, suffix: str = ""
 ) -> None:
-    """Writes the trained cropper as a Hugging Face folder.
+    """Writes the trained model as a Hugging Face folder.
 
     Args:
-        stage: has the folder that the cropper was made from.
+        stage: has the folder that the model was made from.
         state: has the weights.
-        workdir: gets the folder `cropper`, and the folder `adapter` where adapters were trained.
-            Where the run itself began from an adapter, it holds both, and has the same base.
+        workdir: gets the folder `cropper` or `reader`, and the folder `adapter` where adapters
+            were trained. Where the run itself began from an adapter, it holds both, and has the
+            same base.
         suffix: of the folders' names.
 
     Raises:
@@ -217,12 +218,13 @@ def export_cropper(
     """
     check_finite(state.params)
     weights = parallel.gather(state.params), *parallel.gather(state.frozen)
-    model = nnx.merge(stage.cropper.policy, *weights)
+    trained, name = stage.trained, getattr(stage.config, stage.trained.setting)
+    model = nnx.merge(trained.policy, *weights)
     if jax.process_index():
         return
-    source, edge = stage.cropper.pretrained, stage.config.data.longest_edge
-    export(workdir / f"cropper{suffix}", lora.merge(model), source, longest_edge=edge)
+    source, edge = trained.pretrained, trained.longest_edge
+    export(workdir / f"{trained.role}{suffix}", lora.merge(model), source, longest_edge=edge)
     if lora.adapters(model):
         folder, start = workdir / f"adapter{suffix}", source.adapter
         export_processor(folder, source, edge)
-        export_adapter(folder, model, start.base if start else stage.config.cropper, start)
+        export_adapter(folder, model, start.base if start else name, start)

@@ -27,6 +27,7 @@ Count = Annotated[int, Range(1, 10_000_000)]
 Rows = Annotated[int, Range(1, 65_536)]
 Pixels = Annotated[int, Range(1, 16_384)]
 Share = Annotated[float, Range(0, 1)]
+Expansion = Annotated[float, Range(1, 10_000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,28 @@ def _check_sources(found: Mapping[str, SourceConfig]) -> None:
         raise ValueError(
             f"sources.{without[0]}.weight=0.0: either all sources have a weight, or none has"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReaderConfig(Settings):
+    """The crops that a reader in training is shown beside the pictures; stage "reader" only.
+
+    Attributes:
+        expansion: the least and the most area of a crop, in areas of the example's box. Drawn
+            log-uniformly, once for each example.
+        jitter: how far the box may be from the middle of the crop: 0 is in the middle, 1 may be at
+            an edge.
+        whole: share of the crops that are the whole picture, as all are of examples without a box.
+    """
+
+    expansion: tuple[Expansion, Expansion] = (1.0, 16.0)
+    jitter: Share = 0.5
+    whole: Share = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.expansion[0] > self.expansion[1]:
+            raise ValueError(f"expansion={self.expansion}: the first number is the smaller one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,12 +215,14 @@ class TrainConfig(Settings):
     """All settings of a run.
 
     Attributes:
-        stage: "sft" imitates the boxes of the sources, "grpo" is rewarded by the target.
+        stage: "reader" teaches the target to answer, "sft" teaches the cropper the boxes of the
+            sources, "grpo" rewards the cropper by the target, which stays as it is.
         cropper: the model to train: a folder, a Hugging Face id, or "zoom_digits/cropper", which
             comes with the package; of a PEFT adapter, its base model with the adapter merged in.
-        target: the frozen reader that a GRPO run is rewarded by: a folder, a Hugging Face id, or
-            "zoom_digits/target", which comes with the package; or a reader outside of the graph,
-            such as "rapidocr:v4@256" or "openai:gpt-4.1-nano". `docs/readers.md` lists them.
+        target: the frozen reader that a GRPO run is rewarded by, or the model that stage "reader"
+            trains: a folder, a Hugging Face id, or "zoom_digits/target", which comes with the
+            package; for GRPO also a reader outside of the graph, such as "rapidocr:v4@256" or
+            "openai:gpt-4.1-nano". `docs/readers.md` lists them.
         target_processor: settings of the target's image processor.
         dtype: type of the computation and of frozen weights; trained weights are always float32.
         remat: whether layers are computed again in the backward pass, which is slower and takes
@@ -216,6 +241,7 @@ class TrainConfig(Settings):
         adam_b2: decay of the optimizer's second moment.
         weight_decay: weight decay of AdamW.
         lora: the adapters to train; None (`lora.rank=0` as a flag) trains all weights.
+        reader: what the stage "reader" shows.
         grpo: settings of the GRPO step.
         data: the examples.
         eval: the evaluation while the run trains.
@@ -225,7 +251,7 @@ class TrainConfig(Settings):
         mesh: how devices share the work.
     """
 
-    stage: Literal["sft", "grpo"] = "grpo"
+    stage: Literal["reader", "sft", "grpo"] = "grpo"
     cropper: str = ""
     target: str = ""
     target_processor: TargetProcessorConfig = TargetProcessorConfig()
@@ -243,6 +269,7 @@ class TrainConfig(Settings):
     adam_b2: Annotated[float, Range(0, 1, below=True)] = 0.999
     weight_decay: Annotated[float, Range(0, 10)] = 0.0
     lora: LoRAConfig | None = None
+    reader: ReaderConfig = ReaderConfig()
     grpo: GRPOConfig = GRPOConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()

@@ -20,7 +20,7 @@ from cropvlm_jax.training.actions import (
     Export,
     Moment,
     Save,
-    export_cropper,
+    export_trained,
     saved_parts,
 )
 from cropvlm_jax.training.checkpoints import Checkpoints, Preemption
@@ -38,11 +38,11 @@ def run(
     resume: bool = True,
     profile: int | None = None,
 ) -> bool:
-    """Trains a cropper and writes it to `workdir/cropper` as a Hugging Face folder.
+    """Trains a model and writes it to `workdir/cropper` or `reader` as a Hugging Face folder.
 
     Args:
         config: as `training.config.default_config` makes it.
-        workdir: gets metrics, checkpoints, the cropper and `summary.json`.
+        workdir: gets metrics, checkpoints, the trained model and `summary.json`.
         resume: go on with the run that `workdir` holds, if it holds one.
         profile: step that process 0 traces into `workdir/profile`, counted from 1 where this call
             starts; None traces none.
@@ -73,7 +73,7 @@ class Trainer:
 
         Args:
             config: settings of the run.
-            workdir: gets metrics, checkpoints, the cropper and `summary.json`.
+            workdir: gets metrics, checkpoints, the trained model and `summary.json`.
             resume: go on with the run that `workdir` holds, if it holds one.
             profile: step to trace, counted from 1 where this call starts; None traces none.
         """
@@ -178,9 +178,11 @@ class Trainer:
         if self.config.lr_scheduler_type == "constant":
             share = warmup / (self.steps * updates)
             return f"set warmup={share:.6g}, so that {warmup} updates are warm-up, as before"
+        trained = self.stage.trained
         return (
             "a cosine cannot be made longer. Set steps, epochs and warmup back; or take another "
-            f"folder and train what this run ends with: --config.cropper={self.workdir / 'cropper'}"
+            "folder and train what this run ends with: "
+            f"--config.{trained.setting}={self.workdir / trained.role}"
         )
 
     def step_to_trace(self, profile: int | None) -> int | None:
@@ -251,7 +253,7 @@ class Trainer:
                 "stopped after step %d of %d, which is saved", moment.step, moment.steps
             )
             return False
-        export_cropper(self.stage, self.state, self.workdir)
+        export_trained(self.stage, self.state, self.workdir)
         if jax.process_index() == 0:
             seconds = round(time.monotonic() - self.began, 1)
             summary = {"steps": self.steps, "train_seconds": seconds}

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from cropvlm_jax import microbatching
 from cropvlm_jax.data.batching import SupervisedBatch
@@ -23,9 +24,9 @@ from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.train_state import TrainState
 
 
-def completion_loss(model: VLM, batch: SupervisedBatch) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy in nats, summed over all completion tokens, and how many these are."""
-    logits = completion_logits(
+def reply_logits(model: VLM, batch: SupervisedBatch) -> Float[Array, "B C V"]:
+    """Logits of the completion's tokens."""
+    return completion_logits(
         model,
         batch.images,
         batch.prompt,
@@ -33,6 +34,12 @@ def completion_loss(model: VLM, batch: SupervisedBatch) -> tuple[jax.Array, jax.
         batch.completion,
         batch.completion_valid,
     )
+
+
+def completion_loss(
+    logits: Float[Array, "B C V"], batch: SupervisedBatch
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy in nats, summed over all completion tokens, and how many these are."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.completion)
     tokens = batch.completion_valid.sum()
     return jnp.where(batch.completion_valid, losses, 0).sum(), tokens
@@ -85,12 +92,21 @@ class SFTStep:
 
         def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
             model = lora.with_dropout(nnx.merge(self.policy, params, *state.frozen), key)
-            return completion_loss(model, batch)
+            return completion_loss(reply_logits(model, batch), batch)
 
         (loss, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         return (grads, loss, tokens), None
 
     def evaluate(self, state: TrainState, batch: SupervisedBatch) -> Sums:
-        """The loss of a batch as `{"loss": (sum, count)}`; there is no dropout."""
-        model = nnx.merge(self.policy, state.params, *state.frozen)
-        return {"loss": completion_loss(model, batch)}
+        """Sums and counts of the loss of a batch, and of the completions written exactly.
+
+        A completion is "exact" where each of its tokens is the likeliest one, so that greedy
+        decoding writes it. There is no dropout.
+        """
+        logits = reply_logits(nnx.merge(self.policy, state.params, *state.frozen), batch)
+        right = (logits.argmax(-1) == batch.completion) | ~batch.completion_valid
+        exact = right.all(-1).astype(jnp.float32)
+        return {
+            "loss": completion_loss(logits, batch),
+            "exact": (exact.sum(), jnp.asarray(exact.size)),
+        }

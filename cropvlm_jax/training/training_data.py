@@ -50,11 +50,12 @@ class TrainingData:
             raise ValueError(
                 f"{config.epochs} epochs of {len(source)} examples fill no batch of {size}"
             )
-        buckets = order.bucket_examples(source, stage.cropper.input)
+        buckets = order.bucket_examples(source, stage.trained.input)
         plan = order.plan_batches(source.order(config.seed), buckets, size, steps)
         planned = order.PlannedBatches(source, stage.prepare, plan, rows)
         logging.info("%d steps over %d examples; %s", steps, len(source), plan.left_out())
-        logging.info("%s", order.describe_prompts(buckets, stage.cropper.input))
+        if stage.trained.input is not None:
+            logging.info("%s", order.describe_prompts(buckets, stage.trained.input))
         parallel.check_same_on_all_hosts(planned.fingerprint, "examples")
         held_out = _open_held_out(config, stage, rows) if config.eval.every else None
         return cls(planned, plan.batches[:, rows], held_out, config.data.workers)
@@ -89,7 +90,7 @@ class TrainingData:
 def _open_held_out(config: TrainConfig, stage: Stage, rows: np.ndarray) -> order.PlannedBatches:
     """The batches that the run is evaluated on."""
     source = order.open_mixture(config.eval.sources, config.seed)
-    buckets = order.bucket_examples(source, stage.cropper.input, config.eval.examples)
+    buckets = order.bucket_examples(source, stage.trained.input, config.eval.examples)
     plan = order.plan_batches(range(len(buckets)), buckets, config.batch_size)
     logging.info("held out: %s", plan.left_out())
     return order.PlannedBatches(source, stage.prepare, plan, rows)

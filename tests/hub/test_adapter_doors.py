@@ -252,11 +252,11 @@ def settings(cropper: pathlib.Path, **changes: object) -> ml_collections.ConfigD
 def test_training_starts_from_the_merged_model(made, rank):
     configs = [load_config(settings(made / name, **{"lora.rank": rank})) for name in PAIR]
     stages = [open_stage(config) for config in configs]
-    one, other = (stage.cropper.plain(stage.weights) for stage in stages)
+    one, other = (stage.trained.plain(stage.weights) for stage in stages)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), one, other)
     abstract = open_stage(configs[0], abstract=True)
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), abstract.cropper.shapes)
-    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), stages[0].cropper.shapes)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), abstract.trained.shapes)
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), stages[0].trained.shapes)
 
 
 def test_adapters_trained_on_an_adapter_belong_to_the_same_base(made, tmp_path):

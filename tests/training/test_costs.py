@@ -228,7 +228,7 @@ def test_decoding_reads_weights_and_caches():
     picture = np.zeros((128, 128, 3), np.uint8)
     example = {"image": picture, "question": "What?", "answers": ["3"]}
     batch = batching.stack([stage.prepare(example, i) for i in range(2)])
-    text, grammar = stage.cropper.pretrained.config.text, stage.cropper.grammar
+    text, grammar = stage.trained.pretrained.config.text, stage.trained.grammar
     layers = count(stage.frozen_target.shapes["text"]["layers"])
 
     def cache(*shape):

@@ -9,7 +9,10 @@ from cropvlm_jax.training.config import TrainConfig
 from cropvlm_jax.training.stages.base import Stage
 from cropvlm_jax.training.stages.black_box import BlackBoxStage
 from cropvlm_jax.training.stages.grpo import GRPOStage
-from cropvlm_jax.training.stages.sft import SFTStage
+from cropvlm_jax.training.stages.sft import ReaderStage, SFTStage
+
+# The settings that name the models of each stage.
+MODELS = {"reader": ("target",), "sft": ("cropper",), "grpo": ("cropper", "target")}
 
 
 def open_stage(config: TrainConfig, abstract: bool = False, mesh: Mesh | None = None) -> Stage:
@@ -25,9 +28,11 @@ def open_stage(config: TrainConfig, abstract: bool = False, mesh: Mesh | None = 
         FileNotFoundError: a model is not there.
         ValueError: a setting is missing, or does not go with the models.
     """
-    for name in ("cropper", "target") if config.stage == "grpo" else ("cropper",):
+    for name in MODELS[config.stage]:
         if not getattr(config, name):
             raise ValueError(f"{name}='': say which model, by a folder or a Hugging Face id")
+    if config.stage == "reader":
+        return ReaderStage.open(config, abstract)
     if config.stage == "sft":
         return SFTStage.open(config, abstract)
     if is_black_box(config.target):

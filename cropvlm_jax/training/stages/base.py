@@ -32,7 +32,7 @@ class Stage(Protocol):
         ...
 
     @property
-    def cropper(self) -> "CropperModel":
+    def trained(self) -> "TrainedModel":
         """The model being trained."""
         ...
 
@@ -79,23 +79,45 @@ class Stage(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class CropperModel:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedModel:
     """The model being trained, without its weights, which only the train state is to hold.
 
     Attributes:
+        role: "cropper" or "reader": the folder of the workdir that it is written to.
+        setting: "cropper" or "target": the setting of the run that names it.
         pretrained: its folder.
         policy: its graph, with adapters where they are trained.
         base: the graph without adapters; None where all weights are trained.
         shapes: of its weights, "params" and "frozen", as `TrainState` holds them.
-        grammar: of the boxes that it writes.
-        input: what it sees of an example.
+        longest_edge: pixels that pictures are resized to, where they may be split into tiles.
+        input: what a cropper sees of an example, by which batches of equal shapes are planned; None
+            where all examples have the same shapes.
     """
 
+    role: str
+    setting: str
     pretrained: Pretrained
     policy: nnx.GraphDef
     base: nnx.GraphDef | None
     shapes: dict[str, Any]
+    longest_edge: int
+    input: CropperInput | None = None
+
+    def plain(self, weights: dict[str, Any]) -> nnx.State:
+        """The part of `weights`, or of their shapes, that is the model without adapters."""
+        return weights["frozen"][0] if self.base else weights["params"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CropperModel(TrainedModel):
+    """A cropper being trained.
+
+    Attributes:
+        grammar: of the boxes that it writes.
+        input: what it sees of an example.
+    """
+
     grammar: Grammar
     input: CropperInput
 
@@ -121,10 +143,7 @@ class CropperModel:
                 f"cropper={config.cropper!r}: a {pretrained.config.model_type} may not be a cropper"
             )
         pretrained.log_cost(longest_edge)
-        dtype, limit = jnp.dtype(config.dtype), config.data.question_tokens
-        load = pretrained.abstract if abstract else pretrained.load
-        param_dtype = dtype if config.lora else jnp.float32
-        plain = load(dtype=dtype, param_dtype=param_dtype, remat=config.remat)
+        limit = config.data.question_tokens
         conversations = pretrained.conversations(
             official=config.data.official_text, max_question_tokens=limit
         )
@@ -135,27 +154,45 @@ class CropperModel:
             splits=architecture.splits(pretrained.config, longest_edge),
             question_tokens=limit,
         )
-        base: nnx.GraphDef | None = None
-        frozen: list[nnx.State] = []
-        if config.lora is None:
-            policy, params = nnx.split(plain)
-        else:
-            base, adapted = nnx.graphdef(plain), add_adapters(plain, config, abstract)
-            policy, params, *frozen = nnx.split(adapted, lora.LoRAParam, ...)
-        weights = {"params": params, "frozen": tuple(frozen)}
+        policy, base, weights = load_trained(pretrained, config, abstract)
         cropper = cls(
+            role="cropper",
+            setting="cropper",
             pretrained=pretrained,
             policy=policy,
             base=base,
             shapes=shapes_of(weights),
+            longest_edge=longest_edge,
             grammar=Grammar.from_tokenizer(pretrained.tokenizer),
             input=cropper_input,
         )
         return cropper, weights
 
-    def plain(self, weights: dict[str, Any]) -> nnx.State:
-        """The part of `weights`, or of their shapes, that is the model without adapters."""
-        return weights["frozen"][0] if self.base else weights["params"]
+
+def load_trained(
+    pretrained: Pretrained, config: TrainConfig, abstract: bool
+) -> tuple[nnx.GraphDef, nnx.GraphDef | None, dict[str, Any]]:
+    """Loads a model that is to be trained, and adds the adapters.
+
+    Args:
+        pretrained: its folder.
+        config: settings of the run.
+        abstract: read no weights.
+
+    Returns:
+        `policy` and `base` of `TrainedModel`, and the weights by attribute of the train state;
+        shapes where `abstract`.
+    """
+    dtype = jnp.dtype(config.dtype)
+    load = pretrained.abstract if abstract else pretrained.load
+    param_dtype = dtype if config.lora else jnp.float32
+    plain = load(dtype=dtype, param_dtype=param_dtype, remat=config.remat)
+    if config.lora is None:
+        policy, params = nnx.split(plain)
+        return policy, None, {"params": params, "frozen": ()}
+    adapted = add_adapters(plain, config, abstract)
+    policy, params, *frozen = nnx.split(adapted, lora.LoRAParam, ...)
+    return policy, nnx.graphdef(plain), {"params": params, "frozen": tuple(frozen)}
 
 
 def add_adapters(model: Any, config: TrainConfig, abstract: bool) -> Any:

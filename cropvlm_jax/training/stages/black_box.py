@@ -35,7 +35,7 @@ class BlackBoxStage:
     """Learns from what a reader on the host makes of the crops; see `Stage` for the attributes."""
 
     config: TrainConfig
-    cropper: CropperModel
+    trained: CropperModel
     reader: Reader
     prepare: Preparer
     weights: dict[str, Any]
@@ -83,16 +83,16 @@ class BlackBoxStage:
     def step(self) -> GRPOStep:
         """The parts of the step that are in the graph."""
         return GRPOStep(
-            policy=self.cropper.policy,
-            grammar=self.cropper.grammar,
+            policy=self.trained.policy,
+            grammar=self.trained.grammar,
             optimizer=make_optimizer(self.config),
             config=self.config.grpo,
-            base=self.cropper.base,
+            base=self.trained.base,
         )
 
     def init(self, weights: dict[str, Any], steps: int) -> TrainState:
         """A fresh train state."""
-        return init_grpo(self.config, self.cropper, weights, steps)
+        return init_grpo(self.config, self.trained, weights, steps)
 
     def compile(self, mesh: Mesh, steps: int) -> Program:
         """Step and evaluation for a mesh; both take batches of NumPy arrays."""
@@ -127,7 +127,7 @@ class BlackBoxStage:
 
     def decoding(self, batch: Batch) -> dict[str, float]:
         """Bytes that the rollouts read, for the batch of one chip."""
-        return {"rollout": rollout_bytes(self.config, self.cropper, batch)}
+        return {"rollout": rollout_bytes(self.config, self.trained, batch)}
 
     def work(self, batch: Batch) -> dict[str, int]:
         """Prompts, rollouts and the cropper's tiles."""

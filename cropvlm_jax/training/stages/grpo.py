@@ -117,7 +117,7 @@ class GRPOStage:
     """Learns from what the target makes of the crops; see `Stage` for the attributes."""
 
     config: TrainConfig
-    cropper: CropperModel
+    trained: CropperModel
     frozen_target: TargetModel
     prepare: Preparer
     weights: dict[str, Any]
@@ -159,21 +159,21 @@ class GRPOStage:
     def step(self) -> GRPOStep:
         """The step of the run."""
         return GRPOStep(
-            policy=self.cropper.policy,
-            grammar=self.cropper.grammar,
+            policy=self.trained.policy,
+            grammar=self.trained.grammar,
             optimizer=make_optimizer(self.config),
             config=self.config.grpo,
-            base=self.cropper.base,
+            base=self.trained.base,
             target=self.frozen_target.model,
             template=self.frozen_target.template,
             vocabulary=self.frozen_target.vocabulary,
-            tower=self.cropper.pretrained.architecture.tower,
+            tower=self.trained.pretrained.architecture.tower,
             shared_tower=self.frozen_target.sees_tiles,
         )
 
     def init(self, weights: dict[str, Any], steps: int) -> TrainState:
         """A fresh train state."""
-        return init_grpo(self.config, self.cropper, weights, steps)
+        return init_grpo(self.config, self.trained, weights, steps)
 
     def compile(self, mesh: Mesh, steps: int) -> Program:
         """Step and evaluation for a mesh."""
@@ -206,7 +206,7 @@ class GRPOStage:
                 slots=tokens * (prompts * len(template.first) + replies * asked),
                 itemsize=jnp.dtype(self.config.dtype).itemsize,
             )
-        return {"rollout": rollout_bytes(self.config, self.cropper, batch), "reward": reward}
+        return {"rollout": rollout_bytes(self.config, self.trained, batch), "reward": reward}
 
     def work(self, batch: Batch) -> dict[str, int]:
         """Prompts, rollouts, and images: the cropper's tiles, the target's pictures and crops."""

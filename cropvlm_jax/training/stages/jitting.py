@@ -17,7 +17,7 @@ def state_shardings(stage: Stage, mesh: Mesh, steps: int) -> Any:
     """How the train state of a run of `steps` batches is spread over a mesh."""
     init = functools.partial(stage.init, steps=steps)
     shapes = jax.eval_shape(init, stage.weights)
-    shardings = stage.cropper.pretrained.state_shardings(mesh, shapes)
+    shardings = stage.trained.pretrained.state_shardings(mesh, shapes)
     if stage.target is None:
         return shardings
     return shardings._replace(target=stage.target.state_shardings(mesh, shapes.target))

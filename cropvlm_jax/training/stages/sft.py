@@ -1,8 +1,10 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The supervised stage: the cropper imitates the boxes of the sources."""
+"""The supervised stages: a cropper imitates boxes, a reader learns to answer."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,40 +12,40 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from cropvlm_jax.data.batching import BoxPreparer, SupervisedBatch
+from cropvlm_jax.data.reading import ReadingPreparer
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.microbatching import Sums
+from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
 from cropvlm_jax.training.config import TrainConfig
 from cropvlm_jax.training.schedule import Schedule, make_optimizer
 from cropvlm_jax.training.sft import SFTStep
-from cropvlm_jax.training.stages.base import CropperModel
+from cropvlm_jax.training.stages.base import (
+    CropperModel,
+    TrainedModel,
+    load_trained,
+    shapes_of,
+)
 from cropvlm_jax.training.stages.jitting import jit_program
 from cropvlm_jax.training.stages.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTStage:
-    """Imitates boxes; see `Stage` for the attributes."""
+class SupervisedStage:
+    """Imitates the replies of conversations; see `Stage` for the attributes."""
 
     config: TrainConfig
-    cropper: CropperModel
-    prepare: BoxPreparer
+    trained: TrainedModel
+    prepare: Callable[[Any, int], SupervisedBatch]
     weights: dict[str, Any]
     target: Pretrained | None = None
-
-    @classmethod
-    def open(cls, config: TrainConfig, abstract: bool) -> "SFTStage":
-        """Opens the cropper, without its weights if `abstract`."""
-        cropper, weights = CropperModel.open(config, abstract)
-        prepare = BoxPreparer(cropper_input=cropper.input, reply_tokens=cropper.grammar.max_length)
-        return cls(config, cropper, prepare, weights)
 
     def step(self) -> SFTStep:
         """The update of the run."""
         optimizer = make_optimizer(self.config)
         return SFTStep(
-            policy=self.cropper.policy,
+            policy=self.trained.policy,
             optimizer=optimizer,
             gradient_accumulation_steps=self.config.gradient_accumulation_steps,
         )
@@ -58,7 +60,7 @@ class SFTStage:
         return jit_program(self, self.step(), mesh, steps)
 
     def evaluate(self, state: TrainState, batch: SupervisedBatch) -> Sums:
-        """The held-out loss as `{"loss": (sum, count)}`."""
+        """The held-out loss, and how many replies are written exactly; see `SFTStep.evaluate`."""
         return self.step().evaluate(state, batch)
 
     def cost(self, program: ClosedJaxpr) -> dict[str, float]:
@@ -70,6 +72,67 @@ class SFTStage:
         return {}
 
     def work(self, batch: SupervisedBatch) -> dict[str, int]:
-        """Prompts and the cropper's tiles."""
+        """Prompts and the model's tiles."""
         rows, tiles = jax.tree.leaves(batch.images)[0].shape[:2]
         return {"prompts": rows, "images": rows * tiles}
+
+
+class SFTStage(SupervisedStage):
+    """A cropper imitates the boxes of the sources."""
+
+    @classmethod
+    def open(cls, config: TrainConfig, abstract: bool) -> "SFTStage":
+        """Opens the cropper, without its weights if `abstract`."""
+        cropper, weights = CropperModel.open(config, abstract)
+        prepare = BoxPreparer(cropper_input=cropper.input, reply_tokens=cropper.grammar.max_length)
+        return cls(config, cropper, prepare, weights)
+
+
+class ReaderStage(SupervisedStage):
+    """A reader learns to answer from a picture and a crop of it."""
+
+    @classmethod
+    def open(cls, config: TrainConfig, abstract: bool) -> "ReaderStage":
+        """Opens the model that `config.target` names, without its weights if `abstract`.
+
+        Raises:
+            FileNotFoundError: the model is not there.
+            ValueError: it cannot be trained here.
+        """
+        if is_black_box(config.target):
+            raise ValueError(
+                f"target={config.target!r} is outside of the graph; stage='reader' trains a model "
+                "of this package"
+            )
+        changes = dataclasses.asdict(config.target_processor)
+        pretrained = Pretrained.open(config.target, not abstract, changes)
+        architecture, model = pretrained.architecture, pretrained.config
+        if not architecture.reads_pixel_values:
+            raise ValueError(
+                f"target={config.target!r}: a {model.model_type} sees each picture at its own "
+                "size, and stage='reader' makes batches of one shape"
+            )
+        side, limit = pretrained.tile_size, config.data.question_tokens
+        prepare = ReadingPreparer(
+            conversations=pretrained.conversations(
+                official=config.data.official_text, max_question_tokens=limit
+            ),
+            see=functools.partial(architecture.see, model, longest_edge=side),
+            expansion=config.reader.expansion,
+            jitter=config.reader.jitter,
+            whole=config.reader.whole,
+            seed=config.seed,
+            question_tokens=limit,
+            answer_tokens=config.data.answer_tokens,
+        )
+        policy, base, weights = load_trained(pretrained, config, abstract)
+        reader = TrainedModel(
+            role="reader",
+            setting="target",
+            pretrained=pretrained,
+            policy=policy,
+            base=base,
+            shapes=shapes_of(weights),
+            longest_edge=side,
+        )
+        return cls(config, reader, prepare, weights)

@@ -1,0 +1,110 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Examples become conversations that teach a reader: picture, crop, question, answer.
+
+No jax import: data workers do this.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cropvlm_jax import geometry
+from cropvlm_jax.data.batching import SupervisedBatch, gold_answer, pad
+from cropvlm_jax.pixels import host
+
+if TYPE_CHECKING:
+    from cropvlm_jax.models.conversations import Conversations
+
+
+def draw_box(
+    rng: np.random.Generator, box: np.ndarray, expansion: tuple[float, float], jitter: float
+) -> np.ndarray:
+    """A larger box that holds a given one.
+
+    Args:
+        rng: what is drawn from.
+        box: percent box, int `[4]`.
+        expansion: the least and the most area of the result, in areas of `box`; log-uniform.
+        jitter: how far `box` may be from the middle of the result: 0 is in the middle, 1 may be at
+            an edge.
+
+    Returns:
+        Percent box, int `[4]`.
+    """
+    least, most = np.log(expansion)
+    larger = geometry.expand(box, float(np.exp(rng.uniform(least, most))))
+    before, after = box[:2] - larger[:2], larger[2:] - box[2:]
+    room = np.where(rng.random(2) < 0.5, -after, before)  # to shift it left and up, or back
+    shift = np.rint(rng.random(2) * jitter * room).astype(int)
+    shift = np.clip(shift, -larger[:2], 100 - larger[2:])
+    return larger + np.tile(shift, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingPreparer:
+    """Turns an example into a row of a supervised batch: a reader sees its picture and a crop.
+
+    What is drawn for an example depends on `seed` and its index alone, so it is the same each time.
+
+    Attributes:
+        conversations: The conversations of the reader.
+        see: What the reader sees of a picture uint8 `[H, W, 3]` as one tile, an array `[1, ...]`,
+            and its grid.
+        expansion: The least and the most area of a crop, in areas of the example's box.
+        jitter: How far the box may be from the middle of the crop, 0 to 1.
+        whole: Share of the crops that are the whole picture; all are where there is no box.
+        seed: Of what is drawn.
+        question_tokens: The most tokens of a question.
+        answer_tokens: The most tokens of an answer.
+    """
+
+    conversations: "Conversations"
+    see: Callable[[np.ndarray], tuple[Any, Any]]
+    expansion: tuple[float, float]
+    jitter: float
+    whole: float
+    seed: int
+    question_tokens: int
+    answer_tokens: int
+
+    def __call__(self, example: Mapping[str, Any], index: int) -> SupervisedBatch:
+        """One row, without the batch axis.
+
+        Raises:
+            OSError: The picture is broken.
+            ValueError: A text does not fit the batch's shapes, or there is no answer.
+        """
+        image = host.to_rgb(example["image"])
+        pictures = (image, host.cut(image, self.crop(example.get("box"), index)))
+        conversation = self.conversations.answer(
+            example["question"], len(pictures), gold_answer(example["answers"])
+        )
+        before = conversation.ids[: conversation.completion.start]
+        prompt, prompt_valid = pad(before, self.prompt_length, "left")
+        # The period and the end of the utterance follow the answer.
+        completion, completion_valid = pad(
+            conversation.ids[conversation.completion], self.answer_tokens + 2, "right"
+        )
+        return SupervisedBatch(
+            images=np.concatenate([self.see(picture)[0] for picture in pictures]),
+            prompt=prompt,
+            prompt_valid=prompt_valid,
+            completion=completion,
+            completion_valid=completion_valid,
+            example_id=np.int32(index),
+        )
+
+    def crop(self, box: Any, index: int) -> np.ndarray:
+        """The percent box of what an example shows beside its picture, int `[4]`."""
+        rng = np.random.default_rng([self.seed, index])
+        if box is None or rng.random() < self.whole:
+            return np.array(geometry.FULL)
+        return draw_box(rng, np.array(box), self.expansion, self.jitter)
+
+    @property
+    def prompt_length(self) -> int:
+        """P: the tokens of the longest prompt."""
+        return len(self.conversations.answer("A", 2).ids) + self.question_tokens
