@@ -9,6 +9,8 @@ delete the line below that sets `boxes`.
     cropvlm train --config=experiments/own_data.py:sft --workdir=runs/mine/sft
     cropvlm train --config=experiments/own_data.py:grpo --workdir=runs/mine/grpo
 
+`own_data.py:reader` teaches a reader to answer, for where yours reads such pictures badly.
+
 Hyper-parameters are a start, not a result: nobody tuned them on your data.
 """
 
@@ -18,7 +20,7 @@ from cropvlm_jax.training.config import default_config, source
 
 
 def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
-    """Settings of a stage, "sft" or "grpo"."""
+    """Settings of a stage, "reader", "sft" or "grpo"."""
     config = default_config()
     config.stage = stage
     config.dtype = "bfloat16"
@@ -28,7 +30,10 @@ def get_config(stage: str = "grpo") -> ml_collections.ConfigDict:
     config.data.sources.jsonl = source("data/mine")
     config.eval.sources.jsonl = source("data/mine", split="val")
     config.eval.every = 100
-    if stage == "sft":
+    if stage == "reader":
+        config.target = "HuggingFaceTB/SmolVLM-256M-Instruct"
+        config.learning_rate = 5e-5
+    elif stage == "sft":
         config.cropper = "HuggingFaceTB/SmolVLM-256M-Instruct"
         config.learning_rate = 5e-5
         config.data.sources.jsonl.boxes = "data/mine/boxes.jsonl"

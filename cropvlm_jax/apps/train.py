@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a cropper: on boxes (SFT), or by GRPO with a frozen reader's answers as the reward.
 
-The workdir then has metrics.jsonl and tensorboard/ (what happened at each step), checkpoints/, and
-cropper/, the trained model as a Hugging Face folder. Ctrl-C, SIGTERM or a preemption saves first;
+It also teaches a reader to answer (`stage = "reader"`). The workdir then has metrics.jsonl and
+tensorboard/ (what happened at each step), checkpoints/, and cropper/ or reader/, the trained model
+as a Hugging Face folder. Ctrl-C, SIGTERM or a preemption saves first;
 the same command given again goes on from there.
 
 Example, minutes on a CPU, with the models that come with the package:

@@ -215,8 +215,8 @@ class TrainConfig(Settings):
     """All settings of a run.
 
     Attributes:
-        stage: "reader" teaches the target to answer, "sft" teaches the cropper the boxes of the
-            sources, "grpo" rewards the cropper by the target, which stays as it is.
+        stage: "sft" teaches the cropper the boxes of the sources, "grpo" rewards the cropper by the
+            target, which stays as it is, "reader" teaches the target to answer.
         cropper: the model to train: a folder, a Hugging Face id, or "zoom_digits/cropper", which
             comes with the package; of a PEFT adapter, its base model with the adapter merged in.
         target: the frozen reader that a GRPO run is rewarded by, or the model that stage "reader"
@@ -251,7 +251,7 @@ class TrainConfig(Settings):
         mesh: how devices share the work.
     """
 
-    stage: Literal["reader", "sft", "grpo"] = "grpo"
+    stage: Literal["sft", "grpo", "reader"] = "grpo"
     cropper: str = ""
     target: str = ""
     target_processor: TargetProcessorConfig = TargetProcessorConfig()
