@@ -104,6 +104,8 @@ class Checkpoints:
             )
             restored: Any = None
             try:
+                if unreadable:  # the latest was compared when the folder was opened
+                    self._compare(step)
                 restored = self._manager.restore(step, args=items)
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 logging.error("checkpoint %d cannot be read: %s", step, error)
@@ -119,6 +121,14 @@ class Checkpoints:
                 f"none of the checkpoints {unreadable} in {self._folder} can be read; see the log"
             )
         return None
+
+    def _compare(self, step: int) -> None:
+        """Raises a ValueError on all hosts where a checkpoint is not as it was written."""
+        damage = None
+        if jax.process_index() == 0:
+            damage = digests.find_damage(self._folder / str(step))
+        if not parallel.on_all_hosts(damage is None):
+            raise ValueError(damage or "it is damaged, as process 0 says")
 
     def _clear_up(self) -> None:
         """Removes what killed runs left behind, and sets damaged checkpoints aside."""

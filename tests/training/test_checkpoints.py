@@ -237,6 +237,23 @@ def test_where_all_checkpoints_are_damaged_each_is_named_and_stays(tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
 
 
+def test_an_older_checkpoint_is_compared_before_it_is_read(tmp_path, caplog):
+    save(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    checkpoints.save(2, {"other": jnp.zeros(3)}, PLACE, {})  # whole, and not of this run
+    checkpoints.close()
+    large = tmp_path / "checkpoints" / "1" / "state" / "large"
+    large.write_bytes(bytes(digests.SMALL + 1))
+    (large.parents[1] / "digests.json").unlink()
+    digests.write(large.parents[1])
+    large.write_bytes(bytes(digests.SMALL) + b"1")
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    with pytest.raises(ValueError, match=r"none of the checkpoints \[2, 1\]"):
+        checkpoints.restore(jax.tree.map(parallel.abstract, make_state(99)))
+    checkpoints.close()
+    assert "checkpoint 1 cannot be read: state/large has changed" in caplog.text
+
+
 def test_a_checkpoint_without_digests_is_not_trusted(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "checkpoints" / "1" / "digests.json").unlink()
