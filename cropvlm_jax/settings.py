@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings that are checked: a field's type says which values it takes, numbers by their range.
 
-@dataclasses.dataclass(frozen=True)
-class Config(Settings):
-    rate: Annotated[float, Range(0, 1, above=True)] = 0.5
+For example:
 
-Config(rate=0.0)  # ValueError: rate=0.0 is not a number above 0 and at most 1
+    @dataclasses.dataclass(frozen=True)
+    class Config(Settings):
+        rate: Annotated[float, Range(0, 1, above=True)] = 0.5
+
+    Config(rate=0.0)  # ValueError: rate=0.0 is not a number above 0 and at most 1
 """
 
 import dataclasses
