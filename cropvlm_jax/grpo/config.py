@@ -62,7 +62,7 @@ class GRPOConfig(Settings):
         gradient_accumulation_steps: microbatches a step, a divisor of the batch.
     """
 
-    num_generations: Annotated[int, Range(2, 1024)] = 8
+    num_generations: Annotated[int, Range(2, 65_536)] = 8
     temperature: Annotated[float, Range(0.01, 100)] = 1.0
     temperature_in_log_probs: bool = True
     num_iterations: Annotated[int, Range(1, 100)] = 1
@@ -82,7 +82,7 @@ class GRPOConfig(Settings):
     accuracy: HostMetric = "evalai"
     answer_tokens: Tokens = 16
     area_weight: Weight = 0.0
-    reward_chunk: Annotated[int, Range(1, 1024)] | None = None
+    reward_chunk: Annotated[int, Range(1, 65_536)] | None = None
     gradient_accumulation_steps: Annotated[int, Range(1, 65_536)] = 1
 
     def __post_init__(self) -> None:

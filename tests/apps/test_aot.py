@@ -81,7 +81,7 @@ def test_search_for_the_largest_batch():
 
 def test_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(app.UsageError, match="cropvlm-jax\\[tpu\\]"):
+    with pytest.raises(app.UsageError, match="pip install libtpu"):
         aot.main([""])
 
 
