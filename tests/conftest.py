@@ -3,6 +3,7 @@
 """Settings of all tests, made before jax starts; the processes that tests start inherit them."""
 
 import os
+import signal
 import tempfile
 
 import jaxtyping
@@ -12,6 +13,9 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A shell has its background jobs, and all that they start, ignore Ctrl-C, which tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Torch's threads would fight over the cores with jax's and with the other test process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
