@@ -85,6 +85,9 @@ class SourceConfig(Settings):
             if not self.folder:
                 raise ValueError(f"{name}.folder={self.folder!r}: say where the data set is")
             return
+        if self.split not in sources.DRAWN[kind]:
+            there = ", ".join(sources.DRAWN[kind])
+            raise ValueError(f"{name}.split={self.split!r} is not one of {there}")
         for field in ("folder", "part", "boxes", "prepared"):
             value = getattr(self, field)
             if value != getattr(SourceConfig(), field):

@@ -15,6 +15,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from cropvlm_jax.data import sources
+from cropvlm_jax.data.sources import zoom_digits
 from cropvlm_jax.models.lora import LoRAConfig
 from cropvlm_jax.settings import PLAIN, Range, fields, optional
 from cropvlm_jax.training.config import (
@@ -114,6 +116,14 @@ def test_flags_have_the_types_of_the_settings(monkeypatch):
 def test_what_cannot_work_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
         load_config(settings)
+
+
+@pytest.mark.parametrize("split", ["val", "nothing", ""])
+def test_a_split_that_drawn_pictures_do_not_have_is_refused(split):
+    assert sources.DRAWN["zoom_digits"] == zoom_digits.SPLITS
+    with pytest.raises(ValueError, match=rf"eval\.sources\.digits\.split='{split}' .*validation"):
+        settings = {"kind": "zoom_digits", "split": split}
+        load_config({"eval": {"sources": {"digits": settings}}})
 
 
 @pytest.mark.parametrize(

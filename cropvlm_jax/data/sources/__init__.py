@@ -21,7 +21,8 @@ _OPENERS = {
     "pdfs": ("pdfs", "open"),
 }
 NAMES = tuple(_OPENERS)
-DRAWN = ("zoom_digits",)  # pictures drawn when they are asked for, which have no folder
+# Sets whose pictures are drawn when they are asked for, without a folder; and their splits.
+DRAWN = {"zoom_digits": ("train", "validation", "test")}
 
 
 def open_source(name: str, folder: str | os.PathLike, split: str) -> Source:
