@@ -16,6 +16,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cropvlm_jax"
 TREES = {
@@ -35,7 +37,7 @@ NAMES_ARCHITECTURES = re.compile(r"models/(\w+/|registry\.py)")  # their folders
 APPS = re.compile("apps/")  # where flags are defined and results are printed
 
 
-def refuse(violations: Iterator[tuple[str, str]]) -> None:
+def assert_none(violations: Iterator[tuple[str, str]]) -> None:
     """Fails on what breaks a rule, given as path and complaint."""
     found = [f"{path}: {complaint}" for path, complaint in violations]
     assert not found, "\n".join(["", *found])
@@ -59,7 +61,7 @@ def test_functions_are_short():
                 if lines > MOST_LINES_OF_A_FUNCTION:
                     yield path, f"{function.name} has {lines} lines"
 
-    refuse(long())
+    assert_none(long())
 
 
 def test_functions_do_not_nest_deeply():
@@ -70,7 +72,7 @@ def test_functions_do_not_nest_deeply():
                 if nested > MOST_NESTED_FUNCTIONS:
                     yield path, f"{function.name} has {nested} nested functions"
 
-    refuse(deep())
+    assert_none(deep())
 
 
 def test_modules_are_short():
@@ -80,7 +82,7 @@ def test_modules_are_short():
             if lines > MOST_LINES_OF_A_MODULE:
                 yield path, f"{lines} lines"
 
-    refuse(long())
+    assert_none(long())
 
 
 def test_no_room_but_models_asks_for_a_config_s_class():
@@ -91,7 +93,7 @@ def test_no_room_but_models_asks_for_a_config_s_class():
                     if re.search(r"Config\b", ast.unparse(call.args[1])):
                         yield path, f"line {call.lineno}: {ast.unparse(call)}"
 
-    refuse(asked())
+    assert_none(asked())
 
 
 def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -117,7 +119,7 @@ def test_no_shared_module_names_an_architecture():
                 if ARCHITECTURE.search(name):
                     yield path, f"line {line}: {name}"
 
-    refuse(named())
+    assert_none(named())
 
 
 def test_nothing_but_apps_prints_or_reads_flags():
@@ -127,7 +129,7 @@ def test_nothing_but_apps_prints_or_reads_flags():
                 if name in ("print", "absl.flags", "absl.app"):
                     yield path, f"line {line}: {name}"
 
-    refuse(doors())
+    assert_none(doors())
 
 
 def undocumented(tree: ast.Module | ast.ClassDef, owner: str = "") -> Iterator[str]:
@@ -149,7 +151,7 @@ def test_everything_public_is_documented():
             for name in undocumented(tree):
                 yield path, f"{name} has no docstring"
 
-    refuse(missing())
+    assert_none(missing())
 
 
 def test_docstrings_say_the_thing_itself():
@@ -160,7 +162,7 @@ def test_docstrings_say_the_thing_itself():
                     if "likewise" in (ast.get_docstring(node) or "").lower():
                         yield path, f"{getattr(node, 'name', 'the module')} says 'likewise'"
 
-    refuse(riddles())
+    assert_none(riddles())
 
 
 def test_starred_arguments_do_not_grow():
@@ -208,7 +210,7 @@ def test_nothing_writes_what_is_no_json():
                     if not strict:
                         yield path, f"line {call.lineno} lets NaN through: pass allow_nan=False"
 
-    refuse(lenient())
+    assert_none(lenient())
 
 
 def test_advice_names_packages_that_there_are():
@@ -227,7 +229,37 @@ def test_advice_names_packages_that_there_are():
                     if not known.issuperset(name.split("==")[0] for name in advice.split()):
                         yield path, f"pip install {advice}"
 
-    refuse(unknown())
+    assert_none(unknown())
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        (test_functions_are_short, "def long():\n" + "    x = 1\n" * MOST_LINES_OF_A_FUNCTION),
+        (
+            test_functions_do_not_nest_deeply,
+            "def deep():\n" + "    def inner(): ...\n" * (MOST_NESTED_FUNCTIONS + 1),
+        ),
+        (test_no_room_but_models_asks_for_a_config_s_class, "isinstance(x, LlamaConfig)"),
+        (test_no_shared_module_names_an_architecture, "x.is_llava"),
+        (test_nothing_but_apps_prints_or_reads_flags, "print(1)"),
+        (test_everything_public_is_documented, "def silent(): ..."),
+        (test_docstrings_say_the_thing_itself, '"""Target: likewise."""'),
+        (test_nothing_writes_what_is_no_json, "json.dumps(x)"),
+        (test_advice_names_packages_that_there_are, "x = 'pip install cropvlm-jax'"),
+    ],
+)
+def test_a_rule_sees_what_breaks_it(rule, code, monkeypatch):
+    rule()
+    monkeypatch.setitem(TREES, "grpo/planted.py", ast.parse(code))
+    with pytest.raises(AssertionError, match=re.escape("grpo/planted.py: ")):
+        rule()
+
+
+def test_the_length_of_a_module_is_seen(monkeypatch):
+    monkeypatch.setitem(globals(), "MOST_LINES_OF_A_MODULE", 400)
+    with pytest.raises(AssertionError, match=re.escape("grpo/step.py: ")):
+        test_modules_are_short()
 
 
 WITHOUT_JAX = [

@@ -6,6 +6,7 @@ No jax import: data workers do this.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ class ReadingPreparer:
             return np.array(geometry.FULL)
         return draw_box(rng, np.array(box), self.expansion, self.jitter)
 
-    @property
+    @functools.cached_property
     def prompt_length(self) -> int:
         """P: the tokens of the longest prompt."""
         return len(self.conversations.answer("A", 2).ids) + self.question_tokens
