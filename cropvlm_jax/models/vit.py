@@ -77,5 +77,5 @@ class ViTLayer(nnx.Module):
 
     @staticmethod
     def activation(x: jax.Array) -> jax.Array:
-        """The nonlinearity of the MLP."""
+        """The nonlinearity of the MLP, which each tower defines."""
         raise NotImplementedError

@@ -117,6 +117,8 @@ class VLMModule(nnx.Module):
     ) -> Any:
         """Crops as `encode_images` takes them, by the same arithmetic as the host's `see`.
 
+        Each architecture defines this and `encode_images`.
+
         Args:
             canvas: uint8 `[B, Hc, Wc, 3]`, original pixels padded at the bottom and right.
             size: int `[B, 2]`, height and width inside the canvas.
