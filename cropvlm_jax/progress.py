@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a long job has come, on a terminal or in a log."""
 
+import math
 import sys
 import time
 
@@ -33,10 +34,19 @@ class Progress:
         self._last = now
         rate = (done - self._start) / max(now - self._began, 1e-9)
         left = (self._total - done) / rate if rate else float("inf")
-        eta = f"{int(left // 60)}:{int(left % 60):02d}" if rate else "?"
-        line = f"{self._what} {done}/{self._total}  {rate:.2f}/s  {eta} left  {note}"
+        speed = f"{rate:.2f}/s" if rate >= 1 or not rate else f"{1 / rate:.2f} s each"
+        line = f"{self._what} {done}/{self._total}  {speed}  {clock(left)} left  {note}".rstrip()
         if self._terminal:
             sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if finished else ""))
             sys.stderr.flush()
         else:
             logging.info("%s", line)
+
+
+def clock(seconds: float) -> str:
+    """A time such as "0:07", "12:30" or "3:05:00"; "?" where it is endless."""
+    if math.isinf(seconds):
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

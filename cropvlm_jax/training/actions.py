@@ -100,7 +100,7 @@ class Evaluate:
             for name, value in moment.held_out.items()
         )
         logging.info("after step %d: %s", moment.step, values)
-        self.reporter.write(moment.step, moment.held_out)
+        self.reporter.write_held_out(moment.step, moment.held_out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,10 @@ from cropvlm_jax.progress import Progress
 from cropvlm_jax.training import costs
 from cropvlm_jax.training.metrics import MetricWriter, Throughput
 
-SHOWN = ("loss", "reward", "area")  # on the progress line
+# On the progress line: of GRPO, whose loss is near 0 whatever it learns, and of other stages.
+SHOWN_OF_GRPO = ("reward", "area", "kl", "kl_k3")
+SHOWN_OF_OTHERS = ("loss",)
+SHOWN_OF_HELD_OUT = ("eval/reward", "eval/loss", "eval/exact")
 REMEDY = "Start again with a lower learning rate, in another folder"
 
 
@@ -50,6 +53,7 @@ class Reporter:
         chip = costs.CHIPS.get(jax.devices()[0].device_kind)
         self.throughput = Throughput(jax.device_count(), chip and chip.flops)
         self._pending: list[PendingStep] = []
+        self._held_out: Mapping[str, float] = {}
 
     def add(self, number: int, metrics: Mapping[str, Any], work: Mapping[str, float]) -> None:
         """Takes note of a step, whose metrics need not be there yet."""
@@ -74,9 +78,8 @@ class Reporter:
         speed = self.throughput.steps([step.work for step in done])
         for step, metrics in zip(done, read, strict=True):
             self.write(step.number, metrics | speed)
-            note = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
             if self._writer:
-                self._progress.update(step.number, note)
+                self._progress.update(step.number, progress_note(metrics, self._held_out))
             for name, value in (("loss", metrics["loss"]), ("gradient", metrics["grad_norm"])):
                 if not math.isfinite(value):
                     raise FloatingPointError(
@@ -89,6 +92,11 @@ class Reporter:
         if self._writer:
             self._writer.write(number, metrics)
 
+    def write_held_out(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of an evaluation, which the progress line shows until the next one."""
+        self._held_out = metrics
+        self.write(number, metrics)
+
     def begin_again(self, done: int) -> None:
         """Restarts progress and clock after step `done`: compiling is no part of any step."""
         self._progress = Progress(self._steps, done)
@@ -98,6 +106,21 @@ class Reporter:
         """Closes the files."""
         if self._writer:
             self._writer.close()
+
+
+def progress_note(metrics: Mapping[str, float], held_out: Mapping[str, float]) -> str:
+    """What the progress line says of a step: what means something for the stage of the run.
+
+    Args:
+        metrics: of the step.
+        held_out: of the latest evaluation; empty before the first one.
+    """
+    shown = SHOWN_OF_GRPO if "reward" in metrics else SHOWN_OF_OTHERS
+    found = [(name, metrics[name]) for name in shown if name in metrics]
+    if metrics.get("unscored"):
+        found.append(("unscored", metrics["unscored"]))
+    found += [(name, held_out[name]) for name in SHOWN_OF_HELD_OUT if name in held_out]
+    return "  ".join(f"{name} {value:.3f}" for name, value in found)
 
 
 class StepTracer:

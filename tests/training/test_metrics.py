@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from cropvlm_jax.progress import Progress
+from cropvlm_jax.progress import Progress, clock
 from cropvlm_jax.training.metrics import MetricWriter, Throughput
 
 
@@ -73,6 +73,14 @@ def test_progress_is_one_living_line_on_a_terminal(monkeypatch):
     progress.update(3, "reward 3")
     text = terminal.getvalue()
     assert text.count("\r") == 2 and text.endswith("\n") and "step 3/3" in text and "left" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (61.9, "1:01"), (3600, "1:00:00"), (90061, "25:01:01"), (math.inf, "?")],
+)
+def test_times_left_have_hours_where_there_are_any(seconds, text):
+    assert clock(seconds) == text
 
 
 def test_progress_is_plain_lines_elsewhere(monkeypatch):

@@ -1,0 +1,102 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The names in docs/metrics.md are those that runs write, no more and no fewer, stage by stage."""
+
+import json
+import pathlib
+import re
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from cropvlm_jax import geometry, parallel
+from cropvlm_jax.data import batching
+from cropvlm_jax.training import costs, loop, metrics
+from cropvlm_jax.training.config import default_config, load_config, source
+from cropvlm_jax.training.reporting import progress_note
+from cropvlm_jax.training.stages import open_stage
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "metrics.md"
+SECTIONS = {"grpo": "GRPO", "sft": "SFT and readers", "reader": "SFT and readers"}
+OUTSIDE = {
+    "target": "vlm:zoom_digits/target",
+    "grpo.likelihood_weight": 0.0,
+    "grpo.accuracy_weight": 1.0,
+    "grpo.accuracy": "nearly_contains",
+}
+PARTS = {"grpo.accuracy_weight": 1.0, "grpo.area_weight": 0.1, "grpo.format_weight": 0.1}
+TWICE = {"grpo.num_iterations": 2, "grpo.kl_loss_type": "k3"}
+
+
+def glossary(section: str) -> set[str]:
+    """The names in the first column of a section's table."""
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S)
+    names = re.findall(r"^\| `([^`]+)` \|", text, re.M)
+    assert len(names) == len(set(names))
+    return set(names)
+
+
+def small(stage: str, **changes):
+    """A run of one step and one evaluation, whose programs other tests compile too."""
+    config = default_config()
+    config.stage, config.steps, config.batch_size, config.learning_rate = stage, 1, 2, 1e-4
+    config.cropper, config.target = "zoom_digits/cropper", "zoom_digits/target"
+    config.grpo.update(num_generations=2, beta=0.01)
+    config.data.update(longest_edge=64, canvas=(512, 512), question_tokens=16, answer_tokens=2)
+    config.data.sources.zoom_digits = source()
+    config.eval.sources.zoom_digits = source(split="validation")
+    config.eval.update(every=1, examples=2)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def traced_names(config) -> set[str]:
+    """The metrics of a step and an evaluation, from their shapes: nothing is compiled."""
+    stage = open_stage(load_config(config))
+    program = stage.compile(parallel.make_mesh(1, 1, 1), 1)
+    state = jax.eval_shape(program.create, stage.weights)
+    example = {"image": np.zeros((64, 64, 3), np.uint8), "question": "?", "answers": ["0"]}
+    example["box"] = geometry.FULL
+    batch = batching.stack([stage.prepare(example, 0)] * 2)
+    _, step = jax.eval_shape(stage.step(), state, batch, jax.random.key(0))
+    held_out = jax.eval_shape(stage.evaluate, state, batch)
+    return {*step, *(f"eval/{name}" for name in held_out)}
+
+
+class Chip:
+    """A device that tells how much memory is used."""
+
+    def memory_stats(self):
+        return {metrics.PEAK: 2**30}
+
+
+@pytest.mark.parametrize("stage", ["grpo", "sft", "reader"])
+def test_every_name_that_a_run_writes_is_in_the_glossary_and_no_other(stage, tmp_path, monkeypatch):
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setitem(costs.CHIPS, kind, costs.Chip("here", 1e12, 1, 1e9, 1e9))
+    monkeypatch.setattr(metrics, "jax", types.SimpleNamespace(local_devices=lambda: [Chip()]))
+    runs = [small(stage), small(stage, gradient_accumulation_steps=2, **OUTSIDE)]
+    written: set[str] = set()
+    for number, config in enumerate(runs if stage == "grpo" else runs[:1]):
+        folder = tmp_path / str(number)
+        assert loop.run(config, folder)
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            written |= json.loads(line).keys() - {"step"}
+    if stage == "grpo":
+        written |= traced_names(small(stage, **PARTS, **TWICE))
+    assert written == glossary("Every stage") | glossary(SECTIONS[stage])
+
+
+def test_the_progress_line_shows_what_means_something():
+    grpo = {"loss": 0.0, "reward": 0.5, "area": 0.25, "kl": 0.001, "unscored": 0.0}
+    assert progress_note(grpo, {}) == "reward 0.500  area 0.250  kl 0.001"
+    held_out = {"eval/reward": 0.75, "eval/area": 0.3}
+    without_kl = {"loss": 0.0, "reward": 0.5, "area": 0.25, "unscored": 0.125}
+    line = "reward 0.500  area 0.250  unscored 0.125  eval/reward 0.750"
+    assert progress_note(without_kl, held_out) == line
+    sft = {"loss": 1.5, "tokens": 30.0}
+    assert progress_note(sft, {"eval/loss": 2.0, "eval/exact": 0.25}) == (
+        "loss 1.500  eval/loss 2.000  eval/exact 0.250"
+    )
