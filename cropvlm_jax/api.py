@@ -2,17 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cropper from Python: it proposes where to look, and zooms in front of any reader.
 
-    from cropvlm_jax import CropVLM, open_reader
+    from cropvlm_jax import CropVLM
 
-    model = CropVLM.from_pretrained("runs/zoom_digits/cropper", open_reader("rapidocr:v4@256"))
+    model = CropVLM.from_pretrained("runs/zoom_digits/cropper", "rapidocr:v4@256")
     zoom = model("receipt.png", "What is the total amount?")
     print(zoom.box, zoom.answer)
+    zooms = model.zoom(["1.png", "2.png"], "What is the total amount?")
 
 Shape letters: n questions, B rows of a batch.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +29,19 @@ from PIL import Image
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.grpo import rollout
+from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.hub.upload import upload
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
-from cropvlm_jax.readers.base import Reader, ReaderUnavailable
+from cropvlm_jax.readers.asking import ask
+from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.batches import Row
-from cropvlm_jax.readers.loaded import LoadedModel, Picture, check_texts
-from cropvlm_jax.readers.vlm import VLMReader
+from cropvlm_jax.readers.inputs import Picture, blamed_on_item, check_texts, for_each
+from cropvlm_jax.readers.loaded import LoadedModel
+from cropvlm_jax.readers.registry import open_reader
+
+BYTES = 2**28  # of pictures that the target is asked about at once, so that memory is bounded
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -52,15 +60,33 @@ class Zoom(NamedTuple):
     Attributes:
         box: percent of the picture's width and height: left, top, right, bottom.
         crop: what is inside, of the original pixels.
-        answer: to the picture and the crop, "" where the target gave none; None without a target.
-        answer_without_crop: to the picture alone, "" where the target gave none; None without a
-            target.
+        answer: to the picture and the crop; None without a target, and where it gave none.
+        answer_without_crop: to the picture alone; None in the same cases.
+        failure: why the target gave no `answer`, such as "empty", "refusal: ..." or "HTTP 500:
+            ..."; "" where there is nothing to explain.
+        failure_without_crop: the same of `answer_without_crop`.
     """
 
     box: tuple[int, int, int, int]
     crop: Image.Image
-    answer: str | None
-    answer_without_crop: str | None
+    answer: str | None = None
+    answer_without_crop: str | None = None
+    failure: str = ""
+    failure_without_crop: str = ""
+
+
+class _Asked(NamedTuple):
+    """An item that the target is asked about.
+
+    Attributes:
+        picture: uint8 RGB `[H, W, 3]`.
+        question: about it.
+        box: where to look, percent.
+    """
+
+    picture: np.ndarray
+    question: str
+    box: tuple[int, int, int, int]
 
 
 class CropVLM(LoadedModel):
@@ -99,6 +125,7 @@ class CropVLM(LoadedModel):
         *,
         dtype: Any = jnp.float32,
         longest_edge: int | None = None,
+        processor: Mapping[str, Any] | None = None,
         mesh: Mesh | None = None,
     ) -> "CropVLM":
         """Loads a cropper, and a target where one is named.
@@ -106,54 +133,149 @@ class CropVLM(LoadedModel):
         Args:
             cropper: a folder, a bundled model or a model of the Hugging Face Hub; or a LoRA adapter
                 in PEFT's format, which is merged into its base model.
-            target: the same, of a VLM; or any reader, such as `open_reader` returns.
+            target: any name that `open_reader` takes, such as a VLM's folder, "openai:gpt-4.1-nano"
+                or "rapidocr:v4@256"; or a reader that is open. None where only boxes are wanted.
             dtype: of the computation and the weights.
             longest_edge: pixels that pictures' longest sides are resized to for the cropper; None
                 takes what its own processor says.
+            processor: settings of the target's image processor that replace its own, under Hugging
+                Face's names; for a VLM that is named.
             mesh: whose devices share the weights of both, as `VLMReader.from_pretrained` takes it.
         """
         if isinstance(target, (str, Path)):
-            target = VLMReader.from_pretrained(target, dtype=dtype, mesh=mesh)
+            target = open_reader(target, processor=processor, dtype=dtype, mesh=mesh)
         elif target is not None and not isinstance(target, Reader):
             raise ValueError(f"a target is a name, a folder or a reader, not {target!r:.80}")
+        elif processor:
+            raise ValueError(
+                f"processor={dict(processor)} is for a target that is named: give the settings "
+                "where the reader is opened"
+            )
         source = Pretrained.open(cropper)
         if not source.architecture.can_crop:
             raise ValueError(f"{cropper}: a {source.config.model_type} may not be a cropper")
         longest_edge = source.longest_edge if longest_edge is None else longest_edge
         return cls(source, source.load(mesh, dtype=dtype), longest_edge, target, mesh)
 
-    def propose(self, images: Sequence[Picture], questions: Sequence[str]) -> np.ndarray:
+    def propose(self, images: Sequence[Picture], questions: str | Sequence[str]) -> np.ndarray:
         """Where to look in each picture for the answer to its question.
+
+        Args:
+            images: pictures of any kinds and sizes.
+            questions: one for all pictures, or one for each.
 
         Returns:
             int32 `[n, 4]` percent boxes.
         """
+        questions = for_each(images, questions)
         check_texts(images, questions=questions)
 
         def rows() -> Iterator[Row]:
-            for picture, question in zip(images, questions, strict=True):
-                seen, (grid,) = self.see([picture])
-                conversation = self.conversations.crop(question, grid)
-                yield self.row(seen, conversation, self.grammar.max_length)
+            for number, (picture, question) in enumerate(zip(images, questions, strict=True), 1):
+                with blamed_on_item(number, len(images)):
+                    seen, (grid,) = self.see([picture])
+                    conversation = self.conversations.crop(question, grid)
+                    row = self.row(seen, conversation, self.grammar.max_length)
+                yield row
 
         boxes = self.run(_propose, rows(), self.grammar)
         return np.array(boxes, np.int32).reshape(-1, 4)
 
     def __call__(self, image: Picture, question: str) -> Zoom:
-        """Looks closer at one picture, and answers with and without having done so.
+        """Looks closer at one picture, and answers with and without having done so."""
+        return self.zoom([image], [question])[0]
+
+    def zoom(self, images: Sequence[Picture], questions: str | Sequence[str]) -> list[Zoom]:
+        """Looks closer at pictures, and answers with and without having done so.
+
+        All boxes are proposed before the target is asked, so that a picture or a question that
+        cannot be used is an error before anything is paid for. What the target does not answer is
+        said in its `Zoom`.
+
+        Args:
+            images: pictures of any kinds and sizes: paths, bytes of files, PIL images or arrays.
+            questions: one for all pictures, or one for each.
+
+        Returns:
+            A `Zoom` of each picture, in their order.
 
         Raises:
-            ReaderUnavailable: something kept the target from answering, such as a server's failure.
+            OSError: a picture cannot be read; of several items the error says which.
+            ReaderUnavailable: the target answers nothing at all, such as a server that is gone.
+            ValueError: a picture or a question cannot be used.
         """
-        left, top, right, bottom = self.propose([image], [question])[0].tolist()
-        box = (left, top, right, bottom)
-        picture = host.to_rgb(image)
-        crop = host.cut(picture, box)
-        zoom = Zoom(box, Image.fromarray(crop), None, None)
+        questions = for_each(images, questions)
+        boxes = self.propose(images, questions).tolist()
+        zooms: list[Zoom] = []
+        asked: list[_Asked] = []
+        for image, question, box in zip(images, questions, boxes, strict=True):
+            asked.append(_Asked(host.to_rgb(image), question, tuple(box)))
+            if sum(item.picture.nbytes for item in asked) >= BYTES:
+                zooms += self._answer(asked)
+                asked = []
+        return zooms + self._answer(asked)
+
+    def _answer(self, asked: Sequence[_Asked]) -> list[Zoom]:
+        """Crops, and the target's answers about all these items at once, where there is one."""
+        crops = [host.cut(item.picture, item.box) for item in asked]
+        zooms = [
+            Zoom(item.box, Image.fromarray(crop)) for item, crop in zip(asked, crops, strict=True)
+        ]
         if self.target is None:
-            return zoom
-        replies = self.target.answer([[picture, crop], [picture]], [question] * 2)
-        for reply in replies:
-            if reply.unanswered:
-                raise ReaderUnavailable(f"{self.target.name} did not answer: {reply.failure}")
-        return zoom._replace(answer=replies[0].text, answer_without_crop=replies[1].text)
+            return zooms
+        shown = [[item.picture, crop] for item, crop in zip(asked, crops, strict=True)]
+        alone = [[item.picture] for item in asked]
+        replies = ask(self.target, shown + alone, [item.question for item in asked] * 2)
+        return [
+            zoom._replace(
+                answer=None if closer.failure else closer.text,
+                answer_without_crop=None if whole.failure else whole.text,
+                failure=closer.failure,
+                failure_without_crop=whole.failure,
+            )
+            for zoom, closer, whole in zip(
+                zooms, replies[: len(zooms)], replies[len(zooms) :], strict=True
+            )
+        ]
+
+    def save_pretrained(self, folder: str | Path, *, dtype: Any = None) -> None:
+        """Writes the cropper as a folder that this package and `transformers` load.
+
+        An adapter is merged into its base model. The target is not written.
+
+        Args:
+            folder: where to; an older model folder there is replaced.
+            dtype: of the stored weights; None keeps the model's.
+
+        Raises:
+            FileExistsError: `folder` holds something that is not a model.
+        """
+        model = nnx.merge(self.graphdef, self.params)
+        export(folder, model, self.source, dtype=dtype, longest_edge=self.longest_edge)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        dtype: Any = None,
+        private: bool | None = None,
+        message: str = "Upload cropper",
+        token: str | None = None,
+    ) -> str:
+        """Publishes the cropper, as `save_pretrained` writes it, on the Hugging Face Hub.
+
+        Args:
+            repo: "user/name"; made if it is not there.
+            dtype: of the stored weights; None keeps the model's.
+            private: whether a new repository is private; None is the account's default.
+            message: of the commit.
+            token: of the account; None takes the environment's HF_TOKEN or the login that
+                `hf auth login` keeps.
+
+        Returns:
+            The address of the repository.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "cropper"
+            self.save_pretrained(folder, dtype=dtype)
+            return upload(folder, repo, private=private, message=message, token=token)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cropvlm_jax import texts
 from cropvlm_jax.readers.base import EMPTY, Reply, reply_from
-from cropvlm_jax.readers.loaded import check_texts
+from cropvlm_jax.readers.inputs import check_texts
 
 HALVES = [
     "\ud800",

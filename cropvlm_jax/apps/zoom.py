@@ -20,6 +20,7 @@ from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.evals import sheet
 from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 from cropvlm_jax.readers.registry import open_reader
 
 CROPPER = flags.DEFINE_string(
@@ -64,10 +65,21 @@ def main(argv: list[str]) -> None:
     zoom = model(image, QUESTION.value)
     lines = [f"box (percent): {list(zoom.box)}"]
     if TARGET.value:
-        lines += [f"answer: {zoom.answer}", f"answer without the crop: {zoom.answer_without_crop}"]
+        lines += [
+            f"answer: {said(zoom.answer, zoom.failure)}",
+            f"answer without the crop: {said(zoom.answer_without_crop, zoom.failure_without_crop)}",
+        ]
     print("\n".join(lines))
     if OUT.value:
         sheet.panel(image, zoom.box, [QUESTION.value, *lines]).save(OUT.value)
+    for failure in (zoom.failure, zoom.failure_without_crop):
+        if Reply("", failure).unanswered:
+            raise ReaderUnavailable(f"{TARGET.value} did not answer: {failure}")
+
+
+def said(answer: str | None, failure: str) -> str:
+    """An answer, or why there is none."""
+    return f"none ({failure})" if answer is None else answer
 
 
 if __name__ == "__main__":

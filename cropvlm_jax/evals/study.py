@@ -4,12 +4,13 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -22,13 +23,11 @@ from cropvlm_jax.evals.items import Item, begin_record, read_item, read_parts
 from cropvlm_jax.evals.records import Record, RecordFile, name_records, open_records
 from cropvlm_jax.evals.registry import SCORERS, Benchmark
 from cropvlm_jax.progress import Progress
+from cropvlm_jax.readers.asking import ask, refused_alone
 from cropvlm_jax.readers.base import EMPTY, REFUSAL, Reader, ReaderUnavailable, Reply
 
 CHUNK = 32  # items that are worked on together, always the same ones
 PACKAGES = ("cropvlm-jax", "jax", "flax", "numpy", "pillow", "tokenizers")
-
-Row = TypeVar("Row")
-Result = TypeVar("Result")
 
 
 class Cropper(Protocol):
@@ -261,7 +260,7 @@ def _propose(name: str, cropper: Cropper, items: Sequence[Item], records: Sequen
         return list(cropper.propose([item.image for item in rows], questions))
 
     began = time.perf_counter()
-    boxes = _refused_alone(propose, items, lambda reason: INVALID)
+    boxes = refused_alone(propose, items, lambda reason: INVALID)
     seconds = (time.perf_counter() - began) / len(items)
     for item, record, box in zip(items, records, boxes, strict=True):
         record["boxes"][name] = [int(v) for v in box]
@@ -273,12 +272,13 @@ def _propose(name: str, cropper: Cropper, items: Sequence[Item], records: Sequen
 def _replies(target: Any, asked: Sequence[Asked], likelihood: bool) -> list[Reply]:
     """A target's replies; one to a question that it refuses says so."""
 
-    def answer(rows: Sequence[Asked]) -> list[Reply]:
-        if likelihood:
-            return _likeliest(target, rows)
-        return target.answer([row.pictures for row in rows], [row.question for row in rows])
-
-    return _refused_alone(answer, asked, lambda reason: Reply("", f"{REFUSAL}: {reason}"))
+    if not likelihood:
+        return ask(target, [row.pictures for row in asked], [row.question for row in asked])
+    return refused_alone(
+        functools.partial(_likeliest, target),
+        asked,
+        lambda reason: Reply("", f"{REFUSAL}: {reason}"),
+    )
 
 
 def _likeliest(target: Any, asked: Sequence[Asked]) -> list[Reply]:
@@ -294,21 +294,6 @@ def _likeliest(target: Any, asked: Sequence[Asked]) -> list[Reply]:
         Reply(row.example["options"][int(part.argmax())])
         for row, part in zip(asked, np.split(means, ends), strict=True)
     ]
-
-
-def _refused_alone(
-    function: Callable[[Sequence[Row]], Sequence[Result]],
-    rows: Sequence[Row],
-    failed: Callable[[str], Result],
-) -> list[Result]:
-    """The results of `function` by row; `failed` makes that of a row which it refuses alone."""
-    try:
-        return list(function(rows))
-    except ValueError as error:
-        if len(rows) == 1:
-            logging.warning("an item was refused: %s", error)
-            return [failed(str(error))]
-        return [result for row in rows for result in _refused_alone(function, [row], failed)]
 
 
 def _unanswered(record: Mapping[str, Any]) -> bool:

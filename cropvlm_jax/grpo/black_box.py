@@ -36,6 +36,7 @@ from cropvlm_jax.grpo.step import (
 )
 from cropvlm_jax.microbatching import Sums, check_divides
 from cropvlm_jax.pixels import host
+from cropvlm_jax.readers import asking
 from cropvlm_jax.readers.base import Reader, ReaderUnavailable
 from cropvlm_jax.train_state import TrainState
 
@@ -64,7 +65,7 @@ def ask(reader: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> 
             questions.append(question)
             golds.append(answers)
             places.append((row, np.flatnonzero(which.reshape(-1) == number)))
-    replies = reader.answer(images, questions)
+    replies = asking.ask(reader, images, questions)
     scores = np.full(boxes.shape[:2], np.nan, np.float32)
     for reply, answers, (row, columns) in zip(replies, golds, places, strict=True):
         if not reply.unanswered:

@@ -21,6 +21,7 @@ from absl import logging
 from cropvlm_jax import texts
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import EMPTY, REFUSAL, ReaderUnavailable, Reply, reply_from
+from cropvlm_jax.readers.inputs import Shown, as_arrays
 from cropvlm_jax.readers.pictures import PictureFormat
 from cropvlm_jax.readers.reply_cache import ReplyCache
 from cropvlm_jax.readers.server_health import IN_A_ROW, ServerHealth
@@ -130,20 +131,23 @@ class ChatReader:
             "pictures": str(self.format),
         }
 
-    def answer(
-        self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
-    ) -> list[Reply]:
+    def answer(self, images: Sequence[Shown], questions: Sequence[str]) -> list[Reply]:
         """Answers each question, as `Reader.answer`; several requests are under way at once.
+
+        Args:
+            images: of each question, a picture, or a list of the picture and a crop of it.
+            questions: the questions.
 
         Raises:
             ReaderUnavailable: nobody is there, the server refuses every request alike, such as for
                 a wrong key or an unknown model, or it says nothing.
         """
+        shown = as_arrays(images, questions)
         stop = threading.Event()  # or the requests that wait would be sent all the same
         files: dict[int, concurrent.futures.Future[str]] = {}
         tasks = []
         with concurrent.futures.ThreadPoolExecutor(self.concurrency) as pool:
-            for pictures, question in zip(images, questions, strict=True):
+            for pictures, question in zip(shown, questions, strict=True):
                 for picture in pictures:  # of which the rollouts of a group share one
                     if id(picture) not in files:
                         files[id(picture)] = pool.submit(self._data_url, picture)
@@ -198,7 +202,6 @@ class ChatReader:
         stop: threading.Event,
     ) -> Reply:
         """The reply to one item, from the disk if it has been given before."""
-        texts.check(question, "question")
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": picture.result()}} for picture in pictures
         ]

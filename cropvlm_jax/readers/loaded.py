@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vision-language model in memory, run on conversations about pictures of any sizes."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,16 +9,14 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from PIL import Image
 
-from cropvlm_jax import parallel, texts
+from cropvlm_jax import parallel
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.conversations import Conversation
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.batches import Row, make_batches
-
-Picture = Image.Image | np.ndarray | str | os.PathLike  # what a user may give as a picture
+from cropvlm_jax.readers.inputs import Picture, check_picture
 
 
 class LoadedModel:
@@ -51,9 +48,7 @@ class LoadedModel:
         """
         seen, grids = [], []
         for picture in pictures:
-            if not isinstance(picture, Picture):
-                kind = type(picture).__name__
-                raise ValueError(f"a picture is a PIL image, an array or a path, not {kind}")
+            check_picture(picture)
             images, grid = self.source.see(host.to_rgb(picture), self.longest_edge)
             seen.append(images)
             grids.append(grid)
@@ -110,18 +105,3 @@ class LoadedModel:
         with jax.set_mesh(self.mesh):
             batch = parallel.put_batch(self.mesh, batch)
             return np.asarray(function(self.graphdef, self.params, batch, *options))
-
-
-def check_texts(images: Sequence[Any], **strings: Sequence[str]) -> None:
-    """Checks that there is a list of strings for each name, one string an image.
-
-    Raises:
-        ValueError: there is not, or UTF-8 cannot hold one of them.
-    """
-    for name, values in strings.items():
-        if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{name} must be a list of strings, got {values!r:.80}")
-        if len(values) != len(images):
-            raise ValueError(f"{len(images)} images but {len(values)} {name}")
-        for number, value in enumerate(values, 1):
-            texts.check(value, f"{name.removesuffix('s')} {number}")

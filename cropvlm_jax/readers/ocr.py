@@ -17,6 +17,7 @@ from PIL import Image
 
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import Reply, reply_from
+from cropvlm_jax.readers.inputs import Shown, as_arrays
 from cropvlm_jax.readers.pictures import png
 
 PACKAGES = {  # of OCR engines
@@ -62,14 +63,16 @@ class OCRReader:
         self._pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())
         self._texts: dict[bytes, Reply] = {}
 
-    def answer(
-        self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
-    ) -> list[Reply]:
-        """The text of the picture, and below it that of the crop, whatever the question."""
-        if len(images) != len(questions):
-            raise ValueError(f"{len(images)} images but {len(questions)} questions")
+    def answer(self, images: Sequence[Shown], questions: Sequence[str]) -> list[Reply]:
+        """The text of the picture, and below it that of the crop, whatever the question.
+
+        Args:
+            images: of each question, a picture, or a list of the picture and a crop of it.
+            questions: the questions.
+        """
+        shown = as_arrays(images, questions)
         # Rollouts of a group share their picture, whose pixels are hashed only once.
-        distinct = {id(picture): picture for pictures in images for picture in pictures}
+        distinct = {id(picture): picture for pictures in shown for picture in pictures}
         digests = dict(zip(distinct, self._pool.map(_digest, distinct.values()), strict=True))
         unread = {
             digest: distinct[key] for key, digest in digests.items() if digest not in self._texts
@@ -81,7 +84,7 @@ class OCRReader:
         while len(self._texts) > self.REMEMBERED:
             del self._texts[next(iter(self._texts))]
         replies = []
-        for pictures in images:
+        for pictures in shown:
             parts = [known[digests[id(picture)]] for picture in pictures]
             broken = [part for part in parts if part.unanswered]
             replies.append(

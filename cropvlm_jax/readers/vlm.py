@@ -23,9 +23,11 @@ from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.decode import completion_logits, greedy_decode, read_prompt
 from cropvlm_jax.models.vlm import VLM
+from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import Reply, reply_from
 from cropvlm_jax.readers.batches import PROMPT_MULTIPLE, Row, power_of_two, round_up
-from cropvlm_jax.readers.loaded import LoadedModel, Picture, check_texts
+from cropvlm_jax.readers.inputs import Shown, as_lists, blamed_on_item, check_texts
+from cropvlm_jax.readers.loaded import LoadedModel
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -133,12 +135,12 @@ class VLMReader(LoadedModel):
         return cls(source, source.load(mesh, dtype=dtype), longest_edge, mesh, reported)
 
     def answer(
-        self, images: Sequence[Sequence[Picture]], questions: Sequence[str], max_tokens: int = 32
+        self, images: Sequence[Shown], questions: Sequence[str], max_tokens: int = 32
     ) -> list[Reply]:
         """Greedy answers.
 
         Args:
-            images: of each question, the picture or the picture and a crop of it.
+            images: of each question, a picture, or a list of the picture and a crop of it.
             questions: the questions.
             max_tokens: longest answer.
         """
@@ -152,14 +154,14 @@ class VLMReader(LoadedModel):
 
     def log_likelihood(
         self,
-        images: Sequence[Sequence[Picture]],
+        images: Sequence[Shown],
         questions: Sequence[str],
         answers: Sequence[str],
     ) -> np.ndarray:
         """How likely answers are, in nats, summed over their tokens and the end token.
 
         Args:
-            images: of each question, the picture or the picture and a crop of it.
+            images: of each question, a picture, or a list of the picture and a crop of it.
             questions: the questions.
             answers: an answer to each; the model's conversations say how it is written.
 
@@ -174,10 +176,10 @@ class VLMReader(LoadedModel):
         spans = [self.conversations.answer("?", 1, answer).completion for answer in answers]
         return np.array([span.stop - span.start for span in spans])
 
-    def image_tokens(self, images: Sequence[Sequence[np.ndarray]]) -> int:
+    def image_tokens(self, images: Sequence[Shown]) -> int:
         """How many tokens all these pictures take together."""
-        pictures = [picture for of_question in images for picture in of_question]
-        return sum(self.tokens_of(*picture.shape[:2]) for picture in pictures)
+        sizes = [host.picture_size(picture) for shown in as_lists(images) for picture in shown]
+        return sum(self.tokens_of(height, width) for height, width in sizes)
 
     def logits(
         self,
@@ -234,7 +236,7 @@ class VLMReader(LoadedModel):
 
     def _rows(
         self,
-        images: Sequence[Sequence[Picture]],
+        images: Sequence[Shown],
         questions: Sequence[str],
         answers: Sequence[str] | None,
         max_tokens: int,
@@ -243,14 +245,15 @@ class VLMReader(LoadedModel):
         check_texts(images, questions=questions)
         if answers is not None:
             check_texts(images, answers=answers)
-        for pictures in images:
-            if not isinstance(pictures, (list, tuple)) or len(pictures) not in (1, 2):
-                raise ValueError(
-                    f"a question takes a list of 1 or 2 pictures, not {pictures!r:.80}"
-                )
-        for i, (pictures, question) in enumerate(zip(images, questions, strict=True)):
-            seen, grids = self.see(pictures)
-            answer = None if answers is None else answers[i]
-            conversation = self.conversations.answer(question, len(pictures), answer, grids)
-            completion = conversation.completion
-            yield self.row(seen, conversation, max_tokens or completion.stop - completion.start)
+        nested = as_lists(images)
+        for pictures in nested:
+            if len(pictures) not in (1, 2):
+                raise ValueError(f"a question takes 1 or 2 pictures, not {pictures!r:.80}")
+        for i, (pictures, question) in enumerate(zip(nested, questions, strict=True)):
+            with blamed_on_item(i + 1, len(nested)):
+                seen, grids = self.see(pictures)
+                answer = None if answers is None else answers[i]
+                conversation = self.conversations.answer(question, len(pictures), answer, grids)
+                completion = conversation.completion
+                row = self.row(seen, conversation, max_tokens or completion.stop - completion.start)
+            yield row

@@ -87,7 +87,7 @@ def test_halves_of_surrogate_pairs_are_mended_in_replies_and_refused_in_question
         assert replies[0] == Reply("said \ufffd")
         assert replies[1] == Reply("", "refusal: No \ufffd.")
         assert all(reply.failure.encode() or reply.text for reply in replies)
-    with pytest.raises(ValueError, match="the question cannot be written as UTF-8"):
+    with pytest.raises(ValueError, match="question 1 cannot be written as UTF-8"):
         target.answer([[picture()]], ["\ud83d"])
 
 

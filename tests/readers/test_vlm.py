@@ -200,7 +200,8 @@ def test_it_is_a_reader_and_says_what_its_replies_depend_on(reader):
         (lambda r: r.log_likelihood([[A]], ["What?"], [3]), "answers must be a list"),
         (lambda r: r.answer([[]], ["What?"]), "1 or 2 pictures"),
         (lambda r: r.answer([[A, B, C]], ["What?"]), "1 or 2 pictures"),
-        (lambda r: r.answer([A], ["What?"]), "1 or 2 pictures"),
+        (lambda r: r.answer(A, ["What?"]), "images must be a list of pictures, not Image"),
+        (lambda r: r.answer([A, 3], ["What?"] * 2), "item 2: a picture is .* not int"),
         (lambda r: r.answer([[3]], ["What?"]), "a picture is .* not int"),
         (lambda r: r.answer([[A]], [" "]), "question is empty"),
         (lambda r: r.log_likelihood([[A]], ["What?"], [""]), "answer is empty"),
@@ -228,3 +229,13 @@ def test_mistakes_in_arrays_are_named(reader):
             reader.logits(ids, wrong)
     with pytest.raises(ValueError, match=r"\[1\] pictures of 4 tokens each have \[0\] <image>"):
         reader.logits(ids, pixels + [[[[[0]]], [[[1]]]]])
+
+
+def test_a_single_picture_needs_no_list_of_its_own(reader):
+    flat, nested = [A, np.asarray(B)], [[A], [B]]
+    assert reader.answer(flat, ["What?"] * 2) == reader.answer(nested, ["What?"] * 2)
+    asked = ["What?"] * 2, ["7", "8"]
+    np.testing.assert_array_equal(
+        reader.log_likelihood(flat, *asked), reader.log_likelihood(nested, *asked)
+    )
+    assert reader.image_tokens(flat) == reader.image_tokens(nested)

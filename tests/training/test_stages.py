@@ -71,7 +71,7 @@ def test_a_config_says_which_stage():
 )
 def test_a_reward_that_a_transcript_never_earns_is_warned_of(monkeypatch, caplog, metric, warned):
     reader = OCRReader("fake", lambda picture: "text")
-    monkeypatch.setattr(black_box, "open_reader", lambda spec: reader)
+    monkeypatch.setattr(black_box, "open_reader", lambda spec, processor: reader)
     weights = {"grpo.likelihood_weight": 0.0, "grpo.accuracy_weight": 1.0, "grpo.accuracy": metric}
     open_stage(shared_config({"target": "rapidocr:v4"} | weights))
     assert sum("set one of contains" in r.getMessage() for r in caplog.records) == warned

@@ -20,7 +20,7 @@ from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.registry import open_reader
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
-from cropvlm_jax.training.config import TargetProcessorConfig, TrainConfig
+from cropvlm_jax.training.config import TrainConfig
 from cropvlm_jax.training.schedule import make_optimizer
 from cropvlm_jax.training.stages.base import CropperModel
 from cropvlm_jax.training.stages.grpo import PHASES, init_grpo, rollout_bytes, rollout_work
@@ -57,12 +57,7 @@ class BlackBoxStage:
                 f"target={config.target!r} says no likelihoods: set grpo.likelihood_weight=0 and "
                 "grpo.accuracy_weight"
             )
-        if config.target_processor != TargetProcessorConfig():
-            raise ValueError(
-                f"{config.target_processor} would be ignored: target={config.target!r} is outside "
-                "of the graph"
-            )
-        reader = open_reader(config.target)
+        reader = open_reader(config.target, processor=dataclasses.asdict(config.target_processor))
         if getattr(reader, "transcribes", False) and grpo.accuracy not in CONTAINS:
             logging.warning(
                 "target=%r says all the text that it sees, which is hardly ever just the answer: "

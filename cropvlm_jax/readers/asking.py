@@ -1,0 +1,59 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""How every reader is asked: in training, in evaluations and from Python alike."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from absl import logging
+
+from cropvlm_jax.readers.base import REFUSAL, Reader, Reply
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+def ask(
+    reader: Reader, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
+) -> list[Reply]:
+    """A reader's replies; the reply to a question that it refuses by a ValueError says so.
+
+    Args:
+        reader: answers.
+        images: of each question, the picture or the picture and a crop of it, uint8 RGB.
+        questions: the questions.
+
+    Raises:
+        ReaderUnavailable: it answers nothing, and will not.
+        TypeError: it does not return a `Reply` to each question.
+    """
+
+    def answer(rows: Sequence[tuple[Sequence[np.ndarray], str]]) -> list[Reply]:
+        replies = reader.answer([pictures for pictures, _ in rows], [text for _, text in rows])
+        if len(replies) != len(rows) or not all(isinstance(reply, Reply) for reply in replies):
+            raise TypeError(
+                f"{reader.name}: `answer` must return a list of {len(rows)} Reply, not "
+                f"{replies!r:.80}"
+            )
+        return replies
+
+    rows = list(zip(images, questions, strict=True))
+    return refused_alone(answer, rows, lambda reason: Reply("", f"{REFUSAL}: {reason}"))
+
+
+def refused_alone(
+    function: Callable[[Sequence[Row]], Sequence[Result]],
+    rows: Sequence[Row],
+    failed: Callable[[str], Result],
+) -> list[Result]:
+    """The results of `function` by row; `failed` makes that of a row which it refuses alone."""
+    if not rows:
+        return []
+    try:
+        return list(function(rows))
+    except ValueError as error:
+        if len(rows) == 1:
+            logging.warning("an item was refused: %s", error)
+            return [failed(str(error))]
+        return [result for row in rows for result in refused_alone(function, [row], failed)]
