@@ -1,0 +1,213 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""From a sheet to the picture of it: ink that fades, paper, pens and stamps, scanners and cameras."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from .chance import between, often, pick, weighted, whole
+from .document import Box, Document, Field, Line, Sheet, around
+from .fonts import Face, of_kind
+from .warp import Frame
+
+_TILE = 2560  # pixels of the noise that is drawn once
+_NOISES = (0, 2, 4, 8, 14)
+_STAMPS = ("POSTED", "PAID", "RECEIVED", "CHECKED", "COPY", "LUNAS", "ENTERED", "VERIFIED")
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How a picture of paper looks.
+
+    Attributes:
+        paper: The grey of the paper, 255 is white.
+        ink: How much darker the ink is.
+        shade: How unevenly it is lit, in greys.
+        noise: The noise's deviation in greys: one of `_NOISES`.
+        blur: Radius in pixels.
+        contrast: Stretches the greys around the paper's; 1 leaves them.
+        around: The grey of what lies around the paper.
+    """
+
+    paper: int
+    ink: int
+    shade: float
+    noise: int
+    blur: float
+    contrast: float
+    around: int
+
+
+def scanned(rng: np.random.Generator) -> Look:
+    """A scan: even, white or grey, seldom blurred."""
+    white = often(rng, 0.68)
+    paper = whole(rng, 240, 256) if white else whole(rng, 170, 235)
+    return Look(
+        paper=paper,
+        ink=int(paper * between(rng, *pick(rng, ((0.75, 1), (0.6, 0.95), (0.25, 0.6))))),
+        shade=between(rng, 0, 8 if white else 30),
+        noise=weighted(rng, {0: 2, 2: 4, 4: 3, 8: 1}),
+        blur=weighted(rng, {0: 6, 0.5: 2, 0.9: 1}),
+        contrast=weighted(rng, {1: 5, 1.3: 3, 2: 1, 6: 0.6}),
+        around=weighted(rng, {0: 4, 255: 3, 60: 1, 180: 1}),
+    )
+
+
+def photographed(rng: np.random.Generator) -> Look:
+    """A photo: unevenly lit, blurred, noisy."""
+    paper = whole(rng, 130, 235)
+    return Look(
+        paper=paper,
+        ink=int(paper * between(rng, 0.35, 0.8)),
+        shade=between(rng, 15, 70),
+        noise=weighted(rng, {2: 2, 4: 3, 8: 2, 14: 1}),
+        blur=weighted(rng, {0: 2, 0.6: 2, 1: 2, 1.5: 1}),
+        contrast=1,
+        around=whole(rng, 10, 140),
+    )
+
+
+def develop(rng: np.random.Generator, sheet: Sheet, frame: Frame, look: Look) -> Document:
+    """The picture of a sheet, with all that is known about it."""
+    ink = frame.photograph(sheet)
+    if look.blur:
+        ink = ink.filter(ImageFilter.BoxBlur(look.blur * 0.8))
+    if often(rng, 0.3):
+        ink = ImageChops.multiply(ink, _patches(rng, ink.size, low=whole(rng, 60, 200)))
+    grey = _shade(rng, ink.size, look)
+    grey -= _darkening(rng, look)[np.asarray(ink)]
+    if not _covers(frame, sheet):
+        grey = np.where(_paper(frame, sheet), grey, look.around)
+    if look.noise:
+        grey += _noise(rng, look.noise, grey.shape)
+    if look.contrast != 1:
+        grey = (grey - look.paper) * np.int16(round(look.contrast * 16)) // 16 + min(
+            look.paper + 10, 255
+        )
+    image = np.clip(grey, 0, 255).astype(np.uint8)
+    return _document(np.stack([image] * 3, -1), sheet, frame)
+
+
+def _document(image: np.ndarray, sheet: Sheet, frame: Frame) -> Document:
+    """Moves all boxes and edges from the sheet to the picture."""
+    marks = list(sheet.marks.values())
+    boxes = [line.box for line in sheet.lines]
+    boxes += [box for mark in marks for box in (*mark.parts, *mark.lines)]
+    moved = [frame.clipped(tuple(box)) for box in frame.boxes(np.array(boxes), sheet).tolist()]
+    rest = iter(moved[len(sheet.lines) :])
+    fields, evidence = {}, {}
+    for name, mark in sheet.marks.items():
+        fields[name] = Field(mark.answer, around([next(rest) for _ in mark.parts]))
+        evidence[name] = around([next(rest) for _ in mark.lines])
+    lines = [Line(line.text, box) for line, box in zip(sheet.lines, moved, strict=False)]
+    return Document(
+        image=image, lines=lines, fields=fields, evidence=evidence, edges=_edges(sheet, frame)
+    )
+
+
+def _edges(sheet: Sheet, frame: Frame) -> list[np.ndarray]:
+    """The edges of the characters in the picture, at the middle of their line's height."""
+    middles = [(line.box[1] + line.box[3]) / 2 for line in sheet.lines]
+    counts = [len(edges) for edges in sheet.edges]
+    points = np.stack([np.concatenate(sheet.edges), np.repeat(middles, counts)], 1)
+    return np.split(frame.forward(points, sheet)[:, 0], np.cumsum(counts)[:-1])
+
+
+def _covers(frame: Frame, sheet: Sheet) -> bool:
+    """Whether the sheet fills the picture."""
+    left, top = frame.corners.min(0)
+    right, bottom = frame.corners.max(0)
+    inner = np.sort(frame.corners, axis=0)
+    del left, top, right, bottom, sheet
+    flat = frame.bend is None
+    return bool(
+        flat
+        and (inner[1] <= 0).all()
+        and inner[2, 0] >= frame.width
+        and inner[2, 1] >= frame.height
+    )
+
+
+def _paper(frame: Frame, sheet: Sheet) -> np.ndarray:
+    """Where the picture shows paper: bool `[H, W]`."""
+    mask = Image.new("L", (frame.width, frame.height))
+    ImageDraw.Draw(mask).polygon(frame.outline(sheet), fill=1)
+    return np.asarray(mask).astype(bool)
+
+
+def _shade(rng: np.random.Generator, size: tuple[int, int], look: Look) -> np.ndarray:
+    """The paper's grey where it is bare: int16 `[H, W]`."""
+    if look.shade < 3:
+        return np.full(size[::-1], look.paper, np.int16)
+    cells = whole(rng, 2, 9), whole(rng, 2, 4)
+    low = look.paper - look.shade * rng.random(cells)
+    field = Image.fromarray(np.clip(low, 0, 255).astype(np.uint8))
+    return np.asarray(field.resize(size, Image.Resampling.BILINEAR)).astype(np.int16)
+
+
+def _darkening(rng: np.random.Generator, look: Look) -> np.ndarray:
+    """How much darker a pixel gets, by the ink that it holds: int16 `[256]`."""
+    start, slope = pick(rng, ((0.0, 1.0), (0.0, 1.0), (0.0, 1.6), (0.15, 1.3), (0.3, 2.5)))
+    curve = np.clip((np.arange(256) / 255 - start) * slope, 0, 1)
+    return np.rint(curve * look.ink).astype(np.int16)
+
+
+def _patches(rng: np.random.Generator, size: tuple[int, int], low: int) -> Image.Image:
+    """A field of greys between `low` and white, that varies slowly or in stripes."""
+    cells = pick(rng, ((12, 6), (30, 12), (1, 60), (40, 1), (4, 2)))
+    field = np.minimum(rng.integers(low, 330, cells), 255).astype(np.uint8)
+    return Image.fromarray(field).resize(size, Image.Resampling.BILINEAR)
+
+
+@functools.cache
+def _tile(deviation: int) -> np.ndarray:
+    """Noise that is drawn once for all pictures: int16 `[_TILE, _TILE]`."""
+    rng = np.random.default_rng(deviation)
+    return np.rint(rng.standard_normal((_TILE, _TILE), np.float32) * deviation).astype(np.int16)
+
+
+def _noise(rng: np.random.Generator, deviation: int, shape: tuple[int, ...]) -> np.ndarray:
+    top, left = (int(rng.random() * (_TILE - edge)) for edge in shape)
+    return _tile(deviation)[top : top + shape[0], left : left + shape[1]]
+
+
+def scrawl(rng: np.random.Generator, sheet: Sheet, box: Box) -> None:
+    """Handwriting: a line that wanders through a box."""
+    left, top, right, bottom = box
+    along = np.linspace(0, 1, 60)
+    waves = whole(rng, 2, 9)
+    x, y = along * 0.9, np.full_like(along, 0.5)
+    for _ in range(3):
+        phase, turns = rng.random(2) * 6.3, waves * between(rng, 0.6, 1.6)
+        x = x + 0.35 / waves * np.sin(6.3 * turns * along + phase[0])
+        y = y + 0.2 * np.sin(6.3 * turns * along + phase[1])
+    points = np.stack([left + x * (right - left), top + y * (bottom - top)], 1)
+    width = max(1, round(sheet.image.width / between(rng, 130, 320)))
+    sheet.pen.line(points.ravel().tolist(), fill=whole(rng, 130, 255), width=width, joint="curve")
+
+
+def stamp(rng: np.random.Generator, sheet: Sheet, x: float, y: float) -> None:
+    """A rubber stamp, a little turned, pale."""
+    family = pick(rng, of_kind("sans"))
+    size = round(sheet.image.width * between(rng, 0.06, 0.13))
+    ink = Face(file=family.bold, size=size).ink(pick(rng, _STAMPS))
+    if ink is None:
+        return
+    mask = ink.mask.rotate(between(rng, -20, 20), expand=True)
+    level = whole(rng, 50, 160)
+    sheet.image.paste(level, (round(x), round(y)), mask)
+
+
+def circle(rng: np.random.Generator, sheet: Sheet, box: Box) -> None:
+    """A pen's ring around something."""
+    left, top, right, bottom = box
+    wide, high = (right - left) * between(rng, 0.1, 0.6), (bottom - top) * between(rng, 0.3, 1)
+    width = max(1, round(sheet.image.width / between(rng, 130, 320)))
+    sheet.pen.ellipse(
+        (left - wide, top - high, right + wide, bottom + high),
+        outline=whole(rng, 120, 255),
+        width=width,
+    )

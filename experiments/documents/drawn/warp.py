@@ -1,0 +1,117 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Where a sheet lies in a picture: turned, in perspective, bent; and where its boxes go."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from .document import Box, Sheet
+
+_STRIPS = 16  # of equal height, in which a bent sheet is straight
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The place of a sheet in a picture.
+
+    Attributes:
+        width, height: Of the picture in pixels.
+        corners: Where the sheet's corners are, clockwise from the upper left one: `[4, 2]`.
+        bend: How far to the right the sheet is pushed at evenly spaced heights of the picture, in
+            pixels: `[_STRIPS + 1]`; None where it is flat.
+    """
+
+    width: int
+    height: int
+    corners: np.ndarray
+    bend: np.ndarray | None = None
+
+    def forward(self, points: np.ndarray, sheet: Sheet) -> np.ndarray:
+        """From points of the sheet to points of the picture, `[..., 2]`."""
+        moved = _project(_homography(_corners(sheet), self.corners), points)
+        if self.bend is not None:
+            moved[..., 0] += np.interp(moved[..., 1], self._heights(), self.bend)
+        return moved
+
+    def photograph(self, sheet: Sheet) -> Image.Image:
+        """The sheet's ink as the picture shows it; none beyond the sheet."""
+        size = self.width, self.height
+        back = _homography(self.corners, _corners(sheet))
+        if self.bend is None:
+            low, high = self.corners[0], self.corners[2]
+            if np.allclose(self.corners, [low, (high[0], low[1]), high, (low[0], high[1])]):
+                return self._resized(sheet, low, high)
+            return sheet.image.transform(
+                size, Image.Transform.PERSPECTIVE, (back / back[2, 2]).ravel()[:8], _SMOOTH
+            )
+        return sheet.image.transform(size, Image.Transform.MESH, self._mesh(back), _SMOOTH)
+
+    def outline(self, sheet: Sheet) -> list[tuple[float, float]]:
+        """The sheet's edge in the picture, to draw as a polygon."""
+        width, height = sheet.image.size
+        down = np.linspace(0, height, _STRIPS + 1)
+        right, left = np.full_like(down, width), np.zeros_like(down)
+        points = np.stack([np.concatenate([right, left]), np.concatenate([down, down[::-1]])], 1)
+        return [(x, y) for x, y in self.forward(points, sheet).tolist()]
+
+    def boxes(self, boxes: np.ndarray, sheet: Sheet) -> np.ndarray:
+        """Boxes `[N, 4]` of the sheet, as the smallest that hold them in the picture."""
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).astype(np.float64)
+        moved = self.forward(corners, sheet)
+        return np.concatenate([moved.min(1), moved.max(1)], 1)
+
+    def clipped(self, box: Box) -> Box:
+        """The part of a box that the picture shows."""
+        left, right = np.clip([box[0], box[2]], 0, self.width).tolist()
+        top, bottom = np.clip([box[1], box[3]], 0, self.height).tolist()
+        return left, top, right, bottom
+
+    def _heights(self) -> np.ndarray:
+        return np.linspace(0, self.height, _STRIPS + 1)
+
+    def _resized(self, sheet: Sheet, low: np.ndarray, high: np.ndarray) -> Image.Image:
+        (left, top), (right, bottom) = np.rint(low).astype(int), np.rint(high).astype(int)
+        image = Image.new("L", (self.width, self.height))
+        image.paste(sheet.image.resize((right - left, bottom - top), _SMOOTH_RESIZE), (left, top))
+        return image
+
+    def _mesh(self, back: np.ndarray) -> list[tuple]:
+        """Strips of the picture, and the four corners of the sheet that each shows."""
+        assert self.bend is not None
+        edges = np.rint(self._heights()).astype(int)
+        strips = []
+        for top, bottom, above, below in zip(edges, edges[1:], self.bend, self.bend[1:]):
+            corners = [
+                (-above, top),
+                (-below, bottom),
+                (self.width - below, bottom),
+                (self.width - above, top),
+            ]
+            source = _project(back, np.array(corners, np.float64))
+            strips.append(((0, int(top), self.width, int(bottom)), source.ravel().tolist()))
+        return strips
+
+
+_SMOOTH = Image.Resampling.BILINEAR
+_SMOOTH_RESIZE = Image.Resampling.BILINEAR
+
+
+def _corners(sheet: Sheet) -> np.ndarray:
+    width, height = sheet.image.size
+    return np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64)
+
+
+def _homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The projection `[3, 3]` that takes four points to four others."""
+    rows = []
+    for (x, y), (u, v) in zip(source, target, strict=True):
+        rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
+        rows.append([0, 0, 0, x, y, 1, -v * x, -v * y])
+    return np.append(np.linalg.solve(np.array(rows), target.ravel()), 1).reshape(3, 3)
+
+
+def _project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    moved = points @ matrix[:, :2].T + matrix[:, 2]
+    return moved[..., :2] / moved[..., 2:]
