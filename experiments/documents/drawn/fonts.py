@@ -43,7 +43,6 @@ _SERIF = re.compile(
 )
 _REGULAR = ("regular", "book", "roman", "medium", "normal", "light", "10regular")
 _ASCII = "".join(map(chr, range(33, 127)))
-_SCRATCH = (3000, 240)  # width and height of the picture on which a text is first drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,73 +165,85 @@ class Face:
 
     def length(self, text: str) -> float:
         """The width of a text in pixels."""
-        scale = self._scale()
-        advances = _advances(self.file, self._font_size())
-        return sum(advances[sign] for sign in text) * scale * self.wide
+        glyphs = _glyphs(self.file, self.size, self.dots)
+        return sum(glyphs[sign].advance for sign in text) * self.wide
 
     def ink(self, text: str) -> Ink | None:
         """Draws a text; None where it leaves no ink."""
-        size, scale = self._font_size(), self._scale()
-        font = _load(self.file, size)
-        scratch, pen = _scratch()
-        base = (size // 2, size + size // 2)
-        pen.text(base, text, fill=255, font=font, anchor="ls")
-        box = scratch.getbbox()
-        if box is None:
+        cached = _glyphs(self.file, self.size, self.dots)
+        glyphs = [cached[sign] for sign in text]
+        edges = np.cumsum([0.0, *(glyph.advance for glyph in glyphs)])
+        placed = [
+            (round(start) + glyph.left, glyph.top, glyph.mask)
+            for start, glyph in zip(edges[:-1].tolist(), glyphs, strict=True)
+            if glyph.mask.size
+        ]
+        if not placed:
             return None
-        mask = scratch.crop(box)
-        scratch.paste(0, box)
-        across, down = self.wide * scale, self.tall * scale
-        left, top = (box[0] - base[0]) * across, (box[1] - base[1]) * down
+        left = min(x for x, _, _ in placed)
+        top = min(y for _, y, _ in placed)
+        width = max(x + mask.shape[1] for x, _, mask in placed) - left
+        height = max(y + mask.shape[0] for _, y, mask in placed) - top
+        line = np.zeros((height, width), np.uint8)
+        for x, y, mask in placed:
+            part = line[y - top : y - top + mask.shape[0], x - left : x - left + mask.shape[1]]
+            np.maximum(part, mask, out=part)
+        return self._stretch(Image.fromarray(line), left, top, edges)
+
+    def _stretch(self, mask: Image.Image, left: int, top: int, edges: np.ndarray) -> Ink:
+        if self.wide != 1 or self.tall != 1:
+            size = max(1, round(mask.width * self.wide)), max(1, round(mask.height * self.tall))
+            mask = mask.resize(size, Image.Resampling.BILINEAR)
+        return Ink(
+            mask=mask,
+            left=round(left * self.wide),
+            top=round(top * self.tall),
+            edges=edges * self.wide,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Glyph:
+    """A character's coverage (uint8, empty for a space), its place, and how far the pen moves."""
+
+    mask: np.ndarray
+    left: int
+    top: int
+    advance: float
+
+
+class _Glyphs(dict[str, _Glyph]):
+    """The characters of a face that were asked for so far."""
+
+    def __init__(self, file: str, size: int, dots: int) -> None:
+        super().__init__()
+        self.dots = dots
+        pixels = max(7, round(size / dots)) if dots else size
+        self.font = ImageFont.truetype(file, pixels, layout_engine=ImageFont.Layout.BASIC)
+        self.scratch = Image.new("L", (4 * pixels, 4 * pixels))
+        self.pen = ImageDraw.Draw(self.scratch)
+        self.base = 2 * pixels
+
+    def __missing__(self, sign: str) -> _Glyph:
+        self.pen.text((self.base, self.base), sign, fill=255, font=self.font, anchor="ls")
+        box = self.scratch.getbbox() or (self.base, self.base, self.base, self.base)
+        mask = np.array(self.scratch.crop(box))
+        self.scratch.paste(0, box)
+        scale = self.dots or 1
         if self.dots:
             mask = _pinned(mask, self.dots)
-        width, height = (
-            round(mask.width * self._rest(across)),
-            round(mask.height * self._rest(down)),
+        self[sign] = _Glyph(
+            mask=mask,
+            left=(box[0] - self.base) * scale,
+            top=(box[1] - self.base) * scale,
+            advance=self.font.getlength(sign) * scale,
         )
-        if mask.size != (width, height):
-            mask = mask.resize((max(width, 1), max(height, 1)), Image.Resampling.BILINEAR)
-        advances = _advances(self.file, size)
-        edges = np.cumsum([0.0, *(advances[sign] for sign in text)]) * across
-        return Ink(mask=mask, left=round(left), top=round(top), edges=edges)
-
-    def _font_size(self) -> int:
-        return max(6, round(self.size / self.dots)) if self.dots else self.size
-
-    def _scale(self) -> float:
-        return self.size / self._font_size()
-
-    def _rest(self, factor: float) -> float:
-        """What is left to stretch after the dots were spread."""
-        return factor / self.dots if self.dots else factor
-
-
-class _Advances(dict[str, float]):
-    """Widths of characters, measured when first asked for."""
-
-    def __init__(self, font: ImageFont.FreeTypeFont) -> None:
-        super().__init__()
-        self.font = font
-
-    def __missing__(self, sign: str) -> float:
-        self[sign] = self.font.getlength(sign)
         return self[sign]
 
 
 @functools.lru_cache(4096)
-def _load(file: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
-
-
-@functools.lru_cache(4096)
-def _advances(file: str, size: int) -> _Advances:
-    return _Advances(_load(file, size))
-
-
-@functools.cache
-def _scratch() -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    image = Image.new("L", _SCRATCH)
-    return image, ImageDraw.Draw(image)
+def _glyphs(file: str, size: int, dots: int) -> _Glyphs:
+    return _Glyphs(file, size, dots)
 
 
 @functools.cache
@@ -242,7 +253,7 @@ def _pin(pitch: int) -> np.ndarray:
     return np.clip(1.35 - np.hypot(away[:, None], away[None]), 0.15, 1).astype(np.float32)
 
 
-def _pinned(mask: Image.Image, pitch: int) -> Image.Image:
-    """Every pixel of a small text becomes a dot, or none."""
-    hit = (np.asarray(mask) > 90).astype(np.float32) * 255
-    return Image.fromarray(np.kron(hit, _pin(pitch)).astype(np.uint8))
+def _pinned(mask: np.ndarray, pitch: int) -> np.ndarray:
+    """Every pixel of a small character becomes a dot, or none."""
+    hit = (mask > 90).astype(np.float32) * 255
+    return np.kron(hit, _pin(pitch)).astype(np.uint8)

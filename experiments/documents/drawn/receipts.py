@@ -184,11 +184,12 @@ def draw_receipt(rng: np.random.Generator) -> Document:
     facts = _facts(rng)
     _print(rng, roll, facts)
     _annotate(rng, roll.sheet)
+    frame, look = _scan(rng, roll.sheet), degrade.scanned(rng)
     if on_page:
-        return degrade.develop(rng, roll.sheet, _on_page(rng, roll.sheet), _page_look(rng))
-    if often(rng, 0.1):
-        return degrade.develop(rng, roll.sheet, _photo(rng, roll.sheet), degrade.photographed(rng))
-    return degrade.develop(rng, roll.sheet, _scan(rng, roll.sheet), degrade.scanned(rng))
+        frame, look = _on_page(rng, roll.sheet), _page_look(rng)
+    elif often(rng, 0.1):
+        frame, look = _photo(rng, roll.sheet), degrade.photographed(rng)
+    return degrade.develop(rng, roll.sheet, frame.within(1600), look)
 
 
 def _facts(rng: np.random.Generator) -> Facts:
@@ -576,13 +577,13 @@ def _farewell(rng: np.random.Generator, roll: Roll) -> None:
 
 def _bars(rng: np.random.Generator, roll: Roll) -> None:
     """A bar code."""
-    x, stop = roll.start + roll.width * between(rng, 0, 0.25), roll.stop - roll.width * 0.1
+    x, stop = int(roll.start + roll.width * between(rng, 0, 0.25)), roll.stop - roll.width * 0.1
     high = roll.body.height * between(rng, 1.5, 3)
     while x < stop:
         bar, space = whole(rng, 1, 4), whole(rng, 1, 4)
-        roll.sheet.pen.rectangle((x, roll.y + 6, x + bar - 1, roll.y + high), fill=255)
+        roll.sheet.pen.rectangle((x, roll.y + 6, x + bar - 1, roll.y + 6 + high), fill=255)
         x += bar + space
-    roll.y += high + 4
+    roll.y += high + 10
 
 
 def _annotate(rng: np.random.Generator, sheet: Sheet) -> None:

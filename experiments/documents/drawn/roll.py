@@ -118,14 +118,21 @@ class Roll:
         tallest = max((cell.face or face).height for cell in cells)
         self.y += tallest * self.pitch
         for cell in cells:
-            shown = cell.face or face
-            x = self.start + cell.at * self.width
-            room = self.sheet.image.width - 4
-            x = float(np.clip(x, 2, room))
+            shown, x = self._place(cell, cell.face or face)
             box = self.sheet.write(
-                cell.text, x, self.y, shown, cell.align, field=cell.field, answer=cell.answer
+                cell.text, x, self.y, shown, field=cell.field, answer=cell.answer
             )
             self.last = box or self.last
+
+    def _place(self, cell: Cell, face: Face) -> tuple[Face, float]:
+        """Where a cell's text begins, in a face that is narrow enough for the paper."""
+        room = self.sheet.image.width - 8
+        length = face.length(cell.text)
+        if length > room:
+            face = face.stretched(wide=room / length)
+            length = face.length(cell.text)
+        begin = self.start + cell.at * self.width - cell.align * length
+        return face, float(np.clip(begin, 4, max(4, 4 + room - length)))
 
     def fits(self, text: str, face: Face | None = None, share: float = 1.0) -> bool:
         """Whether a text fits into a part of the printed width."""

@@ -28,25 +28,39 @@ class Frame:
     corners: np.ndarray
     bend: np.ndarray | None = None
 
+    def within(self, longest: int) -> "Frame":
+        """This frame, smaller where an edge of the picture is longer than that."""
+        scale = min(1.0, longest / max(self.width, self.height))
+        return Frame(
+            width=round(self.width * scale),
+            height=round(self.height * scale),
+            corners=self.corners * scale,
+            bend=None if self.bend is None else self.bend * scale,
+        )
+
     def forward(self, points: np.ndarray, sheet: Sheet) -> np.ndarray:
         """From points of the sheet to points of the picture, `[..., 2]`."""
-        moved = _project(_homography(_corners(sheet), self.corners), points)
+        moved = _project(_homography(_corners(sheet.image), self.corners), points)
         if self.bend is not None:
             moved[..., 0] += np.interp(moved[..., 1], self._heights(), self.bend)
         return moved
 
     def photograph(self, sheet: Sheet) -> Image.Image:
         """The sheet's ink as the picture shows it; none beyond the sheet."""
+        low, high = self.corners[0], self.corners[2]
+        upright = np.array([low, (high[0], low[1]), high, (low[0], high[1])])
+        if self.bend is None and np.allclose(self.corners, upright):
+            return self._resized(sheet.image, low, high)
+        image = sheet.image
+        shrinking = np.linalg.norm(high - low) / np.hypot(*image.size)
+        if shrinking < 0.8:  # the transforms below would skip pixels
+            image = image.resize((round(image.width * shrinking), round(image.height * shrinking)))
         size = self.width, self.height
-        back = _homography(self.corners, _corners(sheet))
+        back = _homography(self.corners, _corners(image))
         if self.bend is None:
-            low, high = self.corners[0], self.corners[2]
-            if np.allclose(self.corners, [low, (high[0], low[1]), high, (low[0], high[1])]):
-                return self._resized(sheet, low, high)
-            return sheet.image.transform(
-                size, Image.Transform.PERSPECTIVE, (back / back[2, 2]).ravel()[:8], _SMOOTH
-            )
-        return sheet.image.transform(size, Image.Transform.MESH, self._mesh(back), _SMOOTH)
+            to_sheet = (back / back[2, 2]).ravel()[:8].tolist()
+            return image.transform(size, Image.Transform.PERSPECTIVE, to_sheet, _SMOOTH)
+        return image.transform(size, Image.Transform.MESH, self._mesh(back), _SMOOTH)
 
     def outline(self, sheet: Sheet) -> list[tuple[float, float]]:
         """The sheet's edge in the picture, to draw as a polygon."""
@@ -71,10 +85,10 @@ class Frame:
     def _heights(self) -> np.ndarray:
         return np.linspace(0, self.height, _STRIPS + 1)
 
-    def _resized(self, sheet: Sheet, low: np.ndarray, high: np.ndarray) -> Image.Image:
+    def _resized(self, ink: Image.Image, low: np.ndarray, high: np.ndarray) -> Image.Image:
         (left, top), (right, bottom) = np.rint(low).astype(int), np.rint(high).astype(int)
         image = Image.new("L", (self.width, self.height))
-        image.paste(sheet.image.resize((right - left, bottom - top), _SMOOTH_RESIZE), (left, top))
+        image.paste(ink.resize((right - left, bottom - top), _SMOOTH), (left, top))
         return image
 
     def _mesh(self, back: np.ndarray) -> list[tuple]:
@@ -82,7 +96,7 @@ class Frame:
         assert self.bend is not None
         edges = np.rint(self._heights()).astype(int)
         strips = []
-        for top, bottom, above, below in zip(edges, edges[1:], self.bend, self.bend[1:]):
+        for top, bottom, above, below in zip(edges, edges[1:], self.bend, self.bend[1:], strict=False):
             corners = [
                 (-above, top),
                 (-below, bottom),
@@ -95,11 +109,10 @@ class Frame:
 
 
 _SMOOTH = Image.Resampling.BILINEAR
-_SMOOTH_RESIZE = Image.Resampling.BILINEAR
 
 
-def _corners(sheet: Sheet) -> np.ndarray:
-    width, height = sheet.image.size
+def _corners(image: Image.Image) -> np.ndarray:
+    width, height = image.size
     return np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64)
 
 
