@@ -13,6 +13,8 @@ from .fonts import Face
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
+_PAD = 0.18  # of the ink's height, which people leave above and below it when they draw boxes
+
 
 class Line(NamedTuple):
     """A text in one place, and the box of its ink in pixels."""
@@ -111,10 +113,12 @@ class Sheet:
             return None
         start = x - align * ink.edges[-1]
         left, top = round(start + ink.left), round(y + ink.top)
-        box = left, top, left + ink.mask.width, top + ink.mask.height
-        if left < 0 or top < 0 or box[2] > self.image.width or box[3] > self.image.height:
+        right, bottom = left + ink.mask.width, top + ink.mask.height
+        if left < 0 or top < 0 or right > self.image.width or bottom > self.image.height:
             return None
-        self.image.paste(level, box, ink.mask)
+        self.image.paste(level, (left, top, right, bottom), ink.mask)
+        pad = _PAD * (bottom - top)
+        box = left - pad / 2, top - pad, right + pad / 2, bottom + pad
         edges = ink.edges + start
         self.lines.append(Line(text, box))
         self.edges.append(edges)
@@ -125,7 +129,8 @@ class Sheet:
     def _mark(self, field: str, answer: str, text: str, box: Box, edges: np.ndarray) -> None:
         begin = text.index(answer)
         left, right = edges[begin], edges[begin + len(answer)]
-        part = max(left, box[0]), box[1], min(right, box[2]), box[3]
+        pad = _PAD * (box[3] - box[1]) / 2
+        part = max(left - pad, box[0]), box[1], min(right + pad, box[2]), box[3]
         mark = self.marks.setdefault(field, Mark(answer=""))
         mark.answer = f"{mark.answer} {answer}".strip()
         mark.parts.append(part)

@@ -10,7 +10,8 @@ from .chance import between, often, pick, weighted, whole
 from .document import Box, Sheet
 from .fonts import Face, of_kind
 
-LONGEST = 2600  # pixels of a roll, before it is cut
+_LONGEST = 7  # times its width is a roll, before it is cut
+_FULL = 1.9  # times its width, from where on no more goods are printed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +63,16 @@ class Roll:
 
     def __init__(self, rng: np.random.Generator, width: int) -> None:
         self.rng = rng
-        self.sheet = Sheet(width, LONGEST)
-        margin = between(rng, 0.015, 0.09) * width
-        self.start, self.stop = margin, width - margin * between(rng, 0.5, 1.3)
+        self.sheet = Sheet(width, _LONGEST * width)
+        self.start = between(rng, 0.01, 0.085) * width
+        self.stop = (1 - between(rng, 0.015, 0.12)) * width
         kind = weighted(rng, {"mono": 6, "sans": 4, "serif": 0.6})
         self.mono = kind == "mono"
         family = pick(rng, of_kind(kind))
         self.body = self._body(family.bold if often(rng, 0.15) else family.regular)
         self.bold = dataclasses.replace(self.body, file=family.bold)
         self.big = self._emphasis()
-        self.pitch = weighted(rng, {between(rng, 1.08, 1.35): 5, between(rng, 1.35, 2.0): 2})
+        self.pitch = weighted(rng, {between(rng, 1.1, 1.4): 5, between(rng, 1.4, 1.9): 2})
         self.y = 0.0
         self.last: Box = (0, 0, 1, 1)
         self.dash = pick(rng, ("-", "-", "-", "=", "_", "*", ".", "rule", "rule", "none"))
@@ -98,10 +99,24 @@ class Roll:
             return self.bold.stretched(wide=1.8, tall=1.8)
         return self.bold.stretched(*[between(self.rng, 1.15, 1.6)] * 2)
 
+    def frame(self, top: float) -> None:
+        """Draws a frame around what was printed below a height."""
+        pad = self.body.height * 0.45
+        box = (self.start - 2, top + pad * 0.5, self.stop, self.y + pad)
+        self.sheet.pen.rectangle(box, outline=255, width=whole(self.rng, 1, 2))
+        self.y += pad
+
+    def cut(self) -> None:
+        """Ends the paper a little below what was printed, seldom where it is short."""
+        shortest = between(self.rng, 1.4, 2.1) * self.sheet.image.width
+        if self.y < shortest and often(self.rng, 0.7):
+            self.y = shortest
+        self.sheet.cut(int(min(self.y + self.body.height, self.sheet.image.height)))
+
     @property
     def full(self) -> bool:
         """Whether there is no room for a few more rows."""
-        return self.y > LONGEST - 400
+        return self.y > _FULL * self.sheet.image.width
 
     @property
     def width(self) -> float:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from .document import Box, Sheet
 
-_STRIPS = 16  # of equal height, in which a bent sheet is straight
+STRIPS = 16  # of equal height, in which a bent sheet is straight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Frame:
         width, height: Of the picture in pixels.
         corners: Where the sheet's corners are, clockwise from the upper left one: `[4, 2]`.
         bend: How far to the right the sheet is pushed at evenly spaced heights of the picture, in
-            pixels: `[_STRIPS + 1]`; None where it is flat.
+            pixels: `[STRIPS + 1]`; None where it is flat.
     """
 
     width: int
@@ -65,7 +65,7 @@ class Frame:
     def outline(self, sheet: Sheet) -> list[tuple[float, float]]:
         """The sheet's edge in the picture, to draw as a polygon."""
         width, height = sheet.image.size
-        down = np.linspace(0, height, _STRIPS + 1)
+        down = np.linspace(0, height, STRIPS + 1)
         right, left = np.full_like(down, width), np.zeros_like(down)
         points = np.stack([np.concatenate([right, left]), np.concatenate([down, down[::-1]])], 1)
         return [(x, y) for x, y in self.forward(points, sheet).tolist()]
@@ -83,7 +83,7 @@ class Frame:
         return left, top, right, bottom
 
     def _heights(self) -> np.ndarray:
-        return np.linspace(0, self.height, _STRIPS + 1)
+        return np.linspace(0, self.height, STRIPS + 1)
 
     def _resized(self, ink: Image.Image, low: np.ndarray, high: np.ndarray) -> Image.Image:
         (left, top), (right, bottom) = np.rint(low).astype(int), np.rint(high).astype(int)
@@ -96,7 +96,9 @@ class Frame:
         assert self.bend is not None
         edges = np.rint(self._heights()).astype(int)
         strips = []
-        for top, bottom, above, below in zip(edges, edges[1:], self.bend, self.bend[1:], strict=False):
+        for top, bottom, above, below in zip(
+            edges, edges[1:], self.bend, self.bend[1:], strict=False
+        ):
             corners = [
                 (-above, top),
                 (-below, bottom),

@@ -66,6 +66,11 @@ def invented(rng: np.random.Generator) -> str:
     return "".join(pick(rng, _SYLLABLES) for _ in range(whole(rng, 2, 4)))
 
 
+def number(rng: np.random.Generator, fewest: int, most: int) -> str:
+    """A string of some digits."""
+    return digits(rng, whole(rng, fewest, most))
+
+
 def _name(rng: np.random.Generator) -> str:
     return invented(rng) if often(rng, 0.45) else pick(rng, _NAMES)
 

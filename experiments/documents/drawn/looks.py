@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""From a sheet to the picture of it: ink that fades, paper, pens and stamps, scanners and cameras."""
+"""From a sheet to the picture of it: how ink, paper, scanners and cameras look."""
 
 import dataclasses
 import functools
@@ -10,12 +10,10 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from .chance import between, often, pick, weighted, whole
 from .document import Box, Document, Field, Line, Sheet, around
-from .fonts import Face, of_kind
 from .warp import Frame
 
 _TILE = 2560  # pixels of the noise that is drawn once
 _NOISES = (0, 2, 4, 8, 14)
-_STAMPS = ("POSTED", "PAID", "RECEIVED", "CHECKED", "COPY", "LUNAS", "ENTERED", "VERIFIED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +68,12 @@ def photographed(rng: np.random.Generator) -> Look:
     )
 
 
+def copied(rng: np.random.Generator) -> Look:
+    """A page on which the paper's edge is not seen."""
+    paper = whole(rng, 248, 255)
+    return dataclasses.replace(scanned(rng), paper=paper, around=paper, shade=0.0, contrast=1)
+
+
 def develop(rng: np.random.Generator, sheet: Sheet, frame: Frame, look: Look) -> Document:
     """The picture of a sheet, with all that is known about it."""
     ink = frame.photograph(sheet)
@@ -79,7 +83,7 @@ def develop(rng: np.random.Generator, sheet: Sheet, frame: Frame, look: Look) ->
         ink = ImageChops.multiply(ink, _patches(rng, ink.size, low=whole(rng, 60, 200)))
     grey = _shade(rng, ink.size, look)
     grey -= _darkening(rng, look)[np.asarray(ink)]
-    if not _covers(frame, sheet):
+    if not _covers(frame):
         grey = np.where(_paper(frame, sheet), grey, look.around)
     if look.noise:
         grey += _noise(rng, look.noise, grey.shape)
@@ -116,19 +120,12 @@ def _edges(sheet: Sheet, frame: Frame) -> list[np.ndarray]:
     return np.split(frame.forward(points, sheet)[:, 0], np.cumsum(counts)[:-1])
 
 
-def _covers(frame: Frame, sheet: Sheet) -> bool:
+def _covers(frame: Frame) -> bool:
     """Whether the sheet fills the picture."""
-    left, top = frame.corners.min(0)
-    right, bottom = frame.corners.max(0)
-    inner = np.sort(frame.corners, axis=0)
-    del left, top, right, bottom, sheet
-    flat = frame.bend is None
-    return bool(
-        flat
-        and (inner[1] <= 0).all()
-        and inner[2, 0] >= frame.width
-        and inner[2, 1] >= frame.height
-    )
+    if frame.bend is not None:
+        return False
+    sides = np.sort(frame.corners, axis=0)  # two of the corners on each side
+    return bool((sides[1] <= 0).all() and (sides[2] >= (frame.width, frame.height)).all())
 
 
 def _paper(frame: Frame, sheet: Sheet) -> np.ndarray:
@@ -172,42 +169,3 @@ def _tile(deviation: int) -> np.ndarray:
 def _noise(rng: np.random.Generator, deviation: int, shape: tuple[int, ...]) -> np.ndarray:
     top, left = (int(rng.random() * (_TILE - edge)) for edge in shape)
     return _tile(deviation)[top : top + shape[0], left : left + shape[1]]
-
-
-def scrawl(rng: np.random.Generator, sheet: Sheet, box: Box) -> None:
-    """Handwriting: a line that wanders through a box."""
-    left, top, right, bottom = box
-    along = np.linspace(0, 1, 60)
-    waves = whole(rng, 2, 9)
-    x, y = along * 0.9, np.full_like(along, 0.5)
-    for _ in range(3):
-        phase, turns = rng.random(2) * 6.3, waves * between(rng, 0.6, 1.6)
-        x = x + 0.35 / waves * np.sin(6.3 * turns * along + phase[0])
-        y = y + 0.2 * np.sin(6.3 * turns * along + phase[1])
-    points = np.stack([left + x * (right - left), top + y * (bottom - top)], 1)
-    width = max(1, round(sheet.image.width / between(rng, 130, 320)))
-    sheet.pen.line(points.ravel().tolist(), fill=whole(rng, 130, 255), width=width, joint="curve")
-
-
-def stamp(rng: np.random.Generator, sheet: Sheet, x: float, y: float) -> None:
-    """A rubber stamp, a little turned, pale."""
-    family = pick(rng, of_kind("sans"))
-    size = round(sheet.image.width * between(rng, 0.06, 0.13))
-    ink = Face(file=family.bold, size=size).ink(pick(rng, _STAMPS))
-    if ink is None:
-        return
-    mask = ink.mask.rotate(between(rng, -20, 20), expand=True)
-    level = whole(rng, 50, 160)
-    sheet.image.paste(level, (round(x), round(y)), mask)
-
-
-def circle(rng: np.random.Generator, sheet: Sheet, box: Box) -> None:
-    """A pen's ring around something."""
-    left, top, right, bottom = box
-    wide, high = (right - left) * between(rng, 0.1, 0.6), (bottom - top) * between(rng, 0.3, 1)
-    width = max(1, round(sheet.image.width / between(rng, 130, 320)))
-    sheet.pen.ellipse(
-        (left - wide, top - high, right + wide, bottom + high),
-        outline=whole(rng, 120, 255),
-        width=width,
-    )
