@@ -3,6 +3,7 @@
 """Drawn receipts and pages, unlimited, with the boxes of all that stands on them."""
 
 from .document import Document, Field, Line
+from .pages import draw_page
 from .receipts import draw_receipt
 
-__all__ = ["Document", "Field", "Line", "draw_receipt"]
+__all__ = ["Document", "Field", "Line", "draw_page", "draw_receipt"]

@@ -91,24 +91,23 @@ class Sheet:
         face: Face,
         align: float = 0.0,
         level: int = 255,
-        field: str = "",
-        answer: str = "",
-    ) -> Box | None:
+        space: float = 0.0,
+    ) -> int | None:
         """Writes a text, unless it would leave the sheet.
 
         Args:
             text: One line of characters.
-            x, y: Where the text begins on the base line; with `align` 0.5 its middle, with 1 its end.
+            x, y: Where the text begins on the base line; with `align` 0.5 its middle, with 1 its
+                end.
             face: The font and size.
             align: See `x`.
             level: How dark; 0 writes in white on what is already there.
-            field: The field whose answer the text holds, or a part of it.
-            answer: The answer, or the part of it, as it stands in the text.
+            space: Pixels by which spaces are wider than the font has them.
 
         Returns:
-            The box of the ink; None where nothing was written.
+            Which of `lines` it is; None where nothing was written.
         """
-        ink = face.ink(text)
+        ink = face.ink(text, space)
         if ink is None:
             return None
         start = x - align * ink.edges[-1]
@@ -118,18 +117,16 @@ class Sheet:
             return None
         self.image.paste(level, (left, top, right, bottom), ink.mask)
         pad = _PAD * (bottom - top)
-        box = left - pad / 2, top - pad, right + pad / 2, bottom + pad
-        edges = ink.edges + start
-        self.lines.append(Line(text, box))
-        self.edges.append(edges)
-        if field:
-            self._mark(field, answer, text, box, edges)
-        return box
+        self.lines.append(Line(text, (left - pad / 2, top - pad, right + pad / 2, bottom + pad)))
+        self.edges.append(ink.edges + start)
+        return len(self.lines) - 1
 
-    def _mark(self, field: str, answer: str, text: str, box: Box, edges: np.ndarray) -> None:
+    def mark(self, field: str, line: int, answer: str) -> None:
+        """Notes that a line holds the answer to a field, or the next part of it."""
+        text, box = self.lines[line]
         begin = text.index(answer)
-        left, right = edges[begin], edges[begin + len(answer)]
-        pad = _PAD * (box[3] - box[1]) / 2
+        left, right = self.edges[line][begin], self.edges[line][begin + len(answer)]
+        pad = _PAD / (1 + 2 * _PAD) * (box[3] - box[1]) / 2
         part = max(left - pad, box[0]), box[1], min(right + pad, box[2]), box[3]
         mark = self.marks.setdefault(field, Mark(answer=""))
         mark.answer = f"{mark.answer} {answer}".strip()

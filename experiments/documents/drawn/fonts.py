@@ -168,11 +168,17 @@ class Face:
         glyphs = _glyphs(self.file, self.size, self.dots)
         return sum(glyphs[sign].advance for sign in text) * self.wide
 
-    def ink(self, text: str) -> Ink | None:
-        """Draws a text; None where it leaves no ink."""
+    def ink(self, text: str, space: float = 0.0) -> Ink | None:
+        """Draws a text, its spaces wider by some pixels; None where it leaves no ink."""
         cached = _glyphs(self.file, self.size, self.dots)
         glyphs = [cached[sign] for sign in text]
-        edges = np.cumsum([0.0, *(glyph.advance for glyph in glyphs)])
+        advances = [glyph.advance for glyph in glyphs]
+        if space:
+            advances = [
+                advance + space * (sign == " ")
+                for sign, advance in zip(text, advances, strict=True)
+            ]
+        edges = np.cumsum([0.0, *advances])
         placed = [
             (round(start) + glyph.left, glyph.top, glyph.mask)
             for start, glyph in zip(edges[:-1].tolist(), glyphs, strict=True)

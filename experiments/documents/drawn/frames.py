@@ -23,6 +23,12 @@ def scanned(rng: np.random.Generator, sheet: Sheet) -> Frame:
     return _framed(width * scale, height * scale, borders, corners, bend)
 
 
+def exact(sheet: Sheet) -> Frame:
+    """The sheet as it is."""
+    width, height = sheet.image.size
+    return Frame(width=width, height=height, corners=_rectangle(0, 0, width, height))
+
+
 def photographed(rng: np.random.Generator, sheet: Sheet) -> Frame:
     """The paper lies on something, seen from an angle."""
     width, height = sheet.image.size

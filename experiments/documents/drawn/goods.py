@@ -5,7 +5,7 @@
 import numpy as np
 
 from . import phrases, words
-from .chance import between, often, pick, weighted, whole
+from .chance import between, often, pick, weighted
 from .facts import Facts
 from .fonts import Face
 from .roll import Cell, Roll, left, right

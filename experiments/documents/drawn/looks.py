@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from .chance import between, often, pick, weighted, whole
-from .document import Box, Document, Field, Line, Sheet, around
+from .document import Document, Field, Line, Sheet, around
 from .warp import Frame
 
 _TILE = 2560  # pixels of the noise that is drawn once
@@ -28,6 +28,7 @@ class Look:
         blur: Radius in pixels.
         contrast: Stretches the greys around the paper's; 1 leaves them.
         around: The grey of what lies around the paper.
+        worn: Whether ink may be pale in places, or its lines thinner or thicker than printed.
     """
 
     paper: int
@@ -37,6 +38,7 @@ class Look:
     blur: float
     contrast: float
     around: int
+    worn: bool = True
 
 
 def scanned(rng: np.random.Generator) -> Look:
@@ -51,6 +53,14 @@ def scanned(rng: np.random.Generator) -> Look:
         blur=weighted(rng, {0: 6, 0.5: 2, 0.9: 1}),
         contrast=weighted(rng, {1: 5, 1.3: 3, 2: 1, 6: 0.6}),
         around=weighted(rng, {0: 4, 255: 3, 60: 1, 180: 1}),
+    )
+
+
+def rendered(rng: np.random.Generator) -> Look:
+    """A page that was never printed: black on white."""
+    ink = 255 if often(rng, 0.8) else whole(rng, 150, 255)
+    return Look(
+        paper=255, ink=ink, shade=0.0, noise=0, blur=0.0, contrast=1, around=255, worn=False
     )
 
 
@@ -79,7 +89,7 @@ def develop(rng: np.random.Generator, sheet: Sheet, frame: Frame, look: Look) ->
     ink = frame.photograph(sheet)
     if look.blur:
         ink = ink.filter(ImageFilter.BoxBlur(look.blur * 0.8))
-    if often(rng, 0.3):
+    if look.worn and often(rng, 0.3):
         ink = ImageChops.multiply(ink, _patches(rng, ink.size, low=whole(rng, 60, 200)))
     grey = _shade(rng, ink.size, look)
     grey -= _darkening(rng, look)[np.asarray(ink)]
@@ -147,7 +157,11 @@ def _shade(rng: np.random.Generator, size: tuple[int, int], look: Look) -> np.nd
 
 def _darkening(rng: np.random.Generator, look: Look) -> np.ndarray:
     """How much darker a pixel gets, by the ink that it holds: int16 `[256]`."""
-    start, slope = pick(rng, ((0.0, 1.0), (0.0, 1.0), (0.0, 1.6), (0.15, 1.3), (0.3, 2.5)))
+    start, slope = (
+        (0.0, 1.0)
+        if not look.worn
+        else pick(rng, ((0.0, 1.0), (0.0, 1.0), (0.0, 1.6), (0.15, 1.3), (0.3, 2.5)))
+    )
     curve = np.clip((np.arange(256) / 255 - start) * slope, 0, 1)
     return np.rint(curve * look.ink).astype(np.int16)
 

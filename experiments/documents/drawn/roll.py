@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from .chance import between, often, pick, weighted, whole
-from .document import Box, Sheet
+from .document import Sheet
 from .fonts import Face, of_kind
 
 _LONGEST = 7  # times its width is a roll, before it is cut
@@ -22,7 +22,7 @@ class Cell:
         text: What is printed.
         at: Where, as a part of the printed width.
         align: What of the text is there: 0 its start, 0.5 its middle, 1 its end.
-        field, answer: As in `Sheet.write`.
+        field, answer: What it holds the answer to, as in `Sheet.mark`.
         face: Another face than the row's.
     """
 
@@ -58,7 +58,6 @@ class Roll:
         start, stop: The printed width, in pixels from the left edge.
         body, bold, big: The faces.
         pitch: From base line to base line, in heights of the face.
-        last: The box of the last row's last cell.
     """
 
     def __init__(self, rng: np.random.Generator, width: int) -> None:
@@ -74,7 +73,6 @@ class Roll:
         self.big = self._emphasis()
         self.pitch = weighted(rng, {between(rng, 1.1, 1.4): 5, between(rng, 1.4, 1.9): 2})
         self.y = 0.0
-        self.last: Box = (0, 0, 1, 1)
         self.dash = pick(rng, ("-", "-", "-", "=", "_", "*", ".", "rule", "rule", "none"))
 
     def _body(self, file: str) -> Face:
@@ -134,10 +132,9 @@ class Roll:
         self.y += tallest * self.pitch
         for cell in cells:
             shown, x = self._place(cell, cell.face or face)
-            box = self.sheet.write(
-                cell.text, x, self.y, shown, field=cell.field, answer=cell.answer
-            )
-            self.last = box or self.last
+            line = self.sheet.write(cell.text, x, self.y, shown)
+            if cell.field and line is not None:
+                self.sheet.mark(cell.field, line, cell.answer)
 
     def _place(self, cell: Cell, face: Face) -> tuple[Face, float]:
         """Where a cell's text begins, in a face that is narrow enough for the paper."""
