@@ -112,7 +112,8 @@ class Page:
             indent: Of the first line, in pixels.
             hang: Of all lines.
         """
-        rows, room = [[]], self.width - hang - indent
+        rows: list[list[str]] = [[]]
+        room = self.width - hang - indent
         length, space = 0.0, face.length(" ")
         for part in parts:
             extent = face.length(part)
@@ -201,7 +202,7 @@ def listing(rng: np.random.Generator, page: Page) -> None:
     if often(rng, 0.2) and count > 0:
         box = (page.left - 4, top, page.left + page.width + 4, below)
         page.sheet.pen.rectangle(box, fill=whole(rng, 8, 35), outline=whole(rng, 30, 255))
-    numbers = []
+    numbers: list[tuple[int, str]] = []
     for index in range(count):
         page.down(style.mono)
         text = prose.code(rng)
@@ -210,13 +211,12 @@ def listing(rng: np.random.Generator, page: Page) -> None:
         if numbered:
             number = str(first + index)
             line = page.sheet.write(number, page.left - small.size * 0.6, page.y, small, align=1.0)
-            numbers.append((line, number))
-    if len(numbers) > 2 and None not in (numbers[0][0], numbers[-1][0]):
+            numbers += [] if line is None else [(line, number)]
+    if numbers:
         page.taken.update(fields)
+    if len(numbers) > 2:  # fewer are no answer
         for field, (line, number) in zip(fields, (numbers[0], numbers[-1]), strict=True):
             page.sheet.mark(field, line, number)
-    elif numbers:
-        page.taken.update(fields)  # numbers that are no answer
 
 
 def bullets(rng: np.random.Generator, page: Page) -> None:

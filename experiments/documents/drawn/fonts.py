@@ -5,8 +5,9 @@
 Any machine with a few TrueType, OpenType or Type 1 fonts will do; more fonts make better data:
 
     apt-get install fonts-liberation fonts-dejavu fonts-freefont-ttf fonts-noto-mono fonts-hack \\
-        fonts-inconsolata fonts-croscore fonts-crosextra-carlito fonts-crosextra-caladea fonts-lato \\
-        fonts-open-sans fonts-roboto fonts-urw-base35 fonts-ocr-a fonts-ocr-b fonts-lmodern
+        fonts-inconsolata fonts-croscore fonts-crosextra-carlito fonts-crosextra-caladea \\
+        fonts-lato fonts-open-sans fonts-roboto fonts-urw-base35 fonts-ocr-a fonts-ocr-b \\
+        fonts-lmodern
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ FOLDERS = (
 SUFFIXES = (".ttf", ".otf", ".pfb")
 _UNFIT = re.compile(
     "symbol|dingbat|emoji|d050000l|math|initial|keyboard|hairline|thin|extralight|arabic|hebrew"
-    "|cjk|thai|devanagari|lmdunh|lmmi|lmsy|lmex|OCRB[EFSX]|libertine_[IK]|biolinum_k",
+    "|cjk|thai|devanagari|dunh|caps|unsl|slant|quot|lmmi|lmsy|lmex|OCRB[EFSX]|libertine_[IK]|biolinum_k",
     re.IGNORECASE,
 )
 _SERIF = re.compile(
@@ -41,8 +42,8 @@ _SERIF = re.compile(
     "|termes|bonum|century|palatino|charter|cambria",
     re.IGNORECASE,
 )
-_REGULAR = ("regular", "book", "roman", "medium", "normal", "light", "10regular")
-_ASCII = "".join(map(chr, range(33, 127)))
+_REGULAR = ("regular", "book", "roman", "medium", "normal", "light")
+_SIGNS = "0189AQZagz.,:-/"  # by which a font is judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,8 @@ def families() -> tuple[Family, ...]:
             font = ImageFont.truetype(path, 24)
             name, style = font.getname()
             if name and not _UNFIT.search(name) and _draws_ascii(font):
-                styles.setdefault(name, {}).setdefault((style or "Regular").lower(), path)
+                style = re.sub(r"^\d+ ", "", (style or "regular").lower())  # as in "10 bold"
+                styles.setdefault(name, {}).setdefault(style, path)
         except (OSError, ValueError):
             continue
     found = (_family(name, of) for name, of in sorted(styles.items()))
@@ -102,9 +104,8 @@ def _font_files() -> Iterator[str]:
 
 def _draws_ascii(font: ImageFont.FreeTypeFont) -> bool:
     """Whether the font has shapes of its own for digits, letters and signs."""
-    missing = bytes(font.getmask("\uffff"))
-    shapes = {bytes(font.getmask(sign)) for sign in _ASCII}
-    return missing not in shapes and len(shapes) > 0.8 * len(_ASCII)
+    shapes = {bytes(font.getmask(sign)) for sign in _SIGNS}
+    return len(shapes) == len(_SIGNS) and bytes(font.getmask("\uffff")) not in shapes
 
 
 def _family(name: str, styles: dict[str, str]) -> Family | None:

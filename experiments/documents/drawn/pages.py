@@ -48,6 +48,8 @@ def _style(rng: np.random.Generator, width: int) -> Style:
     """The faces and distances of a manual."""
     kind = weighted(rng, {"serif": 8, "sans": 2})
     family = pick(rng, of_kind(kind))
+    if often(rng, 0.5):
+        family = next((f for f in of_kind("serif") if f.name == "Latin Modern Roman"), family)
     size = round(width * between(rng, 0.0145, 0.0205))
     body = Face(file=family.regular, size=size)
     heads = pick(rng, of_kind("sans")) if often(rng, 0.25) else family

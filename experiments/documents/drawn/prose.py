@@ -26,10 +26,11 @@ _LARGE = (
     "define print produce load require select change describe provide support contain begin end"
 ).split()
 _TOPICS = (
-    "Introduction|Usage|Options|Installation|Examples|Implementation|Overview|Commands|Known Issues"
-    "|Acknowledgements|History|Configuration|References|Syntax|Compatibility|Limitations|Basics"
-    "|Getting Started|License|Requirements|Customization|Summary|Details|Arguments|Description|Notes"
-    "|Value|See Also|Motivation|Background|Error Messages|User Interface|Advanced Topics|Appendix"
+    "Introduction|Usage|Options|Installation|Examples|Implementation|Overview|Commands|"
+    "Known Issues|Acknowledgements|History|Configuration|References|Syntax|Compatibility|"
+    "Limitations|Basics|Getting Started|License|Requirements|Customization|Summary|Details|"
+    "Arguments|Description|Notes|Value|See Also|Motivation|Background|Error Messages|"
+    "User Interface|Advanced Topics|Appendix"
 ).split("|")
 _MONTHS = (
     "January February March April May June July August September October November December"

@@ -10,6 +10,7 @@ from PIL import Image
 from .document import Box, Sheet
 
 STRIPS = 16  # of equal height, in which a bent sheet is straight
+_COLUMNS = 4  # in which a strip is cut, as pieces of it are drawn without perspective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,23 +92,22 @@ class Frame:
         image.paste(ink.resize((right - left, bottom - top), _SMOOTH), (left, top))
         return image
 
-    def _mesh(self, back: np.ndarray) -> list[tuple]:
-        """Strips of the picture, and the four corners of the sheet that each shows."""
+    def _mesh(self, back: np.ndarray) -> list[tuple[tuple[int, ...], list[float]]]:
+        """Patches of the picture, and the four corners of the sheet that each shows."""
         assert self.bend is not None
-        edges = np.rint(self._heights()).astype(int)
-        strips = []
-        for top, bottom, above, below in zip(
-            edges, edges[1:], self.bend, self.bend[1:], strict=False
-        ):
-            corners = [
-                (-above, top),
-                (-below, bottom),
-                (self.width - below, bottom),
-                (self.width - above, top),
-            ]
-            source = _project(back, np.array(corners, np.float64))
-            strips.append(((0, int(top), self.width, int(bottom)), source.ravel().tolist()))
-        return strips
+        rows = np.rint(self._heights()).astype(int).tolist()
+        columns = np.rint(np.linspace(0, self.width, _COLUMNS + 1)).astype(int).tolist()
+        x, y = np.meshgrid(columns, rows)
+        sources = _project(back, np.stack([x - self.bend[:, None], y], -1).astype(np.float64))
+        patches: list[tuple[tuple[int, ...], list[float]]] = []
+        for row, (top, bottom) in enumerate(zip(rows, rows[1:], strict=False)):
+            for column, (left, right) in enumerate(zip(columns, columns[1:], strict=False)):
+                (upper_left, upper_right), (lower_left, lower_right) = sources[
+                    row : row + 2, column : column + 2
+                ]
+                quad = np.concatenate([upper_left, lower_left, lower_right, upper_right])
+                patches.append(((left, top, right, bottom), quad.tolist()))
+        return patches
 
 
 _SMOOTH = Image.Resampling.BILINEAR
