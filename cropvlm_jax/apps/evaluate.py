@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from PIL import Image
 
-from cropvlm_jax import apps, parallel
+from cropvlm_jax import apps, json_lines, parallel
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.evals import best_scale, sheet
 from cropvlm_jax.evals.records import read_records
@@ -228,13 +228,8 @@ def runs(models: dict[str, str]) -> dict[str, dict[str, Any]]:
         file = folder / "metrics.jsonl"
         if (folder / "config.json").is_file() and file.is_file():
             config = read_json(folder / "config.json")
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            try:
-                metrics = [json.loads(line) for line in lines if line.endswith("\n")]
-            except ValueError as error:
-                raise ValueError(f"{file} is damaged: {error}") from error
             target = config.get("target", "") if config.get("stage") == "grpo" else ""
-            found[name] = {"target": target, "metrics": metrics}
+            found[name] = {"target": target, "metrics": json_lines.read(file)}
     return found
 
 

@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-Record = dict[str, Any]
+from cropvlm_jax import json_lines
+
+Record = json_lines.Row
 
 
 class RecordFile:
@@ -35,9 +37,7 @@ class RecordFile:
 
     def append(self, new: Sequence[Record]) -> None:
         """Writes records of the items that come next, or again of items that are there."""
-        self._file.write(
-            b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in new)
-        )
+        self._file.write(json_lines.encode(new))
         self._file.flush()
         self._by_index |= {record["index"]: record for record in new}
 
@@ -64,14 +64,12 @@ def open_records(path: Path, protocol: Mapping[str, Any]) -> Iterator[RecordFile
         except BlockingIOError as error:
             raise BlockingIOError(f"another evaluation is at work on {path}") from error
         file.seek(0)
-        lines = file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):  # cut short by a kill
-            file.truncate(sum(map(len, lines[:-1])))
-            lines.pop()
-        if not lines:
-            file.write(json.dumps({"protocol": protocol}, allow_nan=False).encode() + b"\n")
+        file.truncate(sum(map(len, json_lines.whole_lines(file.read()))))
+        rows = json_lines.read(path)
+        if not rows:
+            file.write(json_lines.encode([{"protocol": protocol}]))
             file.flush()
-        records = _last_of_each([json.loads(line) for line in lines[1:]])
+        records = _last_of_each(rows[1:])
         if [record["index"] for record in records] != list(range(len(records))):
             raise ValueError(f"{path} has been changed: remove it to begin anew")
         yield RecordFile(file, records)
@@ -79,8 +77,7 @@ def open_records(path: Path, protocol: Mapping[str, Any]) -> Iterator[RecordFile
 
 def read_records(path: str | os.PathLike) -> list[Record]:
     """The records of an evaluation that is complete, or of what there is of it."""
-    lines = Path(path).read_bytes().splitlines(keepends=True)
-    return _last_of_each([json.loads(line) for line in lines[1:] if line.endswith(b"\n")])
+    return _last_of_each(json_lines.read(path)[1:])
 
 
 def _last_of_each(records: Sequence[Record]) -> list[Record]:
