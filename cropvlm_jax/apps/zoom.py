@@ -1,17 +1,29 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-r"""Asks one question about one picture: where does the cropper zoom, and what is then answered?
+r"""Asks about one picture or about many: where does the cropper zoom, and what is then answered?
 
-It prints the box in percent of width and height (left, top, right, bottom) and, with --target, the
-answers of the frozen reader with and without the crop.
+With --image, a question about one picture, it prints the box in percent of width and height (left,
+top, right, bottom) and, with --target, the answers of the frozen reader with and without the crop.
+
+With --images, the pictures of a folder and of the folders in it, or --jsonl, a file of pictures and
+questions, the folder --out gets results.jsonl with a line a question, the crops, and
+contact_sheet.html, one page to look at them all. Given again after a kill, the same command goes on
+where it stopped; what failed is tried again. It ends with 1 where anything failed. docs/zoom.md
+explains what is written.
 
 Example, with the models that come with the package:
 
     cropvlm zoom --cropper=zoom_digits/cropper --target=zoom_digits/target --image=scene.png \
         --question="What digit is in the red frame?" --out=zoom.png
+
+    cropvlm zoom --cropper=zoom_digits/cropper --images=scans \
+        --question="What digit is in the red frame?" --out=zoomed
 """
 
+import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from PIL import Image
@@ -19,9 +31,12 @@ from PIL import Image
 from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.evals import sheet
+from cropvlm_jax.evals.study import describe
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 from cropvlm_jax.readers.registry import open_reader
+from cropvlm_jax.zooming import contact_sheet, questions, run
+from cropvlm_jax.zooming.results import FAILURE, Record
 
 CROPPER = flags.DEFINE_string(
     "cropper",
@@ -35,26 +50,67 @@ TARGET = flags.DEFINE_string(
     None,
     "The reader that answers: a VLM named in the same ways, openai:MODEL, rapidocr:v4, "
     "rapidocr:v6 or tesseract; @PIXELS after a name limits the pictures that it sees. Without "
-    "--target nobody answers, and only the box is printed.",
+    "--target nobody answers, and only the box is found.",
 )
-IMAGE = flags.DEFINE_string("image", None, "Picture file, of any format and size.", required=True)
-QUESTION = flags.DEFINE_string("question", None, "What to ask about the picture.", required=True)
+IMAGE = flags.DEFINE_string("image", None, "Picture file, of any format and size.")
+IMAGES = flags.DEFINE_string(
+    "images", None, "Folder of pictures, which may be in folders in it; takes --question too."
+)
+JSONL = flags.DEFINE_string(
+    "jsonl",
+    None,
+    'File with a line of JSON a question: {"image": ..., "question": ...} and optionally "id". '
+    "Paths of pictures are absolute or start at the file's folder. --question is for lines without "
+    "one.",
+)
+QUESTION = flags.DEFINE_string("question", None, "What to ask about the picture or pictures.")
 OUT = flags.DEFINE_string(
-    "out", None, "Picture to write, which shows the box in red beside its crop."
+    "out",
+    None,
+    "With --image, a picture to write, which shows the box in red beside its crop. With --images "
+    "or --jsonl, the folder of the results, which is needed.",
 )
+NAMED = 20  # failures that are printed; the file of results has all
 
 
 def main(argv: list[str]) -> None:
     """Zooms as the flags say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    if not pathlib.Path(IMAGE.value).is_file():
-        raise app.UsageError(f"--image={IMAGE.value}: no such file")
+    given = [flag for flag in (IMAGE, IMAGES, JSONL) if flag.value is not None]
+    if len(given) != 1:
+        raise app.UsageError("give one of --image, --images and --jsonl")
+    if QUESTION.value is None and given != [JSONL]:
+        raise app.UsageError(f"--{given[0].name} takes --question=... too")
+    if given == [IMAGE]:
+        zoom_one(pathlib.Path(IMAGE.value).expanduser())
+    elif OUT.value is None:
+        raise app.UsageError(f"--{given[0].name} takes --out=..., a folder for the results, too")
+    else:
+        zoom_many(pathlib.Path(given[0].value).expanduser(), pathlib.Path(OUT.value).expanduser())
+
+
+def load() -> CropVLM:
+    """The cropper in front of the target, as the flags say."""
+    return CropVLM.from_pretrained(
+        CROPPER.value, open_reader(TARGET.value) if TARGET.value else None
+    )
+
+
+def zoom_one(path: pathlib.Path) -> None:
+    """Asks about one picture, and prints what is found.
+
+    Args:
+        path: of the picture.
+    """
+    if path.is_dir():
+        raise app.UsageError(f"--image={path} is a folder: give it as --images=...")
+    if not path.is_file():
+        raise app.UsageError(f"--image={path}: no such file")
     if OUT.value and pathlib.Path(OUT.value).suffix.lower() not in Image.registered_extensions():
         raise app.UsageError(f"--out={OUT.value}: name a picture file, such as zoom.png")
-    image = Image.fromarray(host.to_rgb(IMAGE.value))
-    target = open_reader(TARGET.value) if TARGET.value else None
-    model = CropVLM.from_pretrained(CROPPER.value, target)
+    image = Image.fromarray(host.to_rgb(path))
+    model = load()
     logging.info(
         "the cropper reads %d image tokens of %d x %d px, resized to longest_edge=%d",
         model.tokens_of(image.height, image.width),
@@ -80,6 +136,67 @@ def main(argv: list[str]) -> None:
 def said(answer: str | None, failure: str) -> str:
     """An answer, or why there is none."""
     return f"none ({failure})" if answer is None else answer
+
+
+def zoom_many(path: pathlib.Path, out: pathlib.Path) -> None:
+    """Asks about many pictures, into a folder of results.
+
+    Args:
+        path: of the folder of pictures, or of the file of JSON lines.
+        out: folder of the results.
+    """
+    if out.exists() and not out.is_dir():
+        raise app.UsageError(f"--out={out}: a file; name a folder for the results")
+    if IMAGES.value is not None:
+        if path.is_file():
+            raise app.UsageError(f"--images={path} is a file: give a picture as --image=...")
+        asked = questions.of_folder(path, QUESTION.value, out)
+    else:
+        asked = questions.of_jsonl(path, QUESTION.value)
+    model = load()
+    records = run.zoom_all(model, asked, out, settings_of(model, path))
+    failed = [record for record in records if FAILURE in record]
+    print("\n".join(summary(records, failed, out)))
+    if failed:
+        raise OSError(
+            f"{len(failed)} of {len(records)} failed, such as {failed[0]['id']}; the same command "
+            "tries them again"
+        )
+
+
+def settings_of(model: CropVLM, path: pathlib.Path) -> dict[str, Any]:
+    """What the results depend on besides the questions.
+
+    Args:
+        model: the cropper and its target.
+        path: of the pictures or questions.
+    """
+    settings: dict[str, Any] = {
+        "images" if IMAGES.value is not None else "jsonl": str(path.resolve()),
+        "question": QUESTION.value,
+        "cropper": {"name": place(CROPPER.value)} | describe(model),
+    }
+    if model.target is not None:
+        settings["target"] = {"name": place(TARGET.value)} | describe(model.target)
+    return settings
+
+
+def place(name: str) -> str:
+    """A model's name, or where its folder is."""
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
+def summary(records: Sequence[Record], failed: Sequence[Record], out: pathlib.Path) -> list[str]:
+    """Lines that say what is done, where it is, and what failed."""
+    lines = [
+        f"questions: {len(records)}, of which {len(failed)} failed",
+        f"results: {out / questions.RESULTS}",
+        f"contact sheet: {out / contact_sheet.PAGE}",
+    ]
+    lines += [f"failed: {record['id']}: {record[FAILURE]}" for record in failed[:NAMED]]
+    if len(failed) > NAMED:
+        lines.append(f"failed: {len(failed) - NAMED} more, which {questions.RESULTS} names")
+    return lines
 
 
 if __name__ == "__main__":

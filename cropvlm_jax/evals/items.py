@@ -4,7 +4,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +56,7 @@ def read_item(source: Any, index: int) -> Item:
     return Item(index, example, image, time.perf_counter() - began)
 
 
-def read_parts(source: Any, indices: range) -> Iterator[list[Item]]:
+def read_parts(source: Any, indices: Iterable[int]) -> Iterator[list[Item]]:
     """Reads items, as many at once as there may be pixels in memory."""
     part: list[Item] = []
     pixels = 0

@@ -12,30 +12,33 @@ from cropvlm_jax import geometry
 SIDE, MARGIN, LINE = 320, 12, 22
 
 
-def panel(image: Image.Image, box: Sequence[int], captions: Sequence[str]) -> Image.Image:
+def panel(
+    image: Image.Image, box: Sequence[int], captions: Sequence[str] = (), side: int = SIDE
+) -> Image.Image:
     """One scene: the picture with `box` in red, its crop at the same height, lines of text below.
 
     Args:
         image: the picture.
         box: percent box.
         captions: lines of text.
+        side: px of the longest side of the picture, and of that of the crop.
     """
     left, top, right, bottom = (
         int(v) for v in geometry.to_pixels(np.array(box), np.array(image.size[::-1]))
     )
-    scale = SIDE / max(image.size)
+    scale = side / max(image.size)
     scene = image.resize([max(round(n * scale), 1) for n in image.size], Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(scene)
     draw.rectangle([round(v * scale) for v in (left, top, right, bottom)], outline="red", width=3)
     crop = image.crop((left, top, right, bottom))
-    zoom = SIDE / max(crop.size)
+    zoom = side / max(crop.size)
     crop = crop.resize([max(round(n * zoom), 1) for n in crop.size], Image.Resampling.LANCZOS)
-    sheet = Image.new("RGB", (2 * SIDE + MARGIN, SIDE + LINE * len(captions)), "white")
+    sheet = Image.new("RGB", (2 * side + MARGIN, side + LINE * len(captions)), "white")
     sheet.paste(scene, (0, 0))
-    sheet.paste(crop, (SIDE + MARGIN, 0))
+    sheet.paste(crop, (side + MARGIN, 0))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     for i, caption in enumerate(captions):
-        draw.text((2, SIDE + 2 + LINE * i), caption, fill="black", font=font)
+        draw.text((2, side + 2 + LINE * i), caption, fill="black", font=font)
     return sheet
 
 

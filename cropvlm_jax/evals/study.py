@@ -81,11 +81,8 @@ class Study:
             "metrics": {metric: SCORERS[metric].description for metric in self.benchmark.metrics},
             "prompt": self.benchmark.prompt,
             "conditions": CONTROLS if self.conditions.controls else {},
-            "targets": {
-                target.name: _describe(target) | getattr(target, "settings", {})
-                for target in self.targets
-            },
-            "croppers": {name: _describe(cropper) for name, cropper in self.croppers.items()},
+            "targets": {target.name: describe(target) for target in self.targets},
+            "croppers": {name: describe(cropper) for name, cropper in self.croppers.items()},
             "expansions": list(self.conditions.expansions),
             "seed": self.conditions.seed,
             "backend": jax.default_backend(),
@@ -305,12 +302,16 @@ def _unanswered(record: Mapping[str, Any]) -> bool:
     return any(Reply("", failure).unanswered for failure in failures)
 
 
-def _describe(model: Any) -> dict[str, Any]:
-    """A model's input size and its weights' digest, where it has any."""
+def describe(model: Any) -> dict[str, Any]:
+    """What a model's replies depend on: input size and digest of its weights, where it has any.
+
+    Args:
+        model: a cropper, or a reader with its `settings`.
+    """
     described: dict[str, Any] = {"kind": type(model).__name__}
     if hasattr(model, "params"):
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(model.params):
             digest.update(np.asarray(leaf).tobytes())
         described |= {"longest_edge": model.longest_edge, "weights": digest.hexdigest()[:16]}
-    return described
+    return described | getattr(model, "settings", {})
