@@ -1,0 +1,51 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A cheap stand-in for `CropVLM`, and pictures to zoom into."""
+
+import time
+
+import numpy as np
+from PIL import Image
+
+from cropvlm_jax.api import Zoom
+from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.base import ReaderUnavailable
+
+
+class Model:
+    """Zooms into a box that depends on the picture alone: its first pixel says which picture."""
+
+    def __init__(self, answers=False, pause=0.0, silent=None, refuses=None, ends_after=None):
+        """Says how it fails: on pictures of these numbers, or after so many."""
+        self.target = self if answers else None
+        self.pause, self.silent, self.refuses, self.ends_after = pause, silent, refuses, ends_after
+        self.seen = []
+
+    def zoom(self, images, questions):
+        time.sleep(self.pause)
+        numbers = [int(image[0, 0, 0]) for image in images]
+        if self.refuses in numbers:
+            raise ValueError(f"the picture {self.refuses} cannot be used")
+        if self.ends_after is not None and len(self.seen) >= self.ends_after:
+            raise ReaderUnavailable("nobody is there")
+        self.seen += numbers
+        return [self._zoom(image, number) for image, number in zip(images, numbers, strict=True)]
+
+    def _zoom(self, image, number):
+        box = (number % 50, 10, number % 50 + 20, 90)
+        zoom = Zoom(box, Image.fromarray(host.cut(image, box)))
+        if self.target is None:
+            return zoom
+        if number == self.silent:
+            return zoom._replace(failure="HTTP 500: broken", failure_without_crop="empty")
+        return zoom._replace(answer="2 pictures", answer_without_crop="1 pictures")
+
+
+def draw_pictures(folder, count):
+    """Writes p0.png, p1.png and so on where they are not there yet."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), np.uint8)
+        pixels[0, 0] = number
+        if not (path := folder / f"p{number}.png").exists():
+            Image.fromarray(pixels).save(path)
