@@ -34,7 +34,6 @@ from cropvlm_jax.evals import sheet
 from cropvlm_jax.evals.study import describe
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
-from cropvlm_jax.readers.registry import open_reader
 from cropvlm_jax.zooming import contact_sheet, questions, run
 from cropvlm_jax.zooming.results import FAILURE, Record
 
@@ -77,40 +76,41 @@ def main(argv: list[str]) -> None:
     """Zooms as the flags say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    given = [flag for flag in (IMAGE, IMAGES, JSONL) if flag.value is not None]
+    given = {flag.name: flag.value for flag in (IMAGE, IMAGES, JSONL) if flag.value is not None}
     if len(given) != 1:
         raise app.UsageError("give one of --image, --images and --jsonl")
-    if QUESTION.value is None and given != [JSONL]:
-        raise app.UsageError(f"--{given[0].name} takes --question=... too")
-    if given == [IMAGE]:
-        zoom_one(pathlib.Path(IMAGE.value).expanduser())
-    elif OUT.value is None:
-        raise app.UsageError(f"--{given[0].name} takes --out=..., a folder for the results, too")
+    ((name, value),) = given.items()
+    path = pathlib.Path(value).expanduser()
+    out = pathlib.Path(OUT.value).expanduser() if OUT.value else None
+    if not QUESTION.value and name != "jsonl":
+        raise app.UsageError(f"--{name} takes --question=..., too")
+    if name == "image":
+        zoom_one(path, str(QUESTION.value), out)
+    elif out is None:
+        raise app.UsageError(f"--{name} takes --out=..., a folder for the results, too")
     else:
-        zoom_many(pathlib.Path(given[0].value).expanduser(), pathlib.Path(OUT.value).expanduser())
+        zoom_many(name, path, QUESTION.value, out)
 
 
-def load() -> CropVLM:
-    """The cropper in front of the target, as the flags say."""
-    return CropVLM.from_pretrained(
-        CROPPER.value, open_reader(TARGET.value) if TARGET.value else None
-    )
-
-
-def zoom_one(path: pathlib.Path) -> None:
+def zoom_one(path: pathlib.Path, question: str, out: pathlib.Path | None) -> None:
     """Asks about one picture, and prints what is found.
 
     Args:
         path: of the picture.
+        question: about it.
+        out: of a picture to write, if any.
+
+    Raises:
+        ReaderUnavailable: something kept the target from answering.
     """
     if path.is_dir():
         raise app.UsageError(f"--image={path} is a folder: give it as --images=...")
     if not path.is_file():
         raise app.UsageError(f"--image={path}: no such file")
-    if OUT.value and pathlib.Path(OUT.value).suffix.lower() not in Image.registered_extensions():
-        raise app.UsageError(f"--out={OUT.value}: name a picture file, such as zoom.png")
+    if out and out.suffix.lower() not in Image.registered_extensions():
+        raise app.UsageError(f"--out={out}: name a picture file, such as zoom.png")
     image = Image.fromarray(host.to_rgb(path))
-    model = load()
+    model = CropVLM.from_pretrained(CROPPER.value, TARGET.value)
     logging.info(
         "the cropper reads %d image tokens of %d x %d px, resized to longest_edge=%d",
         model.tokens_of(image.height, image.width),
@@ -118,7 +118,7 @@ def zoom_one(path: pathlib.Path) -> None:
         image.height,
         model.longest_edge,
     )
-    zoom = model(image, QUESTION.value)
+    zoom = model(image, question)
     lines = [f"box (percent): {list(zoom.box)}"]
     if TARGET.value:
         lines += [
@@ -126,8 +126,8 @@ def zoom_one(path: pathlib.Path) -> None:
             f"answer without the crop: {said(zoom.answer_without_crop, zoom.failure_without_crop)}",
         ]
     print("\n".join(lines))
-    if OUT.value:
-        sheet.panel(image, zoom.box, [QUESTION.value, *lines]).save(OUT.value)
+    if out:
+        sheet.panel(image, zoom.box, [question, *lines]).save(out)
     for failure in (zoom.failure, zoom.failure_without_crop):
         if Reply("", failure).unanswered:
             raise ReaderUnavailable(f"{TARGET.value} did not answer: {failure}")
@@ -138,23 +138,29 @@ def said(answer: str | None, failure: str) -> str:
     return f"none ({failure})" if answer is None else answer
 
 
-def zoom_many(path: pathlib.Path, out: pathlib.Path) -> None:
+def zoom_many(kind: str, path: pathlib.Path, question: str | None, out: pathlib.Path) -> None:
     """Asks about many pictures, into a folder of results.
 
     Args:
+        kind: "images" or "jsonl".
         path: of the folder of pictures, or of the file of JSON lines.
+        question: about all pictures, or those without one of their own.
         out: folder of the results.
+
+    Raises:
+        OSError: something failed; the other results are there.
     """
     if out.exists() and not out.is_dir():
-        raise app.UsageError(f"--out={out}: a file; name a folder for the results")
-    if IMAGES.value is not None:
-        if path.is_file():
-            raise app.UsageError(f"--images={path} is a file: give a picture as --image=...")
-        asked = questions.of_folder(path, QUESTION.value, out)
+        raise app.UsageError(f"--out={out} is a file: name a folder for the results")
+    if kind == "jsonl":
+        asked = questions.of_jsonl(path, question)
+    elif path.is_file():
+        raise app.UsageError(f"--images={path} is a file: give a picture as --image=...")
     else:
-        asked = questions.of_jsonl(path, QUESTION.value)
-    model = load()
-    records = run.zoom_all(model, asked, out, settings_of(model, path))
+        asked = questions.of_folder(path, str(question), out)
+    model = CropVLM.from_pretrained(CROPPER.value, TARGET.value)
+    settings = {kind: str(path.resolve()), "question": question} | models(model)
+    records = run.zoom_all(model, asked, out, settings)
     failed = [record for record in records if FAILURE in record]
     print("\n".join(summary(records, failed, out)))
     if failed:
@@ -164,21 +170,12 @@ def zoom_many(path: pathlib.Path, out: pathlib.Path) -> None:
         )
 
 
-def settings_of(model: CropVLM, path: pathlib.Path) -> dict[str, Any]:
-    """What the results depend on besides the questions.
-
-    Args:
-        model: the cropper and its target.
-        path: of the pictures or questions.
-    """
-    settings: dict[str, Any] = {
-        "images" if IMAGES.value is not None else "jsonl": str(path.resolve()),
-        "question": QUESTION.value,
-        "cropper": {"name": place(CROPPER.value)} | describe(model),
-    }
+def models(model: CropVLM) -> dict[str, Any]:
+    """The cropper and the target, as the settings of a folder of results tell them."""
+    told = {"cropper": {"name": place(str(CROPPER.value))} | describe(model)}
     if model.target is not None:
-        settings["target"] = {"name": place(TARGET.value)} | describe(model.target)
-    return settings
+        told["target"] = {"name": place(str(TARGET.value))} | describe(model.target)
+    return told
 
 
 def place(name: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-
 from cropvlm_jax.data import faults, rows
 
 RESULTS = "results.jsonl"  # a folder with a file of this name holds results, not pictures to zoom
