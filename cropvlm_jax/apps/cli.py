@@ -33,7 +33,7 @@ COMMANDS = {
         "cropvlm evaluate --croppers=grpo=runs/zoom_digits/cropper --out=runs/zoom_digits",
     ),
     "zoom": Command(
-        "Ask one question about one picture: prints the box and the answer.",
+        "Ask about a picture, a folder of pictures or a file of questions: boxes and answers.",
         "cropvlm zoom --cropper=zoom_digits/cropper --target=zoom_digits/target"
         " --image=scene.png --question='What digit is in the red frame?' --out=zoom.png",
     ),
