@@ -35,15 +35,13 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from cropvlm_jax import apps, geometry, parallel
+from cropvlm_jax.apps import config_flag
 from cropvlm_jax.training.config import TrainConfig, load_config
 from cropvlm_jax.training.costs import CHIPS
 from cropvlm_jax.training.hlo import collectives
 from cropvlm_jax.training.stages import open_stage
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Python file with the settings of the run; explained below."
-)
-flags.mark_flag_as_required("config")
+CONFIG = config_flag.define_config()
 TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,

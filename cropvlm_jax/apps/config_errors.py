@@ -6,16 +6,19 @@
 or, without a traceback, where in a file the mistake is.
 """
 
+import dataclasses
 import os
 import re
 import runpy
 import traceback
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cropvlm_jax import settings
+from cropvlm_jax.apps import config_flag
 
 
 def explanation(argv: list[str], message: str = "") -> str:
@@ -37,7 +40,11 @@ def explanation(argv: list[str], message: str = "") -> str:
             return in_file(error, path)
         if not isinstance(given, Mapping | ConfigDict):
             return f"{path}: get_config() returns {given!r}, not what default_config() makes"
-        for name in overrides(argv):
+        try:
+            config_flag.add_sources(given, config_flag.overrides(argv))
+        except ValueError as error:
+            return str(error)
+        for name in config_flag.overrides(argv):
             if wrong := unknown_setting(given, name):
                 return wrong
     return wrong_value(message)
@@ -50,13 +57,6 @@ def config_files(argv: list[str]) -> Iterator[tuple[str, list[str]]]:
             value = match[1][1:] if match[1] else "".join(argv[place + 1 : place + 2])
             path, *variant = value.split(":", 1)
             yield path, variant
-
-
-def overrides(argv: list[str]) -> Iterator[str]:
-    """The names of the settings that a command line changes."""
-    for argument in argv:
-        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            yield match[1]
 
 
 def unknown_setting(given: Any, name: str) -> str:
@@ -80,8 +80,11 @@ def wrong_value(message: str) -> str:
     kind = settings.kind_of(TrainConfig, found[1].split("."))
     if kind is None:
         return ""
-    takes = settings.expected(settings.optional(kind) or kind)
-    return f"--config.{found[1]}={found[2]} is not {takes}"
+    kind = settings.optional(kind) or kind
+    if dataclasses.is_dataclass(kind):
+        there = ", ".join(sorted(settings.fields(typing.cast(type, kind))))
+        return f"--config.{found[1]} is a section; the settings in it are: {there}"
+    return f"--config.{found[1]}={found[2]} is not {settings.expected(kind)}"
 
 
 def in_file(error: Exception, path: str) -> str:

@@ -18,6 +18,10 @@ SETTINGS = """Settings of the run:
 
       --config.learning_rate=1e-4 --config.grpo.num_generations=16
 
+  A source of data may be new: it is made by the flags that describe it.
+
+      --config.data.sources.mine.kind=jsonl --config.data.sources.mine.folder=data/mine
+
   docs/config.md lists every setting with its default and its meaning; a name that is not there is
   refused.
 """

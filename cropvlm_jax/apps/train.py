@@ -20,17 +20,13 @@ import re
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from cropvlm_jax import apps, parallel
-from cropvlm_jax.apps import command
+from cropvlm_jax.apps import command, config_flag
 from cropvlm_jax.training import loop
 from cropvlm_jax.training.config import load_config
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Python file with the settings of the run; explained below."
-)
-flags.mark_flag_as_required("config")
+CONFIG = config_flag.define_config()
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,

@@ -9,6 +9,7 @@ settings; `experiments/make_config_docs.py` writes it from this file.
 """
 
 import dataclasses
+import difflib
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -103,7 +104,9 @@ def _check_sources(found: Mapping[str, SourceConfig]) -> None:
         try:
             one.check(name)
         except ValueError as error:
-            raise ValueError(f"sources.{error}") from error
+            close = difflib.get_close_matches(name, found.keys() - {name}, n=1)
+            guess = f". Did you mean sources.{close[0]}?" if close else ""
+            raise ValueError(f"sources.{error}{guess}") from error
     without = [name for name, one in found.items() if not one.weight]
     if without and len(without) < len(found):
         raise ValueError(
