@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reads shell text for commands of ours and asks their real flags whether they accept them."""
+"""Reads pages for commands of ours, and asks their real flags whether they accept them."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 
 from cropvlm_jax.apps import cli
@@ -42,6 +43,13 @@ for arguments in json.load(sys.stdin):
         os._exit(code)
     os.waitpid(child, 0)
 """
+
+
+def blocks(page: pathlib.Path) -> Iterator[tuple[int, str, str]]:
+    """The line, language and text of each fenced block of a page."""
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL):
+        yield text[: found.start()].count("\n") + 1, found[2], textwrap.dedent(found[3])
 
 
 def commands(text: str) -> Iterator[list[str]]:

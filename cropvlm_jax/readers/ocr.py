@@ -162,9 +162,12 @@ def rapidocr(models: str) -> Callable[[np.ndarray], str]:
             }
         )
     except ImportError as error:
+        needed = {
+            "v4": "rapidocr-onnxruntime==1.4.4 (for Python 3.12 or earlier; rapidocr:v6 needs none)",
+            "v6": "onnxruntime rapidocr==3.10.0",
+        }
         raise ImportError(
-            f"rapidocr:{models} takes RapidOCR ({error}): "
-            "pip install onnxruntime rapidocr==3.10.0 rapidocr-onnxruntime==1.4.4"
+            f"rapidocr:{models} takes RapidOCR ({error}): pip install {needed[models]}"
         ) from error
 
     def read(picture: np.ndarray) -> str:

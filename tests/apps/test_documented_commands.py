@@ -9,25 +9,14 @@ included, and not run. Python blocks compile.
 
 import ast
 import doctest
-import pathlib
-import re
-import textwrap
-from collections.abc import Iterator
 
 import pytest
-from command_lines import ROOT, calls, commands, refused
+from command_lines import ROOT, blocks, calls, commands, refused
 
 from cropvlm_jax.apps import cli
 
 PAGES = [ROOT / "README.md", ROOT / "BUILD.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("bash", "sh", "shell", "console")
-
-
-def blocks(page: pathlib.Path) -> Iterator[tuple[int, str, str]]:
-    """The line, language and text of each fenced block of a page."""
-    text = page.read_text(encoding="utf-8")
-    for found in re.finditer(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL):
-        yield text[: found.start()].count("\n") + 1, found[2], textwrap.dedent(found[3])
 
 
 def test_the_pages_show_commands_that_parse():
