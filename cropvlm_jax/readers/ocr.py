@@ -163,7 +163,7 @@ def rapidocr(models: str) -> Callable[[np.ndarray], str]:
         )
     except ImportError as error:
         needed = {
-            "v4": "rapidocr-onnxruntime==1.4.4 (for Python 3.12 or earlier; rapidocr:v6 needs none)",
+            "v4": "rapidocr-onnxruntime==1.4.4 (for Python 3.12 or earlier; or take rapidocr:v6)",
             "v6": "onnxruntime rapidocr==3.10.0",
         }
         raise ImportError(
