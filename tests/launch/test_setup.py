@@ -11,6 +11,7 @@ import tomllib
 
 import pytest
 from command_lines import ROOT
+from packaging.requirements import Requirement
 
 CONSTRAINTS = ROOT / "launch" / "constraints.txt"
 
@@ -60,16 +61,35 @@ def normal(name: str) -> str:
     return re.sub("[-_.]+", "-", name).lower()
 
 
+def here(lines) -> list[Requirement]:
+    """The requirements that hold for this Python."""
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return [one for one in found if one.marker is None or one.marker.evaluate()]
+
+
 def test_the_constraints_name_every_dependency_and_what_is_tested_here():
-    pinned = dict(
-        line.split("==") for line in CONSTRAINTS.read_text().split("\n") if "==" in line[:60]
-    )
+    found = here(CONSTRAINTS.read_text().split("\n"))
+    pinned = {normal(one.name): str(one.specifier).removeprefix("==") for one in found}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
-    needed = {normal(re.match(r"[\w.-]+", line)[0]) for names in lists for line in names}
+    needed = {normal(one.name) for names in lists for one in here(names)}
     assert needed - set(pinned) == {"cropvlm-jax", "torchvision"}  # which follows torch
     assert pinned["torch"] == "2.13.0" and "libtpu" not in pinned
     if not os.environ.get("NEWEST"):
         for name in needed & set(pinned):
             found = importlib.metadata.version(name).partition("+")[0]
             assert found == pinned[name], name
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_no_python_can_have_a_jax_that_breaks_its_flax(python):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    allowed = {
+        one.name: one.specifier
+        for one in map(Requirement, project["dependencies"])
+        if one.marker is None or one.marker.evaluate({"python_version": python})
+    }
+    old = "0.12.8" in allowed["flax"]
+    assert old == ("0.10.2" in allowed["jax"]) and old == (python == "3.11")
+    for jax in ("0.11.1", "0.11.2", "0.12.0.1"):
+        assert not (old and jax in allowed["jax"])
