@@ -19,6 +19,7 @@ from typing import Any
 from draw_curves import draw_curves
 
 from cropvlm_jax import apps
+from cropvlm_jax.training.costs import UTILISATION
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -46,7 +47,6 @@ SLICES = {  # of the compiler's reports, in the order of the table
 EDGES = (512, 1024, 2048)
 
 # What hours and dollars are computed with. No TPU was used: these are assumptions.
-UTILISATION = 0.25  # of the chip's peak rate; one H100 reached 0.26
 DOLLARS = {"v5e": 1.20, "v6e": 2.70, "v5p": 4.20}  # a chip and hour, list price on demand
 PROMPTS = 62_159  # of the paper's GRPO stage: half of 124,319 questions
 

@@ -5,7 +5,7 @@
     python experiments/speedrun_cost.py
 
 A report says for each phase of a GRPO step how long its arithmetic takes at the chip's peak rate.
-The run is taken to reach `make_results.UTILISATION` of that rate:
+The run is taken to reach `costs.UTILISATION` of that rate:
 
 - SFT reads the picture and learns once a question: the phases "prefix" and "update".
 - GRPO takes all phases.
@@ -20,9 +20,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from make_results import DOLLARS, UTILISATION, load
+from make_results import DOLLARS, load
 
 from cropvlm_jax import apps
+from cropvlm_jax.training.costs import UTILISATION
 
 QUESTIONS = 34_602  # of TextVQA's training split: half of them for SFT, half for GRPO
 VALIDATION = 5_000

@@ -11,6 +11,10 @@ Example, minutes on a CPU, with the models that come with the package:
 
     cropvlm train --config=experiments/zoom_digits.py --workdir=runs/try --config.steps=300
 
+What a run would take, before it starts (--topology asks about a TPU that is not there):
+
+    cropvlm train --dry_run --config=experiments/zoom_digits.py
+
 On several hosts, give the same command on each with --distributed and a workdir that all of them
 see.
 """
@@ -18,20 +22,49 @@ see.
 import contextlib
 import re
 import sys
+import textwrap
 
+import jax
 from absl import app, flags
 
 from cropvlm_jax import apps, parallel
-from cropvlm_jax.apps import command, config_flag
-from cropvlm_jax.training import loop
-from cropvlm_jax.training.config import load_config
+from cropvlm_jax.apps import command, config_flag, tpu_compiler
+from cropvlm_jax.training import dry_run, loop
+from cropvlm_jax.training.config import TrainConfig, load_config
 
 CONFIG = config_flag.define_config()
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder for metrics, checkpoints and the trained cropper; one for each run.",
-    required=True,
+)
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Train nothing and write nothing: say what the run takes, in steps, memory, hours and requests "
+    "to a reader, as far as that can be known before. Reads no weights and needs no --workdir.",
+)
+flags.register_validator(
+    "workdir",
+    lambda value: value is not None or flags.FLAGS["dry_run"].value,
+    message="Flag --workdir must have a value other than None.",
+)
+TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "With --dry_run: say it of a TPU slice that is not there, such as v5e-8; pip install libtpu.",
+)
+DOLLARS_PER_HOUR = flags.DEFINE_float(
+    "dollars_per_hour",
+    None,
+    "With --dry_run: the price of all devices together.",
+    lower_bound=0,
+)
+DOLLARS_PER_1000_REQUESTS = flags.DEFINE_float(
+    "dollars_per_1000_requests",
+    None,
+    "With --dry_run: the price of requests to the reader.",
+    lower_bound=0,
 )
 RESUME = flags.DEFINE_bool(
     "resume",
@@ -90,11 +123,42 @@ def main(argv: list[str]) -> None:
     """Trains as the settings say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
-    load_config(CONFIG.value)  # what is wrong there ends one process, before others wait for it
+    config = load_config(CONFIG.value)  # what is wrong ends one process before others wait for it
+    if DRY_RUN.value:
+        print(planned(config))
+        return
+    for flag in (TOPOLOGY, DOLLARS_PER_HOUR, DOLLARS_PER_1000_REQUESTS):
+        if flag.value is not None:
+            raise app.UsageError(f"--{flag.name} is for --dry_run")
+    assert WORKDIR.value is not None  # its validator sees to it
     with processes():
         complete = loop.run(CONFIG.value, WORKDIR.value, RESUME.value, PROFILE.value)
     if not complete:
         sys.exit(STOPPED)
+
+
+def planned(config: TrainConfig) -> str:
+    """What a run takes, for people.
+
+    Raises:
+        UsageError: the TPU compiler is asked for and not installed, or this is one of several
+            processes.
+    """
+    if DISTRIBUTED.value or COORDINATOR.value:
+        raise app.UsageError("--dry_run is one process: --topology tells of a slice of many hosts")
+    if TOPOLOGY.value is None:
+        devices = jax.devices()
+    else:
+        tpu_compiler.use()
+        jax.config.update("jax_enable_compilation_cache", False)  # the time is the compiler's
+        devices = tpu_compiler.slice_devices(TOPOLOGY.value)
+    prices = dry_run.Prices(DOLLARS_PER_HOUR.value, DOLLARS_PER_1000_REQUESTS.value)
+    lines = ["This is a dry run: nothing is trained or written, no weights are read."]
+    for label, text in dry_run.report(config, devices, prices):
+        lines += textwrap.wrap(
+            f"{label:<15} {text}", 100, subsequent_indent=" " * 16, break_on_hyphens=False
+        )
+    return "\n".join(lines)
 
 
 def processes() -> contextlib.AbstractContextManager[None]:

@@ -26,20 +26,20 @@ def compile_step(step: Any, state: TrainState, batch: Any, key: jax.Array) -> ja
     shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in arrays.items() if x.dtype != bool)
     logging.info("compiling the step for %s", shapes)
     began = time.monotonic()
-    compiled = step.lower(state, batch, key).compile(compiler_options())
+    compiled = step.lower(state, batch, key).compile(compiler_options(jax.default_backend()))
     logging.info("compiled in %.1f s", time.monotonic() - began)
     return_freed_memory()
     log_memory(compiled)
     return compiled
 
 
-def compiler_options() -> dict[str, Any]:
-    """Options of the compiler for the devices there are.
+def compiler_options(platform: str) -> dict[str, Any]:
+    """Options of the compiler for devices of a platform, such as "cpu".
 
     By default XLA runs a program on a CPU in an order that keeps more arrays alive, and is no
     faster.
     """
-    if jax.default_backend() == "cpu":
+    if platform == "cpu":
         return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     return {}
 
@@ -69,3 +69,12 @@ def log_memory(compiled: jax.stages.Compiled) -> None:
         memory.temp_size_in_bytes / 2**20,
         memory.generated_code_size_in_bytes / 2**20,
     )
+
+
+def peak_memory(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a compiled program takes on a device at most, its arguments included."""
+    memory = compiled.memory_analysis()
+    assert memory is not None  # as it is on TPUs, GPUs and CPUs
+    # On a CPU the compiler's own peak leaves temporary arrays out.
+    arrays = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return max(memory.peak_memory_in_bytes, arrays)

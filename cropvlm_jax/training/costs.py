@@ -62,6 +62,8 @@ CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80, 3350e9, 450e9),
 }
 
+UTILISATION = 0.25  # of the peak rate, in times that are computed: one H100 reached 0.26
+
 
 def count_flops(program: ClosedJaxpr, phases: Sequence[str], backward: str) -> dict[str, float]:
     """Operations of a program's matmuls by phase.

@@ -45,11 +45,7 @@ class TrainingData:
         """
         source = order.open_mixture(config.data.sources, config.seed)
         size = config.batch_size
-        steps = config.steps or round(config.epochs * len(source)) // size
-        if steps < 1:
-            raise ValueError(
-                f"{config.epochs} epochs of {len(source)} examples fill no batch of {size}"
-            )
+        steps = steps_of(config, len(source))
         buckets = order.bucket_examples(source, stage.trained.input)
         plan = order.plan_batches(source.order(config.seed), buckets, size, steps)
         planned = order.PlannedBatches(source, stage.prepare, plan, rows)
@@ -85,6 +81,20 @@ class TrainingData:
     def replaced(self, step: int, batch: Any) -> int:
         """How many rows of the batch of a step show another example than planned."""
         return int((batch.example_id != self.examples[step - 1]).sum())
+
+
+def steps_of(config: TrainConfig, examples: int) -> int:
+    """How many batches a run on so many examples trains on.
+
+    Raises:
+        ValueError: the examples fill no batch.
+    """
+    steps = config.steps or round(config.epochs * examples) // config.batch_size
+    if steps < 1:
+        raise ValueError(
+            f"{config.epochs} epochs of {examples} examples fill no batch of {config.batch_size}"
+        )
+    return steps
 
 
 def _open_held_out(config: TrainConfig, stage: Stage, rows: np.ndarray) -> order.PlannedBatches:

@@ -12,7 +12,7 @@ import jax
 import pytest
 from absl import app
 
-from cropvlm_jax.apps import aot
+from cropvlm_jax.apps import aot, tpu_compiler
 from cropvlm_jax.hub.pretrained import Pretrained
 
 PHASES = ["prefix", "rollout", "reward", "reference", "update"]
@@ -98,10 +98,10 @@ def test_says_what_is_missing(monkeypatch):
     ],
 )
 def test_names_of_slices(name, shape):
-    assert aot.shape_name(name) == shape
+    assert tpu_compiler.shape_name(name) == shape
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e-0", "v5e-6", "v4-8", "v5p-1"])
 def test_unknown_slices_are_refused(name):
     with pytest.raises(ValueError, match="topology="):
-        aot.shape_name(name)
+        tpu_compiler.shape_name(name)

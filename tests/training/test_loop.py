@@ -18,6 +18,7 @@ from PIL import Image
 from cropvlm_jax.data import order
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.readers.base import ReaderUnavailable
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import compilation, digests, loop
 from cropvlm_jax.training.actions import Evaluate, Export
@@ -344,8 +345,9 @@ def test_what_a_black_box_cannot_do_is_refused(tmp_path, monkeypatch):
         loop.run(black_box(**inside), tmp_path)
     with pytest.raises(ValueError, match="no processor setting {'max_pixels'}"):
         loop.run(black_box(**{"target_processor.max_pixels": 9999}), tmp_path)
-    with pytest.raises(ValueError, match="outside of the graph"):
-        open_stage(load_config(black_box()), abstract=True)
+    planned = open_stage(load_config(black_box()), abstract=True)
+    with pytest.raises(ReaderUnavailable, match="only planned"):
+        planned.reader.answer([], [])
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="one process"):
         open_stage(load_config(black_box()))

@@ -10,22 +10,17 @@ import types
 import jax
 import numpy as np
 import pytest
+from tiny_runs import OUTSIDE, small
 
 from cropvlm_jax import geometry, parallel
 from cropvlm_jax.data import batching
 from cropvlm_jax.training import costs, loop, metrics
-from cropvlm_jax.training.config import default_config, load_config, source
+from cropvlm_jax.training.config import load_config
 from cropvlm_jax.training.reporting import progress_note
 from cropvlm_jax.training.stages import open_stage
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "metrics.md"
 SECTIONS = {"grpo": "GRPO", "sft": "SFT and readers", "reader": "SFT and readers"}
-OUTSIDE = {
-    "target": "vlm:zoom_digits/target",
-    "grpo.likelihood_weight": 0.0,
-    "grpo.accuracy_weight": 1.0,
-    "grpo.accuracy": "nearly_contains",
-}
 PARTS = {"grpo.accuracy_weight": 1.0, "grpo.area_weight": 0.1, "grpo.format_weight": 0.1}
 TWICE = {"grpo.num_iterations": 2, "grpo.kl_loss_type": "k3"}
 
@@ -36,20 +31,6 @@ def glossary(section: str) -> set[str]:
     names = re.findall(r"^\| `([^`]+)` \|", text, re.M)
     assert len(names) == len(set(names))
     return set(names)
-
-
-def small(stage: str, **changes):
-    """A run of one step and one evaluation, whose programs other tests compile too."""
-    config = default_config()
-    config.stage, config.steps, config.batch_size, config.learning_rate = stage, 1, 2, 1e-4
-    config.cropper, config.target = "zoom_digits/cropper", "zoom_digits/target"
-    config.grpo.update(num_generations=2, beta=0.01)
-    config.data.update(longest_edge=64, canvas=(512, 512), question_tokens=16, answer_tokens=2)
-    config.data.sources.zoom_digits = source()
-    config.eval.sources.zoom_digits = source(split="validation")
-    config.eval.update(every=1, examples=2)
-    config.update_from_flattened_dict(changes)
-    return config
 
 
 def traced_names(config) -> set[str]:

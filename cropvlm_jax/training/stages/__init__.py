@@ -28,9 +28,7 @@ def open_stage(config: TrainConfig, abstract: bool = False, mesh: Mesh | None = 
         FileNotFoundError: a model is not there.
         ValueError: a setting is missing, or does not go with the models.
     """
-    for name in MODELS[config.stage]:
-        if not getattr(config, name):
-            raise ValueError(f"{name}='': say which model, by a folder or a Hugging Face id")
+    models_of(config)
     if config.stage == "reader":
         return ReaderStage.open(config, abstract)
     if config.stage == "sft":
@@ -38,3 +36,16 @@ def open_stage(config: TrainConfig, abstract: bool = False, mesh: Mesh | None = 
     if is_black_box(config.target):
         return BlackBoxStage.open(config, abstract)
     return GRPOStage.open(config, abstract, mesh)
+
+
+def models_of(config: TrainConfig) -> list[str]:
+    """The settings that name models of this package which the run takes.
+
+    Raises:
+        ValueError: one that the stage needs is empty.
+    """
+    for name in MODELS[config.stage]:
+        if not getattr(config, name):
+            raise ValueError(f"{name}='': say which model, by a folder or a Hugging Face id")
+    outside = config.stage == "grpo" and is_black_box(config.target)
+    return [name for name in MODELS[config.stage] if name != "target" or not outside]

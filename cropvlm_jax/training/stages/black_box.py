@@ -3,10 +3,11 @@
 """The GRPO stage whose target is a reader outside of the graph, such as an OCR engine or an API."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
@@ -16,7 +17,7 @@ from cropvlm_jax.data.batching import Batch, Preparer
 from cropvlm_jax.grpo.black_box import BlackBoxStep
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.microbatching import Sums
-from cropvlm_jax.readers.base import Reader
+from cropvlm_jax.readers.base import Reader, ReaderUnavailable, Reply
 from cropvlm_jax.readers.registry import open_reader
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
@@ -28,6 +29,23 @@ from cropvlm_jax.training.stages.jitting import state_shardings
 from cropvlm_jax.training.stages.program import BlackBoxProgram, Program
 
 CONTAINS = ("contains", "nearly_contains")  # metrics that look for the answer in the reply
+
+
+@dataclasses.dataclass
+class Unopened:
+    """Stands for a reader in a run that is only planned, and answers nothing.
+
+    Attributes:
+        name: of the reader.
+    """
+
+    name: str
+
+    def answer(
+        self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
+    ) -> list[Reply]:
+        """Refuses."""
+        raise ReaderUnavailable(f"{self.name} was not opened: this run is only planned")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +61,8 @@ class BlackBoxStage:
 
     @classmethod
     def open(cls, config: TrainConfig, abstract: bool) -> "BlackBoxStage":
-        """Opens cropper and reader; such a run has no `abstract` form, and that is refused."""
+        """Opens cropper and reader; of an `abstract` run neither weights nor reader."""
         grpo, data = config.grpo, config.data
-        if abstract:
-            raise ValueError(f"target={config.target!r} is outside of the graph: it has no step")
         if jax.process_count() > 1:
             raise ValueError(
                 f"target={config.target!r} gives its reward to one process, and there are "
@@ -57,7 +73,10 @@ class BlackBoxStage:
                 f"target={config.target!r} says no likelihoods: set grpo.likelihood_weight=0 and "
                 "grpo.accuracy_weight"
             )
-        reader = open_reader(config.target, processor=dataclasses.asdict(config.target_processor))
+        processor = dataclasses.asdict(config.target_processor)
+        reader: Reader = (
+            Unopened(config.target) if abstract else open_reader(config.target, processor=processor)
+        )
         if getattr(reader, "transcribes", False) and grpo.accuracy not in CONTAINS:
             logging.warning(
                 "target=%r says all the text that it sees, which is hardly ever just the answer: "

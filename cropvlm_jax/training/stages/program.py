@@ -18,6 +18,7 @@ from cropvlm_jax.grpo.black_box import without_host_parts
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import compilation
+from cropvlm_jax.training.stages.halves import Halves
 
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -51,6 +52,18 @@ class Program:
     def compile(self, state: TrainState, batch: Any, key: jax.Array) -> Step:
         """The step compiled for the shapes of a batch."""
         return compilation.compile_step(self.step, state, batch, key)
+
+    def peak_memory(self, state: Any, batch: Any, key: Any, platform: str) -> int:
+        """Bytes that a step takes on a device at most, as the compiler says.
+
+        Args:
+            state: shapes, with the devices that hold them; so are `batch` and `key`.
+            batch: of a step.
+            key: of a step.
+            platform: of the devices.
+        """
+        lowered = self.step.lower(state, batch, key)
+        return compilation.peak_memory(lowered.compile(compilation.compiler_options(platform)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,3 +99,7 @@ class BlackBoxProgram(Program):
         """The step, whose halves compile when they first run."""
         logging.info("the first step of these shapes compiles its halves on its way")
         return self.step
+
+    def peak_memory(self, state: Any, batch: Any, key: Any, platform: str) -> int:
+        """Bytes that the halves of a step take on a device at most, as the compiler says."""
+        return Halves(self.step, self.mesh).peak_memory(state, without_host_parts(batch), key)

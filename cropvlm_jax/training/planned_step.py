@@ -1,0 +1,150 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A run's step before the run: no weights are read, and the devices need not be there."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from absl import logging
+
+from cropvlm_jax import geometry, parallel
+from cropvlm_jax.training.config import TrainConfig
+from cropvlm_jax.training.costs import CHIPS, Chip
+from cropvlm_jax.training.stages import open_stage
+
+GIB = 2**30
+STEPS = 1000  # of the schedule where the config leaves it to the data: no program depends on it
+Found = TypeVar("Found")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepWork:
+    """What a step has to do at least, by phase.
+
+    Attributes:
+        chips: how many share the work.
+        flops: operations of its matmuls, over all chips.
+        decoding_bytes: what decoding token by token reads from a chip's memory.
+    """
+
+    chips: int
+    flops: dict[str, float]
+    decoding_bytes: dict[str, float]
+
+    def at_least(self, chip: Chip) -> dict[str, float]:
+        """Seconds of each phase at the peak rates of a chip: arithmetic or reading bounds it."""
+        return {
+            phase: max(
+                count / self.chips / chip.flops, self.decoding_bytes.get(phase, 0) / chip.hbm
+            )
+            for phase, count in self.flops.items()
+        }
+
+
+class PlannedStep:
+    """The step of a run, to be compiled.
+
+    Attributes:
+        config: settings of the run.
+        platform: of the devices, such as "tpu".
+        chips: how many there are.
+        chip: the kind; None where its peak rates are not known.
+        mesh: of the chips, as the config asks for.
+        stage: the run, without weights.
+        split: chips among which a batch is split.
+        multiple: what batches are multiples of, microbatches times `split`.
+    """
+
+    def __init__(self, config: TrainConfig, devices: Sequence[Any]):
+        """Builds the run.
+
+        Args:
+            config: of the run.
+            devices: that it is to be compiled for.
+
+        Raises:
+            FileNotFoundError: a model is not there.
+            ValueError: a setting is wrong.
+        """
+        self.config, self.platform = config, devices[0].platform
+        self.chips, self.chip = len(devices), CHIPS.get(devices[0].device_kind)
+        axes = dataclasses.asdict(config.mesh)
+        self.mesh = parallel.make_mesh(**axes, devices=devices)
+        batched = parallel.batch_sharding(self.mesh)
+        self.split = self.chips // batched.shard_shape((self.chips,))[0]
+        self.multiple = self.split * config.gradient_accumulation_steps
+        if config.batch_size % self.multiple:
+            raise ValueError(
+                f"batch_size={config.batch_size} is not a multiple of {self.multiple}, the "
+                f"microbatches times the chips that split them, on {dict(self.mesh.shape)}"
+            )
+        self.stage = open_stage(config, abstract=True)
+        self._program = self.stage.compile(self.mesh, config.steps or STEPS)
+        state = jax.eval_shape(self._program.create, self.stage.weights)
+        self._state = jax.tree.map(_placed, state, self._program.shardings)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        self._key = _placed(key, parallel.replicated(self.mesh))
+
+    def batch(self, rows: int) -> Any:
+        """Shapes of a batch of square pictures, which are split into the most tiles."""
+        side = self.config.data.longest_edge
+        image = np.zeros((side, side, 3), np.uint8)
+        example = {"image": image, "question": "?", "answers": ["0"], "box": geometry.FULL}
+        row = self.stage.prepare(example, 0)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), row)
+
+    def work(self) -> StepWork:
+        """What a step on a whole batch has to do."""
+        rows = self.config.batch_size
+        flops = self.stage.cost(self._program.trace(self._state, self.batch(rows), self._key))
+        return StepWork(self.chips, flops, self.stage.decoding(self.batch(rows // self.split)))
+
+    def compile(self, rows: int, dump: str | None = None) -> Any:
+        """The step compiled for batches of `rows`, or what the compiler says if they do not fit.
+
+        Args:
+            rows: of a batch.
+            dump: folder where the compiler writes the module as it understands it: jaxlib does not
+                read all that newer compilers make, three-part asynchronous operations for one.
+        """
+        options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if dump else None
+        step = self._program.step
+
+        def compiled() -> Any:
+            return step.lower(self._state, self.batch(rows), self._key).compile(options)
+
+        return _or_why_not(rows, compiled)
+
+    def fits(self, rows: int) -> bool:
+        """Whether the step fits the chips' memory with batches of `rows`."""
+        return not isinstance(self.compile(rows), str)
+
+    def peak_memory(self) -> int | str:
+        """Bytes that a step takes on a device at most, or what the compiler says if it cannot."""
+        rows = self.config.batch_size
+        batched = parallel.batch_sharding(self.mesh)
+        batch = jax.tree.map(lambda x: _placed(x, batched), self.batch(rows))
+        return _or_why_not(
+            rows, lambda: self._program.peak_memory(self._state, batch, self._key, self.platform)
+        )
+
+
+def _placed(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an array with the devices that hold it."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _or_why_not(rows: int, compiled: Callable[[], Found]) -> Found | str:
+    """What `compiled` returns, or the compiler's message where the memory is too small."""
+    logging.info("compiling for a batch of %d: this may take minutes", rows)
+    try:
+        return compiled()
+    except jax.errors.JaxRuntimeError as error:
+        if not re.search("RESOURCE_EXHAUSTED.*HBM", str(error), re.IGNORECASE | re.DOTALL):
+            raise
+        logging.info("a batch of %d does not fit", rows)
+        return str(error)
