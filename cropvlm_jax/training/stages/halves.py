@@ -45,12 +45,13 @@ class Halves:
         rolling = jax.jit(parallel.on_mesh(self.mesh, self.step.roll_out))
         first = rolling.lower(state, part, key).compile()
         rolled = placed_outputs(first, jax.eval_shape(rolling, state, part, key))
-        scores = jax.ShapeDtypeStruct(rolled[1].boxes.shape[:2], jnp.float32)
+        prompts, rollouts = rolled
+        scores = jax.ShapeDtypeStruct(rollouts.boxes.shape[:2], jnp.float32)
         learning = jax.jit(parallel.on_mesh(self.mesh, self.step.learn))
-        total, _ = jax.eval_shape(learning, state, part, *rolled, scores, None)
+        total, _ = jax.eval_shape(learning, state, part, prompts, rollouts, scores, None)
         total = total._replace(weights=jax.tree.map(_placed_as, total.weights, state.params))
         before = total if count > 1 else None
-        second = learning.lower(state, part, *rolled, scores, before).compile()
+        second = learning.lower(state, part, prompts, rollouts, scores, before).compile()
         waiting = bytes_on_a_device(rolled) if count > 1 else 0
         kept = bytes_on_a_device(before)
         return max(peak_memory(first) + waiting + kept, peak_memory(second) + waiting)
