@@ -13,8 +13,8 @@ def scanned(rng: np.random.Generator, sheet: Sheet) -> Frame:
     """The paper fills the picture, or nearly so."""
     width, height = sheet.image.size
     scale = 1.0 if often(rng, 0.6) else between(rng, 1.0, 1.2)
-    most = 0.07 if often(rng, 0.3) else 0.012
-    borders = [between(rng, -0.01, most) * width * scale for _ in range(4)]
+    most = 0.05 if often(rng, 0.3) else 0.012
+    borders = [max(between(rng, -1, 1), -0.2) * most * width * scale for _ in range(4)]
     corners = _rectangle(borders[0], borders[1], width * scale, height * scale)
     bend = None
     if often(rng, 0.4):

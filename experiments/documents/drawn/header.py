@@ -16,7 +16,7 @@ Pairs = list[tuple[str, str]]  # labels and values
 
 def print_header(rng: np.random.Generator, roll: Roll, facts: Facts) -> None:
     """Prints the company, its numbers and its address."""
-    if often(rng, 0.12):
+    if often(rng, 0.07):
         _logo(rng, roll)
     if often(rng, 0.08):
         roll.row(centre(pick(rng, (words.invented(rng).lower(), digits(rng, 7)))), face=roll.big)
@@ -40,7 +40,7 @@ def print_header(rng: np.random.Generator, roll: Roll, facts: Facts) -> None:
 
 def _company(rng: np.random.Generator, roll: Roll, name: str, at: float) -> None:
     """The name, in one row or in two, plain or emphasised."""
-    face = weighted(rng, {roll.body: 4, roll.bold: 3, roll.big: 4})
+    face = weighted(rng, {roll.body: 4, roll.bold: 3, roll.big: 5})
     parts = name.split()
     if often(rng, 0.06) and len(parts) > 2:
         half = len(parts) // 2
@@ -59,7 +59,7 @@ def _logo(rng: np.random.Generator, roll: Roll) -> None:
     wide, high = roll.width * between(rng, 0.15, 0.5), roll.body.height * between(rng, 2, 6)
     x, top = roll.start + (roll.width - wide) / 2, roll.y + 4
     shape = pick(rng, (roll.sheet.pen.ellipse, roll.sheet.pen.rectangle))
-    fill = pick(rng, (None, 255, 160))
+    fill = pick(rng, (None, None, 255, 160, 90))
     shape((x, top, x + wide, top + high), outline=255, width=whole(rng, 2, 6), fill=fill)
     for _ in range(whole(rng, 0, 5)):
         start, stop = (sorted(rng.random(2)) for _ in range(2))

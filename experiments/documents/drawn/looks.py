@@ -8,6 +8,7 @@ import functools
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from . import torn
 from .chance import between, often, pick, weighted, whole
 from .document import Document, Field, Line, Sheet, around
 from .warp import Frame
@@ -42,17 +43,19 @@ class Look:
 
 
 def scanned(rng: np.random.Generator) -> Look:
-    """A scan: even, white or grey, seldom blurred."""
-    white = often(rng, 0.68)
-    paper = whole(rng, 240, 256) if white else whole(rng, 170, 235)
+    """A scan: even, mostly white, seldom blurred."""
+    white = often(rng, 0.88)
+    paper = whole(rng, 246, 255) if white else whole(rng, 185, 245)
+    ranges = weighted(rng, {(0.75, 1.0): 5, (0.5, 0.9): 3.5, (0.3, 0.6): 2})
+    shaded = between(rng, 0, 14 if white else 25) if often(rng, 0.6) else 0.0
     return Look(
         paper=paper,
-        ink=int(paper * between(rng, *pick(rng, ((0.75, 1), (0.6, 0.95), (0.25, 0.6))))),
-        shade=between(rng, 0, 8 if white else 30),
-        noise=weighted(rng, {0: 2, 2: 4, 4: 3, 8: 1}),
-        blur=weighted(rng, {0: 6, 0.5: 2, 0.9: 1}),
-        contrast=weighted(rng, {1: 5, 1.3: 3, 2: 1, 6: 0.6}),
-        around=weighted(rng, {0: 4, 255: 3, 60: 1, 180: 1}),
+        ink=int(paper * between(rng, *ranges)),
+        shade=shaded,
+        noise=weighted(rng, {0: 5, 2: 3, 4: 1, 8: 0.3}),
+        blur=weighted(rng, {0: 6, 0.6: 3, 1.0: 1}),
+        contrast=weighted(rng, {1: 5, 1.3: 3, 2: 0.7}),
+        around=weighted(rng, {whole(rng, 0, 40): 7, 255: 2, 170: 1}),
     )
 
 
@@ -93,8 +96,8 @@ def develop(rng: np.random.Generator, sheet: Sheet, frame: Frame, look: Look) ->
         ink = ImageChops.multiply(ink, _patches(rng, ink.size, low=whole(rng, 60, 200)))
     grey = _shade(rng, ink.size, look)
     grey -= _darkening(rng, look)[np.asarray(ink)]
-    if not _covers(frame):
-        grey = np.where(_paper(frame, sheet), grey, look.around)
+    if look.around != look.paper:
+        grey = np.where(_paper(rng, frame, sheet), grey, look.around)
     if look.noise:
         grey += _noise(rng, look.noise, grey.shape)
     if look.contrast != 1:
@@ -130,18 +133,11 @@ def _edges(sheet: Sheet, frame: Frame) -> list[np.ndarray]:
     return np.split(frame.forward(points, sheet)[:, 0], np.cumsum(counts)[:-1])
 
 
-def _covers(frame: Frame) -> bool:
-    """Whether the sheet fills the picture."""
-    if frame.bend is not None:
-        return False
-    sides = np.sort(frame.corners, axis=0)  # two of the corners on each side
-    return bool((sides[1] <= 0).all() and (sides[2] >= (frame.width, frame.height)).all())
-
-
-def _paper(frame: Frame, sheet: Sheet) -> np.ndarray:
+def _paper(rng: np.random.Generator, frame: Frame, sheet: Sheet) -> np.ndarray:
     """Where the picture shows paper: bool `[H, W]`."""
     mask = Image.new("L", (frame.width, frame.height))
-    ImageDraw.Draw(mask).polygon(frame.outline(sheet), fill=1)
+    outline = frame.forward(torn.outline(rng, *sheet.image.size), sheet)
+    ImageDraw.Draw(mask).polygon(outline.ravel().tolist(), fill=1)
     return np.asarray(mask).astype(bool)
 
 

@@ -22,7 +22,7 @@ def annotate(rng: np.random.Generator, sheet: Sheet) -> None:
     if often(rng, 0.15):  # a note anywhere below
         x, y = between(rng, 0, 0.7) * width, between(rng, 0.2, 0.95) * height
         _scrawl(rng, sheet, (x, y, x + 0.25 * width, y + 0.03 * height))
-    if often(rng, 0.07):
+    if often(rng, 0.1):
         _ring(rng, sheet, sheet.marks["total"].lines[0])
     if often(rng, 0.07):
         _stamp(rng, sheet, between(rng, 0, 0.7) * width, between(rng, 0, 0.9) * height)

@@ -21,7 +21,7 @@ def draw_receipt(rng: np.random.Generator) -> Document:
 
     The same state of the generator and the same fonts give the same receipt.
     """
-    kind = weighted(rng, {"scan": 7.4, "page": 1.6, "photo": 1})
+    kind = weighted(rng, {"scan": 7.8, "page": 1.7, "photo": 0.5})
     roll = Roll(rng, whole(rng, 260, 420) if kind == "page" else whole(rng, 440, 760))
     _print(rng, roll, contents.choose(rng))
     notes.annotate(rng, roll.sheet)

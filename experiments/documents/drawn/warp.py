@@ -63,14 +63,6 @@ class Frame:
             return image.transform(size, Image.Transform.PERSPECTIVE, to_sheet, _SMOOTH)
         return image.transform(size, Image.Transform.MESH, self._mesh(back), _SMOOTH)
 
-    def outline(self, sheet: Sheet) -> list[tuple[float, float]]:
-        """The sheet's edge in the picture, to draw as a polygon."""
-        width, height = sheet.image.size
-        down = np.linspace(0, height, STRIPS + 1)
-        right, left = np.full_like(down, width), np.zeros_like(down)
-        points = np.stack([np.concatenate([right, left]), np.concatenate([down, down[::-1]])], 1)
-        return [(x, y) for x, y in self.forward(points, sheet).tolist()]
-
     def boxes(self, boxes: np.ndarray, sheet: Sheet) -> np.ndarray:
         """Boxes `[N, 4]` of the sheet, as the smallest that hold them in the picture."""
         corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).astype(np.float64)
