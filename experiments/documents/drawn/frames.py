@@ -13,8 +13,8 @@ def scanned(rng: np.random.Generator, sheet: Sheet) -> Frame:
     """The paper fills the picture, or nearly so."""
     width, height = sheet.image.size
     scale = 1.0 if often(rng, 0.6) else between(rng, 1.0, 1.2)
-    most = 0.05 if often(rng, 0.3) else 0.012
-    borders = [max(between(rng, -1, 1), -0.2) * most * width * scale for _ in range(4)]
+    most = 0.04 if often(rng, 0.25) else 0.008
+    borders = [max(between(rng, -1, 1), -0.3) * most * width * scale for _ in range(4)]
     corners = _rectangle(borders[0], borders[1], width * scale, height * scale)
     bend = None
     if often(rng, 0.4):
@@ -41,7 +41,7 @@ def photographed(rng: np.random.Generator, sheet: Sheet) -> Frame:
 def on_page(rng: np.random.Generator, sheet: Sheet) -> Frame:
     """A small receipt on the white page of a scanner or a copier."""
     width, height = sheet.image.size
-    page = max(width / between(rng, 0.22, 0.42), height / 0.95 / 2**0.5)
+    page = max(width / between(rng, 0.25, 0.46), height / 0.95 / 2**0.5)
     x = between(rng, 0.25, 0.6) * (page - width)
     y = min(between(rng, 0.0, 0.28) * page * 2**0.5, page * 2**0.5 - height)
     corners = _rectangle(x, y, width, height)

@@ -86,13 +86,13 @@ def print_numbers(rng: np.random.Generator, roll: Roll, facts: Facts) -> None:
         (facts.cased(pick(rng, phrases.NUMBERS if often(rng, 0.5) else phrases.PEOPLE)), code(rng))
         for _ in range(whole(rng, 1, 6))
     ]
-    style = weighted(rng, {"list": 3, "two": 5, "plain": 2.5})
+    style = weighted(rng, {"list": 2.7, "two": 5.3, "plain": 2.5})
     {"list": _listed, "two": _twofold, "plain": _plain}[style](rng, roll, facts, pairs)
 
 
 def _listed(rng: np.random.Generator, roll: Roll, facts: Facts, pairs: Pairs) -> None:
     """A label and its value a row."""
-    at = between(rng, 0.22, 0.45)
+    at = between(rng, 0.25, 0.48)
     place = {"top": whole(rng, 0, len(pairs)), "goods": len(pairs)}.get(facts.date_at, -1)
     for index in range(len(pairs) + 1):
         if index == place:
@@ -109,7 +109,7 @@ def _listed(rng: np.random.Generator, roll: Roll, facts: Facts, pairs: Pairs) ->
 def _dated_row(rng: np.random.Generator, roll: Roll, facts: Facts, at: float) -> None:
     label = facts.cased(pick(rng, phrases.DATES))
     text = dated(rng, facts, label=False)
-    if often(rng, 0.65) and roll.fits(f"{label}  ", share=at):
+    if often(rng, 0.8) and roll.fits(f"{label}  ", share=at):
         mark = f"{facts.colon.strip()} " if often(rng, 0.6) else ""
         roll.row(left(label), Cell(mark + text, at=at, field="date", answer=facts.date))
     else:
@@ -122,12 +122,15 @@ def _twofold(rng: np.random.Generator, roll: Roll, facts: Facts, pairs: Pairs) -
     cells = [Cell(f"{label}{facts.colon} {value}") for label, value in pairs]
     if facts.date_at != "end":
         text = dated(rng, facts, label=often(rng, 0.75))
-        place = pick(rng, (0, 1, 1, 1, 1, 1, 3)) if facts.date_at == "top" else len(cells)
+        place = pick(rng, (0, 1, 1, 1, 1, 1, 1, 3)) if facts.date_at == "top" else len(cells)
         cells.insert(min(place, len(cells)), Cell(text, field="date", answer=facts.date))
-    second = between(rng, 0.5, 0.66)
-    flush = often(rng, 0.35)
+    second = between(rng, 0.54, 0.7)
+    flush = often(rng, 0.45)
     while cells:
         row = [cells.pop(0)]
+        if row[0].field and often(rng, 0.35):  # alone, on the right
+            roll.row(dataclasses.replace(row[0], at=1.0, align=1.0))
+            continue
         if cells and _side_by_side(roll, row[0].text, cells[0].text, second, flush):
             at, align = (1.0, 1.0) if flush else (second, 0.0)
             row.append(dataclasses.replace(cells.pop(0), at=at, align=align))
@@ -148,7 +151,7 @@ def _plain(rng: np.random.Generator, roll: Roll, facts: Facts, pairs: Pairs) -> 
     if facts.date_at != "end":
         text = dated(rng, facts, label=often(rng, 0.15))
         other = f"{pick(rng, phrases.NUMBERS)} {digits(rng, 5)}" if often(rng, 0.5) else code(rng)
-        flip = often(rng, 0.5)
+        flip = often(rng, 0.6)
         cell = Cell(text, at=float(flip), align=float(flip), field="date", answer=facts.date)
         beside = roll.fits(f"{text}   {other}") and often(rng, 0.8)
         if not beside and often(rng, 0.3):

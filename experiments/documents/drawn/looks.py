@@ -46,7 +46,7 @@ def scanned(rng: np.random.Generator) -> Look:
     """A scan: even, mostly white, seldom blurred."""
     white = often(rng, 0.88)
     paper = whole(rng, 246, 255) if white else whole(rng, 185, 245)
-    ranges = weighted(rng, {(0.75, 1.0): 5, (0.5, 0.9): 3.5, (0.3, 0.6): 2})
+    ranges = weighted(rng, {(0.8, 1.0): 6, (0.55, 0.95): 3.5, (0.3, 0.6): 1.3})
     shaded = between(rng, 0, 14 if white else 25) if often(rng, 0.6) else 0.0
     return Look(
         paper=paper,
@@ -84,7 +84,9 @@ def photographed(rng: np.random.Generator) -> Look:
 def copied(rng: np.random.Generator) -> Look:
     """A page on which the paper's edge is not seen."""
     paper = whole(rng, 248, 255)
-    return dataclasses.replace(scanned(rng), paper=paper, around=paper, shade=0.0, contrast=1)
+    ink = int(paper * between(rng, *pick(rng, ((0.8, 1.0), (0.8, 1.0), (0.45, 0.8)))))
+    look = dataclasses.replace(scanned(rng), paper=paper, ink=ink, around=paper)
+    return dataclasses.replace(look, shade=0.0, contrast=1)
 
 
 def develop(rng: np.random.Generator, sheet: Sheet, frame: Frame, look: Look) -> Document:
@@ -145,10 +147,12 @@ def _shade(rng: np.random.Generator, size: tuple[int, int], look: Look) -> np.nd
     """The paper's grey where it is bare: int16 `[H, W]`."""
     if look.shade < 3:
         return np.full(size[::-1], look.paper, np.int16)
-    cells = whole(rng, 2, 9), whole(rng, 2, 4)
-    low = look.paper - look.shade * rng.random(cells)
-    field = Image.fromarray(np.clip(low, 0, 255).astype(np.uint8))
-    return np.asarray(field.resize(size, Image.Resampling.BILINEAR)).astype(np.int16)
+    cells = (whole(rng, 2, 9), whole(rng, 2, 4)) if often(rng, 0.6) else (28, 14)  # or crumpled
+    field = look.paper - look.shade * rng.random(cells)
+    if often(rng, 0.4):  # darker towards one side, as where the lid does not close
+        field[:, 0 if often(rng, 0.5) else -1] -= between(rng, 0, 2) * look.shade
+    image = Image.fromarray(np.clip(field, 0, 255).astype(np.uint8))
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR)).astype(np.int16)
 
 
 def _darkening(rng: np.random.Generator, look: Look) -> np.ndarray:
@@ -156,7 +160,7 @@ def _darkening(rng: np.random.Generator, look: Look) -> np.ndarray:
     start, slope = (
         (0.0, 1.0)
         if not look.worn
-        else pick(rng, ((0.0, 1.0), (0.0, 1.0), (0.0, 1.6), (0.15, 1.3), (0.3, 2.5)))
+        else pick(rng, ((0.0, 1.0), (0.0, 1.2), (0.0, 1.7), (0.1, 1.4), (0.25, 2.5)))
     )
     curve = np.clip((np.arange(256) / 255 - start) * slope, 0, 1)
     return np.rint(curve * look.ink).astype(np.int16)

@@ -15,9 +15,9 @@ _STAMPS = ("POSTED", "PAID", "RECEIVED", "CHECKED", "COPY", "LUNAS", "ENTERED", 
 def annotate(rng: np.random.Generator, sheet: Sheet) -> None:
     """Adds notes, a ring around the total, a stamp, holes and specks to some sheets."""
     width, height = sheet.image.size
-    if often(rng, 0.3):  # a number at the top
-        x, y = between(rng, 0, 0.7) * width, between(rng, 0, 0.06) * height
-        wide, high = between(rng, 0.12, 0.4) * width, between(rng, 0.02, 0.05) * height
+    if often(rng, 0.35):  # a number at the top, mostly on the right
+        x, y = (1 - rng.random() ** 2) * 0.7 * width, between(rng, 0, 0.07) * height
+        wide, high = between(rng, 0.12, 0.35) * width, between(rng, 0.015, 0.045) * height
         _scrawl(rng, sheet, (x, y, x + wide, y + high))
     if often(rng, 0.15):  # a note anywhere below
         x, y = between(rng, 0, 0.7) * width, between(rng, 0.2, 0.95) * height
@@ -29,9 +29,9 @@ def annotate(rng: np.random.Generator, sheet: Sheet) -> None:
     if often(rng, 0.07):  # holes of a file
         for y in (between(rng, 0.1, 0.3) * height, between(rng, 0.6, 0.8) * height):
             _disc(sheet, between(rng, 0.03, 0.2) * width, y, width * 0.03)
-    for _ in range(whole(rng, 3, 12) if often(rng, 0.35) else 0):  # specks, more at the top
+    for _ in range(whole(rng, 3, 20) if often(rng, 0.5) else 0):  # specks, more at the top
         x, y = rng.random() * width, rng.random() ** 3 * height
-        _disc(sheet, x, y, between(rng, 0.5, 2.5))
+        _disc(sheet, x, y, between(rng, 0.3, 2.2))
 
 
 def _disc(sheet: Sheet, x: float, y: float, radius: float) -> None:
@@ -39,18 +39,24 @@ def _disc(sheet: Sheet, x: float, y: float, radius: float) -> None:
 
 
 def _scrawl(rng: np.random.Generator, sheet: Sheet, box: Box) -> None:
-    """Handwriting: a line that wanders through a box."""
+    """Handwriting: curls side by side in a box, apart as digits are or joined as letters are."""
     left, top, right, bottom = box
-    along = np.linspace(0, 1, 60)
-    waves = whole(rng, 2, 9)
-    x, y = along * 0.9, np.full_like(along, 0.5)
-    for _ in range(3):
-        phase, turns = rng.random(2) * 6.3, waves * between(rng, 0.6, 1.6)
-        x = x + 0.35 / waves * np.sin(6.3 * turns * along + phase[0])
-        y = y + 0.2 * np.sin(6.3 * turns * along + phase[1])
-    points = np.stack([left + x * (right - left), top + y * (bottom - top)], 1)
-    width = max(1, round(sheet.image.width / between(rng, 130, 320)))
-    sheet.pen.line(points.ravel().tolist(), fill=whole(rng, 130, 255), width=width, joint="curve")
+    count = whole(rng, 1, 8)
+    along = np.linspace(0, 1, 14)
+    curls = []
+    for place in range(count):
+        turns, first, second = between(rng, 2, 10), rng.random() * 6.3, rng.random() * 6.3
+        x = (place + 0.5 + 0.45 * np.sin(turns * along + first)) / count
+        y = 0.5 + 0.5 * np.sin(turns * between(rng, 0.4, 1) * along + second)
+        curls.append(np.stack([left + x * (right - left), top + y * (bottom - top)], 1))
+    level, width = whole(rng, 100, 255), _nib(rng, sheet)
+    for stroke in [np.concatenate(curls)] if often(rng, 0.35) else curls:
+        sheet.pen.line(stroke.ravel().tolist(), fill=level, width=width, joint="curve")
+
+
+def _nib(rng: np.random.Generator, sheet: Sheet) -> int:
+    """The width of a pen's line in pixels."""
+    return max(1, round(sheet.image.width / between(rng, 130, 320)))
 
 
 def _stamp(rng: np.random.Generator, sheet: Sheet, x: float, y: float) -> None:
@@ -69,11 +75,10 @@ def _ring(rng: np.random.Generator, sheet: Sheet, box: Box) -> None:
     """A pen's ring around something."""
     left, top, right, bottom = box
     wide, high = (right - left) * between(rng, 0.1, 0.6), (bottom - top) * between(rng, 0.3, 1)
-    width = max(1, round(sheet.image.width / between(rng, 130, 320)))
     sheet.pen.ellipse(
         (left - wide, top - high, right + wide, bottom + high),
         outline=whole(rng, 120, 255),
-        width=width,
+        width=_nib(rng, sheet),
     )
 
 

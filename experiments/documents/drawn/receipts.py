@@ -35,7 +35,7 @@ def draw_receipt(rng: np.random.Generator) -> Document:
 
 def _print(rng: np.random.Generator, roll: Roll, facts: Facts) -> None:
     """Prints a receipt from top to bottom and cuts the paper."""
-    roll.feed(weighted(rng, {between(rng, 0.3, 2): 3, between(rng, 2, 8): 5}))
+    roll.feed(weighted(rng, {between(rng, 0.3, 2): 2.5, between(rng, 2, 9): 6}))
     header.print_header(rng, roll, facts)
     header.print_numbers(rng, roll, facts)
     goods.print_goods(rng, roll, facts)
@@ -63,7 +63,7 @@ def _dateline(rng: np.random.Generator, roll: Roll, facts: Facts) -> None:
         text = longer if roll.fits(longer) else text
     cell = Cell(text, field="date", answer=facts.date)
     other = f"{pick(rng, ('T1 R', 'POS', 'NO. ', ''))}{digits(rng, 6)}"
-    if often(rng, 0.3):
+    if often(rng, 0.45):
         roll.row(dataclasses.replace(cell, at=0.5, align=0.5))
     else:
         roll.row(cell, *([right(other)] if roll.fits(f"{text}   {other}") else []))

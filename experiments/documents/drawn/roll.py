@@ -71,7 +71,7 @@ class Roll:
         self.body = self._body(family.bold if often(rng, 0.15) else family.regular)
         self.bold = dataclasses.replace(self.body, file=family.bold)
         self.big = self._emphasis()
-        self.pitch = weighted(rng, {between(rng, 1.1, 1.4): 5, between(rng, 1.4, 1.9): 2})
+        self.pitch = weighted(rng, {between(rng, 1.08, 1.32): 5, between(rng, 1.32, 1.8): 2})
         self.y = 0.0
         self.dash = pick(rng, ("-", "-", "-", "=", "_", "*", ".", "rule", "rule", "none"))
 
@@ -88,13 +88,13 @@ class Roll:
         return Face(file=file, size=size, wide=wide, dots=dots)
 
     def _emphasis(self) -> Face:
-        style = weighted(self.rng, {"tall": 2, "wide": 1, "large": 3, "both": 0.6})
+        style = weighted(self.rng, {"tall": 2, "wide": 1, "large": 3, "both": 0.4})
         if style == "tall":
             return self.body.stretched(tall=between(self.rng, 1.6, 2.0))
         if style == "wide":
-            return self.bold.stretched(wide=between(self.rng, 1.3, 2.0))
+            return self.bold.stretched(wide=between(self.rng, 1.2, 1.7))
         if style == "both":
-            return self.bold.stretched(wide=1.8, tall=1.8)
+            return self.bold.stretched(wide=1.6, tall=1.8)
         return self.bold.stretched(*[between(self.rng, 1.15, 1.6)] * 2)
 
     def frame(self, top: float) -> None:
@@ -106,7 +106,7 @@ class Roll:
 
     def cut(self) -> None:
         """Ends the paper a little below what was printed, seldom where it is short."""
-        shortest = between(self.rng, 1.4, 2.1) * self.sheet.image.width
+        shortest = between(self.rng, 1.35, 2.0) * self.sheet.image.width
         if self.y < shortest and often(self.rng, 0.7):
             self.y = shortest
         self.sheet.cut(int(min(self.y + self.body.height, self.sheet.image.height)))

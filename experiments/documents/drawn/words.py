@@ -83,7 +83,7 @@ def _name(rng: np.random.Generator) -> str:
 
 def company(rng: np.random.Generator) -> str:
     """A company's name."""
-    parts = [_name(rng) for _ in range(weighted(rng, {1: 3, 2: 5, 3: 1}))]
+    parts = [_name(rng) for _ in range(weighted(rng, {1: 2, 2: 5, 3: 2}))]
     if often(rng, 0.12):
         parts.insert(0, pick(rng, ("RESTORAN", "KEDAI", "SYARIKAT", "PASARAYA", "UNI", "MR.")))
     if often(rng, 0.8):
@@ -216,7 +216,7 @@ def _price(rng: np.random.Generator) -> int:
 def purchase(rng: np.random.Generator, most: int = 12) -> Purchase:
     """Some goods and what they cost together."""
     items = []
-    for _ in range(min(1 + int(rng.exponential(3.2)), most)):
+    for _ in range(min(1 + int(rng.exponential(3.8)), most)):
         count = weighted(rng, {1: 6, 2: 2, 3: 1, whole(rng, 4, 60): 0.8})
         code = digits(rng, weighted(rng, {5: 1, 8: 1, 13: 2})) if often(rng, 0.7) else invented(rng)
         items.append(Item(name=goods(rng), code=code, count=count, price=_price(rng)))
