@@ -25,6 +25,10 @@ class Style:
         indent: Of a paragraph's first line, in pixels.
         gap: Between paragraphs, in lines.
         justified: Whether lines end together.
+        code: How often programs come, beside 8 for paragraphs.
+        code_numbers: Whether lines of programs are numbered throughout the page.
+        code_ground: How dark the ground of programs is; 0 is white.
+        link: The colour of links and, in some manuals, of headings.
     """
 
     body: Face
@@ -37,6 +41,10 @@ class Style:
     indent: float
     gap: float
     justified: bool
+    code: float
+    code_numbers: bool
+    code_ground: int
+    link: tuple[int, int, int]
 
 
 @dataclasses.dataclass
@@ -51,6 +59,8 @@ class Page:
         bottom: The lowest base line.
         headings: For each heading so far: its line, its text, its number or "".
         taken: Fields of which a page has one at most, that it has already.
+        numbers: For each numbered line of a program so far: its line, and its number.
+        next_number: The number of the next such line.
     """
 
     sheet: Sheet
@@ -61,6 +71,8 @@ class Page:
     bottom: float
     headings: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
     taken: set[str] = dataclasses.field(default_factory=set)
+    numbers: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    next_number: int = 1
 
     def write(
         self,
@@ -90,8 +102,11 @@ class Page:
         """Draws a rule across the column."""
         self.sheet.pen.line((self.left, y, self.left + self.width, y), fill=255, width=width)
 
-    def mark_headings(self) -> None:
-        """Notes which heading is the first one and which the last one, in reading order."""
+    def finish(self) -> None:
+        """Notes which headings, and which numbers of lines, are the first and the last ones."""
+        if len(self.numbers) > 2:  # fewer are no answer
+            for field, index in (("first line number", 0), ("last line number", -1)):
+                self.sheet.mark(field, *self.numbers[index])
         if self.headings:
             line, text, number = self.headings[0]
             self.sheet.mark("first heading", line, text)
@@ -142,17 +157,19 @@ def fill(rng: np.random.Generator, page: Page) -> None:
     """Sets blocks until the column is full, or ends it early."""
     blocks: dict[Callable[[np.random.Generator, Page], None], float] = {
         paragraph: 8,
-        heading: 2.2,
-        listing: between(rng, 0, 5) if often(rng, 0.6) else 0.2,
+        heading: 2.4,
+        listing: page.style.code,
         bullets: 1.2,
         definition: between(rng, 0, 4) if often(rng, 0.3) else 0.1,
-        floats.figure: 1.3,
-        floats.table: 0.9,
-        floats.formula: 0.6,
+        floats.figure: 0.7,
+        floats.table: 0.5,
+        floats.formula: 0.5,
     }
-    if often(rng, 0.15):
+    if often(rng, 0.1):
         page.y += between(rng, 0, 0.2) * page.sheet.image.height
     last = page.bottom if often(rng, 0.8) else between(rng, page.y, page.bottom)
+    if often(rng, 0.15):
+        heading(rng, page)
     while page.y < last and page.room(3):
         weighted(rng, blocks)(rng, page)
 
@@ -184,39 +201,41 @@ def heading(rng: np.random.Generator, page: Page) -> None:
     line = page.write(text, face, at=0.5 if often(rng, 0.05) else 0.0)
     if line is not None:
         page.headings.append((line, text, number if text.startswith(number) else ""))
+        if style.link[0] and often(rng, 0.5):
+            page.sheet.colours.append((page.sheet.lines[line].box, style.link))
     page.down(style.body, between(rng, 0.2, 0.7))
 
 
 def listing(rng: np.random.Generator, page: Page) -> None:
     """Lines of a program, perhaps with numbers, perhaps on grey."""
-    style = page.style
-    page.down(style.body, 0.5)
-    fields = ("first line number", "last line number")
-    numbered = often(rng, 0.4) and fields[0] not in page.taken
-    count, first = whole(rng, 2, 18), whole(rng, 1, 900)
-    count = min(count, int((page.bottom - page.y) / (style.mono.height * style.pitch)))
-    small = dataclasses.replace(style.body, size=max(7, round(style.body.size * 0.6)))
-    indent = page.left + between(rng, 0, 0.08) * page.width
-    top = page.y + 0.3 * style.mono.height
-    below = page.y + (count + 0.3) * style.mono.height * style.pitch
-    if often(rng, 0.2) and count > 0:
+    style, face = page.style, page.style.mono
+    page.down(style.body, 0.4)
+    room = int((page.bottom - page.y) / (face.height * style.pitch))
+    count = min(whole(rng, 1, 8 if often(rng, 0.5) else 40), room)
+    if style.code_ground and count > 0:
+        top = page.y + 0.3 * face.height
+        below = page.y + (count + 0.3) * face.height * style.pitch
         box = (page.left - 4, top, page.left + page.width + 4, below)
-        page.sheet.pen.rectangle(box, fill=whole(rng, 8, 35), outline=whole(rng, 30, 255))
-    numbers: list[tuple[int, str]] = []
-    for index in range(count):
-        page.down(style.mono)
+        page.sheet.pen.rectangle(box, fill=style.code_ground, outline=style.code_ground + 20)
+    indent = page.left + (0 if style.code_numbers else between(rng, 0, 0.08) * page.width)
+    for _ in range(count):
+        page.down(face)
         text = prose.code(rng)
-        while page.sheet.write(text, indent, page.y, style.mono) is None and len(text) > 8:
+        while page.sheet.write(text, indent, page.y, face) is None and len(text) > 8:
             text = text[: len(text) // 2]
-        if numbered:
-            number = str(first + index)
-            line = page.sheet.write(number, page.left - small.size * 0.6, page.y, small, align=1.0)
-            numbers += [] if line is None else [(line, number)]
-    if numbers:
-        page.taken.update(fields)
-    if len(numbers) > 2:  # fewer are no answer
-        for field, (line, number) in zip(fields, (numbers[0], numbers[-1]), strict=True):
-            page.sheet.mark(field, line, number)
+        if style.code_numbers:
+            _number(page)
+
+
+def _number(page: Page) -> None:
+    """The number of a line, small, on its left."""
+    body = page.style.body
+    small = dataclasses.replace(body, size=max(7, round(body.size * 0.6)))
+    number = str(page.next_number)
+    line = page.sheet.write(number, page.left - small.size * 0.7, page.y, small, align=1.0)
+    page.next_number += 1
+    if line is not None:
+        page.numbers.append((line, number))
 
 
 def bullets(rng: np.random.Generator, page: Page) -> None:

@@ -13,8 +13,6 @@ from .fonts import Face
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
-_PAD = 0.18  # of the ink's height, which people leave above and below it when they draw boxes
-
 
 class Line(NamedTuple):
     """A text in one place, and the box of its ink in pixels."""
@@ -74,14 +72,19 @@ class Sheet:
         pen: Draws on it.
         lines, edges: As in `Document`.
         marks: Where the fields are.
+        colours: Parts of the sheet whose ink is not black, with its red, green and blue.
+        pad: Which part of the ink's height boxes leave above and below it; people who draw boxes
+            around printed lines leave about a fifth.
     """
 
-    def __init__(self, width: int, height: int) -> None:
+    def __init__(self, width: int, height: int, pad: float = 0.18) -> None:
         self.image = Image.new("L", (width, height))
         self.pen = ImageDraw.Draw(self.image)
         self.lines: list[Line] = []
         self.edges: list[np.ndarray] = []
         self.marks: dict[str, Mark] = {}
+        self.colours: list[tuple[Box, tuple[int, int, int]]] = []
+        self.pad = pad
 
     def write(
         self,
@@ -116,7 +119,7 @@ class Sheet:
         if left < 0 or top < 0 or right > self.image.width or bottom > self.image.height:
             return None
         self.image.paste(level, (left, top, right, bottom), ink.mask)
-        pad = _PAD * (bottom - top)
+        pad = self.pad * (bottom - top)
         self.lines.append(Line(text, (left - pad / 2, top - pad, right + pad / 2, bottom + pad)))
         self.edges.append(ink.edges + start)
         return len(self.lines) - 1
@@ -126,7 +129,7 @@ class Sheet:
         text, box = self.lines[line]
         begin = text.index(answer)
         left, right = self.edges[line][begin], self.edges[line][begin + len(answer)]
-        pad = _PAD / (1 + 2 * _PAD) * (box[3] - box[1]) / 2
+        pad = self.pad / (1 + 2 * self.pad) * (box[3] - box[1]) / 2
         part = max(left - pad, box[0]), box[1], min(right + pad, box[2]), box[3]
         mark = self.marks.setdefault(field, Mark(answer=""))
         mark.answer = f"{mark.answer} {answer}".strip()

@@ -79,7 +79,7 @@ def _caption(rng: np.random.Generator, page: Page, kind: str) -> None:
     """A row with the number and the words, which are answers if the page has no other such row."""
     style = page.style
     page.down(style.body, 1.2)
-    number, text = prose.label(rng), prose.heading(rng)
+    number, text = prose.label(rng), prose.caption(rng)
     start = f"{kind.title()} {number}"
     caption = f"{start}{pick(rng, (': ', ': ', '. '))}{text}"
     single = f"{kind} number" not in page.taken

@@ -107,7 +107,17 @@ def develop(rng: np.random.Generator, sheet: Sheet, frame: Frame, look: Look) ->
             look.paper + 10, 255
         )
     image = np.clip(grey, 0, 255).astype(np.uint8)
-    return _document(np.stack([image] * 3, -1), sheet, frame)
+    picture = np.stack([image] * 3, -1)
+    _colour(picture, sheet, frame)
+    return _document(picture, sheet, frame)
+
+
+def _colour(picture: np.ndarray, sheet: Sheet, frame: Frame) -> None:
+    """Gives ink its colour, in place."""
+    for box, colour in sheet.colours:
+        left, top, right, bottom = np.rint(frame.boxes(np.array([box]), sheet)[0]).astype(int)
+        part = picture[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+        part += ((255 - part.astype(np.uint16)) * np.array(colour) // 255).astype(np.uint8)
 
 
 def _document(image: np.ndarray, sheet: Sheet, frame: Frame) -> Document:

@@ -70,10 +70,16 @@ def heading(rng: np.random.Generator) -> str:
     """A short title."""
     if often(rng, 0.3):
         return pick(rng, _TOPICS)
-    parts = [word(rng) for _ in range(whole(rng, 1, 5))]
+    parts = [word(rng) for _ in range(whole(rng, 1, 6))]
     if often(rng, 0.5):
         return " ".join(part if part in _SMALL else part.capitalize() for part in parts).strip()
     return " ".join(parts).capitalize()
+
+
+def caption(rng: np.random.Generator) -> str:
+    """What a figure or a table shows, mostly with a point at its end."""
+    text = " ".join(word(rng) for _ in range(whole(rng, 2, 7))).capitalize()
+    return text + "." if often(rng, 0.7) else text
 
 
 def section(rng: np.random.Generator, level: int) -> str:

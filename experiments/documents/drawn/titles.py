@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from . import blocks, prose
+from . import blocks, lists, prose
 from .blocks import Page
 from .chance import between, often, pick, whole
 from .fonts import Face
@@ -54,7 +54,7 @@ def _centred(rng: np.random.Generator, page: Page) -> None:
     """The title in the middle; a few lines below it the text begins, or nothing more."""
     style = page.style
     alone = often(rng, 0.25)
-    page.y += between(rng, 0.02, 0.3 if alone else 0.1) * page.sheet.image.height
+    page.y += between(rng, 0.0, 0.25 if alone else 0.08) * page.sheet.image.height
     at = 0.0 if often(rng, 0.06) else 0.5
     face = dataclasses.replace(style.body, size=round(style.body.size * between(rng, 1.5, 2.3)))
     if often(rng, 0.4):
@@ -72,7 +72,7 @@ def _centred(rng: np.random.Generator, page: Page) -> None:
     if often(rng, 0.5):
         _abstract(rng, page)
     if often(rng, 0.45):
-        _contents(rng, page)
+        lists.contents(rng, page, most=whole(rng, 4, 20))
     y = page.bottom + 2 * style.body.height
     if often(rng, 0.8):
         page.write("1", style.body, at=0.5, y=y, answers={"page number": "1"})
@@ -83,6 +83,7 @@ def _below(rng: np.random.Generator, page: Page) -> None:
     """The text that begins on the title page; its headings are no answers there."""
     blocks.fill(rng, page)
     page.headings.clear()
+    page.numbers.clear()
 
 
 def _authors(rng: np.random.Generator, page: Page, at: float) -> None:
@@ -106,37 +107,25 @@ def _abstract(rng: np.random.Generator, page: Page) -> None:
     page.down(style.body, 1.5)
 
 
-def _contents(rng: np.random.Generator, page: Page) -> None:
-    """A table of contents."""
-    style = page.style
-    page.down(style.heads[0])
-    page.write("Contents", style.heads[0])
-    number = 1
-    for index in range(whole(rng, 4, 20)):
-        if not page.room(6):
-            return
-        page.down(style.body, 1.2)
-        number += whole(rng, 0, 4)
-        face = pick(rng, (style.bold, style.body))
-        page.write(f"{index + 1}  {prose.heading(rng)}"[:40], face)
-        page.write(str(number), face, at=1.0)
-    page.down(style.body, 1)
-
-
 def _ruled(rng: np.random.Generator, page: Page) -> None:
     """Large letters above a thick rule, the authors above a thinner one at the foot."""
     style = page.style
     height = page.sheet.image.height
-    page.y += between(rng, 0.05, 0.3) * height
+    page.y += between(rng, 0.03, 0.22) * height
     face = dataclasses.replace(style.bold, size=round(style.body.size * between(rng, 1.8, 2.8)))
     page.down(face)
     _title(rng, page, face, 0.0)
     page.y += 0.45 * face.height
     page.rule(page.y, width=3)
-    page.down(style.body, 1.2)
-    _dated(rng, page, 1.0)
-    page.y = max(page.y + 3 * style.body.height, between(rng, 0.6, 0.85) * height)
+    at_foot = often(rng, 0.35)
+    if not at_foot:
+        page.down(style.body, 1.2)
+        _dated(rng, page, 1.0)
+    page.y = max(page.y + 3 * style.body.height, between(rng, 0.6, 0.82) * height)
     for _ in range(whole(rng, 1, 4)):
         page.down(style.bold)
         page.write(prose.person(rng), style.bold)
     page.rule(page.y + 0.6 * style.body.height, width=2)
+    if at_foot:
+        page.down(style.body, 1.8)
+        _dated(rng, page, 0.0)
