@@ -28,12 +28,12 @@ from PIL import Image
 
 from cropvlm_jax import apps, json_lines, parallel
 from cropvlm_jax.api import CropVLM
-from cropvlm_jax.evals import best_scale, sheet
+from cropvlm_jax.evals import best_scale
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.registry import BENCHMARKS, SCORERS
 from cropvlm_jax.evals.run import evaluate
 from cropvlm_jax.hub.files import read_json
-from cropvlm_jax.pixels import host
+from cropvlm_jax.pixels import host, sheet
 from cropvlm_jax.readers.base import ReaderUnavailable
 from cropvlm_jax.readers.registry import open_reader
 

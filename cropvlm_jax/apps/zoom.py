@@ -30,9 +30,8 @@ from PIL import Image
 
 from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
-from cropvlm_jax.evals import sheet
 from cropvlm_jax.evals.study import describe
-from cropvlm_jax.pixels import host
+from cropvlm_jax.pixels import host, sheet
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 from cropvlm_jax.zooming import contact_sheet, questions, run
 from cropvlm_jax.zooming.results import FAILURE, Record

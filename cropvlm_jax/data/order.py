@@ -272,6 +272,10 @@ class PlannedBatches:
     def __len__(self) -> int:
         return len(self._plan.batches)
 
+    def example(self, index: int) -> Any:
+        """The example of an index, such as `example_id` of a batch has, as its source has it."""
+        return self._source[index]
+
     def __getitem__(self, step: int) -> Any:
         indices = self._plan.batches[step, self._columns].tolist()
         return batching.stack([self._row(index) for index in indices])

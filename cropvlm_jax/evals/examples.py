@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cropvlm_jax.evals import sheet
 from cropvlm_jax.evals.conditions import NO_CROP
 from cropvlm_jax.evals.figures import last_of
 from cropvlm_jax.evals.statistics import score_of
-from cropvlm_jax.pixels import host
+from cropvlm_jax.pixels import host, sheet
 
 EXAMPLES = 6  # of each kind
 SIDE = 360  # px of an example's longest side on the page

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cropvlm_jax import texts
-from cropvlm_jax.evals import examples, figures, sheet
+from cropvlm_jax.evals import examples, figures
 from cropvlm_jax.evals.conditions import NO_CROP, UPSCALED
 from cropvlm_jax.evals.examples import Kind
 from cropvlm_jax.evals.figures import (
@@ -31,7 +31,7 @@ from cropvlm_jax.evals.figures import (
     percent,
     points,
 )
-from cropvlm_jax.pixels import host
+from cropvlm_jax.pixels import host, sheet
 
 _METADATA = ("Creator", "Date", "Format", "Type")  # of an SVG; it is left out
 

@@ -215,9 +215,13 @@ class BlackBoxStep:
             gradients = jax.tree.map(jnp.add, total, gradients)
         return gradients, experience
 
+    def propose(self, state: TrainState, batch: Batch) -> jax.Array:
+        """The policy's likeliest box for each prompt, int `[B, 1, 4]`."""
+        return self._propose(state, self.put(without_host_parts(batch)))
+
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
         """Sums and counts of reward, its parts and area of the policy's likeliest boxes."""
-        boxes = self._propose(state, self.put(without_host_parts(batch)))
+        boxes = self.propose(state, batch)
         scores = self.put(self.score(batch, boxes))
         return evaluation_sums(boxes, weigh(self.step.config, boxes, {"accuracy": scores}))
 

@@ -20,6 +20,7 @@ from cropvlm_jax.models import lora
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.checkpoints import Checkpoints
 from cropvlm_jax.training.config import CheckpointConfig
+from cropvlm_jax.training.pictures import HeldOutPictures
 from cropvlm_jax.training.reporting import REMEDY, Reporter
 from cropvlm_jax.training.stages.base import Stage
 from cropvlm_jax.training.stages.program import Program
@@ -74,6 +75,7 @@ class Evaluate:
         data: has the batches.
         batch_size: rows of a batch, of all hosts together.
         reporter: gets the metrics.
+        pictures: draws some of the examples.
     """
 
     every: int
@@ -81,6 +83,7 @@ class Evaluate:
     data: TrainingData
     batch_size: int
     reporter: Reporter
+    pictures: HeldOutPictures
 
     def due(self, moment: Moment) -> bool:
         """Every `every` steps."""
@@ -92,6 +95,8 @@ class Evaluate:
         for batch in self.data.held_out_batches():
             on_devices = self.program.put(batch, self.batch_size)
             sums = jax.device_get(self.program.evaluate(state, on_devices))
+            if totals is None:
+                self.pictures.draw(moment.step, state, batch, on_devices)
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         for name, (total, count) in totals.items():
             moment.held_out[f"eval/{name}"] = float(total / count) if count else math.nan

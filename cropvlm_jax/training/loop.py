@@ -25,6 +25,7 @@ from cropvlm_jax.training.actions import (
 )
 from cropvlm_jax.training.checkpoints import Checkpoints, Preemption
 from cropvlm_jax.training.config import TrainConfig, as_config_dict, load_config
+from cropvlm_jax.training.pictures import HeldOutPictures
 from cropvlm_jax.training.reporting import Reporter, StepTracer
 from cropvlm_jax.training.stages import open_stage
 from cropvlm_jax.training.stages.program import Step
@@ -116,9 +117,16 @@ class Trainer:
 
     def make_actions(self) -> list[Action]:
         """What is done between steps, in this order."""
-        config, size = self.config, self.config.batch_size
+        config = self.config
         return [
-            Evaluate(config.eval.every, self.program, self.data, size, self.reporter),
+            Evaluate(
+                every=config.eval.every,
+                program=self.program,
+                data=self.data,
+                batch_size=config.batch_size,
+                reporter=self.reporter,
+                pictures=HeldOutPictures(self.stage, self.program, self.data, self.reporter),
+            ),
             Save(config.checkpoint, config.eval.every, self.checkpoints, self.key, self.place),
             Export(config.export_every, self.stage, self.workdir),
         ]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 PEAK = "peak_bytes_in_use"  # of `Device.memory_stats`
@@ -52,6 +53,10 @@ class MetricWriter:
         self._jsonl.flush()
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, float(value), step)
+
+    def draw(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Adds a picture, uint8 RGB `[H, W, 3]`, to the TensorBoard files."""
+        self._tensorboard.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes and closes the files."""

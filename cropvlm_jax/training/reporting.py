@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 
 from cropvlm_jax.progress import Progress
@@ -96,6 +97,11 @@ class Reporter:
         """Writes the metrics of an evaluation, which the progress line shows until the next one."""
         self._held_out = metrics
         self.write(number, metrics)
+
+    def draw(self, number: int, name: str, picture: np.ndarray) -> None:
+        """Adds a picture, uint8 RGB `[H, W, 3]`, to TensorBoard, as of after a step."""
+        if self._writer:
+            self._writer.draw(number, name, picture)
 
     def begin_again(self, done: int) -> None:
         """Restarts progress and clock after step `done`: compiling is no part of any step."""

@@ -24,12 +24,14 @@ class TrainingData:
         examples: int64 `[steps, rows]`, the example that was planned for each of these rows.
         held_out: this host's rows of the held-out batches; None where none are evaluated.
         workers: processes that prepare batches.
+        rows: int64 `[rows]`, which rows of a batch this host has.
     """
 
     planned: order.PlannedBatches
     examples: np.ndarray
     held_out: order.PlannedBatches | None
     workers: int
+    rows: np.ndarray
 
     @classmethod
     def open(cls, config: TrainConfig, stage: Stage, rows: np.ndarray) -> "TrainingData":
@@ -54,7 +56,7 @@ class TrainingData:
             logging.info("%s", order.describe_prompts(buckets, stage.trained.input))
         parallel.check_same_on_all_hosts(planned.fingerprint, "examples")
         held_out = _open_held_out(config, stage, rows) if config.eval.every else None
-        return cls(planned, plan.batches[:, rows], held_out, config.data.workers)
+        return cls(planned, plan.batches[:, rows], held_out, config.data.workers, rows)
 
     @property
     def steps(self) -> int:
@@ -77,6 +79,11 @@ class TrainingData:
                 logging.INFO, "held-out batch %d of %d", 10, number, len(self.held_out)
             )
             yield batch
+
+    def held_out_example(self, index: int) -> Any:
+        """The held-out example of an index, as `example_id` of a batch has it."""
+        assert self.held_out is not None
+        return self.held_out.example(index)
 
     def replaced(self, step: int, batch: Any) -> int:
         """How many rows of the batch of a step show another example than planned."""

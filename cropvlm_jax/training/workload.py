@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from cropvlm_jax.data import order, sources
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.training.config import SourceConfig, TrainConfig
+from cropvlm_jax.training.stages.look import SHOWN
 from cropvlm_jax.training.training_data import steps_of
 
 
@@ -62,7 +63,8 @@ class Workload:
         evaluated: held-out examples of each evaluation, at most.
         requests_a_step: to a reader outside of the step, at most: equal boxes of a prompt are asked
             about once.
-        requests_an_evaluation: to that reader.
+        requests_an_evaluation: to that reader, at most: those for the pictures in TensorBoard are
+            among them, which a chat endpoint has answered before.
     """
 
     examples: Examples
@@ -96,6 +98,7 @@ class Workload:
             evaluated = min(evaluated, held_out.count)
         evaluated -= evaluated % size
         asks = config.stage == "grpo" and is_black_box(config.target)
+        drawn = 2 * min(SHOWN, size) if evaluated else 0  # asked once for the score, once for words
         return cls(
             examples=examples,
             held_out=held_out,
@@ -103,7 +106,7 @@ class Workload:
             evaluations=_evaluations(steps, every),
             evaluated=evaluated,
             requests_a_step=size * config.grpo.num_generations if asks else 0,
-            requests_an_evaluation=evaluated if asks else 0,
+            requests_an_evaluation=evaluated + drawn if asks else 0,
         )
 
     @property

@@ -12,9 +12,9 @@ from PIL import Image
 from cropvlm_jax import geometry
 from cropvlm_jax.api import CropVLM, Zoom
 from cropvlm_jax.data.source import Source
-from cropvlm_jax.evals import sheet
 from cropvlm_jax.evals.items import Item, read_parts
 from cropvlm_jax.hub.files import read_json
+from cropvlm_jax.pixels import sheet
 from cropvlm_jax.progress import Progress
 from cropvlm_jax.readers.asking import refused_alone
 from cropvlm_jax.readers.base import EMPTY, ReaderUnavailable

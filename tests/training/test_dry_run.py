@@ -65,8 +65,8 @@ def test_what_is_not_known_is_said_with_what_would_tell(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "steps", "evaluations", "evaluated", "requests"),
     [
-        ({}, 1, 1, 2, 2 * 2 + 2),
-        ({"steps": 10, "eval.every": 3, "eval.examples": 7}, 10, 4, 6, 10 * 4 + 4 * 6),
+        ({}, 1, 1, 2, 2 * 2 + 2 + 4),
+        ({"steps": 10, "eval.every": 3, "eval.examples": 7}, 10, 4, 6, 10 * 4 + 4 * (6 + 4)),
         ({"steps": 9, "eval.every": 3, "batch_size": 4}, 9, 3, 0, 9 * 8),
         ({"steps": 5, "eval.every": 0, "grpo.num_generations": 6}, 5, 0, 0, 5 * 12),
     ],
@@ -115,8 +115,8 @@ def test_the_halves_around_a_reader_have_a_memory_and_no_reader_is_opened(monkey
     lines = said(outside(steps=7), requests=100.0)
     assert "GiB a device" in lines["memory"] and lines["memory"].endswith("fits")
     assert "has no peak rate" in lines["seconds a step"] and "not known" in lines["hours"]
-    total = 7 * 4 + 7 * 2
-    assert f"at most: 4 a step, 2 an evaluation, {total} in all" in lines["requests"]
+    total = 7 * 4 + 7 * 6
+    assert f"at most: 4 a step, 6 an evaluation, {total} in all" in lines["requests"]
     assert "2 a request" in lines["pictures"] and "at most 512 px" in lines["pictures"]
     assert lines["dollars"] == f"${total / 10:.2f} (requests ${total / 10:.2f})"
 

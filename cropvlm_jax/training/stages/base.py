@@ -20,6 +20,7 @@ from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models import lora
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.config import TrainConfig
+from cropvlm_jax.training.stages.look import Look
 from cropvlm_jax.training.stages.program import Program
 
 
@@ -64,6 +65,14 @@ class Stage(Protocol):
 
     def evaluate(self, state: TrainState, batch: Any) -> Sums:
         """Sums and counts of held-out metrics of a batch, by name."""
+        ...
+
+    def look(self, state: TrainState, batch: Any) -> Look:
+        """What the model makes of a held-out batch."""
+        ...
+
+    def words(self, replies: Any) -> list[str]:
+        """The texts of `Look.replies`."""
         ...
 
     def cost(self, program: ClosedJaxpr) -> dict[str, float]:

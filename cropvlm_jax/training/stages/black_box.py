@@ -3,20 +3,26 @@
 """The GRPO stage whose target is a reader outside of the graph, such as an OCR engine or an API."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from cropvlm_jax import parallel
+from cropvlm_jax.data import batching
 from cropvlm_jax.data.batching import Batch, Preparer
 from cropvlm_jax.grpo.black_box import BlackBoxStep
+from cropvlm_jax.grpo.rewards import weigh
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.microbatching import Sums
+from cropvlm_jax.pixels import host
+from cropvlm_jax.readers import asking
 from cropvlm_jax.readers.base import Reader, ReaderUnavailable, Reply
 from cropvlm_jax.readers.registry import open_reader
 from cropvlm_jax.train_state import TrainState
@@ -26,6 +32,7 @@ from cropvlm_jax.training.schedule import make_optimizer
 from cropvlm_jax.training.stages.base import CropperModel
 from cropvlm_jax.training.stages.grpo import PHASES, init_grpo, rollout_bytes, rollout_work
 from cropvlm_jax.training.stages.jitting import state_shardings
+from cropvlm_jax.training.stages.look import SHOWN, Look
 from cropvlm_jax.training.stages.program import BlackBoxProgram, Program
 
 CONTAINS = ("contains", "nearly_contains")  # metrics that look for the answer in the reply
@@ -129,11 +136,20 @@ class BlackBoxStage:
             create=jax.jit(create, out_shardings=shardings),
             step=step,
             evaluate=step.evaluate,
+            look=functools.partial(look, step),
         )
 
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
         """Reward, its parts and area of the likeliest boxes; `batch` are NumPy arrays."""
         return BlackBoxStep(self.step(), self.reader).evaluate(state, batch)
+
+    def look(self, state: TrainState, batch: Batch) -> Look:
+        """The likeliest boxes, what they are worth, and what the reader says of the first ones."""
+        return look(BlackBoxStep(self.step(), self.reader), state, batch)
+
+    def words(self, replies: list[str]) -> list[str]:
+        """The replies, which are texts."""
+        return replies
 
     def cost(self, program: ClosedJaxpr) -> dict[str, float]:
         """Operations of a step by phase; the reader's are not known."""
@@ -146,3 +162,27 @@ class BlackBoxStage:
     def work(self, batch: Batch) -> dict[str, int]:
         """Prompts, rollouts and the cropper's tiles."""
         return rollout_work(self.config.grpo, batch)
+
+
+def look(step: BlackBoxStep, state: TrainState, batch: Batch) -> Look:
+    """The boxes of the first examples of a batch, their worth, and what the reader says.
+
+    A chat endpoint has answered all of this before, in the evaluation, so that it costs nothing.
+
+    Args:
+        step: has the reader.
+        state: of the run.
+        batch: NumPy arrays.
+    """
+    proposed = step.propose(state, batch)[:SHOWN]
+    few = jax.tree.map(lambda x: x[:SHOWN], batch)
+    parts = {"accuracy": jnp.asarray(step.score(few, proposed))}
+    worth, boxes = weigh(step.step.config, proposed, parts), np.asarray(proposed)
+    images, questions = [], []
+    for canvas, size, spoken, (box,) in zip(few.canvas, few.size, few.spoken, boxes, strict=True):
+        picture = canvas[: size[0], : size[1]]
+        images.append([picture, host.cut(picture, box)])
+        questions.append(batching.read_spoken(spoken)[0])
+    replies = asking.ask(step.reader, images, questions)
+    texts = [reply.text or f"({reply.failure})" for reply in replies]
+    return Look(boxes[:, 0], texts, worth.total[:, 0])

@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from cropvlm_jax.data.batching import Batch, Preparer
+from cropvlm_jax.grpo import rewards
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOStep
@@ -26,6 +27,7 @@ from cropvlm_jax.training.config import TrainConfig
 from cropvlm_jax.training.schedule import Schedule, make_optimizer
 from cropvlm_jax.training.stages.base import CropperModel, shapes_of
 from cropvlm_jax.training.stages.jitting import jit_program
+from cropvlm_jax.training.stages.look import Look, words_of
 from cropvlm_jax.training.stages.program import Program
 
 PHASES = ("prefix", "rollout", "reward", "reference", "update")  # scopes of `grpo.step`
@@ -182,6 +184,32 @@ class GRPOStage:
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
         """Reward, its parts and area of the likeliest boxes."""
         return self.step().evaluate(state, batch)
+
+    def look(self, state: TrainState, batch: Batch) -> Look:
+        """The likeliest boxes, their worth, and what the target answers with their crops."""
+        step = self.step()
+        boxes, target, template = (
+            step.propose(state, batch),
+            step.target_model(state),
+            step.template,
+        )
+        assert template is not None
+        grpo = dataclasses.replace(self.config.grpo, reward_chunk=None)
+        whole = rewards.encode_whole(target, batch.canvas, batch.size)
+        worth = step.target_rewards(grpo)(target, batch, boxes, whole)
+        replies = rewards.own_answers(
+            target,
+            template,
+            rewards.read_picture(target, template, whole),
+            batch,
+            target.encode_crops(batch.canvas, batch.size, boxes),
+            grpo.answer_tokens,
+        )
+        return Look(boxes[:, 0], replies[:, 0], worth.total[:, 0])
+
+    def words(self, replies: Any) -> list[str]:
+        """The texts of the target's answers."""
+        return words_of(self.target, replies)
 
     def cost(self, program: ClosedJaxpr) -> dict[str, float]:
         """Operations of a step by phase."""

@@ -50,4 +50,9 @@ def jit_program(stage: Stage, step: Step, mesh: Mesh, steps: int) -> Program:
             in_shardings=(shardings, batched),
             out_shardings=replicated,
         ),
+        look=jax.jit(
+            parallel.on_mesh(mesh, stage.look),
+            in_shardings=(shardings, batched),
+            out_shardings=replicated,
+        ),
     )

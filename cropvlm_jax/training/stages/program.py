@@ -19,6 +19,7 @@ from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import compilation
 from cropvlm_jax.training.stages.halves import Halves
+from cropvlm_jax.training.stages.look import Look
 
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -33,6 +34,7 @@ class Program:
         create: makes the train state of the stage's weights, jitted.
         step: `(state, batch, key) -> (state, metrics)`, jitted; it donates the state.
         evaluate: `(state, batch) -> {name: (sum, count)}`, jitted.
+        look: `(state, batch) -> Look`, jitted.
     """
 
     mesh: Mesh
@@ -40,6 +42,7 @@ class Program:
     create: Any
     step: Any
     evaluate: Callable[[TrainState, Any], Sums]
+    look: Callable[[TrainState, Any], Look]
 
     def put(self, batch: Any, batch_size: int) -> Any:
         """A batch as step and evaluation take it: this host's rows of it on the devices."""

@@ -8,13 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from cropvlm_jax.data.batching import BoxPreparer, SupervisedBatch
 from cropvlm_jax.data.reading import ReadingPreparer
+from cropvlm_jax.grpo.rollout import propose
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.microbatching import Sums
+from cropvlm_jax.models.decode import greedy_decode, read_prompt
+from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
@@ -28,6 +32,7 @@ from cropvlm_jax.training.stages.base import (
     shapes_of,
 )
 from cropvlm_jax.training.stages.jitting import jit_program
+from cropvlm_jax.training.stages.look import Look, words_of
 from cropvlm_jax.training.stages.program import Program
 
 
@@ -63,6 +68,18 @@ class SupervisedStage:
         """The held-out loss, and how many replies are written exactly; see `SFTStep.evaluate`."""
         return self.step().evaluate(state, batch)
 
+    def look(self, state: TrainState, batch: SupervisedBatch) -> Look:
+        """What the model makes of a held-out batch; each stage says it."""
+        raise NotImplementedError
+
+    def words(self, replies: Any) -> list[str]:
+        """The texts of its replies."""
+        return words_of(self.trained.pretrained, replies)
+
+    def model(self, state: TrainState) -> VLM:
+        """The model as it is trained, without dropout."""
+        return nnx.merge(self.trained.policy, state.params, *state.frozen)
+
     def cost(self, program: ClosedJaxpr) -> dict[str, float]:
         """Operations of a step, all of them of its "loss"."""
         return costs.count_flops(program, ("loss",), backward="loss")
@@ -87,9 +104,30 @@ class SFTStage(SupervisedStage):
         prepare = BoxPreparer(cropper_input=cropper.input, reply_tokens=cropper.grammar.max_length)
         return cls(config, cropper, prepare, weights)
 
+    def look(self, state: TrainState, batch: SupervisedBatch) -> Look:
+        """The likeliest boxes."""
+        assert isinstance(self.trained, CropperModel)
+        model = self.model(state)
+        tokens = model.encode_images(batch.images)
+        grammar = self.trained.grammar
+        return Look(propose(model, grammar, tokens, batch.prompt, batch.prompt_valid))
+
 
 class ReaderStage(SupervisedStage):
     """A reader learns to answer from a picture and a crop of it."""
+
+    def look(self, state: TrainState, batch: SupervisedBatch) -> Look:
+        """What the reader answers."""
+        model, last = self.model(state), batch.prompt[:, -1:]
+        tokens = model.encode_images(batch.images)
+        replies = greedy_decode(
+            model,
+            read_prompt(model, tokens, batch.prompt, batch.prompt_valid),
+            last,
+            end_token=self.trained.pretrained.end_token_id,
+            max_tokens=batch.completion.shape[1],
+        )
+        return Look(replies=replies[:, 0])
 
     @classmethod
     def open(cls, config: TrainConfig, abstract: bool) -> "ReaderStage":

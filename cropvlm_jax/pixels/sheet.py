@@ -13,7 +13,11 @@ SIDE, MARGIN, LINE = 320, 12, 22
 
 
 def panel(
-    image: Image.Image, box: Sequence[int], captions: Sequence[str] = (), side: int = SIDE
+    image: Image.Image,
+    box: Sequence[int],
+    captions: Sequence[str] = (),
+    side: int = SIDE,
+    truth: Sequence[int] | None = None,
 ) -> Image.Image:
     """One scene: the picture with `box` in red, its crop at the same height, lines of text below.
 
@@ -22,15 +26,17 @@ def panel(
         box: percent box.
         captions: lines of text.
         side: px of the longest side of the picture, and of that of the crop.
+        truth: the true box, in percent, which is drawn in green.
     """
-    left, top, right, bottom = (
-        int(v) for v in geometry.to_pixels(np.array(box), np.array(image.size[::-1]))
-    )
+    place = _pixels(image, box)
     scale = side / max(image.size)
     scene = image.resize([max(round(n * scale), 1) for n in image.size], Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(scene)
-    draw.rectangle([round(v * scale) for v in (left, top, right, bottom)], outline="red", width=3)
-    crop = image.crop((left, top, right, bottom))
+    if truth is not None:
+        there = [round(v * scale) for v in _pixels(image, truth)]
+        draw.rectangle(there, outline="lime", width=3)
+    draw.rectangle([round(v * scale) for v in place], outline="red", width=3)
+    crop = image.crop(place)
     zoom = side / max(crop.size)
     crop = crop.resize([max(round(n * zoom), 1) for n in crop.size], Image.Resampling.LANCZOS)
     sheet = Image.new("RGB", (2 * side + MARGIN, side + LINE * len(captions)), "white")
@@ -40,6 +46,12 @@ def panel(
     for i, caption in enumerate(captions):
         draw.text((2, side + 2 + LINE * i), caption, fill="black", font=font)
     return sheet
+
+
+def _pixels(image: Image.Image, box: Sequence[int]) -> tuple[int, int, int, int]:
+    """A percent box of an image in its pixels: left, top, right, bottom."""
+    left, top, right, bottom = geometry.to_pixels(np.array(box), np.array(image.size[::-1]))
+    return int(left), int(top), int(right), int(bottom)
 
 
 def grid(panels: Sequence[Image.Image], columns: int) -> Image.Image:
