@@ -15,7 +15,9 @@ from absl import logging
 from flax import nnx
 from tokenizers import Tokenizer
 
+from cropvlm_jax.hub import chat_template
 from cropvlm_jax.hub.files import read_json, write_json
+from cropvlm_jax.hub.model_card import Card, Role, Run
 from cropvlm_jax.hub.pretrained import SIDE_FILES, Pretrained, processor_folder
 from cropvlm_jax.hub.processors import PROCESSORS, ProcessorFiles
 from cropvlm_jax.hub.weights import INDEX, save_weights
@@ -29,8 +31,13 @@ def export(
     source: Pretrained,
     dtype: Any = None,
     longest_edge: int | None = None,
+    role: Role | None = None,
+    run: Run | None = None,
+    name: str | None = None,
 ) -> None:
     """Writes a folder that `transformers` loads by itself; it appears complete or not at all.
+
+    Its README.md, a model card, says how to run it; one that a user wrote there stays.
 
     Args:
         folder: where to; an older model folder there is replaced.
@@ -40,25 +47,33 @@ def export(
         longest_edge: pixels that the processor is to resize an image's longest side to, as in the
             training of `model`, where pictures are split into tiles; None keeps what that of
             `source` says. Its other settings are those that `source` was opened with.
+        role: what the model does. The chat template of a "cropper" makes a plain question ask for a
+            box; that of a "reader" is that of its base model. None keeps what `source` is.
+        run: that trained the weights, for the card; None where they are those of `source`.
+        name: what the card calls the folder, such as the id that it gets on the Hugging Face Hub;
+            None is `folder`.
 
     Raises:
         FileExistsError: `folder` holds something that is not a model.
-        ValueError: the model has another shape than `source`.
+        ValueError: the model has another shape than `source`, or may not have this role.
     """
-    folder = Path(folder).absolute()
+    name, folder = name or str(folder), Path(folder).absolute()
     is_model = (folder / "config.json").is_file()
     if folder.exists() and not is_model and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not a model folder: it will not be overwritten")
     if model.config != source.config:
         raise ValueError(f"the model's config is not that of {source.folder}: {model.config}")
+    role, longest_edge = _role(source, role), longest_edge or source.longest_edge
+    card = Card(name, source, role, longest_edge, run)
     params = nnx.state(model, nnx.Param)
     if dtype is not None:
         params = jax.tree.map(lambda x: x.astype(dtype), params)
     with _replaced(folder) as temporary:
-        _write_side_files(source, temporary, longest_edge or source.longest_edge)
+        _write_side_files(source, temporary, longest_edge, role)
         _write_config(source, temporary, str(jax.tree.leaves(params)[0].dtype))
         _write_generation_config(source, temporary)
         save_weights(params, source.architecture.weights, temporary)
+        card.write(temporary, before=folder)
     logging.info("exported to %s", folder)
 
 
@@ -81,25 +96,57 @@ def _replaced(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def export_processor(folder: str | Path, source: Pretrained, longest_edge: int) -> None:
-    """Writes tokenizer and processor beside an adapter, which sees pictures as in its training.
+def export_processor(
+    folder: str | Path,
+    source: Pretrained,
+    longest_edge: int,
+    role: Role | None = None,
+    run: Run | None = None,
+) -> None:
+    """Writes what stands beside the weights of an adapter: tokenizer, processor and model card.
+
+    So it sees pictures, and is asked, as in its training.
 
     Args:
         folder: where to; made if it is not there.
-        source: where they come from.
+        source: the model that it was trained on, or the adapter that its training began from.
         longest_edge: pixels that the processor is to resize an image's longest side to.
+        role: as `export` takes it.
+        run: that trained it, for the card.
     """
-    folder = Path(folder)
+    name, folder, role = str(folder), Path(folder), _role(source, role)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_side_files(source, folder, longest_edge)
-    for name in ("config.json", "generation_config.json"):  # of a whole model
-        (folder / name).unlink(missing_ok=True)
+    _write_side_files(source, folder, longest_edge, role)
+    for file in ("config.json", "generation_config.json"):  # of a whole model
+        (folder / file).unlink(missing_ok=True)
+    base = source.adapter.base if source.adapter else source.name
+    Card(name, source, role, longest_edge, run, adapter_of=base).write(folder, before=folder)
 
 
-def _write_side_files(source: Pretrained, folder: Path, longest_edge: int) -> None:
-    """Everything but the weights: what the source has, and what an old source lacks.
+def _role(source: Pretrained, role: Role | None) -> Role:
+    """What an export is to be; by default what its source is.
 
-    The image processor makes `transformers` see what the source's model sees.
+    Raises:
+        ValueError: it cannot be that.
+    """
+    if role == "cropper" and not source.architecture.can_crop:
+        raise ValueError(f"{source.name}: a {source.config.model_type} may not be a cropper")
+    if role is None:
+        template = _chat_template(source)
+        return "cropper" if template and chat_template.asks_for_boxes(template) else "reader"
+    return role
+
+
+def _chat_template(source: Pretrained) -> str | None:
+    """The chat template of a model; an adapter may have its own."""
+    return chat_template.read(source.own_folder) or chat_template.read(source.folder)
+
+
+def _write_side_files(source: Pretrained, folder: Path, longest_edge: int, role: Role) -> None:
+    """All that stands beside the weights: what the source has, and what an old source lacks.
+
+    The image processor makes `transformers` see what the source's model sees, and the chat template
+    makes it ask what the role wants.
     """
     files = ProcessorFiles.read(processor_folder(source.folder, source.adapter))
     architecture = source.architecture
@@ -113,6 +160,13 @@ def _write_side_files(source: Pretrained, folder: Path, longest_edge: int) -> No
         for file in source.folder.glob(pattern):
             if file.name not in (INDEX, *PROCESSORS):
                 shutil.copyfile(file, folder / file.name)
+    template = _chat_template(source) or chat_template.read(folder)
+    if template is not None:
+        wanted = chat_template.plain(template)
+        if role == "cropper":
+            wanted = chat_template.asking(template, architecture.ask_for_box)
+        if wanted != chat_template.read(folder):
+            chat_template.write(folder, wanted)
 
 
 def _write_config(source: Pretrained, folder: Path, dtype: str) -> None:

@@ -4,6 +4,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from cropvlm_jax.models.registry import ARCHITECTURES
 
 BUNDLED = Path(__file__).parent.parent / "assets"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt")
+CARD = "README.md"  # which names base model and licence
 # Side files of a model folder that are JSON objects; `tokenizer.json` is read by its library.
 JSON_FILES = (
     "config.json",
@@ -72,7 +74,8 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
     if (BUNDLED / folder.parent).is_dir() and len(folder.parts) == 2:
         raise FileNotFoundError(_no_folder(BUNDLED / folder))
     try:
-        options: dict[str, Any] = {"allow_patterns": [*SIDE_FILES, *["*.safetensors"] * weights]}
+        options: dict[str, Any] = {"allow_patterns": [*SIDE_FILES, CARD]}
+        options["allow_patterns"] += ["*.safetensors"] * weights
         if revision is not None:
             options["revision"] = revision
         return Path(huggingface_hub.snapshot_download(str(name), **options))
@@ -83,6 +86,18 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
             f"{str(name)!r} is neither an existing folder nor a model that the Hugging Face Hub "
             "gives us now (does it exist, is it private, is there a network?)"
         ) from error
+
+
+def is_bundled(name: str) -> bool:
+    """Whether `resolve` finds a name among the models that come with the package."""
+    return bool(name) and not os.path.isdir(os.path.expanduser(name)) and (BUNDLED / name).is_dir()
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a name is an id on the Hugging Face Hub: it has the form of one, and is no folder."""
+    if os.path.isdir(os.path.expanduser(name)) or is_bundled(name):
+        return False
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
 
 
 def _no_folder(folder: Path) -> str:
@@ -166,6 +181,7 @@ class Pretrained:
         tokenizer: its tokenizer.
         longest_edge: pixels that the processor resizes an image's longest side to.
         end_token_id: the token that ends a reply.
+        name: what the user called it; the Hub's id, where it is from there.
         changes: settings of the image processor by which the user replaced the folder's own.
         adapter: is merged into the weights when they are read; None where there is none.
     """
@@ -177,7 +193,13 @@ class Pretrained:
     longest_edge: int
     end_token_id: int
     adapter: Adapter | None = None
+    name: str = ""
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def own_folder(self) -> Path:
+        """Where the user's files are: of an adapter, its own folder."""
+        return self.adapter.folder if self.adapter else self.folder
 
     @property
     def tile_size(self) -> int:
@@ -223,10 +245,12 @@ class Pretrained:
             if adapter:
                 read_json(adapter.folder / file)
         changes = {key: value for key, value in (processor or {}).items() if value is not None}
-        return cls._read(folder, adapter, changes)
+        return cls._read(folder, adapter, str(name), changes)
 
     @classmethod
-    def _read(cls, folder: Path, adapter: Adapter | None, changes: dict[str, Any]) -> "Pretrained":
+    def _read(
+        cls, folder: Path, adapter: Adapter | None, name: str, changes: dict[str, Any]
+    ) -> "Pretrained":
         """Reads what `open` has found."""
         with blamed_on(folder / "config.json"):
             stored = read_json(folder / "config.json")
@@ -250,7 +274,9 @@ class Pretrained:
         tokenizer, end = _read_tokenizer(folder / "tokenizer.json", architecture, config)
         if adapter and (adapter.folder / "tokenizer.json").is_file():  # must fit the base as well
             _read_tokenizer(adapter.folder / "tokenizer.json", architecture, config)
-        return cls(folder, architecture, config, tokenizer, longest_edge, end, adapter, changes)
+        return cls(
+            folder, architecture, config, tokenizer, longest_edge, end, adapter, name, changes
+        )
 
     def conversations(self, **options: Any) -> Conversations:
         """The model's conversations.

@@ -86,6 +86,9 @@ class Architecture:
         splits_pictures: whether pictures are resized to a longest edge that the user chooses, and
             larger ones are split into tiles.
         can_crop: whether it may be a cropper: its conversations have `crop`.
+        ask_for_box: Jinja that stands before the chat template of an exported cropper, "" where it
+            may not be one. It replaces `messages`: in a conversation with a picture, each question
+            of the user becomes what `Conversations.crop` asks, once. It writes nothing itself.
         load_over_mesh: whether its models are so large that devices share the weights from the
             moment they are read.
         reads_pixel_values: whether `encode_images` takes what Hugging Face's processor calls
@@ -114,6 +117,7 @@ class Architecture:
     processor_settings: tuple[str, ...] = ()
     splits_pictures: bool = False
     can_crop: bool = False
+    ask_for_box: str = ""
     load_over_mesh: bool = False
     reads_pixel_values: bool = True
     processor_files: Callable[[Any, Tokenizer, int], dict[str, Any]] | None = None

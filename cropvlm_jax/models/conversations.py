@@ -43,6 +43,7 @@ class Conversations(abc.ABC):
 
     Attributes:
         special: the special tokens that its texts need.
+        answer_instruction: the sentence after a question that asks for a short answer.
 
     Args:
         tokenizer: A tokenizer with the special tokens of the architecture.
@@ -53,6 +54,7 @@ class Conversations(abc.ABC):
     """
 
     special: tuple[str, ...]
+    answer_instruction = SHORT_ANSWER_INSTRUCTION
 
     def __init__(
         self,

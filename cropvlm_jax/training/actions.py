@@ -18,6 +18,7 @@ from cropvlm_jax.hub.adapter_export import export_adapter
 from cropvlm_jax.hub.export import export, export_processor
 from cropvlm_jax.models import lora
 from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training import card
 from cropvlm_jax.training.checkpoints import Checkpoints
 from cropvlm_jax.training.config import CheckpointConfig
 from cropvlm_jax.training.pictures import HeldOutPictures
@@ -227,9 +228,11 @@ def export_trained(
     model = nnx.merge(trained.policy, *weights)
     if jax.process_index():
         return
-    source, edge = trained.pretrained, trained.longest_edge
-    export(workdir / f"{trained.role}{suffix}", lora.merge(model), source, longest_edge=edge)
+    source, edge, role = trained.pretrained, trained.longest_edge, trained.role
+    run = card.describe(stage.config, int(state.step), workdir)
+    folder = workdir / f"{role}{suffix}"
+    export(folder, lora.merge(model), source, longest_edge=edge, role=role, run=run)
     if lora.adapters(model):
         folder, start = workdir / f"adapter{suffix}", source.adapter
-        export_processor(folder, source, edge)
+        export_processor(folder, source, edge, role, run)
         export_adapter(folder, model, start.base if start else name, start)

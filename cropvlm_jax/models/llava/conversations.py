@@ -5,7 +5,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION, Conversation, Conversations
+from cropvlm_jax.models.conversations import Conversation, Conversations
 
 IMAGE, END = "<image>", "</s>"
 
@@ -38,7 +38,7 @@ class LlavaConversations(Conversations):
             text += IMAGE * self._image_seq_len
             pictures += [start, len(text)]
             text += "\n"
-        text += f"{self._question(question)}\n{SHORT_ANSWER_INSTRUCTION} ASSISTANT:"
+        text += f"{self._question(question)}\n{self.answer_instruction} ASSISTANT:"
         asked = len(text)
         if answer is not None:
             text += f" {self._clean(answer, 'answer')}{END}"

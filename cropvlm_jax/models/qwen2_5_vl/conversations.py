@@ -5,7 +5,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION, Conversation, Conversations
+from cropvlm_jax.models.conversations import Conversation, Conversations
 
 START, END = "<|im_start|>", "<|im_end|>"
 IMAGE = "<|image_pad|>"
@@ -40,7 +40,7 @@ class QwenConversations(Conversations):
             pictures.append(len(text))
             text += VISION_START + IMAGE * self._image_seq_len + VISION_END
             pictures.append(len(text))
-        text += f"{self._question(question)}\n{SHORT_ANSWER_INSTRUCTION}{END}\n{START}assistant\n"
+        text += f"{self._question(question)}\n{self.answer_instruction}{END}\n{START}assistant\n"
         asked = len(text)
         if answer is not None:
             text += f"{self._clean(answer, 'answer')}{END}"

@@ -8,7 +8,7 @@ from cropvlm_jax.models.smolvlm import image_processing
 from cropvlm_jax.models.smolvlm.config import MODEL_TYPES, SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import END, IMAGE, SmolVLMConversations
 from cropvlm_jax.models.smolvlm.model import TOWER, SmolVLM
-from cropvlm_jax.models.smolvlm.processor_files import processor_files
+from cropvlm_jax.models.smolvlm.processor_files import ASK_FOR_BOX, processor_files
 from cropvlm_jax.models.smolvlm.weights import WEIGHTS
 
 ARCHITECTURE = Architecture(
@@ -36,5 +36,6 @@ ARCHITECTURE = Architecture(
     fewer_tokens="use a smaller longest_edge",
     splits_pictures=True,
     can_crop=True,
+    ask_for_box=ASK_FOR_BOX,
     processor_files=processor_files,
 )

@@ -22,6 +22,7 @@ class SmolVLMConversations(Conversations):
     """
 
     special = (START, END, FAKE, IMAGE)
+    answer_instruction = ANSWER_INSTRUCTION
 
     def crop(
         self, question: str, grid: tuple[int, int] = (0, 0), box_text: str | None = None
@@ -58,7 +59,7 @@ class SmolVLMConversations(Conversations):
         if answer is not None:
             reply = self._capitalized(answer, "answer")
             reply += "." if self._official or not reply.endswith(".") else ""
-        return self._build(grids, f"{self._question(question)}\n{ANSWER_INSTRUCTION}", reply)
+        return self._build(grids, f"{self._question(question)}\n{self.answer_instruction}", reply)
 
     def _build(
         self, grids: Sequence[tuple[int, int]], user: str, reply: str | None

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from cropvlm_jax.models.smolvlm import image_processing
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
-from cropvlm_jax.models.smolvlm.conversations import END, START
+from cropvlm_jax.models.smolvlm.conversations import CROP_INSTRUCTION, END, START
 
 # Renders the conversations of `SmolVLMConversations`.
 CHAT_TEMPLATE = """<|im_start|>
@@ -22,6 +22,32 @@ CHAT_TEMPLATE = """<|im_start|>
 {%- endfor -%}
 {{- 'Assistant:' if add_generation_prompt else '' -}}
 """
+
+# Does to a user's questions what `SmolVLMConversations.crop` does; see `Architecture.ask_for_box`.
+ASK_FOR_BOX = """
+{%- set instruction = 'INSTRUCTION' -%}
+{%- set asked = namespace(pictures=0, messages=[]) -%}
+{%- for message in messages -%}
+  {%- set parts = message['content'] | default('', true) -%}
+  {%- if parts is string -%}
+    {%- set parts = [{'type': 'text', 'text': parts}] -%}
+  {%- endif -%}
+  {%- set pictures = parts | selectattr('type', 'equalto', 'image') | list -%}
+  {%- set texts = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') -%}
+  {%- set question = texts | join | trim -%}
+  {%- set asked.pictures = asked.pictures + pictures | count -%}
+  {%- if message['role'] == 'user' and question and asked.pictures -%}
+    {%- set question = (question[:1] | upper) ~ question[1:] -%}
+    {%- if instruction not in question -%}
+      {%- set question = question ~ '\\n' ~ instruction -%}
+    {%- endif -%}
+    {%- set others = parts | rejectattr('type', 'equalto', 'text') | list -%}
+    {%- set parts = others + [{'type': 'text', 'text': question}] -%}
+  {%- endif -%}
+  {%- set asked.messages = asked.messages + [dict(message, content=parts)] -%}
+{%- endfor -%}
+{%- set messages = asked.messages -%}
+""".replace("INSTRUCTION", CROP_INSTRUCTION)
 
 
 def processor_files(

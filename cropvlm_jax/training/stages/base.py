@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from cropvlm_jax.data.batching import CropperInput
 from cropvlm_jax.geometry import Grammar
+from cropvlm_jax.hub.model_card import Role
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models import lora
@@ -104,7 +105,7 @@ class TrainedModel:
             where all examples have the same shapes.
     """
 
-    role: str
+    role: Role
     setting: str
     pretrained: Pretrained
     policy: nnx.GraphDef
