@@ -42,6 +42,7 @@ class Run:
         settings: those that are not the default, as flags set them.
         metrics: of the last evaluation on held-out examples, by name; empty where there was none.
         measured_after: the step after which that was.
+        licence: of the weights, where they were not made from others; "" is that of their base.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Run:
     settings: Sequence[str] = ()
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     measured_after: int = 0
+    licence: str = ""
 
     def as_markdown(self) -> str:
         """A subsection of the card."""
@@ -56,7 +58,7 @@ class Run:
         if self.settings:
             lines += ["", "Settings that are not the default:", "", "```", *self.settings, "```"]
         if self.metrics:
-            measured = {f"`{name}`": f"{x:.4g}" for name, x in sorted(self.metrics.items())}
+            measured = {f"`{name}`": f"{x:.4g}" for name, x in self.metrics.items()}
             lines += ["", f"On held-out examples after step {self.measured_after}:", ""]
             lines += _table("metric", measured)
         else:
@@ -135,6 +137,9 @@ class Card:
     def as_text(self) -> str:
         """The text of README.md."""
         origin = Origin.of(self.source)
+        own = self.run.licence if self.run else ""
+        if own:
+            origin = dataclasses.replace(origin, licence={"license": own})
         runs = [self.run.as_markdown()] if self.run else []
         runs += [origin.training] if origin.training else []
         text = _template(f"{self.role}.md").substitute(
@@ -146,7 +151,7 @@ class Card:
             instruction=self.source.architecture.conversations.answer_instruction,
             training="\n\n".join(runs) or NOT_RECORDED,
             resolution=self._resolution(),
-            licence=_licence(origin),
+            licence=f"{own}." if own else _inherited_licence(origin.licence),
             citation=_template("citation.md").substitute().strip(),
         )
         return text + _MARK.format(_digest(text))
@@ -211,19 +216,19 @@ def _base_sentence(base_model: str | None) -> str:
     return f"Its base model is [{base_model}](https://huggingface.co/{base_model})."
 
 
-def _licence(origin: Origin) -> str:
-    """What is known of the licence."""
-    name = origin.licence.get("license_name") or origin.licence.get("license")
+def _inherited_licence(licence: Mapping[str, Any]) -> str:
+    """What the keys of a base model's card say of the licence."""
+    name = licence.get("license_name") or licence.get("license")
     if name is None:
         return (
             "Unknown: no card of the model that this one was made from names one. Find out before "
             "you use or publish these weights."
         )
-    link = origin.licence.get("license_link")
-    named = f"[{name}]({link})" if link else f"{name}"
+    link = licence.get("license_link")
+    named = f"[{name}]({link})" if link else str(name)
     return (
-        f"{named}, as the card of the model says that this one was made from. What the training "
-        "data allow is not recorded here."
+        f"{named}: that is what the card of the model says that this one was made from. What the "
+        "training data allow is not recorded here."
     )
 
 
