@@ -146,7 +146,7 @@ class Card:
             metadata=self._metadata(origin),
             base=_base_sentence(origin.base_model),
             imports=self._imports(),
-            folder=json.dumps(self.name, ensure_ascii=False),
+            folder=json.dumps(self.name, ensure_ascii=False, allow_nan=False),
             load=self._load(),
             instruction=self.source.architecture.conversations.answer_instruction,
             training="\n\n".join(runs) or NOT_RECORDED,
@@ -189,7 +189,7 @@ class Card:
         load = "AutoModelForImageTextToText.from_pretrained"
         if self.adapter_of is None:
             return f'model = {load}(folder, dtype="float32")'
-        base = json.dumps(self.adapter_of, ensure_ascii=False)
+        base = json.dumps(self.adapter_of, ensure_ascii=False, allow_nan=False)
         base = f"resolve({base})" if is_bundled(self.adapter_of) else base
         return (
             f'base = {load}({base}, dtype="float32")\n'

@@ -316,12 +316,12 @@ def test_export(source, tmp_path):
     export(target, model, opened, dtype=jnp.bfloat16)
 
     names = {file.name for file in target.iterdir()}
-    assert names == {f.name for f in opened.folder.iterdir()} - {"model.bin"} | {FILE}
+    assert names == {f.name for f in opened.folder.iterdir()} - {"model.bin"} | {FILE, "README.md"}
     processor = json.loads((target / "processor_config.json").read_text())
     images = json.loads((target / "preprocessor_config.json").read_text())
     assert processor.pop("image_processor") | {"processor_class": "Idefics3Processor"} == images
     assert processor == json.loads((opened.folder / "processor_config.json").read_text())
-    written = {"config.json", "generation_config.json", "processor_config.json", FILE}
+    written = {"README.md", "config.json", "generation_config.json", "processor_config.json", FILE}
     for name in names - written:
         assert (target / name).read_bytes() == (opened.folder / name).read_bytes()
     config = json.loads((target / "config.json").read_text())

@@ -12,6 +12,7 @@ import tiny_llava
 from cropvlm_jax import parallel
 from cropvlm_jax.data import batching
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.hub import chat_template
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.training import loop
@@ -107,6 +108,12 @@ def test_adapters_of_a_reader(tmp_path):
         VLMReader.from_pretrained(tmp_path / folder)
     base = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert base["base_model_name_or_path"] == "zoom_digits/target"
+    for folder in ("reader", "adapter"):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert "### Training as a reader, 4 steps" in card and "| `eval/exact` |" in card
+        template = chat_template.read(tmp_path / folder)
+        assert not chat_template.asks_for_boxes(template)
+    assert "### Training as a reader, 2 steps" in (tmp_path / "reader-2/README.md").read_text()
 
 
 @pytest.mark.parametrize(
