@@ -241,7 +241,8 @@ class CropVLM(LoadedModel):
     def save_pretrained(self, folder: str | Path, *, dtype: Any = None) -> None:
         """Writes the cropper as a folder that this package and `transformers` load.
 
-        An adapter is merged into its base model. The target is not written.
+        An adapter is merged into its base model. The target is not written. README.md, a model
+        card, says how to run it; one that you wrote or changed stays.
 
         Args:
             folder: where to; an older model folder there is replaced.
@@ -250,8 +251,19 @@ class CropVLM(LoadedModel):
         Raises:
             FileExistsError: `folder` holds something that is not a model.
         """
-        model = nnx.merge(self.graphdef, self.params)
-        export(folder, model, self.source, dtype=dtype, longest_edge=self.longest_edge)
+        self._export(folder, dtype, name=None)
+
+    def _export(self, folder: str | Path, dtype: Any, name: str | None) -> None:
+        """Writes the cropper; its card calls it `name`, or as the folder is called."""
+        export(
+            folder,
+            nnx.merge(self.graphdef, self.params),
+            self.source,
+            dtype=dtype,
+            longest_edge=self.longest_edge,
+            role="cropper",
+            name=name,
+        )
 
     def push_to_hub(
         self,
@@ -277,5 +289,5 @@ class CropVLM(LoadedModel):
         """
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "cropper"
-            self.save_pretrained(folder, dtype=dtype)
+            self._export(folder, dtype, name=repo)
             return upload(folder, repo, private=private, message=message, token=token)

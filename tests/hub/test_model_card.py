@@ -16,11 +16,13 @@ from PIL import Image
 
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.hub import chat_template
 from cropvlm_jax.hub.adapter_export import export_adapter
 from cropvlm_jax.hub.export import export, export_processor
 from cropvlm_jax.hub.model_card import NOT_RECORDED, Run
 from cropvlm_jax.hub.pretrained import BUNDLED, Pretrained
 from cropvlm_jax.models import lora
+from cropvlm_jax.models.smolvlm.processor_files import CHAT_TEMPLATE
 from cropvlm_jax.readers.vlm import VLMReader
 
 NAME = "zoom_digits/cropper"
@@ -193,3 +195,18 @@ def test_the_bundled_cards():
         last = scores[name.split("/")[1]]["courses"][-1]["validation"]
         for metric, value in last.items():
             assert f"| `{metric}` | {value:.4g} |" in text
+
+
+def test_what_is_published_from_python_is_a_cropper(source, monkeypatch):
+    (source.folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)  # as of an older export
+    published = []
+
+    def upload(folder, repo, **options):
+        published.append((card(folder), chat_template.read(folder)))
+        return repo
+
+    monkeypatch.setattr("cropvlm_jax.api.upload", upload)
+    CropVLM.from_pretrained(source.folder).push_to_hub("user/name")
+    (written, template), *_ = published
+    assert 'folder = "user/name"' in written.text and "cropper" in written.data.tags
+    assert chat_template.asks_for_boxes(template)
