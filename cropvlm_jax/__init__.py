@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cropvlm_jax.api import CropVLM, Zoom
+    from cropvlm_jax.readers.base import Reader, Reply
     from cropvlm_jax.readers.registry import open_reader
     from cropvlm_jax.readers.vlm import VLMReader
 
     __version__: str
 
-__all__ = ["CropVLM", "VLMReader", "Zoom", "__version__", "open_reader"]
+__all__ = ["CropVLM", "Reader", "Reply", "VLMReader", "Zoom", "__version__", "open_reader"]
 
 _HOMES = {  # modules of the names above
     "CropVLM": "cropvlm_jax.api",
     "Zoom": "cropvlm_jax.api",
+    "Reader": "cropvlm_jax.readers.base",
+    "Reply": "cropvlm_jax.readers.base",
     "VLMReader": "cropvlm_jax.readers.vlm",
     "open_reader": "cropvlm_jax.readers.registry",
 }

@@ -148,8 +148,7 @@ class CropVLM(LoadedModel):
             raise ValueError(f"a target is a name, a folder or a reader, not {target!r:.80}")
         elif processor:
             raise ValueError(
-                f"processor={dict(processor)} is for a target that is named: give the settings "
-                "where the reader is opened"
+                f"processor={dict(processor)} is for a target that is opened here by its name"
             )
         source = Pretrained.open(cropper)
         if not source.architecture.can_crop:

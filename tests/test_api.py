@@ -5,9 +5,11 @@
 import importlib.metadata
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,8 @@ from tiny_folder import LIMIT, PICTURES, SIZES, SPLIT, make_folder
 
 import cropvlm_jax
 from cropvlm_jax import api, geometry
+from cropvlm_jax.hub import upload
+from cropvlm_jax.readers import base
 from cropvlm_jax.readers.base import Reply
 from cropvlm_jax.readers.registry import open_reader
 from cropvlm_jax.readers.vlm import VLMReader
@@ -120,6 +124,111 @@ def test_any_reader_may_be_the_target(folders):
         assert zoom.failure == zoom.failure_without_crop == failure
 
 
+class Broken(Counter):
+    """A reader that does not do what the protocol says."""
+
+    def __init__(self, replies):
+        self.replies = replies
+
+    def answer(self, images, questions):
+        return self.replies
+
+
+def test_one_picture_that_the_target_refuses_leaves_the_others(folders):
+    class Choosy(Counter):
+        def answer(self, images, questions):
+            if any(shown[0].shape == (96, 128, 3) for shown in images):
+                raise ValueError("too wide")
+            return super().answer(images, questions)
+
+    wide, other = api.CropVLM.from_pretrained(folders[0], Choosy()).zoom([A, B], "What?")
+    assert wide.answer is None and wide.failure == "refusal: too wide"
+    assert other.answer_without_crop == "(60, 128, 3)" and not other.failure
+
+
+@pytest.mark.parametrize("replies", [[], ["text", "text"], None])
+def test_a_reader_that_returns_something_else_is_named(folders, replies):
+    model = api.CropVLM.from_pretrained(folders[0], Broken(replies))
+    with pytest.raises(TypeError, match="counter: `answer` must return a list of 2 Reply, not"):
+        model(A, "What?")
+
+
+def test_pictures_are_asked_about_in_parts_that_fit_in_memory(folders, monkeypatch):
+    monkeypatch.setattr(api, "BYTES", 50_000)
+    sizes = []
+
+    class Watched(Counter):
+        def answer(self, images, questions):
+            sizes.append(len(questions))
+            return super().answer(images, questions)
+
+    zooms = api.CropVLM.from_pretrained(folders[0], Watched()).zoom(PICTURES, "What?")
+    assert sum(sizes) == 12 and len(sizes) > 1
+    expected = [str((*size, 3)) for size in SIZES]
+    assert [zoom.answer_without_crop for zoom in zooms] == expected
+
+
+def test_settings_of_the_target_s_image_processor(folders):
+    with pytest.raises(ValueError, match="no processor setting {'do_pad'}"):
+        api.CropVLM.from_pretrained(*folders, processor={"do_pad": True})
+    for target in ("tesseract", "openai:m"):
+        with pytest.raises(ValueError, match="no image processor to set"):
+            api.CropVLM.from_pretrained(folders[0], target, processor={"max_pixels": 9})
+    with pytest.raises(ValueError, match="max_pixels.* is for a target that is opened here"):
+        api.CropVLM.from_pretrained(folders[0], Counter(), processor={"max_pixels": 9})
+    assert api.CropVLM.from_pretrained(*folders, processor={"do_pad": None}).target is not None
+
+
+def test_saved_and_loaded_again_it_zooms_into_the_same_boxes(folders, cropper, tmp_path):
+    cropper.save_pretrained(tmp_path / "saved")
+    again = api.CropVLM.from_pretrained(tmp_path / "saved")
+    assert again.longest_edge == SPLIT
+    np.testing.assert_array_equal(
+        again.propose(PICTURES, "What?"), cropper.propose(PICTURES, "What?")
+    )
+    coarse = api.CropVLM.from_pretrained(folders[0], longest_edge=tiny.SIDE)
+    coarse.save_pretrained(str(tmp_path / "saved"), dtype=jnp.bfloat16)  # in the place of the other
+    assert api.CropVLM.from_pretrained(tmp_path / "saved").longest_edge == tiny.SIDE
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not a model folder"):
+        cropper.save_pretrained(tmp_path / "mine")
+
+
+class Hub:
+    """Stands in for the Hub's client: a folder on disk is the Hub."""
+
+    def __init__(self, root, token=None):
+        self.root, self.token = root, token
+
+    def create_repo(self, repo, private=None, exist_ok=False):
+        if repo.startswith("another/"):
+            raise huggingface_hub.errors.LocalTokenNotFoundError("no token")
+        huggingface_hub.utils.validate_repo_id(repo)
+        assert exist_ok and private is True
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo}")
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        self.message = commit_message
+
+
+def test_what_is_pushed_is_what_is_saved(cropper, tmp_path, monkeypatch):
+    monkeypatch.setattr(upload, "HfApi", lambda token: Hub(tmp_path / "hub", token))
+    address = cropper.push_to_hub("me/cropper", private=True)
+    assert address == "https://huggingface.co/me/cropper"
+    cropper.save_pretrained(tmp_path / "saved")
+    pushed, saved = tmp_path / "hub" / "me" / "cropper", tmp_path / "saved"
+    names = {path.name for path in saved.iterdir()}
+    assert {path.name for path in pushed.iterdir()} == names >= {"model.safetensors"}
+    for name in names - {"README.md"}:
+        assert (pushed / name).read_bytes() == (saved / name).read_bytes(), name
+    with pytest.raises(ValueError, match="'my cropper' cannot be the name of a repository"):
+        cropper.push_to_hub("my cropper", private=True)
+    with pytest.raises(OSError, match="'another/cropper' was not pushed .*hf auth login"):
+        cropper.push_to_hub("another/cropper", private=True)
+
+
 def test_no_compilation_for_the_same_shapes(cropper):
     cropper.propose([A, E, D], ["Who signed?"] * 3)
     before = api._propose._cache_size()
@@ -132,6 +241,14 @@ def test_no_compilation_for_the_same_shapes(cropper):
     [
         (lambda c: c.propose([A, B], ["What?"]), "2 images but 1 questions"),
         (lambda c: c.propose([[A]], ["What?"]), "a picture is .* not list"),
+        (lambda c: c.propose(A, "What?"), "images must be a list of pictures, not Image"),
+        (lambda c: c.zoom("a.png", "What?"), "images must be a list of pictures, not str"),
+        (lambda c: c.zoom(np.asarray(A), "What?"), "must be a list of pictures, not ndarray"),
+        (lambda c: c.zoom(iter([A]), "What?"), "must be a list of pictures, not list_iterator"),
+        (lambda c: c.zoom([A, np.zeros((4, 4))], "What?"), "item 2: .*must be uint8"),
+        (lambda c: c.zoom([A], [3]), "questions must be a list of strings"),
+        (lambda c: c(A, ""), "^The question is empty"),
+        (lambda c: c.zoom([A, B], ["What?", ""]), "item 2: The question is empty"),
         (lambda c: c.propose([A], [""]), "question is empty"),
         (lambda c: c.propose([A], ["q" * LIMIT]), "over the model's"),
         (lambda c: api.CropVLM.from_pretrained(c.source.folder, c), "a target is"),
@@ -146,6 +263,7 @@ def test_package(monkeypatch):
     assert cropvlm_jax.CropVLM is api.CropVLM
     assert cropvlm_jax.Zoom is api.Zoom
     assert cropvlm_jax.VLMReader is VLMReader and cropvlm_jax.open_reader is open_reader
+    assert cropvlm_jax.Reader is base.Reader and cropvlm_jax.Reply is Reply
     monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{name} 1.2")
     assert cropvlm_jax.__version__ == "cropvlm_jax 1.2"
     with pytest.raises(AttributeError, match="no attribute 'Crop'"):

@@ -28,6 +28,7 @@ from PIL import Image
 
 from cropvlm_jax import apps, json_lines, parallel
 from cropvlm_jax.api import CropVLM
+from cropvlm_jax.apps import target_processor
 from cropvlm_jax.evals import best_scale
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.registry import BENCHMARKS, SCORERS
@@ -35,7 +36,7 @@ from cropvlm_jax.evals.run import evaluate
 from cropvlm_jax.hub.files import read_json
 from cropvlm_jax.pixels import host, sheet
 from cropvlm_jax.readers.base import ReaderUnavailable
-from cropvlm_jax.readers.registry import open_reader
+from cropvlm_jax.readers.registry import is_vlm, open_reader
 
 BENCHMARK = flags.DEFINE_enum(
     "benchmark",
@@ -108,6 +109,7 @@ LIMIT = flags.DEFINE_integer(
     lower_bound=1,
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of zoom_digits' scenes and of the random crops.")
+PROCESSOR = target_processor.define()
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Precision in which VLMs of this package compute."
 )
@@ -300,11 +302,16 @@ def run_evaluation(
         expansions: factors of the boxes' areas.
         out: folder for the records.
     """
-    options = load_options()
+    options, processor = load_options(), target_processor.read(PROCESSOR.value)
+    if processor and not any(map(is_vlm, TARGETS.value)):
+        raise app.UsageError("--target_processor is for VLMs of this package; no target is one")
     return evaluate(
         BENCHMARK.value,
         source,
-        [open_reader(spec, **options) for spec in TARGETS.value],
+        [
+            open_reader(spec, processor=processor if is_vlm(spec) else None, **options)
+            for spec in TARGETS.value
+        ],
         {name: CropVLM.from_pretrained(model, **options) for name, model in models.items()},
         out,
         expansions=expansions,

@@ -30,6 +30,7 @@ from PIL import Image
 
 from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
+from cropvlm_jax.apps import target_processor
 from cropvlm_jax.evals.study import describe
 from cropvlm_jax.pixels import host, sheet
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
@@ -50,6 +51,7 @@ TARGET = flags.DEFINE_string(
     "rapidocr:v6 or tesseract; @PIXELS after a name limits the pictures that it sees. Without "
     "--target nobody answers, and only the box is found.",
 )
+PROCESSOR = target_processor.define()
 IMAGE = flags.DEFINE_string("image", None, "Picture file, of any format and size.")
 IMAGES = flags.DEFINE_string(
     "images", None, "Folder of pictures, which may be in folders in it; takes --question too."
@@ -109,7 +111,7 @@ def zoom_one(path: pathlib.Path, question: str, out: pathlib.Path | None) -> Non
     if out and out.suffix.lower() not in Image.registered_extensions():
         raise app.UsageError(f"--out={out}: name a picture file, such as zoom.png")
     image = Image.fromarray(host.to_rgb(path))
-    model = CropVLM.from_pretrained(CROPPER.value, TARGET.value)
+    model = open_model()
     logging.info(
         "the cropper reads %d image tokens of %d x %d px, resized to longest_edge=%d",
         model.tokens_of(image.height, image.width),
@@ -130,6 +132,12 @@ def zoom_one(path: pathlib.Path, question: str, out: pathlib.Path | None) -> Non
     for failure in (zoom.failure, zoom.failure_without_crop):
         if Reply("", failure).unanswered:
             raise ReaderUnavailable(f"{TARGET.value} did not answer: {failure}")
+
+
+def open_model() -> CropVLM:
+    """The cropper, with the target that answers if there is one."""
+    processor = target_processor.read(PROCESSOR.value)
+    return CropVLM.from_pretrained(CROPPER.value, TARGET.value or None, processor=processor)
 
 
 def said(answer: str | None, failure: str) -> str:
@@ -157,7 +165,7 @@ def zoom_many(kind: str, path: pathlib.Path, question: str | None, out: pathlib.
         raise app.UsageError(f"--images={path} is a file: give a picture as --image=...")
     else:
         asked = questions.of_folder(path, str(question), out)
-    model = CropVLM.from_pretrained(CROPPER.value, TARGET.value)
+    model = open_model()
     settings = {kind: str(path.resolve()), "question": question} | models(model)
     records = run.zoom_all(model, asked, out, settings)
     failed = [record for record in records if FAILURE in record]

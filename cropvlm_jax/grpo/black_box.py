@@ -37,8 +37,10 @@ from cropvlm_jax.grpo.step import (
 from cropvlm_jax.microbatching import Sums, check_divides
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers import asking
-from cropvlm_jax.readers.base import Reader, ReaderUnavailable
+from cropvlm_jax.readers.base import REFUSAL, Reader, ReaderUnavailable
 from cropvlm_jax.train_state import TrainState
+
+MANY = 16  # questions; a reader that refuses them all is set up wrongly
 
 
 def ask(reader: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> np.ndarray:
@@ -52,6 +54,9 @@ def ask(reader: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> 
 
     Returns:
         fp32 `[B, G]`, 0..1; NaN where something kept the reader from answering.
+
+    Raises:
+        ReaderUnavailable: it refused every one of many questions.
     """
     images, questions, golds, places = [], [], [], []
     for row, (canvas, size, spoken) in enumerate(
@@ -66,6 +71,10 @@ def ask(reader: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> 
             golds.append(answers)
             places.append((row, np.flatnonzero(which.reshape(-1) == number)))
     replies = asking.ask(reader, images, questions)
+    if len(replies) >= MANY and all(reply.kind == REFUSAL for reply in replies):
+        raise ReaderUnavailable(
+            f"{reader.name} refused all {len(replies)} questions, the last: {replies[-1].failure}"
+        )
     scores = np.full(boxes.shape[:2], np.nan, np.float32)
     for reply, answers, (row, columns) in zip(replies, golds, places, strict=True):
         if not reply.unanswered:

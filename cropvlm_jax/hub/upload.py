@@ -35,9 +35,7 @@ def upload(
     api = HfApi(token=token)
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=address.repo_id, folder_path=folder, commit_message=message, run_as_future=False
-        )
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=message)
     except HFValidationError as error:
         raise ValueError(f"{repo!r} cannot be the name of a repository: {error}") from error
     except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:

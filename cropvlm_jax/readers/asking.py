@@ -26,12 +26,13 @@ def ask(
 
     Raises:
         ReaderUnavailable: it answers nothing, and will not.
-        TypeError: it does not return a `Reply` to each question.
+        TypeError: it does not return a list of a `Reply` to each question.
     """
 
     def answer(rows: Sequence[tuple[Sequence[np.ndarray], str]]) -> list[Reply]:
         replies = reader.answer([pictures for pictures, _ in rows], [text for _, text in rows])
-        if len(replies) != len(rows) or not all(isinstance(reply, Reply) for reply in replies):
+        as_promised = isinstance(replies, list) and len(replies) == len(rows)
+        if not (as_promised and all(isinstance(reply, Reply) for reply in replies)):
             raise TypeError(
                 f"{reader.name}: `answer` must return a list of {len(rows)} Reply, not "
                 f"{replies!r:.80}"

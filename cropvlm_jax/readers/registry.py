@@ -9,7 +9,7 @@ reader = open_reader("rapidocr:v4@256")
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.chat import ChatReader
@@ -27,6 +27,15 @@ def is_black_box(spec: str) -> bool:
     its likelihoods.
     """
     return bool(re.match(rf"({'|'.join(KINDS)})([:@]|$)", spec))
+
+
+def is_vlm(spec: str | Path) -> bool:
+    """Whether a reader of this name is a VLM of this package, which has an image processor.
+
+    Raises:
+        ValueError: there is no such reader.
+    """
+    return _read(spec).kind == "vlm"
 
 
 def open_reader(
@@ -54,29 +63,53 @@ def open_reader(
         ImportError: a package is not installed.
         ValueError: there is no such reader, or it has no image processor to set.
     """
-    if isinstance(spec, Path) or ("@" in spec and Path(spec).expanduser().is_dir()):
-        return VLMReader.from_pretrained(spec, processor=processor, **options)
-    found = re.fullmatch(r"(?:(\w+):)?([^:@].*?)(?:@(\d+))?(?:@(png|jpeg\d+))?", spec)
-    if not found or spec.endswith(":"):
-        raise ValueError(f"{spec!r} names no reader")
-    kind, name, edge = found[1], found[2], int(found[3]) if found[3] else None
-    picture_format = found[4] or ""
-    if edge == 0:
-        raise ValueError(f"{spec!r}: a longest side of @0 pixels shows nothing")
-    if picture_format and kind != "openai":
-        raise ValueError(f"{spec!r}: @{picture_format} is for chat endpoints, openai:MODEL")
-    if (
-        is_black_box(spec)
-        and kind != "vlm"
-        and any(value is not None for value in (processor or {}).values())
-    ):
-        raise ValueError(f"{spec!r} has no image processor to set, only a VLM of this package has")
-    if kind is None and name == "tesseract":
-        return OCRReader(name, tesseract(), edge)
-    if kind == "rapidocr":
-        return OCRReader(f"rapidocr:{name}", rapidocr(name), edge)
+    kind, name, edge, picture_format = _read(spec)
+    if kind == "vlm":
+        return VLMReader.from_pretrained(name, longest_edge=edge, processor=processor, **options)
+    if any(value is not None for value in (processor or {}).values()):
+        raise ValueError(f"{spec!r} has no image processor to set: only VLMs of this package have")
     if kind == "openai":
         return ChatReader(name, base_url=base_url, longest_edge=edge, picture_format=picture_format)
-    if kind not in (None, "vlm") or name in KINDS:
+    if kind == "rapidocr":
+        return OCRReader(f"rapidocr:{name}", rapidocr(name), edge)
+    return OCRReader(name, tesseract(), edge)
+
+
+class _Spec(NamedTuple):
+    """The parts of a reader's name.
+
+    Attributes:
+        kind: one of `KINDS`.
+        name: of the model; "tesseract" of Tesseract.
+        longest_edge: after "@"; None where there is none.
+        picture_format: after "@"; "" where there is none.
+    """
+
+    kind: str
+    name: str
+    longest_edge: int | None = None
+    picture_format: str = ""
+
+
+def _read(spec: str | Path) -> _Spec:
+    """The parts of a reader's name; of a folder with "@" in its name the whole is the name.
+
+    Raises:
+        ValueError: there is no such reader.
+    """
+    if isinstance(spec, Path) or ("@" in spec and Path(spec).expanduser().is_dir()):
+        return _Spec("vlm", str(spec))
+    found = re.fullmatch(r"(?:(\w+):)?([^:@].*?)(?:@(\d+))?(?:@(png|jpeg\d+))?", spec)
+    if not found:
         raise ValueError(f"{spec!r} names no reader: give {NAMES}")
-    return VLMReader.from_pretrained(name, longest_edge=edge, processor=processor, **options)
+    kind, name, edge = found[1], found[2], None if found[3] is None else int(found[3])
+    if kind is None:
+        kind = name if name == "tesseract" else "vlm"
+    bare = name in KINDS and name != kind  # such as "rapidocr", without its models
+    if kind not in KINDS or bare or name.endswith(":") or (kind == "tesseract" and name != kind):
+        raise ValueError(f"{spec!r} names no reader: give {NAMES}")
+    if edge == 0:
+        raise ValueError(f"{spec!r}: of a picture whose longest side is @0 nothing is seen")
+    if found[4] and kind != "openai":
+        raise ValueError(f"{spec!r}: @{found[4]} is for chat endpoints, openai:MODEL")
+    return _Spec(kind, name, edge, found[4] or "")

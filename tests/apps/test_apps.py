@@ -5,12 +5,14 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from chat_server import KEY, serving
 from flax import nnx
 from PIL import Image, ImageDraw, ImageFont
 
@@ -111,20 +113,42 @@ def test_zoom_says_what_the_api_says(tmp_path):
     Image.open(tmp_path / "zoom.png").verify()
 
 
-def test_zoom_in_front_of_an_ocr_engine(tmp_path):
-    pytest.importorskip("rapidocr_onnxruntime")
+@pytest.mark.parametrize("target", ["rapidocr:v4@256", "tesseract@256"])
+def test_zoom_in_front_of_an_ocr_engine(tmp_path, target):
+    if target.startswith("rapidocr"):
+        pytest.importorskip("rapidocr_onnxruntime")
+    elif not shutil.which("tesseract"):
+        pytest.skip("no tesseract here: apt-get install tesseract-ocr")
     image = Image.new("RGB", (512, 512), "white")
     ImageDraw.Draw(image).text((20, 20), "TOTAL 48.15", "black", ImageFont.load_default(60))
     image.save(tmp_path / "receipt.png")
     done = run(
         "zoom",
         "--cropper=zoom_digits/cropper",
-        "--target=rapidocr:v4@256",
+        f"--target={target}",
         f"--image={tmp_path / 'receipt.png'}",
         "--question=What is the total?",
     )
     assert done.returncode == 0, done.stderr
     assert "answer without the crop: TOTAL 48.15" in done.stdout
+
+
+def test_zoom_says_why_an_endpoint_did_not_answer(tmp_path):
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "blank.png")
+    with serving() as server:
+        done = run(
+            "zoom",
+            "--cropper=zoom_digits/cropper",
+            "--target=openai:m",
+            f"--image={tmp_path / 'blank.png'}",
+            "--question=400",
+            OPENAI_BASE_URL=f"http://127.0.0.1:{server.server_port}/v1",
+            OPENAI_API_KEY=KEY,
+            HOME=str(tmp_path),
+        )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "box (percent): [" in done.stdout and "answer: none (HTTP 400: " in done.stdout
+    assert "openai:m did not answer: HTTP 400" in done.stderr and KEY not in done.stderr
 
 
 def test_export_in_bfloat16(tmp_path):

@@ -172,6 +172,24 @@ def test_what_kept_the_target_from_answering_teaches_nothing():
         BlackBoxStep(step, silent)(make_state(), batch, KEY)
 
 
+def test_a_question_that_the_target_refuses_earns_nothing_and_many_end_the_run():
+    class Choosy(Ruler):
+        def answer(self, images, questions):
+            if any(crop.shape[1] in refused for _, crop in images):
+                raise ValueError("too wide")
+            return super().answer(images, questions)
+
+    _, batch = make_batches()
+    halves = np.array([[i, 0, 50 + i, 100] for i in range(4)])
+    boxes = np.stack([np.concatenate([halves, [[0, 0, 100, 100]]])] * 4)
+    refused = {example["image"].shape[1] for example in EXAMPLES}
+    config = dataclasses.replace(CONFIG, accuracy="contains")
+    assert (ask(Choosy(), config, batch, boxes)[:, 4] == 0).all()
+    refused = range(10_000)
+    with pytest.raises(ReaderUnavailable, match="ruler refused all 20 questions.*: too wide"):
+        ask(Choosy(), config, batch, boxes)
+
+
 def test_the_next_rollouts_are_made_while_the_host_scores():
     config = dataclasses.replace(CONFIG, accuracy="contains", gradient_accumulation_steps=4)
     order = []

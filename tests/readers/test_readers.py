@@ -14,6 +14,7 @@ import pytest
 from chat_server import KEY, endpoint, picture, serving
 from PIL import Image, ImageDraw, ImageFont
 
+from cropvlm_jax.hub.pretrained import resolve
 from cropvlm_jax.readers import chat, registry
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 from cropvlm_jax.readers.ocr import OCRReader
@@ -224,12 +225,51 @@ def test_tesseract_is_asked_over_pipes_and_may_fail(tmp_path, monkeypatch):
 
 def test_readers_by_name():
     assert open_reader("zoom_digits/target").name == "zoom_digits/target"
-    for spec in ("rapidocr:v5", "ocr:v4", "rapidocr:"):
+    nameless = ("", "openai", "openai:", "rapidocr", "vlm", "vlm:", "tesseract:eng", "openai@256")
+    for spec in ("rapidocr:v5", "ocr:v4", "rapidocr:", "tesseract@0", "x/y@0", *nameless):
         with pytest.raises(ValueError, match=spec):
             open_reader(spec)
     boxes = ["rapidocr:v4", "tesseract@384", "tesseract", "openai:x", "vlm:zoom_digits/target@64"]
     assert all(map(registry.is_black_box, boxes))
     assert not any(map(registry.is_black_box, ["zoom_digits/target", "tesseract-vlm/x", "open"]))
+
+
+def test_a_folder_may_have_an_at_sign_in_its_name(tmp_path):
+    folder = shutil.copytree(resolve("zoom_digits/target"), tmp_path / "reader@32")
+    for spec in (folder, str(folder)):
+        assert open_reader(spec).longest_edge == 64  # its own, not 32
+    assert open_reader(f"{folder}@128").longest_edge == 128
+    assert registry.is_vlm(folder) and not registry.is_vlm("tesseract@256")
+
+
+def test_pictures_of_any_kind_with_or_without_lists_of_their_own(server, tmp_path):
+    array = picture(1, 30, 40)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    path, image = tmp_path / "a.png", Image.fromarray(array)
+    shapes = []
+
+    def read(seen):
+        shapes.append((seen.shape, seen.dtype))
+        return str(int(seen.sum()))
+
+    for reader in (OCRReader("mine", read), endpoint(server, tmp_path / "cache")):
+        flat = reader.answer([array, image, path, str(path), path.read_bytes()], ["ok"] * 5)
+        nested = reader.answer([[array], [image], [path, array]], ["ok"] * 3)
+        assert len({*flat, *nested[:2]}) == 1 and not flat[0].failure
+        for wrong, message in [
+            ([array, 3], "item 2: a picture is .* not int"),
+            ([[array, None]] * 2, "item 1: a picture is .* not NoneType"),
+            ([array], "1 images but 2 questions"),
+            (array, "images must be a list of pictures, not ndarray"),
+            ([array, np.zeros((4, 4, 3))], "item 2: .*must be uint8"),
+            ([array, np.zeros((0, 4, 3), np.uint8)], "item 2: .*no pixels"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                reader.answer(wrong, ["ok"] * 2)
+        with pytest.raises(FileNotFoundError, match="item 1: .*none.png"):
+            reader.answer([tmp_path / "none.png", array], ["ok"] * 2)
+        assert reader.answer([], []) == []
+    assert set(shapes) == {((30, 40, 3), np.dtype(np.uint8))}
 
 
 def test_a_vlm_says_answers_likelihoods_and_tokens():
