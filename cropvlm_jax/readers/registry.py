@@ -105,7 +105,7 @@ def _read(spec: str | Path) -> _Spec:
     kind, name, edge = found[1], found[2], None if found[3] is None else int(found[3])
     if kind is None:
         kind = name if name == "tesseract" else "vlm"
-    bare = name in KINDS and name != kind  # such as "rapidocr", without its models
+    bare = name in KINDS and name != "tesseract"  # such as "rapidocr", without its models
     if kind not in KINDS or bare or name.endswith(":") or (kind == "tesseract" and name != kind):
         raise ValueError(f"{spec!r} names no reader: give {NAMES}")
     if edge == 0:
