@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 
 from cropvlm_jax.data import order, sources
-from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.training.config import SourceConfig, TrainConfig
 from cropvlm_jax.training.stages.look import SHOWN
@@ -104,16 +103,15 @@ class Workload:
             )
         evaluated -= evaluated % size
         asks = config.stage == "grpo" and is_black_box(config.target)
-        # The first examples are asked about again for the pictures: as before, and for words.
-        drawn = min(SHOWN, size) if every else 0
+        drawn = 2 * min(SHOWN, size) if evaluated else 0  # asked once for the score, once for words
         return cls(
             examples=examples,
             held_out=held_out,
             steps=steps,
             evaluations=_evaluations(steps, every),
             evaluated=evaluated,
-            requests_a_step=_requests(config.grpo, size, config.grpo.num_generations) * asks,
-            requests_an_evaluation=(_requests(config.grpo, evaluated + drawn, 1) + drawn) * asks,
+            requests_a_step=size * config.grpo.num_generations if asks else 0,
+            requests_an_evaluation=evaluated + drawn if asks else 0,
         )
 
     @property
@@ -130,13 +128,6 @@ class Workload:
         if self.steps is None or self.evaluations is None:
             return None
         return self.steps + self.evaluations * (self.evaluated // batch_size)
-
-
-def _requests(config: GRPOConfig, prompts: int, boxes: int) -> int:
-    """Requests about some boxes of each prompt: for each part of the reward that a reader tells."""
-    parts = bool(config.accuracy_weight) + bool(config.likelihood_weight)
-    without_crop = bool(config.likelihood_weight and config.gain)
-    return prompts * (boxes * parts + without_crop)
 
 
 def _evaluations(steps: int | None, every: int) -> int | None:

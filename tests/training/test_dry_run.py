@@ -68,7 +68,6 @@ def test_what_is_not_known_is_said_with_what_would_tell(tmp_path, monkeypatch):
         ({}, 1, 1, 2, 2 * 2 + 2 + 4),
         ({"steps": 10, "eval.every": 3, "eval.examples": 7}, 10, 4, 6, 10 * 4 + 4 * (6 + 4)),
         ({"steps": 9, "batch_size": 4, "eval.examples": 4}, 9, 9, 4, 9 * 8 + 9 * (4 + 8)),
-        ({"grpo.likelihood_weight": 1.0, "grpo.gain": True}, 1, 1, 2, 2 * 5 + 4 * 3 + 2),
         ({"steps": 5, "eval.every": 0, "grpo.num_generations": 6}, 5, 0, 0, 5 * 12),
     ],
 )
