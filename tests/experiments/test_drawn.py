@@ -18,12 +18,12 @@ PAGE_FIELDS = {
 
 @pytest.fixture(scope="module")
 def receipts() -> list[drawn.Document]:
-    return [drawn.draw_receipt(np.random.default_rng(seed)) for seed in range(40)]
+    return [drawn.draw_receipt(np.random.default_rng(seed)) for seed in range(30)]
 
 
 @pytest.fixture(scope="module")
 def pages() -> list[drawn.Document]:
-    return [drawn.draw_page(np.random.default_rng(seed)) for seed in range(60)]
+    return [drawn.draw_page(np.random.default_rng(seed)) for seed in range(50)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
