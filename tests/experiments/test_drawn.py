@@ -23,7 +23,7 @@ def receipts() -> list[drawn.Document]:
 
 @pytest.fixture(scope="module")
 def pages() -> list[drawn.Document]:
-    return [drawn.draw_page(np.random.default_rng(seed)) for seed in range(50)]
+    return [drawn.draw_page(np.random.default_rng(seed)) for seed in range(40)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

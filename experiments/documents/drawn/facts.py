@@ -26,6 +26,7 @@ class Facts:
         label_align: 0 where they begin there, 1 where they end there.
         sum_at: Where sums end.
         suffix: The code of the tax behind a price.
+        underlined: Whether there is a line below each sum.
     """
 
     company: str
@@ -40,6 +41,7 @@ class Facts:
     label_align: float
     sum_at: float
     suffix: str
+    underlined: bool
 
     def cased(self, text: str) -> str:
         """A text in this receipt's manner."""
@@ -65,6 +67,7 @@ def choose(rng: np.random.Generator) -> Facts:
         label_align=float(aligned),
         sum_at=between(rng, 0.78, 0.95) if often(rng, 0.6) else 1.0,
         suffix=weighted(rng, {"": 4, " SR": 1, " S": 1, " T": 0.6, " Z": 0.4, " ZRL": 0.3}),
+        underlined=often(rng, 0.08),
     )
 
 

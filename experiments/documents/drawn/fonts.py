@@ -33,7 +33,7 @@ FOLDERS = (
 )
 SUFFIXES = (".ttf", ".otf", ".pfb")
 _UNFIT = re.compile(
-    "symbol|dingbat|emoji|d050000l|math|initial|keyboard|hairline|thin|extralight|arabic|hebrew"
+    "symbol|dingbat|emoji|d050000l|math|initial|keyboard|hairline|thin|light|arabic|hebrew"
     "|cjk|thai|devanagari|dunh|caps|unsl|slant|quot|lmmi|lmsy|lmex|OCRB[EFSX]|libertine_[IK]|biolinum_k",
     re.IGNORECASE,
 )

@@ -13,7 +13,7 @@ def scanned(rng: np.random.Generator, sheet: Sheet) -> Frame:
     """The paper fills the picture, or nearly so."""
     width, height = sheet.image.size
     scale = 1.0 if often(rng, 0.6) else between(rng, 1.0, 1.2)
-    most = 0.04 if often(rng, 0.25) else 0.008
+    most = 0.035 if often(rng, 0.2) else 0.005
     borders = [max(between(rng, -1, 1), -0.3) * most * width * scale for _ in range(4)]
     corners = _rectangle(borders[0], borders[1], width * scale, height * scale)
     bend = None

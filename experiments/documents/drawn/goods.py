@@ -143,6 +143,8 @@ def _sum(
         roll.row(*cells, face=face)
     else:
         roll.row(Cell(label, at=max(at, 0.0), align=align), *cells, face=face)
+    if facts.underlined:
+        roll.underline(start, face)
 
 
 def print_tax(rng: np.random.Generator, roll: Roll, facts: Facts) -> None:

@@ -95,7 +95,7 @@ def develop(rng: np.random.Generator, sheet: Sheet, frame: Frame, look: Look) ->
     if look.blur:
         ink = ink.filter(ImageFilter.BoxBlur(look.blur * 0.8))
     if look.worn and often(rng, 0.3):
-        ink = ImageChops.multiply(ink, _patches(rng, ink.size, low=whole(rng, 60, 200)))
+        ink = ImageChops.multiply(ink, _patches(rng, ink.size, low=whole(rng, 110, 220)))
     grey = _shade(rng, ink.size, look)
     grey -= _darkening(rng, look)[np.asarray(ink)]
     if look.around != look.paper:
@@ -170,7 +170,7 @@ def _darkening(rng: np.random.Generator, look: Look) -> np.ndarray:
     start, slope = (
         (0.0, 1.0)
         if not look.worn
-        else pick(rng, ((0.0, 1.0), (0.0, 1.2), (0.0, 1.7), (0.1, 1.4), (0.25, 2.5)))
+        else pick(rng, ((0.0, 1.0), (0.0, 1.3), (0.0, 1.8), (0.08, 1.4), (0.15, 2.5)))
     )
     curve = np.clip((np.arange(256) / 255 - start) * slope, 0, 1)
     return np.rint(curve * look.ink).astype(np.int16)

@@ -72,14 +72,15 @@ def _stamp(rng: np.random.Generator, sheet: Sheet, x: float, y: float) -> None:
 
 
 def _ring(rng: np.random.Generator, sheet: Sheet, box: Box) -> None:
-    """A pen's ring around something."""
+    """A pen's ring around something: more than one turn, and never round."""
     left, top, right, bottom = box
-    wide, high = (right - left) * between(rng, 0.1, 0.6), (bottom - top) * between(rng, 0.3, 1)
-    sheet.pen.ellipse(
-        (left - wide, top - high, right + wide, bottom + high),
-        outline=whole(rng, 120, 255),
-        width=_nib(rng, sheet),
-    )
+    wide, high = (right - left) * between(rng, 0.55, 1.1), (bottom - top) * between(rng, 0.7, 1.5)
+    angle = rng.random() * 6.3 + np.linspace(0, 6.3 * between(rng, 0.9, 1.4), 40)
+    away = 1 + 0.12 * np.sin(angle * between(rng, 0.4, 1.7) + rng.random() * 6.3)
+    x = (left + right) / 2 + wide * away * np.cos(angle)
+    y = (top + bottom) / 2 + high * away * np.sin(angle)
+    points = np.stack([x, y], 1).ravel().tolist()
+    sheet.pen.line(points, fill=whole(rng, 120, 255), width=_nib(rng, sheet), joint="curve")
 
 
 def bar_code(rng: np.random.Generator, roll: Roll) -> None:

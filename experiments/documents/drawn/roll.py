@@ -78,12 +78,12 @@ class Roll:
     def _body(self, file: str) -> Face:
         """A face of which a given number of characters fill a row."""
         rng = self.rng
-        columns = between(rng, 32, 50) if self.mono else between(rng, 38, 58)
-        wide = between(rng, 0.78, 1.1) if often(rng, 0.6) else 1.0
+        columns = between(rng, 34, 54) if self.mono else between(rng, 40, 60)
+        wide = between(rng, 0.62, 1.05) if often(rng, 0.65) else 1.0
         advance = Face(file=file, size=100, wide=wide).length("Total Amount 12.50 RM") / 21
         size = max(9, round((self.stop - self.start) / columns / advance * 100))
         dots = 0
-        if self.mono and often(rng, 0.3) and size >= 16:
+        if self.mono and often(rng, 0.3) and size >= 18:
             dots = weighted(rng, {2: 6, 3: 1 if size >= 30 else 0.01})
         return Face(file=file, size=size, wide=wide, dots=dots)
 
@@ -96,6 +96,12 @@ class Roll:
         if style == "both":
             return self.bold.stretched(wide=1.6, tall=1.8)
         return self.bold.stretched(*[between(self.rng, 1.15, 1.6)] * 2)
+
+    def underline(self, start: float, face: Face) -> None:
+        """Draws a line below the end of the last row, from a part of the printed width on."""
+        y = self.y + 0.25 * face.height
+        x = self.start + start * self.width
+        self.sheet.pen.line((x, y, self.stop, y), fill=255, width=whole(self.rng, 1, 2))
 
     def frame(self, top: float) -> None:
         """Draws a frame around what was printed below a height."""

@@ -209,7 +209,7 @@ class Purchase:
 
 
 def _price(rng: np.random.Generator) -> int:
-    cents = int(10 ** between(rng, 2.0, 3.9))
+    cents = int(10 ** between(rng, 2.0, 3.45))
     return cents - cents % pick(rng, (1, 5, 10, 10, 50)) + pick(rng, (0, 0, 0, 90))
 
 
@@ -217,7 +217,7 @@ def purchase(rng: np.random.Generator, most: int = 12) -> Purchase:
     """Some goods and what they cost together."""
     items = []
     for _ in range(min(1 + int(rng.exponential(3.8)), most)):
-        count = weighted(rng, {1: 6, 2: 2, 3: 1, whole(rng, 4, 60): 0.8})
+        count = weighted(rng, {1: 7, 2: 2, 3: 0.8, whole(rng, 4, 30): 0.5})
         code = digits(rng, weighted(rng, {5: 1, 8: 1, 13: 2})) if often(rng, 0.7) else invented(rng)
         items.append(Item(name=goods(rng), code=code, count=count, price=_price(rng)))
     net = sum(item.amount for item in items)
