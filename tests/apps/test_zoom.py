@@ -1,0 +1,154 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`cropvlm zoom` with many pictures: what it prints, and exit codes that tell the truth."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+from tiny_zooms import draw_pictures
+
+from cropvlm_jax import json_lines
+from cropvlm_jax.api import CropVLM
+from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+
+MODELS = {"cropper": "zoom_digits/cropper", "target": "zoom_digits/target"}
+
+# Runs the command in a fork of a process that has imported everything, once a line of its input.
+COMMANDS = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+import tiny_zooms
+from cropvlm_jax.api import CropVLM
+from cropvlm_jax.apps import command, zoom
+
+def run(model, arguments):
+    if model == "none":  # nothing may be loaded
+        CropVLM.from_pretrained = None
+    if model == "tiny":
+        CropVLM.from_pretrained = lambda cropper, target: tiny_zooms.Model()
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    sys.argv, code = ["cropvlm-zoom", *arguments], 1
+    try:
+        command.run_script(zoom.main)
+    except SystemExit as end:
+        code = end.code or 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+for line in sys.stdin:
+    folder, model, arguments = json.loads(line)
+    os.chdir(folder)
+    child = os.fork()
+    if child == 0:
+        run(model, arguments)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """The process that runs commands."""
+    program = [sys.executable, "-c", COMMANDS, str(Path(__file__).parents[1])]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(program, env=os.environ | {"JAX_PLATFORMS": "cpu"}, **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def run(commands, tmp_path):
+    """A function that runs `cropvlm zoom` in the test's folder.
+
+    Its arguments: "real", "tiny" (a stand-in without weights) or "none" for the models, and flags.
+    """
+
+    def run(models: str, **given: str) -> Done:
+        given = {"cropper": MODELS["cropper"]} | given
+        arguments = [f"--{name}={value}" for name, value in given.items()]
+        commands.stdin.write(json.dumps([str(tmp_path), models, arguments]) + "\n")
+        commands.stdin.flush()
+        code = int(commands.stdout.readline())
+        return Done(code, *((tmp_path / name).read_text() for name in ("stdout", "stderr")))
+
+    return run
+
+
+def test_a_file_of_questions_is_answered_as_from_python(run, tmp_path):
+    scenes = [ZoomDigits("test", 3)[i] for i in range(3)]
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # is to be turned clockwise
+    Image.fromarray(scenes[0]["image"]).rotate(90).save(tmp_path / "in/sub/a.png", exif=turned)
+    Image.fromarray(scenes[1]["image"]).convert("RGBA").save(tmp_path / "in/ünï.png")
+    Image.fromarray(scenes[2]["image"]).save(tmp_path / "c.png")
+    places = ["sub/a.png", "ünï.png", "../c.png"]
+    rows = [{"image": p, "question": s["question"]} for p, s in zip(places, scenes, strict=True)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "in" / "q.jsonl").write_text(text)
+    done = run("real", **MODELS, jsonl="in/q.jsonl", out="out")
+    assert done.code == 0 and "questions: 3, of which 0 failed" in done.out, done.err
+    assert "picture 3/3" in done.err
+    model = CropVLM.from_pretrained(MODELS["cropper"], MODELS["target"])
+    zooms = model.zoom([s["image"] for s in scenes], [s["question"] for s in scenes])
+    records = json_lines.read(tmp_path / "out" / "results.jsonl")
+    assert [r["id"] for r in records] == ["line 1", "line 2", "line 3"]
+    assert [r["box"] for r in records] == [list(z.box) for z in zooms]
+    assert [r["answer"] for r in records] == [z.answer for z in zooms]
+    assert [r["answer_without_crop"] for r in records] == [z.answer_without_crop for z in zooms]
+
+
+def test_failures_are_named_and_the_exit_code_says_so(run, tmp_path):
+    draw_pictures(tmp_path / "in", 3)
+    (tmp_path / "in" / "p1.png").write_bytes(b"")
+    given = {"images": "in", "question": "What?", "out": "out"}
+    done = run("tiny", **given)
+    assert done.code == 1 and "questions: 3, of which 1 failed" in done.out
+    assert "failed: p1.png: No picture that can be opened in" in done.out
+    line = done.err.splitlines()[-1]
+    assert line.startswith("cropvlm zoom: 1 of 3 failed, such as p1.png; the same command tries")
+    Image.new("RGB", (30, 20)).save(tmp_path / "in" / "p1.png")
+    assert run("tiny", **given).code == 0
+    other = run("tiny", **given | {"question": "Who?"})
+    assert other.code == 1
+    assert "question: 'What?' there, 'Who?' now" in other.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "message"),
+    [
+        ({}, 2, "give one of --image, --images and --jsonl"),
+        ({"image": "a.png", "jsonl": "q.jsonl"}, 2, "give one of"),
+        ({"images": "full", "out": "out"}, 2, "--images takes --question=..., too"),
+        ({"images": "full", "question": "What?"}, 2, "takes --out=..., a folder"),
+        ({"images": "full/p0.png", "question": "What?", "out": "out"}, 2, "--image="),
+        ({"image": "full", "question": "What?"}, 2, "give it as --images"),
+        ({"images": "full", "question": "What?", "out": "full/p0.png"}, 2, "is a file"),
+        ({"images": "full", "question": "What?", "out": "full"}, 1, "write results to another"),
+        ({"images": "empty", "question": "What?", "out": "out"}, 1, "there is no picture in"),
+        ({"images": "gone", "question": "What?", "out": "out"}, 1, "there is no folder gone"),
+        ({"jsonl": "gone.jsonl", "out": "out"}, 1, "there is no file gone.jsonl"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(given, code, message, run, tmp_path):
+    draw_pictures(tmp_path / "full", 1)
+    (tmp_path / "empty").mkdir()
+    done = run("none", **given)
+    (line,) = done.err.splitlines()
+    assert done.code == code and line.startswith("cropvlm zoom: ") and message in line
+    assert not (tmp_path / "out").exists()
