@@ -28,7 +28,7 @@ from typing import Any
 from absl import app, flags, logging
 from PIL import Image
 
-from cropvlm_jax import apps
+from cropvlm_jax import apps, texts
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.apps import target_processor
 from cropvlm_jax.evals.study import describe
@@ -169,7 +169,7 @@ def zoom_many(kind: str, path: pathlib.Path, question: str | None, out: pathlib.
     settings = {kind: str(path.resolve()), "question": question} | models(model)
     records = run.zoom_all(model, asked, out, settings)
     failed = [record for record in records if FAILURE in record]
-    print("\n".join(summary(records, failed, out)))
+    print(texts.mend("\n".join(summary(records, failed, out))))
     if failed:
         raise OSError(
             f"{len(failed)} of {len(records)} failed, such as {failed[0]['id']}; the same command "

@@ -19,7 +19,7 @@ from cropvlm_jax import texts
 from cropvlm_jax.zooming.results import FAILURE, THUMBNAILS, Record, file_stem
 
 PAGE = "contact_sheet.html"
-MOST_PICTURES = 5000  # that a page holds, some 6 KB each; of the results after them the text alone
+MOST_PICTURES = 5000  # that a page holds, some 5 KB each; of the results after them the text alone
 SHOWN = ("id", "question", "box", "answer", "answer_without_crop", FAILURE)
 
 

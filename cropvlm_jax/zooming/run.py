@@ -137,7 +137,7 @@ def _zoomed(question: Question, image: np.ndarray, zoom: Zoom, out: Path, answer
     """
     stem = file_stem(question.id)
     crop = f"{CROPS}/{stem}.png"
-    zoom.crop.save(out / crop)
+    zoom.crop.save(out / crop, compress_level=1)  # 0.4 of the time, 15% larger
     thumbnail = sheet.panel(Image.fromarray(image), zoom.box, side=SIDE)
     thumbnail.save(out / THUMBNAILS / f"{stem}.webp", quality=QUALITY)
     height, width = image.shape[:2]

@@ -15,6 +15,7 @@ from tiny_zooms import Model, draw_pictures
 
 from cropvlm_jax import json_lines
 from cropvlm_jax.readers.base import ReaderUnavailable
+from cropvlm_jax.training import workdir
 from cropvlm_jax.zooming import contact_sheet, questions, run
 from cropvlm_jax.zooming.results import CROPS
 
@@ -110,6 +111,12 @@ def test_other_settings_and_other_folders_are_refused(tmp_path):
             zoom(other, tmp_path / "in")
     (tmp_path / "out" / "results.jsonl").write_text('{"id": 1}\nx\n')
     with pytest.raises(ValueError, match="line 2 of .*results.jsonl is damaged"):
+        zoom(tmp_path / "out", tmp_path / "in")
+
+
+def test_a_second_process_is_refused(tmp_path):
+    draw_pictures(tmp_path / "in", 1)
+    with workdir.held(tmp_path / "out"), pytest.raises(ValueError, match="in use by process"):
         zoom(tmp_path / "out", tmp_path / "in")
 
 
