@@ -126,9 +126,10 @@ def _plot(rng: np.random.Generator, page: Page, box: Box) -> None:
     """Axes and a curve or points."""
     left, top, right, bottom = box
     pen = page.sheet.pen
-    pen.rectangle(box, outline=255) if often(rng, 0.5) else pen.line(
-        (left, top, left, bottom, right, bottom), fill=255
-    )
+    if often(rng, 0.5):
+        pen.rectangle(box, outline=255)
+    else:
+        pen.line((left, top, left, bottom, right, bottom), fill=255)
     xs = np.linspace(left + 5, right - 5, 40)
     middle, swing = (top + bottom) / 2, (bottom - top) * 0.4
     ys = middle + swing * np.sin(xs / (right - left) * between(rng, 2, 20)) * rng.random(40) ** 0.3

@@ -34,7 +34,8 @@ FOLDERS = (
 SUFFIXES = (".ttf", ".otf", ".pfb")
 _UNFIT = re.compile(
     "symbol|dingbat|emoji|d050000l|math|initial|keyboard|hairline|thin|light|arabic|hebrew"
-    "|cjk|thai|devanagari|dunh|caps|unsl|slant|quot|lmmi|lmsy|lmex|OCRB[EFSX]|libertine_[IK]|biolinum_k",
+    "|cjk|thai|devanagari|dunh|caps|unsl|slant|quot|lmmi|lmsy|lmex|OCRB[EFSX]"
+    "|libertine_[IK]|biolinum_k",
     re.IGNORECASE,
 )
 _SERIF = re.compile(
@@ -248,7 +249,7 @@ class _Glyphs(dict[str, _Glyph]):
         return self[sign]
 
 
-@functools.lru_cache(4096)
+@functools.lru_cache(2048)
 def _glyphs(file: str, size: int, dots: int) -> _Glyphs:
     return _Glyphs(file, size, dots)
 

@@ -81,7 +81,7 @@ def _customer(rng: np.random.Generator, roll: Roll, facts: Facts) -> None:
 def print_numbers(rng: np.random.Generator, roll: Roll, facts: Facts) -> None:
     """Prints numbers of the receipt and who sold, and the date if that is its place."""
     if often(rng, 0.6):
-        roll.line() if often(rng, 0.5) else roll.feed(between(rng, 0.2, 2))
+        roll.separate()
     pairs = [
         (facts.cased(pick(rng, phrases.NUMBERS if often(rng, 0.5) else phrases.PEOPLE)), code(rng))
         for _ in range(whole(rng, 1, 6))

@@ -28,10 +28,10 @@ def contents(rng: np.random.Generator, page: Page, most: int = 80) -> None:
         text = f"{prose.section(rng, level + 1)}  {prose.heading(rng)}"
         inset = level * 2 * face.size
         page.left, page.width = page.left + inset, page.width - inset
-        _entry(page, text, str(number), dotted and level > 0, face)
+        line = _entry(page, text, str(number), dotted and level > 0, face)
         page.left, page.width = page.left - inset, page.width + inset
-        if style.link[0]:
-            page.sheet.colours.append((page.sheet.lines[-2].box, style.link))
+        if style.link[0] and line is not None:
+            page.sheet.colours.append((page.sheet.lines[line].box, style.link))
     page.down(style.body, 1)
 
 
@@ -46,8 +46,8 @@ def index(rng: np.random.Generator, page: Page) -> None:
     top, dotted = page.y, often(rng, 0.6)
     page.width = 0.46 * width
     last = page.bottom if often(rng, 0.7) else between(rng, top, page.bottom)
-    for page.left in (left, left + 0.54 * width):
-        page.y = top
+    for start in (left, left + 0.54 * width):
+        page.left, page.y = start, top
         while page.room(1) and page.y < last:
             page.down(style.body)
             if often(rng, 0.06):
@@ -59,14 +59,19 @@ def index(rng: np.random.Generator, page: Page) -> None:
     page.left, page.width = left, width
 
 
-def _entry(page: Page, text: str, number: str, dotted: bool, face: Face) -> None:
-    """Words on the left, a number on the right, perhaps dots between them."""
+def _entry(page: Page, text: str, number: str, dotted: bool, face: Face) -> int | None:
+    """Words on the left, a number on the right, perhaps dots between them.
+
+    Returns:
+        The line of the words, if they were written.
+    """
     style = page.style
     while face.length(text) > page.width * 0.8 and " " in text:
         text = text.rsplit(" ", 1)[0]
-    page.write(text, face)
+    line = page.write(text, face)
     page.write(number, style.body, at=1.0)
     start = page.left + face.length(text) + style.body.size
     stop = page.left + page.width - style.body.length(number) - style.body.size
     if dotted and stop - start > 3 * style.body.size:
         page.sheet.dashes(". ", start, stop, page.y, style.body)
+    return line

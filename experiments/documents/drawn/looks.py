@@ -126,12 +126,12 @@ def _document(image: np.ndarray, sheet: Sheet, frame: Frame) -> Document:
     boxes = [line.box for line in sheet.lines]
     boxes += [box for mark in marks for box in (*mark.parts, *mark.lines)]
     moved = [frame.clipped(tuple(box)) for box in frame.boxes(np.array(boxes), sheet).tolist()]
-    rest = iter(moved[len(sheet.lines) :])
+    of_lines, rest = moved[: len(sheet.lines)], iter(moved[len(sheet.lines) :])
     fields, evidence = {}, {}
     for name, mark in sheet.marks.items():
         fields[name] = Field(mark.answer, around([next(rest) for _ in mark.parts]))
         evidence[name] = around([next(rest) for _ in mark.lines])
-    lines = [Line(line.text, box) for line, box in zip(sheet.lines, moved, strict=False)]
+    lines = [Line(line.text, box) for line, box in zip(sheet.lines, of_lines, strict=True)]
     return Document(
         image=image, lines=lines, fields=fields, evidence=evidence, edges=_edges(sheet, frame)
     )
@@ -185,9 +185,9 @@ def _patches(rng: np.random.Generator, size: tuple[int, int], low: int) -> Image
 
 @functools.cache
 def _tile(deviation: int) -> np.ndarray:
-    """Noise that is drawn once for all pictures: int16 `[_TILE, _TILE]`."""
+    """Noise that is drawn once for all pictures: int8 `[_TILE, _TILE]`."""
     rng = np.random.default_rng(deviation)
-    return np.rint(rng.standard_normal((_TILE, _TILE), np.float32) * deviation).astype(np.int16)
+    return np.rint(rng.standard_normal((_TILE, _TILE), np.float32) * deviation).astype(np.int8)
 
 
 def _noise(rng: np.random.Generator, deviation: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -56,7 +56,7 @@ def _print(rng: np.random.Generator, roll: Roll, facts: Facts) -> None:
 def _dateline(rng: np.random.Generator, roll: Roll, facts: Facts) -> None:
     """The date below the sums, beside numbers that nobody reads."""
     if often(rng, 0.6):
-        roll.line() if often(rng, 0.5) else roll.feed(between(rng, 0.2, 1.5))
+        roll.separate()
     text = contents.dated(rng, facts, label=often(rng, 0.25))
     if often(rng, 0.4):
         longer = f"{text} SH{digits(rng, 2)} {pick(rng, ('B', 'ZJ'))}{digits(rng, 2)}"

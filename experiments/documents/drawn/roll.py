@@ -97,6 +97,13 @@ class Roll:
             return self.bold.stretched(wide=1.6, tall=1.8)
         return self.bold.stretched(*[between(self.rng, 1.15, 1.6)] * 2)
 
+    def separate(self) -> None:
+        """A rule, or a little space."""
+        if often(self.rng, 0.5):
+            self.line()
+        else:
+            self.feed(between(self.rng, 0.2, 2))
+
     def underline(self, start: float, face: Face) -> None:
         """Draws a line below the end of the last row, from a part of the printed width on."""
         y = self.y + 0.25 * face.height
