@@ -193,7 +193,7 @@ class Pretrained:
     longest_edge: int
     end_token_id: int
     adapter: Adapter | None = None
-    name: str = ""
+    name: str = dataclasses.field(default="", compare=False)
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
