@@ -28,6 +28,11 @@ class Server(http.server.ThreadingHTTPServer):
         self.requests, self.times = [], collections.defaultdict(list)
         self.busy = self.busiest = 0
         self.gone = False  # hangs up on every request
+        self.always = ""  # how to answer, whatever the question
+
+    def extras(self, body: dict, word: str) -> dict:
+        """What a completion has besides the text."""
+        return {}
 
     def handle_error(self, request, client_address):
         pass  # clients that gave up
@@ -56,17 +61,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             )
             server.times[question].append(time.monotonic())
             words = question.split("\n")[0].split()
-            word = words[min(server.tries[question], len(words) - 1)]
+            word = server.always or words[min(server.tries[question], len(words) - 1)]
             server.tries[question] += 1
             server.busy += 1
             server.busiest = max(server.busiest, server.busy)
         try:
-            self.behave(word)
+            self.behave(word, body)
         finally:
             with server.lock:
                 server.busy -= 1
 
-    def behave(self, word: str):
+    def behave(self, word: str, body: dict):
         if word == "slow":
             time.sleep(3)
         elif word == "pause":
@@ -87,9 +92,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             finish = "length" if word == "thinks" else finish
         choices = [{"index": 0, "message": message, "finish_reason": finish}]
         reply = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
-        data = json.dumps(reply | {"choices": choices}).encode()
         headers = {"Content-Type": "application/json"}
         status = int(word[:3]) if word[:3].isdigit() else 200
+        if status == 200:
+            reply |= self.server.extras(body, word)
+        data = json.dumps(reply | {"choices": choices}).encode()
         if status != 200:
             error = self.ERRORS.get(word[3:], {"message": f"no, {KEY} may not"})
             data = json.dumps({"error": error}).encode()
@@ -124,9 +131,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving():
+def serving(server: Server | None = None):
     """A server that is at work while the context lasts."""
-    server = Server()
+    server = server or Server()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:

@@ -18,7 +18,7 @@ from cropvlm_jax.evals.items import check_answers
 from cropvlm_jax.evals.registry import BENCHMARKS
 from cropvlm_jax.evals.statistics import summarise
 from cropvlm_jax.evals.study import Cropper, Study
-from cropvlm_jax.readers.base import Reader
+from cropvlm_jax.readers.base import Reader, require_likelihoods
 
 NO_VALIDATION = Validation()
 
@@ -105,5 +105,8 @@ def _check(name: str, targets: Sequence[Reader], croppers: Mapping[str, Cropper]
     if taken := set(croppers) & controls:
         raise ValueError(f"croppers cannot be named {', '.join(sorted(taken))}: these are controls")
     for target in targets:
-        if BENCHMARKS[name].likelihood and not hasattr(target, "answer_tokens"):
-            raise ValueError(f"{name} is about likelihoods, which {target.name} does not tell")
+        if BENCHMARKS[name].likelihood:
+            try:
+                require_likelihoods(target)
+            except ValueError as error:
+                raise ValueError(f"{name} is about likelihoods: {error}") from error

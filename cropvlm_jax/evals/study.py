@@ -4,7 +4,6 @@
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import time
@@ -23,8 +22,8 @@ from cropvlm_jax.evals.items import Item, begin_record, read_item, read_parts
 from cropvlm_jax.evals.records import Record, RecordFile, name_records, open_records
 from cropvlm_jax.evals.registry import SCORERS, Benchmark
 from cropvlm_jax.progress import Progress
-from cropvlm_jax.readers.asking import ask, refused_alone
-from cropvlm_jax.readers.base import EMPTY, REFUSAL, Reader, ReaderUnavailable, Reply
+from cropvlm_jax.readers.asking import ask, ask_likelihoods, refused_alone
+from cropvlm_jax.readers.base import EMPTY, LikelihoodReader, Reader, ReaderUnavailable, Reply
 
 CHUNK = 32  # items that are worked on together, always the same ones
 PACKAGES = ("cropvlm-jax", "jax", "flax", "numpy", "pillow", "tokenizers")
@@ -268,29 +267,29 @@ def _propose(name: str, cropper: Cropper, items: Sequence[Item], records: Sequen
 
 def _replies(target: Any, asked: Sequence[Asked], likelihood: bool) -> list[Reply]:
     """A target's replies; one to a question that it refuses says so."""
-
-    if not likelihood:
-        return ask(target, [row.pictures for row in asked], [row.question for row in asked])
-    return refused_alone(
-        functools.partial(_likeliest, target),
-        asked,
-        lambda reason: Reply("", f"{REFUSAL}: {reason}"),
-    )
+    if likelihood:
+        return _likeliest(target, asked)
+    return ask(target, [row.pictures for row in asked], [row.question for row in asked])
 
 
-def _likeliest(target: Any, asked: Sequence[Asked]) -> list[Reply]:
+def _likeliest(target: LikelihoodReader, asked: Sequence[Asked]) -> list[Reply]:
     """Replies that are, for each item, the option whose tokens are the likeliest on average."""
-    options = [option for row in asked for option in row.example["options"]]
-    each = [row for row in asked for _ in row.example["options"]]
-    sums = target.log_likelihood(
-        [row.pictures for row in each], [row.question for row in each], options
+    each = [(row, option) for row in asked for option in row.example["options"]]
+    told = iter(
+        ask_likelihoods(
+            target,
+            [row.pictures for row, _ in each],
+            [row.question for row, _ in each],
+            [option for _, option in each],
+        )
     )
-    means = sums / target.answer_tokens(options)
-    ends = np.cumsum([len(row.example["options"]) for row in asked])[:-1]
-    return [
-        Reply(row.example["options"][int(part.argmax())])
-        for row, part in zip(asked, np.split(means, ends), strict=True)
-    ]
+    replies = []
+    for row in asked:
+        likelihoods = {option: next(told) for option in row.example["options"]}
+        failures = [likelihood.failure for likelihood in likelihoods.values() if likelihood.failure]
+        best = max(likelihoods, key=lambda option: likelihoods[option].nats_a_token)
+        replies.append(Reply("", failures[0]) if failures else Reply(best))
+    return replies
 
 
 def _unanswered(record: Mapping[str, Any]) -> bool:

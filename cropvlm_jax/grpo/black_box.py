@@ -13,8 +13,8 @@ Shape letters: B prompts, G rollouts a prompt.
 
 import collections
 import concurrent.futures
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,28 +37,64 @@ from cropvlm_jax.grpo.step import (
 from cropvlm_jax.microbatching import Sums, check_divides
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers import asking
-from cropvlm_jax.readers.base import REFUSAL, Reader, ReaderUnavailable
+from cropvlm_jax.readers.base import REFUSAL, LikelihoodReader, Reader, ReaderUnavailable
 from cropvlm_jax.train_state import TrainState
 
 MANY = 16  # questions; a reader that refuses them all is set up wrongly
 
 
-def ask(reader: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> np.ndarray:
-    """Shows the reader the picture and each crop of it, and scores what it says.
+class View(NamedTuple):
+    """What the reader is shown of a prompt for one box.
+
+    Attributes:
+        row: the prompt.
+        columns: its rollouts with this box.
+        pictures: the whole one and the crop, uint8 RGB.
+        question: the question.
+        answers: the gold answers.
+    """
+
+    row: int
+    columns: np.ndarray
+    pictures: list[np.ndarray]
+    question: str
+    answers: list[str]
+
+
+def ask(
+    reader: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Shows the reader the picture and each crop of it.
 
     Args:
-        reader: answers.
-        config: `accuracy` is the metric.
+        reader: answers; a `LikelihoodReader` where `config.likelihood_weight` is not 0.
+        config: which parts of the reward have a weight, and the metric of "accuracy".
         batch: the prompts, NumPy arrays, with `spoken`.
         boxes: int `[B, G, 4]`; each different one is asked about once.
 
     Returns:
-        fp32 `[B, G]`, 0..1; NaN where something kept the reader from answering.
+        fp32 `[B, G]` by name, as `Rewards.parts`: "likelihood" (nats) of the gold answer and
+        "accuracy" (0..1) of the reader's own; NaN where something kept the reader from telling.
 
     Raises:
-        ReaderUnavailable: it refused every one of many questions.
+        ReaderUnavailable: it refused to answer every one of many questions.
     """
-    images, questions, golds, places = [], [], [], []
+    views = list(_views(batch, boxes))
+    told: dict[str, Sequence[float]] = {}
+    if config.likelihood_weight:
+        told["likelihood"] = _likelihoods(cast(LikelihoodReader, reader), config, views)
+    if config.accuracy_weight:
+        told["accuracy"] = _accuracies(reader, config, views)
+    parts = {}
+    for name, values in told.items():
+        parts[name] = np.full(boxes.shape[:2], np.nan, np.float32)
+        for view, value in zip(views, values, strict=True):
+            parts[name][view.row, view.columns] = value
+    return parts
+
+
+def _views(batch: Batch, boxes: np.ndarray) -> Iterator[View]:
+    """What the reader is shown, in the order of the prompts."""
     for row, (canvas, size, spoken) in enumerate(
         zip(batch.canvas, batch.size, batch.spoken, strict=True)
     ):
@@ -66,27 +102,57 @@ def ask(reader: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray) -> 
         picture = canvas[: size[0], : size[1]]
         different, which = np.unique(boxes[row], axis=0, return_inverse=True)
         for number, box in enumerate(different):
-            images.append([picture, host.cut(picture, box)])
-            questions.append(question)
-            golds.append(answers)
-            places.append((row, np.flatnonzero(which.reshape(-1) == number)))
-    replies = asking.ask(reader, images, questions)
+            columns = np.flatnonzero(which.reshape(-1) == number)
+            yield View(row, columns, [picture, host.cut(picture, box)], question, answers)
+
+
+def _likelihoods(
+    reader: LikelihoodReader, config: GRPOConfig, views: Sequence[View]
+) -> Sequence[float]:
+    """Log-likelihoods of the gold answer; with `config.gain`, less that without the crop."""
+    shown = [view.pictures for view in views]
+    first = {view.row: view for view in reversed(views)} if config.gain else {}
+    asked = [*views, *first.values()]
+    told = asking.ask_likelihoods(
+        reader,
+        [*shown, *([view.pictures[0]] for view in first.values())],
+        [view.question for view in asked],
+        [batching.gold_answer(view.answers) for view in asked],
+    )
+    _warn_if_silent(reader, [likelihood.failure for likelihood in told])
+    nats = [each.nats if config.likelihood == "sum" else each.nats_a_token for each in told]
+    alone = dict(zip(first, nats[len(views) :], strict=True))
+    return [
+        value - alone.get(view.row, 0.0)
+        for view, value in zip(views, nats[: len(views)], strict=True)
+    ]
+
+
+def _accuracies(reader: Reader, config: GRPOConfig, views: Sequence[View]) -> Sequence[float]:
+    """Scores of what the reader answers."""
+    replies = asking.ask(
+        reader, [view.pictures for view in views], [view.question for view in views]
+    )
     if len(replies) >= MANY and all(reply.kind == REFUSAL for reply in replies):
         raise ReaderUnavailable(
             f"{reader.name} refused all {len(replies)} questions, the last: {replies[-1].failure}"
         )
-    scores = np.full(boxes.shape[:2], np.nan, np.float32)
-    for reply, answers, (row, columns) in zip(replies, golds, places, strict=True):
-        if not reply.unanswered:
-            scores[row, columns] = scoring.score(reply.text, answers, config.accuracy)
-    if np.isnan(scores).all():
+    _warn_if_silent(reader, [reply.failure if reply.unanswered else "" for reply in replies])
+    return [
+        np.nan if reply.unanswered else scoring.score(reply.text, view.answers, config.accuracy)
+        for reply, view in zip(replies, views, strict=True)
+    ]
+
+
+def _warn_if_silent(reader: Reader, failures: Sequence[str]) -> None:
+    """Warns where something kept the reader from telling anything."""
+    if all(failures):
         logging.warning(
             "%s answered none of %d questions, the last: %s",
             reader.name,
-            len(replies),
-            replies[-1].failure,
+            len(failures),
+            failures[-1],
         )
-    return scores
 
 
 def without_host_parts(batch: Batch) -> Batch:
@@ -106,13 +172,13 @@ class _Attempt(NamedTuple):
         batch: on the devices.
         prompts: as the policy has read them.
         rollouts: what it proposed.
-        scores: fp32 `[B, G]`, once the host has them.
+        scores: what `ask` returns, once the host has it.
     """
 
     batch: Batch
     prompts: ReadPrompts
     rollouts: Rollouts
-    scores: concurrent.futures.Future[np.ndarray]
+    scores: concurrent.futures.Future[dict[str, np.ndarray]]
 
 
 class BlackBoxStep:
@@ -166,7 +232,7 @@ class BlackBoxStep:
                 if i == count or len(waiting) > 1:
                     attempt = waiting.popleft()
                     scores = attempt.scores.result()
-                    answered |= bool(np.isfinite(scores).any())
+                    answered |= bool(np.isfinite(sum(scores.values())).any())
                     total, experience = self._learn(
                         state,
                         attempt.batch,
@@ -204,7 +270,7 @@ class BlackBoxStep:
         prompts = self.step.read_prompts(state, batch)
         return prompts, self.step.sample(state, batch, prompts, key)
 
-    def score(self, batch: Batch, boxes: jax.Array) -> np.ndarray:
+    def score(self, batch: Batch, boxes: jax.Array) -> dict[str, np.ndarray]:
         """What happens between the halves, on the host: the reader answers."""
         return ask(self.reader, self.step.config, batch, np.asarray(boxes))
 
@@ -214,11 +280,11 @@ class BlackBoxStep:
         batch: Batch,
         prompts: ReadPrompts,
         rollouts: Rollouts,
-        scores: jax.Array,
+        scores: dict[str, jax.Array],
         total: Gradients | None,
     ) -> tuple[Gradients, Experience]:
         """The second half, on the devices: gradients, added to those of earlier microbatches."""
-        rewards = weigh(self.step.config, rollouts.boxes, {"accuracy": scores})
+        rewards = weigh(self.step.config, rollouts.boxes, scores)
         gradients, experience = self.step.learn(state, batch, prompts, rollouts, rewards)
         if total is not None:
             gradients = jax.tree.map(jnp.add, total, gradients)
@@ -232,7 +298,7 @@ class BlackBoxStep:
         """Sums and counts of reward, its parts and area of the policy's likeliest boxes."""
         boxes = self.propose(state, batch)
         scores = self.put(self.score(batch, boxes))
-        return evaluation_sums(boxes, weigh(self.step.config, boxes, {"accuracy": scores}))
+        return evaluation_sums(boxes, weigh(self.step.config, boxes, scores))
 
 
 def _stacked(learned: list[tuple[Batch, Experience]]) -> tuple[Batch | None, Experience | None]:

@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every reader is asked: in training, in evaluations and from Python alike."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 from absl import logging
 
-from cropvlm_jax.readers.base import REFUSAL, Reader, Reply
+from cropvlm_jax.readers.base import REFUSAL, Likelihood, LikelihoodReader, Reader, Reply
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -41,6 +42,31 @@ def ask(
 
     rows = list(zip(images, questions, strict=True))
     return refused_alone(answer, rows, lambda reason: Reply("", f"{REFUSAL}: {reason}"))
+
+
+def ask_likelihoods(
+    reader: LikelihoodReader,
+    images: Sequence[Sequence[np.ndarray]],
+    questions: Sequence[str],
+    answers: Sequence[str],
+) -> list[Likelihood]:
+    """How likely answers are; one that the reader refuses by a ValueError has a failure.
+
+    Args:
+        reader: tells likelihoods.
+        images: of each question, the picture or the picture and a crop of it, uint8 RGB.
+        questions: the questions.
+        answers: one to each.
+
+    Raises:
+        ReaderUnavailable: it answers nothing, and will not.
+    """
+
+    def tell(rows: Sequence[tuple[Sequence[np.ndarray], str, str]]) -> list[Likelihood]:
+        return reader.likelihoods(*(list(column) for column in zip(*rows, strict=True)))
+
+    rows = list(zip(images, questions, answers, strict=True))
+    return refused_alone(tell, rows, lambda why: Likelihood(math.nan, 0, f"{REFUSAL}: {why}"))
 
 
 def refused_alone(

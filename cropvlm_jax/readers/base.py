@@ -42,14 +42,33 @@ class Reply(NamedTuple):
         return bool(self.failure) and self.kind not in (EMPTY, REFUSAL)
 
 
+class Likelihood(NamedTuple):
+    """How likely a given answer is.
+
+    Attributes:
+        nats: log-probability, summed over the tokens of the answer and the token that ends it; NaN
+            where it could not be found out.
+        tokens: how many tokens these are.
+        failure: why there are no `nats`; "" where there are.
+    """
+
+    nats: float
+    tokens: int
+    failure: str = ""
+
+    @property
+    def nats_a_token(self) -> float:
+        """Their mean over the tokens; NaN where there are none."""
+        return self.nats / max(self.tokens, 1)
+
+
 @runtime_checkable
 class Reader(Protocol):
     """A frozen reader of pictures.
 
-    Some readers can do more. `log_likelihood(images, questions, answers)` returns float `[n]`, in
-    nats and summed over the tokens of an answer, `answer_tokens(answers)` int `[n]`, how many these
-    are, and `image_tokens(images)` how many tokens all these pictures take together. A reader may
-    also have `settings`: what its replies depend on, by name, for reports and records; and
+    Some readers can do more: a `LikelihoodReader` tells how likely given answers are, and
+    `image_tokens(images)` says how many tokens all these pictures take together. A reader may also
+    have `settings`: what its replies depend on, by name, for reports and records; and
     `transcribes`: whether it says all the text that it sees, whatever the question.
 
     Attributes:
@@ -75,6 +94,51 @@ class Reader(Protocol):
             ReaderUnavailable: it answers nothing, and will not.
         """
         ...
+
+
+@runtime_checkable
+class LikelihoodReader(Reader, Protocol):
+    """A reader that can tell how likely given answers are."""
+
+    def check_likelihoods(self) -> None:
+        """Finds out whether it really can; of a server, by asking it.
+
+        Raises:
+            ReaderUnavailable: it answers nothing.
+            ValueError: it cannot.
+        """
+        ...
+
+    def likelihoods(
+        self,
+        images: Sequence[Sequence[np.ndarray]],
+        questions: Sequence[str],
+        answers: Sequence[str],
+    ) -> list[Likelihood]:
+        """How likely answers are.
+
+        Args:
+            images: as of `answer`.
+            questions: the questions.
+            answers: one to each question.
+
+        Raises:
+            ReaderUnavailable: it answers nothing, and will not.
+        """
+        ...
+
+
+def require_likelihoods(reader: Reader) -> LikelihoodReader:
+    """The same reader, once it is known to tell likelihoods.
+
+    Raises:
+        ReaderUnavailable: it answers nothing.
+        ValueError: it tells none.
+    """
+    if not isinstance(reader, LikelihoodReader):
+        raise ValueError(f"{reader.name} tells no likelihoods of given answers")
+    reader.check_likelihoods()
+    return reader
 
 
 def reply_from(text: str) -> Reply:

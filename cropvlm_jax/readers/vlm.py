@@ -24,7 +24,7 @@ from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.decode import completion_logits, greedy_decode, read_prompt
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
-from cropvlm_jax.readers.base import Reply, reply_from
+from cropvlm_jax.readers.base import Likelihood, Reply, reply_from
 from cropvlm_jax.readers.batches import PROMPT_MULTIPLE, Row, power_of_two, round_up
 from cropvlm_jax.readers.inputs import Shown, as_lists, blamed_on_item, check_texts
 from cropvlm_jax.readers.loaded import LoadedModel
@@ -46,8 +46,8 @@ def _answer(
 @functools.partial(jax.jit, static_argnums=0)
 def _log_likelihood(
     graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch
-) -> Float[Array, " B"]:
-    """Summed log-probabilities of the completions, fp32."""
+) -> Float[Array, "B 2"]:
+    """Summed log-probabilities of the completions, and how many tokens they have, fp32."""
     logits = completion_logits(
         nnx.merge(graphdef, params),
         batch.images,
@@ -58,7 +58,8 @@ def _log_likelihood(
     )
     log_probs = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_probs, batch.completion[..., None], -1)[..., 0]
-    return jnp.where(batch.completion_valid, chosen, 0.0).sum(-1)
+    valid = batch.completion_valid
+    return jnp.stack([jnp.where(valid, chosen, 0.0).sum(-1), valid.sum(-1, jnp.float32)], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -152,29 +153,35 @@ class VLMReader(LoadedModel):
         decode = self.source.tokenizer.decode
         return [reply_from(decode(reply[reply != end].tolist())) for reply in replies]
 
+    def check_likelihoods(self) -> None:
+        """Does nothing: a model in memory can always tell likelihoods."""
+
+    def likelihoods(
+        self,
+        images: Sequence[Shown],
+        questions: Sequence[str],
+        answers: Sequence[str],
+    ) -> list[Likelihood]:
+        """How likely answers are, summed over their tokens and the end token.
+
+        Args:
+            images: of each question, a picture, or a list of the picture and a crop of it.
+            questions: the questions.
+            answers: an answer to each; the model's conversations say how it is written.
+        """
+        rows = self._rows(images, questions, answers, 0)
+        told = self.run(_log_likelihood, rows)
+        return [Likelihood(float(nats), int(tokens)) for nats, tokens in told]
+
     def log_likelihood(
         self,
         images: Sequence[Shown],
         questions: Sequence[str],
         answers: Sequence[str],
     ) -> np.ndarray:
-        """How likely answers are, in nats, summed over their tokens and the end token.
-
-        Args:
-            images: of each question, a picture, or a list of the picture and a crop of it.
-            questions: the questions.
-            answers: an answer to each; the model's conversations say how it is written.
-
-        Returns:
-            fp32 `[n]`.
-        """
-        rows = self._rows(images, questions, answers, 0)
-        return np.array(self.run(_log_likelihood, rows), np.float32)
-
-    def answer_tokens(self, answers: Sequence[str]) -> np.ndarray:
-        """How many tokens `log_likelihood` sums over, the end token included, int `[n]`."""
-        spans = [self.conversations.answer("?", 1, answer).completion for answer in answers]
-        return np.array([span.stop - span.start for span in spans])
+        """The nats of `likelihoods`, fp32 `[n]`."""
+        told = self.likelihoods(images, questions, answers)
+        return np.array([each.nats for each in told], np.float32)
 
     def image_tokens(self, images: Sequence[Shown]) -> int:
         """How many tokens all these pictures take together."""

@@ -15,7 +15,7 @@ from cropvlm_jax.evals.conditions import CENTRE, NO_CROP, ORACLE, RANDOM, UPSCAL
 from cropvlm_jax.evals.registry import BENCHMARKS
 from cropvlm_jax.evals.run import evaluate
 from cropvlm_jax.pixels import host
-from cropvlm_jax.readers.base import Reply
+from cropvlm_jax.readers.base import Likelihood, Reply
 from cropvlm_jax.readers.vlm import VLMReader
 
 
@@ -63,12 +63,13 @@ class Says:
             raise ValueError("the question is too long")
         return [self.replies[int(q.split("?")[0].split()[-1])] for q in questions]
 
-    def answer_tokens(self, answers):
-        return np.array([len(answer) for answer in answers])
+    def check_likelihoods(self):
+        pass
 
-    def log_likelihood(self, images, questions, answers):
+    def likelihoods(self, images, questions, answers):
         # The sum favours "red", the mean "green".
-        return np.array([{"red": -1.0, "green": -1.1}.get(a, -9.0) for a in answers])
+        nats = {"red": -1.0, "green": -1.1}
+        return [Likelihood(nats.get(answer, -9.0), len(answer)) for answer in answers]
 
 
 def test_multiple_choice_by_letter(tmp_path):
@@ -96,7 +97,7 @@ def test_the_likeliest_option_is_by_token(tmp_path):
     results, records = run(tmp_path, source, "vstar_likelihood", [Says()])
     texts = {told["text"] for record in records for told in record["replies"]["says"].values()}
     assert texts == {"green"} and results["accuracy"][NO_CROP] == 0.25
-    with pytest.raises(ValueError, match="reader does not tell"):
+    with pytest.raises(ValueError, match="reader tells no likelihoods"):
         run(tmp_path, source, "vstar_likelihood", [Reader()])
 
 

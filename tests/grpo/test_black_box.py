@@ -78,10 +78,21 @@ def make_step(config, **target):
     )
 
 
-@pytest.mark.parametrize("accumulate, updates", [(1, 1), (2, 2)])
-def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates):
+LIKELY = {"likelihood_weight": 0.1, "gain": True, "likelihood": "mean"}
+
+
+@pytest.mark.parametrize(
+    "accumulate, updates, rewards",
+    [
+        (1, 1, {}),
+        (2, 2, {}),
+        (1, 1, LIKELY),
+        (1, 1, {"likelihood_weight": 1, "accuracy_weight": 0}),
+    ],
+)
+def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates, rewards):
     config = dataclasses.replace(
-        CONFIG, gradient_accumulation_steps=accumulate, num_iterations=updates
+        CONFIG, gradient_accumulation_steps=accumulate, num_iterations=updates, **rewards
     )
     inside, outside = make_batches()
     vocabulary = in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER)
@@ -139,7 +150,7 @@ def test_the_target_sees_the_original_pixels_of_each_different_box_once():
     _, batch = make_batches()
     boxes = np.array([[[0, 0, 50, 100], [10, 20, 60, 70], [0, 0, 50, 100]]] * 4)
     ruler = Ruler()
-    scores = ask(ruler, dataclasses.replace(CONFIG, accuracy="contains"), batch, boxes)
+    scores = ask(ruler, dataclasses.replace(CONFIG, accuracy="contains"), batch, boxes)["accuracy"]
     assert scores.shape == (4, 3) and len(ruler.asked) == 8
     for i, (shape, crop, question) in enumerate(ruler.asked):
         image = EXAMPLES[i // 2]["image"]
@@ -154,7 +165,7 @@ def test_what_kept_the_target_from_answering_teaches_nothing():
     full = {example["image"].shape[1] for example in EXAMPLES}
     ruler = Ruler(lambda width: "timeout: no answer" if width in full else "refusal: no")
     config = dataclasses.replace(CONFIG, accuracy="contains")
-    scores = ask(ruler, config, batch, boxes)
+    scores = ask(ruler, config, batch, boxes)["accuracy"]
     np.testing.assert_array_equal(np.isnan(scores), [[False, False, True]] * 4)
     np.testing.assert_array_equal(scores[:, :2], 0)  # a refusal is an answer, and a bad one
 
@@ -167,7 +178,7 @@ def test_what_kept_the_target_from_answering_teaches_nothing():
     _, metrics = BlackBoxStep(step, failing)(make_state(), batch, KEY)
     assert 0 < metrics["unscored"] < 1 and np.isfinite(metrics["grad_norm"])
     silent = Ruler(lambda width: "HTTP 503: no")
-    assert np.isnan(ask(silent, config, batch, boxes)).all()
+    assert np.isnan(ask(silent, config, batch, boxes)["accuracy"]).all()
     with pytest.raises(ReaderUnavailable, match="ruler answered no question"):
         BlackBoxStep(step, silent)(make_state(), batch, KEY)
 

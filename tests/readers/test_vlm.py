@@ -188,7 +188,8 @@ def test_it_is_a_reader_and_says_what_its_replies_depend_on(reader):
     tokens = tiny.CONFIG.image_seq_len
     assert reader.image_tokens([[whole, whole], [whole]]) == 3 * tokens
     assert split.image_tokens([[whole]]) == 5 * tokens
-    assert reader.answer_tokens(["3", "a red digit"])[0] >= 2  # the end token is one of them
+    (told,) = reader.likelihoods([[whole]], ["What?"], ["3"])
+    assert told.tokens >= 2 and not told.failure  # the end token is one of them
 
 
 @pytest.mark.parametrize(

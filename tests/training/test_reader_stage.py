@@ -66,10 +66,10 @@ def test_the_loss_is_that_of_the_reader_with_picture_and_crop(kind, request):
         pictures.append([scene["image"], crop])
     questions = [scene["question"] for scene in scenes]
     answers = [scene["answers"][0] for scene in scenes]
-    likelihoods = reader.log_likelihood(pictures, questions, answers)
+    likelihoods = reader.likelihoods(pictures, questions, answers)
     loss, tokens = sums["loss"]
-    np.testing.assert_allclose(loss, -likelihoods.sum(), rtol=1e-4)
-    assert tokens == reader.answer_tokens(answers).sum()
+    np.testing.assert_allclose(loss, -sum(told.nats for told in likelihoods), rtol=1e-4)
+    assert tokens == sum(told.tokens for told in likelihoods)
     replies = reader.answer(pictures, questions, max_tokens=4)
     right = [
         reply.text.rstrip(".") == answer for reply, answer in zip(replies, answers, strict=True)

@@ -23,7 +23,7 @@ from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers import asking
-from cropvlm_jax.readers.base import Reader, ReaderUnavailable, Reply
+from cropvlm_jax.readers.base import Reader, ReaderUnavailable, Reply, require_likelihoods
 from cropvlm_jax.readers.registry import open_reader
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
@@ -75,15 +75,23 @@ class BlackBoxStage:
                 f"target={config.target!r} gives its reward to one process, and there are "
                 f"{jax.process_count()}: train in one, on all devices of its host"
             )
-        if grpo.likelihood_weight or not grpo.accuracy_weight:
+        if grpo.official_span:
             raise ValueError(
-                f"target={config.target!r} says no likelihoods: set grpo.likelihood_weight=0 and "
-                "grpo.accuracy_weight"
+                f"grpo.official_span=True counts tokens that target={config.target!r}, outside of "
+                "the graph, does not tell: set it to False"
             )
         processor = dataclasses.asdict(config.target_processor)
         reader: Reader = (
             Unopened(config.target) if abstract else open_reader(config.target, processor=processor)
         )
+        if grpo.likelihood_weight and not abstract:
+            try:
+                require_likelihoods(reader)
+            except ValueError as error:
+                raise ValueError(
+                    f"target={config.target!r}: {error}; set grpo.likelihood_weight=0 and "
+                    "grpo.accuracy_weight=1"
+                ) from error
         if getattr(reader, "transcribes", False) and grpo.accuracy not in CONTAINS:
             logging.warning(
                 "target=%r says all the text that it sees, which is hardly ever just the answer: "
