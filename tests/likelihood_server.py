@@ -41,9 +41,9 @@ class LikelihoodServer(Server):
 
     IGNORES = {"closed": "continue_final_message", "prompted": "add_generation_prompt"}
 
-    def __init__(self, reader: VLMReader, template: Template = Template()):
+    def __init__(self, reader: VLMReader, template: Template | None = None):
         super().__init__()
-        self.reader, self.template = reader, template
+        self.reader, self.template = reader, template or Template()
 
     def tokens(self, body: dict) -> tuple[list[int], np.ndarray]:
         """Ids of a prompt, and the log-probability of each but the first."""

@@ -44,12 +44,13 @@ class GRPOConfig(Settings):
             The official code's is 32, its limit of tokens, and it counts forced tokens as well.
         scale_rewards: what rewards less their group's mean are divided by: the standard deviation
             of their "group", that of the whole "batch", or nothing ("none").
-        likelihood_weight: weight in the reward of the right answer's log-likelihood.
+        likelihood_weight: weight in the reward of the right answer's log-likelihood; 0 for targets
+            that tell none, which are OCR and most chat endpoints.
         likelihood: whether this log-likelihood is the "sum" over the answer's tokens, as in the
             official code, or their "mean".
         gain: whether the log-likelihood without the crop is subtracted from that with the crop.
         official_span: whether to reproduce the official code, which counts only the tokens after
-            the last ":" of an answer that has one.
+            the last ":" of an answer that has one; only for targets inside of the graph.
         accuracy_weight: weight in the reward of the score, 0..1, of the target's own answer.
         accuracy: the metric that scores the target's own answer: a variant of VQA accuracy
             ("evalai", "vicrop", or "official", which is ANLS unless there are 10 right answers),

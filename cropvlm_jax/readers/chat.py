@@ -127,7 +127,7 @@ class ChatReader:
             ReaderUnavailable: it answers nothing.
             ValueError: it cannot.
         """
-        self._likelihoods.ending()
+        self._likelihoods.frame()
 
     def likelihoods(
         self,
@@ -200,7 +200,7 @@ class ChatReader:
         if asked.answer is not None:
             messages.append({"role": "assistant", "content": asked.answer})
         request = {"model": self.model, "messages": messages, **asked.fields}
-        return self.endpoint.reply(request, asked.read, stop, kept=asked.kept)
+        return self.endpoint.reply(request, asked.read, stop, kept=asked.kept, fresh=asked.fresh)
 
     def _read(self, completion: Any) -> Reply:
         """What a completion says; raises where it is none."""

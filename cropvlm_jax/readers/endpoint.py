@@ -48,6 +48,7 @@ class Asked:
         fields: of the request, besides model and messages.
         read: what its completion says.
         kept: what of the completion that is; "" is the text.
+        fresh: whether the server is asked also where the reply is on disk.
     """
 
     pictures: Sequence[np.ndarray]
@@ -56,6 +57,7 @@ class Asked:
     fields: Mapping[str, Any]
     read: Read
     kept: str = ""
+    fresh: bool = False
 
 
 class Endpoint:
@@ -115,7 +117,13 @@ class Endpoint:
         self.address = str(self._client.base_url.copy_with(userinfo=b"", query=None))
 
     def reply(
-        self, request: dict[str, Any], read: Read, stop: threading.Event, kept: str = ""
+        self,
+        request: dict[str, Any],
+        read: Read,
+        stop: threading.Event,
+        *,
+        kept: str = "",
+        fresh: bool = False,
     ) -> Reply:
         """The reply to a request, from the disk if it has been given before.
 
@@ -124,6 +132,7 @@ class Endpoint:
             read: finds the reply in the completion.
             stop: ends the waiting; set where a request has shown that there is no use in others.
             kept: what of the completion is read; of one request, several things may be.
+            fresh: whether to ask also where the reply is on disk.
 
         Raises:
             ReaderUnavailable: nobody is there, or the server refuses every request alike, such as
@@ -131,7 +140,7 @@ class Endpoint:
         """
         content = [str(self._client.base_url), request, *([kept] if kept else [])]
         identity = json.dumps(content, sort_keys=True, allow_nan=False)
-        if (known := self._cache.get(identity)) is not None:
+        if not fresh and (known := self._cache.get(identity)) is not None:
             return known
         self._traffic.add(len(identity))
         try:

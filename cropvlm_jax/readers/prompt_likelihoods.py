@@ -8,7 +8,9 @@ sent as the assistant's message, and its tokens are picked out of the prompt. A 
 out beforehand which these are: see `find_span`.
 """
 
+import dataclasses
 import functools
+import hashlib
 import json
 import math
 import threading
@@ -19,7 +21,7 @@ import numpy as np
 from absl import logging
 
 from cropvlm_jax import texts
-from cropvlm_jax.readers.base import Likelihood, Reply
+from cropvlm_jax.readers.base import Likelihood, ReaderUnavailable, Reply
 from cropvlm_jax.readers.endpoint import Asked, Endpoint
 
 PICTURE = np.full((64, 64, 3), 128, np.uint8)  # of the small requests
@@ -56,6 +58,20 @@ class Ending(NamedTuple):
     counted: int
 
 
+class Frame(NamedTuple):
+    """What is around an answer, found out in a small conversation.
+
+    Attributes:
+        question: the tokens of this conversation up to where an answer begins.
+        ending: what follows an answer.
+        digest: of these tokens, which another tokenizer or chat template would change.
+    """
+
+    question: list[Token]
+    ending: Ending
+    digest: str
+
+
 class Span(NamedTuple):
     """Where an answer stands in a prompt, counted from the prompt's end.
 
@@ -79,21 +95,23 @@ class PromptLikelihoods:
             send: sends requests, several at once, and returns their replies.
         """
         self._endpoint, self._send, self._lock = endpoint, send, threading.Lock()
-        self._question: list[Token] = []  # the small conversation up to where an answer begins
-        self._ending: Ending | None = None
+        self._frame: Frame | None = None
         self._spans: dict[str, Span] = {}
 
-    def ending(self) -> Ending:
-        """What follows an answer; the first time, this asks the server.
+    def frame(self) -> Frame:
+        """What is around an answer; the first time, this asks the server.
 
         Raises:
             ReaderUnavailable: it answers nothing.
             ValueError: it tells no log-probabilities of prompts, or not as this needs them.
         """
         with self._lock:
-            if self._ending is None:
-                self._ending = self._find_out()
-            return self._ending
+            if self._frame is None:
+                try:
+                    self._frame = self._find_out(fresh=True)
+                except ReaderUnavailable:  # but all that is asked may be on disk already
+                    self._frame = self._find_out(fresh=False)
+            return self._frame
 
     def of(
         self,
@@ -104,8 +122,8 @@ class PromptLikelihoods:
         """Likelihoods, as `LikelihoodReader.likelihoods`."""
         answers = [_cleaned(answer) for answer in answers]
         items = list(zip(images, questions, answers, strict=True))
-        failures = self._learn_spans(answers)
-        told = [item for item in items if item[2] not in failures]
+        frame = self.frame()
+        failures = self._learn_spans(answers, frame)
         replies = iter(
             self._send(
                 [
@@ -114,9 +132,10 @@ class PromptLikelihoods:
                         question,
                         answer,
                         functools.partial(read_log_probs, self._spans[answer]),
-                        kept="log_probs",
+                        kept=f"log_probs {frame.digest}",
                     )
-                    for pictures, question, answer in told
+                    for pictures, question, answer in items
+                    if answer not in failures
                 ]
             )
         )
@@ -127,16 +146,15 @@ class PromptLikelihoods:
             for *_, answer in items
         ]
 
-    def _find_out(self) -> Ending:
+    def _find_out(self, fresh: bool) -> Frame:
         """Asks the server about the small conversation, without and with an answer."""
         read = functools.partial(read_tokens, lenient=True)
-        replies = self._send(
-            [
-                _asked([PICTURE], QUESTION, None, read),
-                _asked([PICTURE], QUESTION, ANSWER, read, is_open=True),
-                _asked([PICTURE], QUESTION, ANSWER, read),
-            ]
-        )
+        asked = [
+            _asked([PICTURE], QUESTION, None, read),
+            _asked([PICTURE], QUESTION, ANSWER, read, is_open=True),
+            _asked([PICTURE], QUESTION, ANSWER, read),
+        ]
+        replies = self._send([dataclasses.replace(each, fresh=fresh) for each in asked])
         for reply in replies:
             if reply.kind in REFUSED:
                 raise self._unable(reply.failure)
@@ -153,8 +171,8 @@ class PromptLikelihoods:
                 "of the answers' own tokens",
                 self._endpoint.name,
             )
-        self._question = question
-        return ending
+        tokens = "".join(reply.text for reply in replies)
+        return Frame(question, ending, hashlib.sha256(tokens.encode()).hexdigest()[:16])
 
     def _unable(self, reason: str) -> ValueError:
         """The error that says that this server is none for likelihoods."""
@@ -163,16 +181,19 @@ class PromptLikelihoods:
             f"answers, which take a server with prompt_logprobs such as vLLM's: {reason}"
         )
 
-    def _learn_spans(self, answers: Sequence[str]) -> dict[str, str]:
+    def _learn_spans(self, answers: Sequence[str], frame: Frame) -> dict[str, str]:
         """Finds the spans of answers that are new; returns why it could not, by answer."""
-        ending, failures = self.ending(), {}
         new = [answer for answer in dict.fromkeys(answers) if answer not in self._spans]
-        replies = self._send([_asked([PICTURE], QUESTION, answer, read_tokens) for answer in new])
+        kept = f"tokens {frame.digest}"
+        replies = self._send(
+            [_asked([PICTURE], QUESTION, answer, read_tokens, kept=kept) for answer in new]
+        )
+        failures = {}
         for answer, reply in zip(new, replies, strict=True):
             try:
                 if reply.failure:
                     raise ValueError(reply.failure)
-                self._spans[answer] = find_span(self._question, _tokens(reply), ending)
+                self._spans[answer] = find_span(frame.question, _tokens(reply), frame.ending)
             except ValueError as error:
                 failures[answer] = str(error)
         return failures
@@ -263,8 +284,7 @@ def read_log_probs(span: Span, completion: Any) -> Reply:
     tokens = [_token(entry) for entry in _checked_entries(completion)[-len(span.ids) :]]
     if _ids(tokens) != span.ids:
         raise ValueError(
-            "the prompt does not end with the answer's tokens; was another model or chat template "
-            "served at this address under this name before?"
+            "the prompt does not end with the answer's tokens, as it did in a small conversation"
         )
     log_probs = [token.log_prob for token in tokens[1 : 1 + span.counted]]
     for log_prob in log_probs:

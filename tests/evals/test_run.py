@@ -4,7 +4,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from tiny_evals import Guesser, Reader, choice, folder_source, run, without_seconds
 

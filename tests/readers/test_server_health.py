@@ -12,6 +12,7 @@ from chat_server import KEY, endpoint, picture, serving
 from cropvlm_jax.readers import chat
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 from cropvlm_jax.readers.chat import ChatReader
+from cropvlm_jax.readers.endpoint import STARTING
 from cropvlm_jax.readers.server_health import FIRST_ATTEMPTS, IN_A_ROW, ServerHealth
 
 
