@@ -80,17 +80,22 @@ def ask(
         ReaderUnavailable: it refused to answer every one of many questions.
     """
     views = list(_views(batch, boxes))
-    told: dict[str, Sequence[float]] = {}
-    if config.likelihood_weight:
-        told["likelihood"] = _likelihoods(cast(LikelihoodReader, reader), config, views)
-    if config.accuracy_weight:
-        told["accuracy"] = _accuracies(reader, config, views)
     parts = {}
-    for name, values in told.items():
+    for name in parts_told(config):
+        if name == "likelihood":
+            values = _likelihoods(cast(LikelihoodReader, reader), config, views)
+        else:
+            values = _accuracies(reader, config, views)
         parts[name] = np.full(boxes.shape[:2], np.nan, np.float32)
         for view, value in zip(views, values, strict=True):
             parts[name][view.row, view.columns] = value
     return parts
+
+
+def parts_told(config: GRPOConfig) -> list[str]:
+    """The parts of the reward that the reader is asked for: those that have a weight."""
+    weights = {"likelihood": config.likelihood_weight, "accuracy": config.accuracy_weight}
+    return [name for name, weight in weights.items() if weight]
 
 
 def _views(batch: Batch, boxes: np.ndarray) -> Iterator[View]:

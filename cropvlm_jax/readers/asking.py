@@ -63,7 +63,11 @@ def ask_likelihoods(
     """
 
     def tell(rows: Sequence[tuple[Sequence[np.ndarray], str, str]]) -> list[Likelihood]:
-        return reader.likelihoods(*(list(column) for column in zip(*rows, strict=True)))
+        return reader.likelihoods(
+            [pictures for pictures, _, _ in rows],
+            [question for _, question, _ in rows],
+            [answer for _, _, answer in rows],
+        )
 
     rows = list(zip(images, questions, answers, strict=True))
     return refused_alone(tell, rows, lambda why: Likelihood(math.nan, 0, f"{REFUSAL}: {why}"))

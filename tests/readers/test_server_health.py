@@ -12,7 +12,6 @@ from chat_server import KEY, endpoint, picture, serving
 from cropvlm_jax.readers import chat
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 from cropvlm_jax.readers.chat import ChatReader
-from cropvlm_jax.readers.endpoint import STARTING
 from cropvlm_jax.readers.server_health import FIRST_ATTEMPTS, IN_A_ROW, ServerHealth
 
 
@@ -115,7 +114,7 @@ def test_a_server_that_answers_nothing_ends_the_first_call(server, tmp_path, wor
 def test_a_server_that_fails_from_the_start_does_not_say_how_long_to_wait(
     server, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(chat, "STARTING", 0.02)
+    monkeypatch.setattr("cropvlm_jax.readers.endpoint.STARTING", 0.02)
     reader = endpoint(server, tmp_path, attempts=2)
     with pytest.raises(ReaderUnavailable, match="no answer to 1 questions: HTTP 503"):
         reader.answer([[picture()]], ["503after"])
