@@ -54,7 +54,7 @@ def test_the_reward_is_that_of_the_model_behind_the_server(model, tmp_path, rewa
 def test_a_run_in_front_of_a_server_earns_likelihoods(tmp_path):
     settings = {
         "target": "openai:m", "steps": 2, "batch_size": 2, "grpo.num_generations": 2,
-        "gradient_accumulation_steps": 2, "grpo.gain": True, "eval.every": 2, "eval.examples": 2,
+        "gradient_accumulation_steps": 1, "grpo.gain": True, "eval.every": 2, "eval.examples": 2,
     }  # fmt: skip
     with serving(LikelihoodServer(VLMReader.from_pretrained("zoom_digits/target"))) as server:
         url = f"http://127.0.0.1:{server.server_port}/v1"

@@ -80,26 +80,7 @@ class BlackBoxStage:
                 f"grpo.official_span=True counts tokens that target={config.target!r}, outside of "
                 "the graph, does not tell: set it to False"
             )
-        processor = dataclasses.asdict(config.target_processor)
-        reader: Reader = (
-            Unopened(config.target) if abstract else open_reader(config.target, processor=processor)
-        )
-        if grpo.likelihood_weight and not abstract:
-            try:
-                require_likelihoods(reader)
-            except ValueError as error:
-                raise ValueError(
-                    f"target={config.target!r}: {error}; set grpo.likelihood_weight=0 and "
-                    "grpo.accuracy_weight=1"
-                ) from error
-        if getattr(reader, "transcribes", False) and grpo.accuracy not in CONTAINS:
-            logging.warning(
-                "target=%r says all the text that it sees, which is hardly ever just the answer: "
-                "grpo.accuracy=%r will be near 0, set one of %s",
-                config.target,
-                grpo.accuracy,
-                ", ".join(CONTAINS),
-            )
+        reader = Unopened(config.target) if abstract else _open_reader(config)
         cropper, weights = CropperModel.open(config, abstract)
         prepare = Preparer(
             cropper_input=cropper.input,
@@ -175,7 +156,7 @@ class BlackBoxStage:
 def look(step: BlackBoxStep, state: TrainState, batch: Batch) -> Look:
     """The boxes of the first examples of a batch, their worth, and what the reader says.
 
-    A chat endpoint has answered all of this before, in the evaluation, so that it costs nothing.
+    A chat endpoint has told the worth before, in the evaluation, so that it costs nothing.
 
     Args:
         step: has the reader.
@@ -184,7 +165,7 @@ def look(step: BlackBoxStep, state: TrainState, batch: Batch) -> Look:
     """
     proposed = step.propose(state, batch)[:SHOWN]
     few = jax.tree.map(lambda x: x[:SHOWN], batch)
-    parts = {"accuracy": jnp.asarray(step.score(few, proposed))}
+    parts = jax.tree.map(jnp.asarray, step.score(few, proposed))
     worth, boxes = weigh(step.step.config, proposed, parts), np.asarray(proposed)
     images, questions = [], []
     for canvas, size, spoken, (box,) in zip(few.canvas, few.size, few.spoken, boxes, strict=True):
@@ -194,3 +175,26 @@ def look(step: BlackBoxStep, state: TrainState, batch: Batch) -> Look:
     replies = asking.ask(step.reader, images, questions)
     texts = [reply.text or f"({reply.failure})" for reply in replies]
     return Look(boxes[:, 0], texts, worth.total[:, 0])
+
+
+def _open_reader(config: TrainConfig) -> Reader:
+    """The reader, once it is known to tell what the reward is made of."""
+    grpo, processor = config.grpo, dataclasses.asdict(config.target_processor)
+    reader = open_reader(config.target, processor=processor)
+    if grpo.likelihood_weight:
+        try:
+            require_likelihoods(reader)
+        except ValueError as error:
+            raise ValueError(
+                f"target={config.target!r}: {error}; set grpo.likelihood_weight=0 and "
+                "grpo.accuracy_weight=1"
+            ) from error
+    if getattr(reader, "transcribes", False) and grpo.accuracy not in CONTAINS:
+        logging.warning(
+            "target=%r says all the text that it sees, which is hardly ever just the answer: "
+            "grpo.accuracy=%r will be near 0, set one of %s",
+            config.target,
+            grpo.accuracy,
+            ", ".join(CONTAINS),
+        )
+    return reader
