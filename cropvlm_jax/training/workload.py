@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 
 from cropvlm_jax.data import order, sources
+from cropvlm_jax.grpo.black_box import parts_told
+from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.training.config import SourceConfig, TrainConfig
 from cropvlm_jax.training.stages.look import SHOWN
@@ -103,15 +105,15 @@ class Workload:
             )
         evaluated -= evaluated % size
         asks = config.stage == "grpo" and is_black_box(config.target)
-        drawn = 2 * min(SHOWN, size) if evaluated else 0  # asked once for the score, once for words
+        drawn = min(SHOWN, size) if evaluated else 0  # asked for the worth, and once more for words
         return cls(
             examples=examples,
             held_out=held_out,
             steps=steps,
             evaluations=_evaluations(steps, every),
             evaluated=evaluated,
-            requests_a_step=size * config.grpo.num_generations if asks else 0,
-            requests_an_evaluation=evaluated + drawn if asks else 0,
+            requests_a_step=_requests(config.grpo, size, config.grpo.num_generations) * asks,
+            requests_an_evaluation=(_requests(config.grpo, evaluated + drawn, 1) + drawn) * asks,
         )
 
     @property
@@ -128,6 +130,16 @@ class Workload:
         if self.steps is None or self.evaluations is None:
             return None
         return self.steps + self.evaluations * (self.evaluated // batch_size)
+
+
+def _requests(config: GRPOConfig, prompts: int, boxes: int) -> int:
+    """Requests about so many boxes of each prompt, at most.
+
+    A likelihood takes a small request besides, which finds the answer's tokens, and a gain one
+    about the picture alone.
+    """
+    of_prompt = (1 + config.gain) if config.likelihood_weight else 0
+    return prompts * (boxes * len(parts_told(config)) + of_prompt)
 
 
 def _evaluations(steps: int | None, every: int) -> int | None:
