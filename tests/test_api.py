@@ -208,9 +208,15 @@ class Hub:
         assert exist_ok and private is True
         return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo}")
 
-    def upload_folder(self, repo_id, folder_path, commit_message):
-        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
-        self.message = commit_message
+    def file_exists(self, repo_id, name):
+        return (self.root / repo_id / name).is_file()
+
+    def hf_hub_download(self, repo_id, name):
+        return str(self.root / repo_id / name)
+
+    def upload_folder(self, repo_id, folder_path, commit_message, ignore_patterns):
+        ignored = shutil.ignore_patterns(*ignore_patterns or ())
+        shutil.copytree(folder_path, self.root / repo_id, ignore=ignored, dirs_exist_ok=True)
 
 
 def test_what_is_pushed_is_what_is_saved(cropper, tmp_path, monkeypatch):
@@ -223,6 +229,12 @@ def test_what_is_pushed_is_what_is_saved(cropper, tmp_path, monkeypatch):
     assert {path.name for path in pushed.iterdir()} == names >= {"model.safetensors"}
     for name in names - {"README.md"}:
         assert (pushed / name).read_bytes() == (saved / name).read_bytes(), name
+    card = pushed / "README.md"
+    assert "me/cropper" in card.read_text()
+    for text in (f"{card.read_text()}\nBy me.\n", "Mine."):  # what a user wrote there stays
+        card.write_text(text)
+        cropper.push_to_hub("me/cropper", private=True)
+        assert card.read_text() == text
     with pytest.raises(ValueError, match="'my cropper' cannot be the name of a repository"):
         cropper.push_to_hub("my cropper", private=True)
     with pytest.raises(OSError, match="'another/cropper' was not pushed .*hf auth login"):
@@ -247,6 +259,7 @@ def test_no_compilation_for_the_same_shapes(cropper):
         (lambda c: c.zoom(iter([A]), "What?"), "must be a list of pictures, not list_iterator"),
         (lambda c: c.zoom([A, np.zeros((4, 4))], "What?"), "item 2: .*must be uint8"),
         (lambda c: c.zoom([A], [3]), "questions must be a list of strings"),
+        (lambda c: c.zoom([A], None), "questions must be a list of strings"),
         (lambda c: c(A, ""), "^The question is empty"),
         (lambda c: c.zoom([A, B], ["What?", ""]), "item 2: The question is empty"),
         (lambda c: c.propose([A], [""]), "question is empty"),

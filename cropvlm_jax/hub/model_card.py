@@ -128,7 +128,7 @@ class Card:
                 it is not a card as an export has written it.
         """
         text = _read(before / CARD)
-        if text and not _is_unchanged(text):
+        if text and not is_unchanged(text):
             logging.info("%s is not a card that an export wrote: it is kept", before / CARD)
         else:
             text = self.as_text()
@@ -259,7 +259,7 @@ def _read(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
-def _is_unchanged(text: str) -> bool:
+def is_unchanged(text: str) -> bool:
     """Whether a text is a card as an export wrote it."""
     mark = _MARKED.search(text)
     return (

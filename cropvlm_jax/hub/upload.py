@@ -4,8 +4,12 @@
 
 from pathlib import Path
 
+from absl import logging
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+from cropvlm_jax.hub.model_card import is_unchanged
+from cropvlm_jax.hub.pretrained import CARD
 
 
 def upload(
@@ -17,6 +21,8 @@ def upload(
     token: str | None = None,
 ) -> str:
     """Uploads a folder as a model, in one commit.
+
+    A README.md that somebody wrote or changed in the repository stays.
 
     Args:
         folder: all its files are uploaded.
@@ -35,7 +41,12 @@ def upload(
     api = HfApi(token=token)
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=message)
+        api.upload_folder(
+            repo_id=address.repo_id,
+            folder_path=folder,
+            commit_message=message,
+            ignore_patterns=[CARD] if _has_own_card(api, address.repo_id) else None,
+        )
     except HFValidationError as error:
         raise ValueError(f"{repo!r} cannot be the name of a repository: {error}") from error
     except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
@@ -44,3 +55,13 @@ def upload(
             "or set HF_TOKEN to a token that may write there, and try again"
         ) from error
     return str(address)
+
+
+def _has_own_card(api: HfApi, repo: str) -> bool:
+    """Whether a repository has a README.md that is not as an export has written it."""
+    if not api.file_exists(repo, CARD):
+        return False
+    text = Path(api.hf_hub_download(repo, CARD)).read_text(encoding="utf-8")
+    if kept := not is_unchanged(text):
+        logging.info("%s in %s is not a card that an export wrote: it is kept", CARD, repo)
+    return kept

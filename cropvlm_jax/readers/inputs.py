@@ -34,7 +34,8 @@ def check_texts(images: Sequence[Any], **strings: Sequence[str]) -> None:
     """
     check_images(images)
     for name, values in strings.items():
-        if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        listed = hasattr(values, "__len__") and not isinstance(values, str)
+        if not listed or not all(isinstance(value, str) for value in values):
             raise ValueError(f"{name} must be a list of strings, got {values!r:.80}")
         if len(values) != len(images):
             raise ValueError(f"{len(images)} images but {len(values)} {name}")
