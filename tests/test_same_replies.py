@@ -77,9 +77,9 @@ def from_training(spec, cropper, image, question, box, monkeypatch):
     example = {"example_id": "scene", "image": np.asarray(image), "question": question}
     row = stage.prepare(example | {"answers": ["48.15"]}, 0)
     boxes = np.array([[box, box]], np.int32)  # two rollouts that agree are asked about once
-    scores = black_box.ask(stage.reader, stage.config.grpo, batching.stack([row]), boxes)
+    parts = black_box.ask(stage.reader, stage.config.grpo, batching.stack([row]), boxes)
     assert len(heard) == 1
-    return heard[0], scores[0, 0]
+    return heard[0], parts["accuracy"][0, 0]
 
 
 def specs(folders):

@@ -187,7 +187,7 @@ def test_a_question_that_the_target_refuses_earns_nothing_and_many_end_the_run()
     boxes = np.stack([np.concatenate([halves, [[0, 0, 100, 100]]])] * 4)
     refused = {example["image"].shape[1] for example in EXAMPLES}
     config = dataclasses.replace(CONFIG, accuracy="contains")
-    assert (ask(Choosy(), config, batch, boxes)[:, 4] == 0).all()
+    assert (ask(Choosy(), config, batch, boxes)["accuracy"][:, 4] == 0).all()
     refused = range(10_000)
     with pytest.raises(ReaderUnavailable, match="ruler refused all 20 questions.*: too wide"):
         ask(Choosy(), config, batch, boxes)
