@@ -200,7 +200,7 @@ def _hours(workload: Workload, footprint: Footprint | None, hours: float | None)
         return f"not known: {' and '.join(lacking)}"
     outside = ", without the reader's answers" if workload.requests_a_step else ""
     counted = "; a batch of an evaluation counts as a step" if workload.evaluations else ""
-    return f"{hours:.2f}{outside}{counted}; compiling, loading and saving come on top"
+    return f"{hours:.3g}{outside}{counted}; compiling, loading and saving come on top"
 
 
 def _requests(config: TrainConfig, workload: Workload) -> list[tuple[str, str]]:

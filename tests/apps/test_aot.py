@@ -19,21 +19,33 @@ PHASES = ["prefix", "rollout", "reward", "reference", "update"]
 
 
 @pytest.fixture
-def compiled(tmp_path):
-    """Runs the app on the tiny models and gives its report."""
+def asked():
+    """Runs an app on the tiny models, for a slice, and gives what it prints."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("the TPU compiler needs: pip install libtpu")
 
-    def run(topology, *settings):
-        command = [sys.executable, "-m", "cropvlm_jax.apps.aot", f"--topology={topology}"]
-        command += ["--config=experiments/zoom_digits.py", f"--save={tmp_path / 'report.json'}"]
-        command += [f"--config.{setting}" for setting in settings]
+    def run(app_name, topology, *arguments):
+        command = [sys.executable, "-m", f"cropvlm_jax.apps.{app_name}", f"--topology={topology}"]
+        command += ["--config=experiments/zoom_digits.py", *arguments]
         # The first two are the app's own business; the tests' flags are unknown to the compiler.
         ours = ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "XLA_FLAGS")
         env = {name: value for name, value in os.environ.items() if name not in ours}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
-        return json.loads((tmp_path / "report.json").read_text()), done.stdout
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def compiled(tmp_path, asked):
+    """Runs `aot` and gives its report, and what it prints."""
+
+    def run(topology, *settings):
+        file = tmp_path / "report.json"
+        flags = [f"--config.{setting}" for setting in settings]
+        printed = asked("aot", topology, f"--save={file}", *flags)
+        return json.loads(file.read_text()), printed
 
     return run
 
@@ -59,6 +71,29 @@ def test_data_parallel_step_for_four_chips(compiled):
     weights = jax.tree.leaves(Pretrained.open("zoom_digits/cropper").abstract())
     gradients = 4 * sum(x.size for x in weights)
     assert 1 <= report["collectives"]["all-reduce"]["bytes"] / gradients < 2
+
+
+def test_a_dry_run_with_a_reader_outside_of_the_step_tells_of_a_slice(tmp_path, asked):
+    workdir = tmp_path / "run"
+    settings = {
+        "target": "openai:nobody",
+        "batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "data.canvas": "(128,128)",
+        "grpo.num_generations": 2,
+        "grpo.likelihood_weight": 0,
+        "grpo.accuracy_weight": 1,
+    }
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    arguments = ("--dry_run", f"--workdir={workdir}", "--dollars_per_hour=4.8", *flags)
+    printed = asked("train", "v5e:2x2", *arguments)
+    lines = dict(line.split(maxsplit=1) for line in printed.splitlines() if line[:1].islower())
+    assert lines["devices"] == "4 x TPU v5 lite"
+    assert "of 16.0 GiB a device" in lines["memory"] and "fits" in lines["memory"]
+    assert lines["steps"] == "200, each of 8 prompts x 2 rollouts, in 2 microbatches"
+    assert float(lines["hours"].partition(",")[0]) > 0 and lines["dollars"].startswith("$0.00 (")
+    assert "16 a step, 0 an evaluation, 3,200 in all" in lines["requests"]
+    assert not workdir.exists()
 
 
 def test_a_step_that_does_not_fit(compiled):
