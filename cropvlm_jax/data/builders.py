@@ -165,6 +165,10 @@ class Pdfs(Builder):
     """Questions about PDF pages."""
 
 
+class Pages(Builder):
+    """Questions about the layout of PDF pages."""
+
+
 class Vstar(Builder):
     """V* Bench."""
 

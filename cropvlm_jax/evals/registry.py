@@ -177,5 +177,6 @@ BENCHMARKS = {
     "hrbench_8k": Benchmark("hrbench_8k", "test", ("hrbench_letter",), prompt=_HR_PROMPT),
     "sroie": Benchmark("sroie", "test", ("contains", "anls"), "val"),
     "pdfs": Benchmark("pdfs", "test", ("contains", "anls"), "val"),
+    "pages": Benchmark("pages", "test", ("contains", "anls"), "val"),
     "jsonl": Benchmark("jsonl", "test", ("exact", "contains", "anls"), "val"),
 }

@@ -9,51 +9,17 @@ import numpy as np
 import pypdfium2
 import pytest
 from PIL import Image
+from small_pdfs import pdf
 
+from cropvlm_jax.data import pdf_files
 from cropvlm_jax.data.sources import open_source, pdfs
-
-
-def _pdf(pages, trailer=""):
-    """A PDF file of pages: `(words, attributes)`.
-
-    A word is `(x, y, text)` in points, with the size of its letters after it where it is not 12.
-    """
-    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
-    objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    for i, (words, attributes) in enumerate(pages):
-        if "MediaBox" not in attributes:
-            attributes += " /MediaBox [0 0 612 792]"
-        objects.append(
-            f"<< /Type /Page /Parent 2 0 R {attributes} /Contents {5 + 2 * i} 0 R "
-            "/Resources << /Font << /F 3 0 R >> >> >>"
-        )
-        shown = " ".join(
-            f"{size / 12} 0 0 {size / 12} {x} {y} Tm ({text}) Tj"
-            for x, y, text, size in ((*word, 12)[:4] for word in words)
-        )
-        objects.append(
-            f"<< /Length {len(shown) + 16} >>\nstream\nBT /F 12 Tf {shown} ET\nendstream"
-        )
-    out, offsets = b"%PDF-1.4\n", []
-    for number, content in enumerate(objects, 1):
-        offsets.append(len(out))
-        out += f"{number} 0 obj\n{content}\nendobj\n".encode()
-    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
-    size = len(objects) + 1
-    end = f"xref\n0 {size}\n0000000000 65535 f \n{table}"
-    end += f"trailer << /Size {size} /Root 1 0 R {trailer} >>\nstartxref\n{len(out)}\n%%EOF\n"
-    return out + end.encode()
 
 
 def _write(folder, pages, split="train", trailer=""):
     """Writes a file whose name is in the split."""
     names = (folder / f"manual {i}.pdf" for i in itertools.count())
-    path = next(path for path in names if pdfs._split(path) == split and not path.exists())
-    path.write_bytes(_pdf(pages, trailer))
+    path = next(path for path in names if pdf_files.split_of(path) == split and not path.exists())
+    path.write_bytes(pdf(pages, trailer))
     return path
 
 
@@ -66,7 +32,7 @@ def _prose(seed=0, lines=25):
 
 def _render(words, attributes=""):
     """What a page of US letter looks like at 150 dpi."""
-    document = pypdfium2.PdfDocument(_pdf([(words, attributes)]))
+    document = pypdfium2.PdfDocument(pdf([(words, attributes)]))
     image = document[0].render(scale=149.999 / 72).to_numpy()
     assert sorted(image.shape) == [3, 1275, 1650]
     return image
@@ -246,7 +212,9 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
 
 def test_splits_go_by_file_name(tmp_path):
     names = [tmp_path / f"manual-{i}.pdf" for i in range(3000)]
-    counts = {split: sum(pdfs._split(n) == split for n in names) for split in ("train", "val")}
+    counts = {
+        split: sum(pdf_files.split_of(n) == split for n in names) for split in ("train", "val")
+    }
     assert counts["train"] == pytest.approx(2400, abs=90)
     assert counts["val"] == pytest.approx(300, abs=60)
     paths = {split: _write(tmp_path, [(_prose(), "")], split) for split in ("train", "val", "test")}
@@ -369,4 +337,4 @@ def test_text_is_asked_about_where_it_can_be_read(tmp_path, size, height, readab
     if readable:
         (example,) = (e for e in source if path.name in e["example_id"])
         rows = np.flatnonzero((example["image"].min(-1) < 160).any(1))
-        assert rows.max() - rows.min() + 1 >= pdfs.LEAST_HEIGHT - 1
+        assert rows.max() - rows.min() + 1 >= pdf_files.LEAST_HEIGHT - 1

@@ -19,6 +19,7 @@ _OPENERS = {
     "hrbench_4k": ("hrbench", "open"),
     "hrbench_8k": ("hrbench", "open"),
     "pdfs": ("pdfs", "open"),
+    "pages": ("pages", "open"),
 }
 NAMES = tuple(_OPENERS)
 # Sets whose pictures are drawn when they are asked for, without a folder; and their splits.

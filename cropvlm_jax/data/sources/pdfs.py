@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import os
 import re
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from cropvlm_jax import geometry
-from cropvlm_jax.data import rows
+from cropvlm_jax.data import pdf_files, rows
 from cropvlm_jax.data.source import Box, Source, inside
 
 try:
@@ -28,13 +27,9 @@ try:
 except ImportError as error:
     raise ImportError("reading PDFs needs pypdfium2: pip install pypdfium2") from error
 
-DPI = 150
-MAX_EDGE = 4096  # px
-LEAST_HEIGHT = 8  # px of a rendered line of text: smaller print cannot be read
 QUESTIONS_PER_PAGE = 2
 _PHRASE = re.compile(r"(?<!\S)(?=(?P<phrase>(?:[^\W\d_]+ ){3})(?P<word>[^\W\d_]{4,14})(?!\S))")
 _FINE = 10**6  # steps of the grid on which page coordinates become percent boxes
-_LOCK = threading.Lock()  # PDFium is not thread-safe
 
 # Kinds of pages.
 ASKED, EMPTY, NO_TEXT = "with questions", "empty", "without a text layer"
@@ -68,7 +63,8 @@ def open(folder: str | os.PathLike, split: str) -> Source:
     asks for these numbers (category "contents"); any other page asks which word follows three that
     stand on it once (category "text"). At most `QUESTIONS_PER_PAGE` a page, always the same ones;
     the box is that of the line, or of the four words. Pages are rendered when they are read, at
-    `DPI` or so that no side exceeds `MAX_EDGE`; text lower than `LEAST_HEIGHT` then is not asked
+    `pdf_files.DPI` or so that no side exceeds `pdf_files.MAX_EDGE`; text lower than
+    `pdf_files.LEAST_HEIGHT` then is not asked
     about. A link that leads out of the folder is refused.
 
     `skipped` has a line for each file and page that cannot be opened, and for each file that has
@@ -84,20 +80,12 @@ def open(folder: str | os.PathLike, split: str) -> Source:
         FileNotFoundError: there is no PDF file.
     """
     root, split = Path(folder), rows.split_name(split)
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".pdf")
-    if not found:
-        raise FileNotFoundError(f"there is no PDF file in {folder}")
-    paths = [path for path in found if _split(path) == split]
-    if not paths:
-        raise ValueError(
-            f"none of the {len(found)} PDF files in {folder} falls in split {split!r}: "
-            "splits go by file name, so add files or rename some"
-        )
+    paths = pdf_files.of_split(root, split)
     examples: list[rows.Row] = []
     skipped: list[str] = []
     kinds: Counter[str] = Counter()
     for number, path in enumerate(paths, 1):
-        name = _readable(path.relative_to(root))
+        name = pdf_files.readable(path.relative_to(root))
         try:
             inside(root, str(path.relative_to(root)))
             pages = _read(path, name, f"pdfs/{split}: file {number} of {len(paths)}")
@@ -111,7 +99,7 @@ def open(folder: str | os.PathLike, split: str) -> Source:
         skipped += (f"{name}: {fault}" for fault in _faults(of_file))
     counts = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS)
     logging.info("pdfs/%s: %d files, %d pages: %s", split, len(paths), kinds.total(), counts)
-    return Source(f"pdfs/{split}", examples, _render, skipped)
+    return Source(f"pdfs/{split}", examples, pdf_files.render, skipped)
 
 
 def _faults(kinds: Counter[str]) -> Iterator[str]:
@@ -124,8 +112,8 @@ def _faults(kinds: Counter[str]) -> Iterator[str]:
         )
     if kinds[SMALL]:
         yield (
-            f"text lower than {LEAST_HEIGHT} px as rendered on {kinds[SMALL]} of {count} pages: "
-            "cut such large pages into smaller ones"
+            f"text lower than {pdf_files.LEAST_HEIGHT} px as rendered on {kinds[SMALL]} of {count} "
+            "pages: cut such large pages into smaller ones"
         )
     if not kinds[ASKED] and (kinds[NOTHING] or kinds[EMPTY] == count):
         yield (
@@ -134,38 +122,10 @@ def _faults(kinds: Counter[str]) -> Iterator[str]:
         )
 
 
-def _readable(path: Path) -> str:
-    return os.fsencode(path.as_posix()).decode(errors="replace")
-
-
-def _split(path: Path) -> str:
-    place = rows.fraction(_readable(Path(path.name)))
-    return "train" if place < 0.8 else "val" if place < 0.9 else "test"
-
-
-def _scale(page: Any) -> float:
-    """Pixels per point of a rendered page."""
-    # Sizes are rounded up, rounding errors too.
-    return min(DPI / 72, MAX_EDGE / max(page.get_size())) * (1 - 1e-6)
-
-
-def _render(place: tuple[Path, int]) -> np.ndarray:
-    """Page `place[1]` of a file as uint8 `[H, W, 3]`."""
-    path, index = place
-    try:
-        with _LOCK, pypdfium2.PdfDocument(path) as document:
-            with contextlib.closing(document[index]) as page:
-                rendered = page.render(scale=_scale(page), rev_byteorder=True)
-                with contextlib.closing(rendered) as bitmap:
-                    return bitmap.to_numpy().copy()
-    except pypdfium2.PdfiumError as error:
-        raise OSError(f"cannot render page {index + 1} of {path}: {error}") from error
-
-
 def _read(path: Path, name: str, progress: str) -> list[_Page]:
     """The pages of a file that is called `name`; raises `PdfiumError` where it cannot be opened."""
     pages = []
-    with _LOCK, pypdfium2.PdfDocument(path) as document:
+    with pdf_files.LOCK, pypdfium2.PdfDocument(path) as document:
         for index in range(len(document)):
             logging.log_every_n_seconds(logging.INFO, "%s, page %d", 5, progress, index + 1)
             try:
@@ -191,7 +151,7 @@ def _read_page(document: Any, index: int, name: str, path: Path) -> _Page:
 
         candidates = sorted(_contents(text, layer) or _phrases(text), key=order)
         placed = ((c, _place(c, text, layer, page)) for c in candidates)
-        least, small = LEAST_HEIGHT / _scale(page), False
+        least, small = pdf_files.LEAST_HEIGHT / pdf_files.scale(page), False
         questions: list[rows.Row] = []
         for candidate, place in placed:
             if place is None:
