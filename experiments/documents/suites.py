@@ -1,0 +1,84 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Three suites of real pictures, as folders of the source `jsonl`: receipts, pages and street.
+
+    pip install -e '.[data]'
+    apt-get install r-doc-pdf texlive-latex-recommended-doc lilypond-doc-pdf octave-doc
+    python experiments/documents/suites.py --receipts=FOLDER --street=FOLDER --pdfs=/usr/share/doc
+
+It takes about half an hour on one core; pictures that are there already are kept.
+
+- receipts: total, date and company of SROIE; the folder is as the source `sroie` says.
+- street: words of ICDAR 2015's photos, as a folder of the source `jsonl`, and the largest of them.
+- pages: manuals of Debian (of release 12 for the published figures), split by document.
+
+SUITES.md says what is in them. At the end they are compared with `fingerprints.json`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import fingerprints
+import page_suite
+import street_suite
+from absl import app, flags, logging
+
+from cropvlm_jax import apps
+from cropvlm_jax.data.sources import sroie
+
+RECEIPTS = flags.DEFINE_string("receipts", None, "Folder of SROIE.")
+STREET = flags.DEFINE_string("street", None, "Folder of the street photos.")
+PDFS = flags.DEFINE_string("pdfs", None, "Folder of the manuals, such as /usr/share/doc.")
+OUT = flags.DEFINE_string("out", "data/documents", "Folder for the suites.")
+
+SPLITS = ("val", "train", "test")
+
+
+def write(lines: Iterable[dict[str, Any]], path: Path) -> None:
+    """Writes a file of JSON lines; it is there once all of it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("w") as file:
+        for line in lines:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+    os.replace(part, path)
+
+
+def copied(example: dict[str, Any], origin: Path, folder: Path) -> dict[str, Any]:
+    """The example with its picture copied into a folder."""
+    picture = folder / example["image"]
+    if not picture.exists():
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin / example["image"], picture)
+    return example
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if not (RECEIPTS.value or STREET.value or PDFS.value):
+        raise app.UsageError("nothing to make: name --receipts, --street or --pdfs.")
+    out = Path(OUT.value)
+    for split in SPLITS:
+        if RECEIPTS.value:
+            origin, folder = Path(RECEIPTS.value), out / "receipts"
+            source = sroie.open(origin, split)
+            write((copied(row, origin, folder) for row in source.rows), folder / f"{split}.jsonl")
+        if STREET.value:
+            origin, folder = Path(STREET.value), out / "street"
+            found = street_suite.questions(origin, split)
+            write((copied(row, origin, folder) for row in found), folder / f"{split}.jsonl")
+    for split in SPLITS if PDFS.value else ():
+        folder = out / "pages"
+        found = page_suite.questions(Path(PDFS.value), split)
+        write(page_suite.draw(found, folder, split), folder / f"{split}.jsonl")
+    for line in fingerprints.compare(out):
+        logging.warning("not as published: %s", line)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.INFO)
+    apps.run_script(main)
