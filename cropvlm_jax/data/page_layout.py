@@ -159,13 +159,15 @@ class _Document:
     def _running(
         self, index: int, category: str, place: int, zone: str, same: bool
     ) -> Iterator[Finding]:
-        row, number = self.pages[index][place], self.numbers[index]
-        here = number is not None and number.zone == zone
-        if here and self.pages[index][number.row] is not row or not (here or same):
+        rows, number = self.pages[index], self.numbers[index]
+        pieces = rows[place].pieces
+        if number is not None and number.zone == zone:
+            if rows[number.row] is not rows[place]:
+                return
+            rest = (_without(piece, number.piece) for piece in pieces)
+            pieces = tuple(piece for piece in rest if piece.words)
+        elif not same:
             return
-        pieces = row.pieces
-        if here:
-            pieces = tuple(p for p in map(lambda p: _without(p, number.piece), pieces) if p.words)
         if len(pieces) == 1:
             yield from _asked(category, pieces[0])
 
@@ -180,7 +182,7 @@ class _Document:
             found = [(row, match) for row in rows for match in pattern.finditer(row.text)]
             if len(found) == 1:
                 row, match = found[0]
-                piece = _words_at(row, *match.span(group))
+                piece = _words_at(row, match.span(group))
                 answer = match.group(group)
                 yield Finding(category, (answer,), piece.place, piece.size)
 
@@ -257,13 +259,13 @@ class _Document:
             if len(places) > 1:
                 continue
             (index, match), row = places[0], rows[places[0][0]]
-            label = _words_at(row, *match.span(2))
+            label = _words_at(row, match.span(2))
             yield Finding(f"{kind} number", (match[2],), label.place, label.size)
             alone = index + 1 == len(rows) or (
                 rows[index + 1].baseline - row.baseline > 1.6 * row.whole.size
             )
             if alone and match.end() < len(row.text) - 4:
-                yield from _asked(f"{kind} caption", _words_at(row, match.end(), len(row.text)))
+                yield from _asked(f"{kind} caption", _words_at(row, (match.end(), len(row.text))))
 
     def _line_numbers(self, rows: Sequence[Row]) -> Iterator[Finding]:
         """Numbers before the lines of a program, each one more than the one before."""
@@ -334,9 +336,9 @@ def _without(piece: Piece, other: Piece) -> Piece:
     return Piece(tuple(word for word in piece.words if word not in other.words))
 
 
-def _words_at(row: Row, start: int, stop: int) -> Piece:
-    """The words of a row that hold the characters `start` to `stop` of its text."""
-    words, at = [], 0
+def _words_at(row: Row, span: tuple[int, int]) -> Piece:
+    """The words of a row that hold a stretch of its text, given by its first and last character."""
+    (start, stop), words, at = span, [], 0
     for word in row.whole.words:
         if at < stop and at + len(word.text) > start:
             words.append(word)

@@ -6,8 +6,10 @@ import ctypes
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+import numpy as np
 
 try:
     from pypdfium2 import raw
@@ -49,10 +51,12 @@ class Piece:
 
     @property
     def text(self) -> str:
+        """The words with a space between each two."""
         return " ".join(word.text for word in self.words)
 
     @property
     def place(self) -> Place:
+        """The box around all words."""
         return around(word.place for word in self.words)
 
     @property
@@ -62,6 +66,7 @@ class Piece:
 
     @property
     def bold(self) -> bool:
+        """Whether all words are bold."""
         return all(word.bold for word in self.words)
 
     def part(self, start: int, stop: int | None = None) -> "Piece":
@@ -82,25 +87,26 @@ class Row:
 
     @property
     def text(self) -> str:
+        """All words with a space between each two."""
         return self.whole.text
 
     @property
     def top(self) -> float:
+        """Upper edge of the highest word: a share of the page's height, from the top."""
         return self.whole.place[1]
 
     @property
-    def bottom(self) -> float:
-        return self.whole.place[3]
-
-    @property
     def baseline(self) -> float:
+        """That of the first word: a share of the page's height, from the top."""
         return self.pieces[0].words[0].baseline
 
 
-def around(places: Iterator[Place] | Sequence[Place]) -> Place:
+def around(places: Iterable[Place]) -> Place:
     """The smallest box around some boxes."""
-    lefts, tops, rights, bottoms = zip(*places, strict=True)
-    return min(lefts), min(tops), max(rights), max(bottoms)
+    edges = np.array(list(places))
+    left, top = edges[:, :2].min(0).tolist()
+    right, bottom = edges[:, 2:].max(0).tolist()
+    return left, top, right, bottom
 
 
 def rows_of(page: Any, layer: Any) -> list[Row]:

@@ -30,7 +30,7 @@ KEYS = ("example_id", "question", "answers", "box")
 
 def digest(lines: Iterable[dict[str, Any]]) -> str:
     """SHA-256 of ids, questions, answers and boxes, in the order of the lines' text."""
-    texts = sorted(json.dumps([line.get(key) for key in KEYS]) for line in lines)
+    texts = sorted(json.dumps([line.get(key) for key in KEYS], allow_nan=False) for line in lines)
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
