@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether suites that were made elsewhere are those that the published figures are about.
 
-    python experiments/documents/fingerprints.py --folder=data/documents
-
-compares the folders that `suites.py` makes with `fingerprints.json`: counts and digests, no data.
-Another release of the manuals gives other questions; their documents are named.
+`python experiments/documents/suites.py --compare` compares the folders that it made with
+`fingerprints.json`: counts and digests, no data. Another release of the manuals gives other
+questions; their documents are named.
 """
 
 import hashlib
@@ -14,13 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from absl import flags, logging
-
-from cropvlm_jax import apps
-
-FOLDER = flags.DEFINE_string("folder", "data/documents", "Folder of the suites.")
-SAVE = flags.DEFINE_bool("save", False, "Write fingerprints.json instead of comparing with it.")
 
 FILE = Path(__file__).with_name("fingerprints.json")
 SUITES = ("receipts", "pages", "street")
@@ -87,19 +79,7 @@ def compare(folder: Path) -> list[str]:
     return differences(found, json.loads(FILE.read_text(encoding="utf-8")))
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    folder = Path(FOLDER.value)
-    if SAVE.value:
-        found = {name: of_suite(folder / name) for name in SUITES}
-        FILE.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        return
-    told = compare(folder)
-    print("\n".join(told) or "the suites are the published ones")
-    if told:
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
-    apps.run_script(main)
+def save(folder: Path) -> None:
+    """Makes the suites in a folder the published ones."""
+    found = {name: of_suite(folder / name) for name in SUITES}
+    FILE.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")

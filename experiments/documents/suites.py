@@ -12,7 +12,8 @@ It takes about half an hour on one core; pictures that are there already are kep
 - street: words of ICDAR 2015's photos, as a folder of the source `jsonl`, and the largest of them.
 - pages: manuals of Debian (of release 12 for the published figures), split by document.
 
-SUITES.md says what is in them. At the end they are compared with `fingerprints.json`.
+SUITES.md says what is in them. At the end they are compared with `fingerprints.json`; `--compare`
+does nothing else.
 """
 
 import json
@@ -34,6 +35,8 @@ RECEIPTS = flags.DEFINE_string("receipts", None, "Folder of SROIE.")
 STREET = flags.DEFINE_string("street", None, "Folder of the street photos.")
 PDFS = flags.DEFINE_string("pdfs", None, "Folder of the manuals, such as /usr/share/doc.")
 OUT = flags.DEFINE_string("out", "data/documents", "Folder for the suites.")
+COMPARE = flags.DEFINE_bool("compare", False, "Only compare what is there with fingerprints.json.")
+SAVE = flags.DEFINE_bool("save", False, "Only write fingerprints.json from what is there.")
 
 SPLITS = ("val", "train", "test")
 
@@ -57,11 +60,8 @@ def copied(example: dict[str, Any], origin: Path, folder: Path) -> dict[str, Any
     return example
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    if not (RECEIPTS.value or STREET.value or PDFS.value):
-        raise app.UsageError("nothing to make: name --receipts, --street or --pdfs.")
-    out = Path(OUT.value)
+def make(out: Path) -> None:
+    """Makes the suites whose origin is named."""
     for split in SPLITS:
         if RECEIPTS.value:
             origin, folder = Path(RECEIPTS.value), out / "receipts"
@@ -71,12 +71,25 @@ def main(argv: list[str]) -> None:
             origin, folder = Path(STREET.value), out / "street"
             found = street_suite.questions(origin, split)
             write((copied(row, origin, folder) for row in found), folder / f"{split}.jsonl")
-    for split in SPLITS if PDFS.value else ():
-        folder = out / "pages"
-        found = page_suite.questions(Path(PDFS.value), split)
-        write(page_suite.draw(found, folder, split), folder / f"{split}.jsonl")
-    for line in fingerprints.compare(out):
-        logging.warning("not as published: %s", line)
+        if PDFS.value:
+            folder = out / "pages"
+            found = page_suite.questions(Path(PDFS.value), split)
+            write(page_suite.draw(found, folder, split), folder / f"{split}.jsonl")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    out = Path(OUT.value)
+    if SAVE.value:
+        return fingerprints.save(out)
+    if not COMPARE.value:
+        if not (RECEIPTS.value or STREET.value or PDFS.value):
+            raise app.UsageError("nothing to make: name --receipts, --street or --pdfs.")
+        make(out)
+    told = fingerprints.compare(out)
+    print("\n".join(told) or "the suites are the published ones")
+    if told:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
