@@ -5,6 +5,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.apps import command
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.hub import chat_template
 from cropvlm_jax.hub.adapter_export import export_adapter
 from cropvlm_jax.hub.adapters import BASE, CONFIG
 from cropvlm_jax.hub.pretrained import Pretrained
@@ -68,6 +70,10 @@ def test_train_leaves_metrics_a_summary_and_a_cropper(trained):
     before = Pretrained.open("zoom_digits/cropper").load().text.head[...]
     after = Pretrained.open(trained / "cropper").load().text.head[...]
     assert before.shape == after.shape and (before != after).any()
+    card = (trained / "cropper" / "README.md").read_text()
+    assert re.findall("^### (.*)$", card, re.M) == ["GRPO, 3 steps", "From scratch, 2,250 steps"]
+    assert "| started from | `zoom_digits/cropper` |" in card and "license: apache-2.0" in card
+    assert chat_template.asks_for_boxes(chat_template.read(trained / "cropper"))
 
 
 def test_evaluate_prints_the_table_and_writes_it(trained):
@@ -158,6 +164,8 @@ def test_export_in_bfloat16(tmp_path):
     again = Pretrained.open(tmp_path / "out").load()
     original = Pretrained.open("zoom_digits/target").load()
     np.testing.assert_allclose(again.text.head[...], original.text.head[...], rtol=1 / 128)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# A reader" in card and "### From scratch, 3,100 steps" in card
 
 
 def test_export_of_an_adapter_is_a_whole_model(tmp_path):
@@ -166,11 +174,12 @@ def test_export_of_an_adapter_is_a_whole_model(tmp_path):
     model.connector.lora_b[...] += 0.1
     export_adapter(tmp_path / "adapter", model, "zoom_digits/cropper")
     arguments = (f"--model={tmp_path / 'adapter'}", f"--out={tmp_path / 'out'}")
-    done = run("export", *arguments)
+    done = run("export", *arguments, "--role=cropper")
     assert done.returncode == 0, done.stderr
     again = Pretrained.open(tmp_path / "out").load()
     merged = lora.merge(model)
     np.testing.assert_allclose(again.connector.kernel, merged.connector.kernel, atol=1e-6)
+    assert "# A cropper" in (tmp_path / "out" / "README.md").read_text()
 
     config = tmp_path / "adapter" / CONFIG
     config.write_text(config.read_text().replace("zoom_digits/cropper", "runs/moved"))
