@@ -17,7 +17,7 @@ from cropvlm_jax.hub.files import read_json
 from cropvlm_jax.pixels import sheet
 from cropvlm_jax.progress import Progress
 from cropvlm_jax.readers.asking import refused_alone
-from cropvlm_jax.readers.base import EMPTY, ReaderUnavailable
+from cropvlm_jax.readers.base import EMPTY, ReaderUnavailable, Reply
 from cropvlm_jax.training import workdir
 from cropvlm_jax.zooming import contact_sheet
 from cropvlm_jax.zooming.questions import RESULTS, Question
@@ -153,15 +153,28 @@ def _zoomed(question: Question, image: np.ndarray, zoom: Zoom, out: Path, answer
         "crop": crop,
     }
     if answered:
-        record |= {"answer": zoom.answer, "answer_without_crop": zoom.answer_without_crop}
+        record["answer"] = _said(zoom.answer, zoom.failure)
+        record["answer_without_crop"] = _said(zoom.answer_without_crop, zoom.failure_without_crop)
         if failure := _failure(zoom):
             record[FAILURE] = failure
     return record
+
+
+def _said(answer: str | None, failure: str) -> str | None:
+    """An answer; "" where the target read and said nothing, None where there is none."""
+    return "" if _is_empty(failure) else answer
 
 
 def _failure(zoom: Zoom) -> str:
     """What kept the target from answering; "" where nothing did, or it had nothing to say."""
     reasons = {"with the crop": zoom.failure, "without the crop": zoom.failure_without_crop}
     return "; ".join(
-        f"{where}: {reason}" for where, reason in reasons.items() if reason not in ("", EMPTY)
+        f"{where}: {reason}"
+        for where, reason in reasons.items()
+        if reason and not _is_empty(reason)
     )
+
+
+def _is_empty(failure: str) -> bool:
+    """Whether a target failed to answer only in that it said nothing."""
+    return Reply("", failure).kind == EMPTY

@@ -65,6 +65,8 @@ def test_what_failed_is_tried_again_and_nothing_else(tmp_path):
     first = zoom(tmp_path / "out", tmp_path / "in", model)
     failed = {record["id"]: record["failure"] for record in first if "failure" in record}
     assert failed.keys() == {"broken.png", "p1.png"} and "HTTP 500" in failed["p1.png"]
+    assert "empty" not in failed["p1.png"] and first[2]["id"] == "p1.png"
+    assert first[2]["answer"] is None and first[2]["answer_without_crop"] == ""
     Image.new("RGB", (30, 20)).save(broken)
     model = Model(answers=True)
     second = zoom(tmp_path / "out", tmp_path / "in", model)
