@@ -181,7 +181,9 @@ def models(model: CropVLM) -> dict[str, Any]:
     """The cropper and the target, as the settings of a folder of results tell them."""
     told = {"cropper": {"name": place(str(CROPPER.value))} | describe(model)}
     if model.target is not None:
-        told["target"] = {"name": place(str(TARGET.value))} | describe(model.target)
+        processor = target_processor.read(PROCESSOR.value)
+        told["target"] = {"name": place(str(TARGET.value)), "processor": processor}
+        told["target"] |= describe(model.target)
     return told
 
 

@@ -31,7 +31,7 @@ def run(model, arguments):
     if model == "none":  # nothing may be loaded
         CropVLM.from_pretrained = None
     if model == "tiny":
-        CropVLM.from_pretrained = lambda cropper, target: tiny_zooms.Model()
+        CropVLM.from_pretrained = lambda *names, **options: tiny_zooms.Model()
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.argv, code = ["cropvlm-zoom", *arguments], 1
