@@ -52,7 +52,7 @@ flags.register_validator(
 TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,
-    "With --dry_run: say it of a TPU slice that is not there, such as v5e-8 (pip install libtpu).",
+    "With --dry_run: say it of a TPU slice that is not there, such as v5e-8; it takes libtpu.",
 )
 DOLLARS_PER_HOUR = flags.DEFINE_float(
     "dollars_per_hour",
