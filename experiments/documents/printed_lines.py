@@ -144,7 +144,9 @@ def word(rng: np.random.Generator) -> str:
         letters = string.ascii_letters + string.digits
         return "".join(_pick(rng, letters) for _ in range(rng.integers(2, 9)))
     syllables = [
-        _pick(rng, "bcdfghjklmnprstvwyz") + _pick(rng, "aeiou") + _pick(rng, ["", "", *"nrslmtkgdx"])
+        _pick(rng, "bcdfghjklmnprstvwyz")
+        + _pick(rng, "aeiou")
+        + _pick(rng, ["", "", *"nrslmtkgdx"])
         for _ in range(rng.integers(1, 5))
     ]
     return "".join(syllables)
@@ -155,7 +157,7 @@ def words(rng: np.random.Generator, most: int) -> str:
     case = _pick(rng, ["upper", "lower", "title", "upper", "capital"])
     text = word(rng)[:most]
     while rng.random() < 0.65:
-        longer = text + _pick(rng, "     -,./&:") .join(["", word(rng)])
+        longer = text + _pick(rng, "     -,./&:").join(["", word(rng)])
         longer = longer.replace(",", ", ")
         if len(longer) > most:
             break

@@ -1,0 +1,203 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the small SmolVLMs of this folder share when they learn from nothing: start, loop, export.
+
+A vision transformer with random weights takes hundreds of thousands of pictures before it sees
+letters at all. Three things shorten that: its first layer begins with the principal components of
+real patches, whitened; its position embeddings begin as waves, so that neighbours are alike; and it
+first learns to say what stands at each place of a picture, before it learns to answer.
+"""
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+import queue as queues
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+
+from cropvlm_jax.models.smolvlm.model import SmolVLM
+from cropvlm_jax.models.vit import patchify
+from cropvlm_jax.progress import Progress
+from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training.checkpoints import Checkpoints
+
+_AHEAD = 6  # batches that the worker prepares
+
+
+def begin(model: SmolVLM, pictures: np.ndarray) -> None:
+    """Gives a random model's tower a start from which it learns to see sooner.
+
+    Args:
+        model: is changed.
+        pictures: examples of what it will see, uint8 `[N, S, S, 3]`, of equal channels.
+    """
+    config = model.config.vision
+    patches = np.asarray(patchify(pictures.astype(np.float32) / 127.5 - 1, config.patch_size))
+    kernel, bias = _whitening(
+        patches[..., ::3].reshape(-1, config.patch_size**2), config.hidden_size
+    )
+    model.vision.patch_embedding.kernel[...] = jnp.asarray(np.repeat(kernel / 3, 3, axis=0))
+    model.vision.patch_embedding.bias[...] = jnp.asarray(bias)
+    model.vision.position_embedding.embedding[...] = jnp.asarray(
+        _waves(config.grid, config.hidden_size)
+    )
+    text = model.text.embedding
+    text.embedding[...] *= 0.3 * text.features**0.5
+
+
+def _whitening(patches: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel `[P, width]` and bias of the first principal components of grey patches `[N, P]`."""
+    mean = patches.mean(0)
+    variances, components = np.linalg.eigh(np.cov((patches - mean).T))
+    order = np.argsort(variances)[::-1][:width]
+    # 0.05 keeps noise from becoming as large as strokes.
+    kernel = components[:, order] / np.sqrt(variances[order] + 0.05)
+    return kernel.astype(np.float32), (-mean @ kernel).astype(np.float32)
+
+
+def _waves(grid: int, width: int) -> np.ndarray:
+    """Sines and cosines of rows, then of columns: `[grid * grid, width]`."""
+    frequencies = 1.5 / (2.5 * grid) ** (np.arange(width // 4) / (width // 4))
+    angles = np.arange(grid)[:, None] * frequencies
+    waves = 0.7 * np.concatenate([np.sin(angles), np.cos(angles)], 1)
+    rows, columns = np.repeat(waves[:, None], grid, 1), np.repeat(waves[None], grid, 0)
+    return np.concatenate([rows, columns], -1).reshape(grid * grid, width).astype(np.float32)
+
+
+def optimizer(steps: int, matrices: float, others: float) -> optax.GradientTransformation:
+    """Muon for matrices, Adam for the rest; both warm up and decay to a thirtieth.
+
+    Args:
+        steps: of the phase.
+        matrices: Muon's learning rate.
+        others: Adam's.
+    """
+
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0, peak, 60, steps, peak / 30)
+
+    muon = optax.contrib.muon(
+        schedule(matrices),
+        adam_learning_rate=schedule(others),
+        adam_b2=0.98,
+        weight_decay=0.01,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=_matrices,
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), muon)
+
+
+def _matrices(params: Any) -> Any:
+    """For each weight, which axes Muon takes as a matrix; None for what Adam learns."""
+
+    def axes(path: Any, weight: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        name = jax.tree_util.keystr(path)
+        if "kernel" not in name or "patch" in name:
+            return None
+        return optax.contrib.MuonDimensionNumbers(weight.ndim - 2, weight.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+class Batches(Protocol):
+    """The batches of a phase."""
+
+    steps: int
+
+    def __call__(self, step: int) -> Any:
+        """The batch of a step, whatever came before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a pretraining.
+
+    Attributes:
+        name: of its folder.
+        batches: makes the batch of each of its `steps`; it is pickled, and called in another
+            process.
+        loss: of weights and a batch: the loss, and metrics by name.
+        matrices: learning rate of matrices, under Muon.
+        others: learning rate of all other weights, under Adam.
+        evaluate: of weights: metrics by name, for the log; None without.
+    """
+
+    name: str
+    batches: Batches
+    loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
+    matrices: float
+    others: float
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None
+
+    def train(self, workdir: str | os.PathLike, params: Any, every: int = 250) -> Any:
+        """Trains, or goes on from the latest checkpoint.
+
+        Args:
+            workdir: of the pretraining.
+            params: the weights to start from, without a checkpoint.
+            every: steps from one checkpoint and evaluation to the next.
+
+        Returns:
+            The weights after the last step.
+        """
+        steps = self.batches.steps
+        update = optimizer(steps, self.matrices, self.others)
+        state = TrainState.create(params, update)
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+            grads, metrics = jax.grad(self.loss, has_aux=True)(state.params, batch)
+            return state.apply_gradients(grads, update), metrics
+
+        with Checkpoints(os.path.join(workdir, self.name), keep=1) as checkpoints:
+            restored = checkpoints.restore(state)
+            start, state = (restored[0], restored[1]) if restored else (0, state)
+            progress, recent = Progress(steps, start, every_seconds=30), []
+            for done, batch in enumerate(_ahead(self.batches, start, steps), start + 1):
+                state, metrics = step(state, batch)
+                recent = [*recent[-49:], metrics]
+                progress.update(done, _note(recent))
+                if done % every == 0 or done == steps:
+                    checkpoints.save(done, state, {}, {})
+                    found = self.evaluate(state.params) if self.evaluate else {}
+                    logging.info("%s, step %d: %s", self.name, done, dict(found))
+        return state.params
+
+
+def _note(recent: list[dict[str, jax.Array]]) -> str:
+    means = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(recent))
+    return " ".join(f"{name} {value:.3f}" for name, value in means.items())
+
+
+def _ahead(batches: Batches, start: int, stop: int) -> Iterator[Any]:
+    """The batches of steps `start` to `stop`, which another process makes."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue(_AHEAD)
+    worker = context.Process(target=_make, args=(queue, batches, start, stop), daemon=True)
+    worker.start()
+    for _ in range(start, stop):
+        while True:
+            try:
+                made = queue.get(timeout=60)
+                break
+            except queues.Empty:
+                if not worker.is_alive():
+                    raise RuntimeError("the process that makes batches has died") from None
+        if isinstance(made, BaseException):
+            raise made
+        yield made
+
+
+def _make(queue: Any, batches: Batches, start: int, stop: int) -> None:
+    try:
+        for step in range(start, stop):
+            queue.put(batches(step))
+    except Exception as error:  # whatever it is, the other process reports it
+        queue.put(error)

@@ -1,0 +1,206 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Trains the reader of the documents experiment: a small SmolVLM that reads print in crops.
+
+    python experiments/documents/suites.py ... --out=data/documents
+    python experiments/documents/train_reader.py --documents=data/documents \
+        --workdir=runs/documents/reader
+
+In three phases. "letters": the tower alone says which letter stands at each place of drawn crops.
+"answers": the whole model answers questions about one crop, tight ones first; then crops of the
+training documents come to it. "pairs": a whole picture stands before the crop, as in the prompts
+that a cropper's reward is computed from. A run that was stopped goes on from its last checkpoint,
+which is at most 250 steps old. The result is the folder `reader` in the workdir.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import printed_lines
+import real_crops
+from absl import flags, logging
+from flax import nnx
+from pretraining import Phase, begin
+from reading_batches import CLASSES, COLUMNS, NO_LETTER, UNKNOWN, Reading, ReadingBatch, tile
+from tokenizers import Tokenizer
+
+from cropvlm_jax import apps
+from cropvlm_jax.data import batching
+from cropvlm_jax.hub.export import export, write_processor_files
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.conversations import (
+    ANSWER_INSTRUCTION,
+    CROP_INSTRUCTION,
+    IMAGE,
+    SmolVLMConversations,
+)
+from cropvlm_jax.models.smolvlm.model import SmolVLM
+from cropvlm_jax.training.sft import completion_loss, reply_logits
+
+DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of the suites.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training.", required=True)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of what is drawn.")
+
+SIDE, PATCH, WIDTH = 128, 16, 192
+BATCH = 64
+EXPANSIONS = (1, 2, 4)  # of the validation crops, in areas
+
+
+def make_tokenizer(questions: list[str]) -> Tokenizer:
+    """A tokenizer in which the suites' questions are short, and other text is letter by letter."""
+    instructions = (ANSWER_INSTRUCTION, CROP_INSTRUCTION)
+    return train_tokenizer(
+        [f"User:{q}\n{i}\nAssistant:" for q in questions for i in instructions], 640
+    )
+
+
+def shape(tokenizer: Tokenizer) -> SmolVLMConfig:
+    """128 px pictures as 64 tokens, three million weights."""
+    vision = SiglipConfig(SIDE, PATCH, WIDTH, 3 * WIDTH, 5, 4)
+    text = LlamaConfig(
+        tokenizer.get_vocab_size(), WIDTH, 2 * WIDTH, 3, 4, 2, 48, max_position_embeddings=2048
+    )
+    return SmolVLMConfig(vision, text, 1, tokenizer.token_to_id(IMAGE))
+
+
+class Losses:
+    """The losses of the phases; weights are `{"model": ..., "letters": ...}`.
+
+    `letters` is a linear layer from the tower's patches to the letters at their places, which is
+    thrown away at the end.
+    """
+
+    def __init__(self, graph: nnx.GraphDef) -> None:
+        self._graph = graph
+
+    def letters(self, params: dict, batch: ReadingBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy of the letters at each place; digits and marks count most."""
+        model = nnx.merge(self._graph, params["model"])
+        pixels = batch.conversations.images[:, -1].astype(jnp.float32) / 127.5 - 1
+        patches = model.vision(pixels.astype(model.dtype)).astype(jnp.float32)
+        layer = params["letters"]
+        logits = patches @ layer["kernel"] + layer["bias"]
+        logits = logits.reshape(*batch.letters.shape, CLASSES)
+        known = batch.letters != UNKNOWN
+        letters = jnp.where(known, batch.letters, NO_LETTER).astype(jnp.int32)
+        numeric = (letters > NO_LETTER) & (letters <= 32)  # "!" to "@"
+        weights = known * jnp.where(letters == NO_LETTER, 0.3, jnp.where(numeric, 1.0, 0.4))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, letters)
+        right = (logits.argmax(-1) == letters) & known & numeric
+        share = right.sum() / jnp.maximum((known & numeric).sum(), 1)
+        loss = (losses * weights).sum() / jnp.maximum(weights.sum(), 1)
+        return loss, {"letters_loss": loss, "digits_right": share}
+
+    def answers(self, params: dict, batch: ReadingBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy of the answers, and a fifth of that of the letters."""
+        letters, metrics = self.letters(params, batch)
+        logits = reply_logits(nnx.merge(self._graph, params["model"]), batch.conversations)
+        total, tokens = completion_loss(logits, batch.conversations)
+        metrics |= {"loss": total / tokens, "exact": exact(logits, batch.conversations).mean()}
+        return total / tokens + 0.2 * letters, metrics
+
+
+def exact(logits: jax.Array, batch: batching.SupervisedBatch) -> jax.Array:
+    """Whether greedy decoding writes each completion: bool `[B]`."""
+    return ((logits.argmax(-1) == batch.completion) | ~batch.completion_valid).all(-1)
+
+
+def whole_pictures(documents: str) -> np.ndarray:
+    """Training pictures of receipts and pages as the reader sees them: uint8 `[N, S, S, 3]`."""
+    found = []
+    for suite, most in (("receipts", 150), ("pages", 250)):
+        folder = pathlib.Path(documents) / suite
+        with (folder / "train.jsonl").open(encoding="utf-8") as file:
+            images = sorted({json.loads(line)["image"] for line in file})
+        chosen = np.random.default_rng(1).permutation(images)[:most]
+        found += [tile(real_crops.grey(folder / image), SIDE) for image in chosen]
+    return np.stack(found)
+
+
+class Held:
+    """Exact answers on true boxes of validation documents, by suite and expansion of the box."""
+
+    def __init__(self, graph: nnx.GraphDef, reading: Reading) -> None:
+        self._right = jax.jit(
+            lambda params, batch: exact(
+                reply_logits(nnx.merge(graph, params), batch.conversations), batch.conversations
+            )
+        )
+        self._batches: dict[str, ReadingBatch] = {}
+        for suite in ("receipts", "pages"):
+            folder = pathlib.Path(DOCUMENTS.value) / suite
+            places = real_crops.read_places(folder, "val", most=150)
+            numeric = [place for place in places if place.category in real_crops.NUMERIC][:256]
+            for expansion in EXPANSIONS:
+                rng = np.random.default_rng(0)
+                rows = [
+                    reading.row(rng, place.expanded(expansion), place.question, place.answer)
+                    for place in numeric
+                ]
+                self._batches[f"{suite}_x{expansion}"] = jax.tree.map(
+                    lambda *leaves: np.stack(leaves), *rows
+                )
+
+    def __call__(self, params: dict) -> dict[str, float]:
+        """Shares of exact answers."""
+        model = params["model"]
+        return {n: float(self._right(model, b).mean()) for n, b in self._batches.items()}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    asked = [*printed_lines.QUESTIONS.values(), *real_crops.questions(DOCUMENTS.value)]
+    tokenizer = make_tokenizer(asked)
+    config = shape(tokenizer)
+    conversations = SmolVLMConversations(tokenizer, config.image_seq_len)
+
+    def reading(**settings: Any) -> Reading:
+        pictures = 2 if "wholes" in settings else 1
+        return Reading(
+            conversations=conversations,
+            side=SIDE,
+            patch=PATCH,
+            batch_size=BATCH,
+            prompt_tokens=max(len(conversations.answer(q, pictures).ids) for q in asked),
+            documents=DOCUMENTS.value,
+            **settings,
+        )
+
+    wholes, seed = whole_pictures(DOCUMENTS.value), 3 * SEED.value
+    letters = reading(steps=1000, seed=seed, loose=(5.0, 5.0), hard=0.0, real=0.0)
+    answers = reading(steps=1800, seed=seed + 1, loose=(1.3, 8.0), hard=0.6, real=0.4)
+    pairs = reading(steps=600, seed=seed + 2, loose=(8.0, 8.0), hard=1.0, real=0.5, wholes=wholes)
+
+    model = SmolVLM(config, rngs=nnx.Rngs(SEED.value), dtype=jnp.bfloat16)
+    begin(model, letters(letters.steps).conversations.images[:, 0])
+    graph, params = nnx.split(model)
+    kernel = jax.random.normal(jax.random.key(SEED.value), (WIDTH, COLUMNS * CLASSES)) * 0.02
+    weights = {
+        "model": params,
+        "letters": {"kernel": kernel, "bias": jnp.zeros(COLUMNS * CLASSES)},
+    }
+    losses, held = Losses(graph), Held(graph, answers)
+    for phase in (
+        Phase("letters", letters, losses.letters, matrices=3e-3, others=1.5e-3),
+        Phase("answers", answers, losses.answers, matrices=2e-3, others=1e-3, evaluate=held),
+        Phase("pairs", pairs, losses.answers, 1e-3, 5e-4, evaluate=Held(graph, pairs)),
+    ):
+        weights = phase.train(WORKDIR.value, weights)
+    folder = pathlib.Path(WORKDIR.value) / "reader"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_processor_files(folder, config, tokenizer, longest_edge=SIDE)
+    export(folder, nnx.merge(graph, weights["model"]), Pretrained.open(folder))
+    logging.info("the reader is in %s", folder)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.INFO)
+    apps.run_script(main)
