@@ -67,12 +67,15 @@ class SmolVLM(VLMModule):
         """Image tokens of one picture a prompt."""
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 127.5 - 1.0
-        x = self.vision(images.astype(self.dtype))
+        return self.tokens_of_patches(self.vision(images.astype(self.dtype)))
+
+    def tokens_of_patches(self, patches: Float[Array, "B P W"]) -> Float[Array, "B I D"]:
+        """Image tokens of the tower's P patches, W their width."""
         scale, grid = self.config.scale_factor, self.config.vision.grid
         small = grid // scale
         # Pixel shuffle: each scale x scale block of patches becomes one token, rows first.
-        x = x.reshape(-1, small, scale, small, scale, x.shape[-1]).swapaxes(2, 3)
-        return self.connector(x.reshape(len(images), small * small, -1))
+        x = patches.reshape(-1, small, scale, small, scale, patches.shape[-1]).swapaxes(2, 3)
+        return self.connector(x.reshape(len(patches), small * small, -1))
 
     def cut(
         self,
