@@ -100,8 +100,6 @@ def test_both_boxes_are_drawn_and_long_lines_are_cut(captions):
     ((question, reply, facts),) = captions
     assert len(question) <= WIDTH and question.endswith("...")
     assert reply == "reply: c (right: a / b)"
-    assert (
-        facts == "reward -0.500 box [25, 0, 75, 50]., 25% of the picture IoU with the true box 0.33"
-    )
+    assert facts == "reward -0.500; box [25, 0, 75, 50], 25% of the picture; IoU 0.33"
     del example["box"]
     picture_of(example, box=None, reply=None, reward=None)
