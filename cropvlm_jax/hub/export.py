@@ -131,10 +131,18 @@ def _role(source: Pretrained, role: Role | None) -> Role:
     """
     if role == "cropper" and not source.architecture.can_crop:
         raise ValueError(f"{source.name}: a {source.config.model_type} may not be a cropper")
-    if role is None:
-        template = _chat_template(source)
-        return "cropper" if template and chat_template.asks_for_boxes(template) else "reader"
-    return role
+    if role is not None:
+        return role
+    template = _chat_template(source)
+    if template and chat_template.asks_for_boxes(template):
+        return "cropper"
+    if source.architecture.can_crop:
+        logging.info(
+            "%s is exported as a reader: its chat template asks for no boxes. If it is a cropper "
+            "of an older version, export it with role='cropper' (--role=cropper)",
+            source.name,
+        )
+    return "reader"
 
 
 def _chat_template(source: Pretrained) -> str | None:

@@ -161,6 +161,8 @@ def test_export_in_bfloat16(tmp_path):
     arguments = (f"--out={tmp_path / 'out'}", "--dtype=bfloat16")
     done = run("export", "--model=zoom_digits/target", *arguments)
     assert done.returncode == 0, done.stderr
+    assert "zoom_digits/target is exported as a reader" in done.stderr
+    assert "(--role=cropper)" in done.stderr
     again = Pretrained.open(tmp_path / "out").load()
     original = Pretrained.open("zoom_digits/target").load()
     np.testing.assert_allclose(again.text.head[...], original.text.head[...], rtol=1 / 128)
