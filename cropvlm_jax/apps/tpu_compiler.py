@@ -38,7 +38,10 @@ def slice_devices(topology: str) -> list[Any]:
     name = shape_name(topology)
     # A host of 2 x 2 chips, the default of some versions, has none for a single one.
     options = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
-    return list(topologies.get_topology_desc(name, "tpu", **options).devices)
+    try:
+        return list(topologies.get_topology_desc(name, "tpu", **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"topology={topology!r} is no slice: {error}") from error
 
 
 def shape_name(topology: str) -> str:

@@ -103,7 +103,7 @@ def missing_models(config: TrainConfig) -> list[str]:
         try:
             Pretrained.open(getattr(config, name), weights=False)
         except FileNotFoundError as error:
-            missing.append(f"{name}={getattr(config, name)!r}: {error}")
+            missing.append(f"{name}: {error}")
     return missing
 
 
@@ -174,11 +174,11 @@ def _on_devices(footprint: Footprint | None, devices: Sequence[Any]) -> list[tup
     if footprint is None:
         unknown = "not known: a model's shape is not here, see below"
         return [*lines, ("memory", unknown), ("seconds a step", unknown)]
-    peak = f"{footprint.peak / GIB:.2f} GiB" if footprint.peak else "more"
-    there = f" of {footprint.limit / GIB:.1f} GiB" if footprint.limit else ""
+    there = f" of {footprint.limit / GIB:.1f}" if footprint.limit else ""
+    peak = f"{footprint.peak / GIB:.2f}{there} GiB a device" if footprint.peak else "too much"
     verdict = "fits" if footprint.fits else "does NOT fit: docs/troubleshooting.md says what helps"
-    lines.append(("memory", f"{peak}{there} a device, as the compiler says; {verdict}"))
-    lines.append(("compiling", f"{footprint.compile_seconds:.0f} s, here and now"))
+    lines.append(("memory", f"{peak}, as the compiler says; {verdict}"))
+    lines.append(("compiling", f"{footprint.compile_seconds:.0f} s on this machine"))
     if footprint.step_seconds is None:
         text = f"not known on this device: {kind!r} has no peak rate here; --topology tells of TPUs"
     else:

@@ -80,7 +80,8 @@ class PlannedStep:
         if config.batch_size % self.multiple:
             raise ValueError(
                 f"batch_size={config.batch_size} is not a multiple of {self.multiple}, the "
-                f"microbatches times the chips that split them, on {dict(self.mesh.shape)}"
+                f"microbatches times the chips that split them, on {dict(self.mesh.shape)}: change "
+                "batch_size, gradient_accumulation_steps or mesh"
             )
         self.stage = open_stage(config, abstract=True)
         self._program = self.stage.compile(self.mesh, config.steps or STEPS)

@@ -87,7 +87,6 @@ class Workload:
         if not config.data.sources:
             raise ValueError("data.sources is empty: say what data to train on")
         size, every = config.batch_size, config.eval.every
-        # Where the steps are given, the size of a missing data set matters to nobody.
         examples = Examples.of("data.sources", config.data.sources, config.seed)
         steps = config.steps or None
         if steps is None and examples.count is not None:

@@ -11,6 +11,7 @@ import sys
 import jax
 import pytest
 from absl import app
+from jax.experimental import topologies
 
 from cropvlm_jax.apps import aot, tpu_compiler
 from cropvlm_jax.hub.pretrained import Pretrained
@@ -140,3 +141,12 @@ def test_names_of_slices(name, shape):
 def test_unknown_slices_are_refused(name):
     with pytest.raises(ValueError, match="topology="):
         tpu_compiler.shape_name(name)
+
+
+def test_a_slice_that_the_compiler_refuses_is_named(monkeypatch):
+    def refuse(*_, **__):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: not divisible")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(ValueError, match="topology='v5e:2x9' is no slice: INVALID_ARGUMENT"):
+        tpu_compiler.slice_devices("v5e:2x9")

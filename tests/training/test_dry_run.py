@@ -57,7 +57,7 @@ def test_what_is_not_known_is_said_with_what_would_tell(tmp_path, monkeypatch):
     assert "not known" in lines["hours"] and "not known in all" in lines["requests"]
     assert lines["dollars"] == "hours not known, requests not known"
     assert "data.sources.jsonl" in lines["missing here"] and "data/mine" in lines["missing here"]
-    assert "cropper='runs/mine/sft/cropper'" in lines["missing here"]
+    assert "cropper: there is no folder 'runs/mine/sft/cropper'" in lines["missing here"]
     assert "--config.cropper=FOLDER" in lines[""]
     assert list(tmp_path.iterdir()) == []
 
