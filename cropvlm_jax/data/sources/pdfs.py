@@ -64,8 +64,7 @@ def open(folder: str | os.PathLike, split: str) -> Source:
     stand on it once (category "text"). At most `QUESTIONS_PER_PAGE` a page, always the same ones;
     the box is that of the line, or of the four words. Pages are rendered when they are read, at
     `pdf_files.DPI` or so that no side exceeds `pdf_files.MAX_EDGE`; text lower than
-    `pdf_files.LEAST_HEIGHT` then is not asked
-    about. A link that leads out of the folder is refused.
+    `pdf_files.LEAST_HEIGHT` then is not asked about. A link out of the folder is refused.
 
     `skipped` has a line for each file and page that cannot be opened, and for each file that has
     pages without a text layer (scans), with text that is too small, or nothing to ask about. The

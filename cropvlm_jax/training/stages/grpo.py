@@ -188,12 +188,9 @@ class GRPOStage:
     def look(self, state: TrainState, batch: Batch) -> Look:
         """The likeliest boxes, their worth, and what the target answers with their crops."""
         step = self.step()
-        boxes, target, template = (
-            step.propose(state, batch),
-            step.target_model(state),
-            step.template,
-        )
+        template = step.template
         assert template is not None
+        boxes, target = step.propose(state, batch), step.target_model(state)
         grpo = dataclasses.replace(self.config.grpo, reward_chunk=None)
         whole = rewards.encode_whole(target, batch.canvas, batch.size)
         worth = step.target_rewards(grpo)(target, batch, boxes, whole)
