@@ -302,9 +302,8 @@ def run_evaluation(
         expansions: factors of the boxes' areas.
         out: folder for the records.
     """
-    options, processor = load_options(), target_processor.read(PROCESSOR.value)
-    if processor and not any(map(is_vlm, TARGETS.value)):
-        raise app.UsageError("--target_processor is for VLMs of this package; no target is one")
+    options = load_options()
+    processor = target_processor.read(PROCESSOR.value, TARGETS.value)
     return evaluate(
         BENCHMARK.value,
         source,

@@ -8,6 +8,8 @@ from typing import Any
 
 from absl import app, flags
 
+from cropvlm_jax.readers.registry import is_vlm
+
 HELP = (
     "Settings of the image processor of targets that are VLMs of this package, as NAME=VALUE with "
     "commas between: do_pad=true of a LLaVA, max_pixels=802816 of a Qwen2.5-VL."
@@ -19,8 +21,19 @@ def define() -> flags.FlagHolder:
     return flags.DEFINE_list("target_processor", [], HELP)
 
 
-def read(pairs: Sequence[str]) -> dict[str, Any]:
-    """The settings, from what --target_processor says."""
+def read(pairs: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
+    """The settings, from what --target_processor says.
+
+    Args:
+        pairs: of the flag.
+        targets: names of readers, at least one of which is to have an image processor.
+
+    Raises:
+        UsageError: a pair is none, or no target has an image processor.
+        ValueError: there is no such reader.
+    """
+    if pairs and not any(map(is_vlm, targets)):
+        raise app.UsageError("--target_processor is for VLMs of this package; no target is one")
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, _, value = pair.partition("=")

@@ -100,8 +100,11 @@ class VLMReader(LoadedModel):
         """
         super().__init__(source, model, longest_edge, mesh)
         self.name = str(source.folder) if name is None else name
-        shape = hashlib.sha256(repr(source.config).encode()).hexdigest()[:16]
-        self.settings = {"config": shape}
+        # The config holds the image processor's settings too; a digest of it tells nobody which.
+        digest = hashlib.sha256(repr(source.config).encode()).hexdigest()[:16]
+        self.settings: dict[str, Any] = {"config": digest}
+        if source.changes:
+            self.settings["processor"] = dict(source.changes)
 
     @classmethod
     def from_pretrained(

@@ -12,12 +12,14 @@ import time
 
 import numpy as np
 import pytest
+import tiny_llava
 from tiny_evals import Reader, run, without_seconds
 
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.evals import items
 from cropvlm_jax.evals.records import open_records
 from cropvlm_jax.readers.chat import ChatReader
+from cropvlm_jax.readers.vlm import VLMReader
 
 
 def test_a_longer_evaluation_goes_on_from_a_shorter_one(tmp_path):
@@ -58,6 +60,19 @@ def test_what_a_target_depends_on_is_in_the_protocol(tmp_path):
         files.add(results["records"])
         assert "secret" not in json.dumps(results)
     assert len(files) == 2
+
+
+def test_other_settings_of_the_image_processor_begin_anew(tmp_path):
+    models, source, found = tmp_path / "models", ZoomDigits("test", 2), []
+    for name, pad in (("centre", False), ("pad", True)):
+        tiny_llava.write_folder(models / name, tiny_llava.make_config(), pad)
+    for name, processor in (("centre", {}), ("centre", {"do_pad": True}), ("pad", {})):
+        reader = Reader()
+        reader.settings = VLMReader.from_pretrained(models / name, processor=processor).settings
+        found.append(run(tmp_path / "out", source, readers=[reader])[0])
+    assert len({results["records"] for results in found}) == 3
+    told = [results["protocol"]["targets"]["reader"] for results in found]
+    assert told[1]["processor"] == {"do_pad": True} and "processor" not in told[0]
 
 
 def test_records_that_were_changed_are_refused(tmp_path):

@@ -13,6 +13,7 @@ import threading
 import pytest
 
 from cropvlm_jax.training import workdir
+from cropvlm_jax.training.config import default_config
 from cropvlm_jax.training.workdir import check_claim, claim, held
 
 CONFIG = {
@@ -35,6 +36,15 @@ def test_a_folder_takes_one_run(tmp_path):
     assert lines == ["grpo.num_generations: 4 there, 8 now", "new: None there, 1 now"]
     with pytest.raises(ValueError, match="holds a run already"):
         check_claim(tmp_path, CONFIG, resume=False)
+
+
+def test_a_run_does_not_go_on_with_another_image_processor_of_the_target(tmp_path):
+    config = default_config()
+    claim(tmp_path, config.to_dict())
+    check_claim(tmp_path, config.to_dict(), resume=True)
+    config.target_processor.max_pixels = 802816
+    with pytest.raises(ValueError, match=r"target_processor\.max_pixels: None there, 802816 now"):
+        check_claim(tmp_path, config.to_dict(), resume=True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null", "\x00\x00", '{"steps": '])
