@@ -61,7 +61,8 @@ class Zoom(NamedTuple):
         box: percent of the picture's width and height: left, top, right, bottom.
         crop: what is inside, of the original pixels.
         answer: to the picture and the crop; None without a target, and where it gave none.
-        answer_without_crop: to the picture alone; None in the same cases.
+        answer_without_crop: to the picture alone; None in the same cases, and where it was not
+            asked about it.
         failure: why the target gave no `answer`, such as "empty", "refusal: ..." or "HTTP 500:
             ..."; "" where there is nothing to explain.
         failure_without_crop: the same of `answer_without_crop`.
@@ -180,11 +181,13 @@ class CropVLM(LoadedModel):
         boxes = self.run(_propose, rows(), self.grammar)
         return np.array(boxes, np.int32).reshape(-1, 4)
 
-    def __call__(self, image: Picture, question: str) -> Zoom:
-        """Looks closer at one picture, and answers with and without having done so."""
-        return self.zoom([image], [question])[0]
+    def __call__(self, image: Picture, question: str, *, compare: bool = True) -> Zoom:
+        """Looks closer at one picture, and answers with and without having done so; see `zoom`."""
+        return self.zoom([image], [question], compare=compare)[0]
 
-    def zoom(self, images: Sequence[Picture], questions: str | Sequence[str]) -> list[Zoom]:
+    def zoom(
+        self, images: Sequence[Picture], questions: str | Sequence[str], *, compare: bool = True
+    ) -> list[Zoom]:
         """Looks closer at pictures, and answers with and without having done so.
 
         All boxes are proposed before the target is asked, so that a picture or a question that
@@ -194,6 +197,7 @@ class CropVLM(LoadedModel):
         Args:
             images: pictures of any kinds and sizes: paths, bytes of files, PIL images or arrays.
             questions: one for all pictures, or one for each.
+            compare: whether the target is also asked about the picture alone, a second request.
 
         Returns:
             A `Zoom` of each picture, in their order.
@@ -207,14 +211,16 @@ class CropVLM(LoadedModel):
         boxes = self.propose(images, questions).tolist()
         zooms: list[Zoom] = []
         asked: list[_Asked] = []
+        size = 0
         for image, question, box in zip(images, questions, boxes, strict=True):
             asked.append(_Asked(host.to_rgb(image), question, tuple(box)))
-            if sum(item.picture.nbytes for item in asked) >= BYTES:
-                zooms += self._answer(asked)
-                asked = []
-        return zooms + self._answer(asked)
+            size += asked[-1].picture.nbytes
+            if size >= BYTES:
+                zooms += self._answer(asked, compare)
+                asked, size = [], 0
+        return zooms + self._answer(asked, compare)
 
-    def _answer(self, asked: Sequence[_Asked]) -> list[Zoom]:
+    def _answer(self, asked: Sequence[_Asked], compare: bool) -> list[Zoom]:
         """Crops, and the target's answers about all these items at once, where there is one."""
         crops = [host.cut(item.picture, item.box) for item in asked]
         zooms = [
@@ -223,18 +229,22 @@ class CropVLM(LoadedModel):
         if self.target is None:
             return zooms
         shown = [[item.picture, crop] for item, crop in zip(asked, crops, strict=True)]
-        alone = [[item.picture] for item in asked]
-        replies = ask(self.target, shown + alone, [item.question for item in asked] * 2)
+        alone = [[item.picture] for item in asked if compare]
+        questions = [item.question for item in asked]
+        replies = ask(self.target, shown + alone, questions + questions[: len(alone)])
+        closer, whole = replies[: len(shown)], replies[len(shown) :]
+        zooms = [
+            zoom._replace(answer=None if reply.failure else reply.text, failure=reply.failure)
+            for zoom, reply in zip(zooms, closer, strict=True)
+        ]
+        if not compare:
+            return zooms
         return [
             zoom._replace(
-                answer=None if closer.failure else closer.text,
-                answer_without_crop=None if whole.failure else whole.text,
-                failure=closer.failure,
-                failure_without_crop=whole.failure,
+                answer_without_crop=None if reply.failure else reply.text,
+                failure_without_crop=reply.failure,
             )
-            for zoom, closer, whole in zip(
-                zooms, replies[: len(zooms)], replies[len(zooms) :], strict=True
-            )
+            for zoom, reply in zip(zooms, whole, strict=True)
         ]
 
     def save_pretrained(self, folder: str | Path, *, dtype: Any = None) -> None:

@@ -124,6 +124,22 @@ def test_any_reader_may_be_the_target(folders):
         assert zoom.failure == zoom.failure_without_crop == failure
 
 
+def test_the_target_may_be_asked_with_the_crop_only(folders, monkeypatch):
+    reader, asked = Counter(), []
+    answer = reader.answer
+    monkeypatch.setattr(reader, "answer", lambda *given: asked.append(given) or answer(*given))
+    model = api.CropVLM.from_pretrained(folders[0], reader)
+    both = model.zoom([A, B], QUESTIONS[:2])
+    alone = model.zoom([A, B], QUESTIONS[:2], compare=False)
+    assert [(len(images), list(questions)) for images, questions in asked] == [
+        (4, QUESTIONS[:2] * 2),
+        (2, QUESTIONS[:2]),
+    ]
+    assert [zoom.answer for zoom in alone] == [zoom.answer for zoom in both]
+    assert all(z.answer_without_crop is None and not z.failure_without_crop for z in alone)
+    assert model(A, QUESTIONS[0], compare=False).answer == both[0].answer
+
+
 class Broken(Counter):
     """A reader that does not do what the protocol says."""
 

@@ -21,7 +21,7 @@ class Model:
         self.pause, self.silent, self.refuses, self.ends_after = pause, silent, refuses, ends_after
         self.seen = []
 
-    def zoom(self, images, questions):
+    def zoom(self, images, questions, compare=True):
         time.sleep(self.pause)
         numbers = [int(image[0, 0, 0]) for image in images]
         if self.refuses in numbers:
@@ -29,7 +29,9 @@ class Model:
         if self.ends_after is not None and len(self.seen) >= self.ends_after:
             raise ReaderUnavailable("nobody is there")
         self.seen += numbers
-        return [self._zoom(image, number) for image, number in zip(images, numbers, strict=True)]
+        zooms = [self._zoom(image, number) for image, number in zip(images, numbers, strict=True)]
+        alone = {} if compare else {"answer_without_crop": None, "failure_without_crop": ""}
+        return [zoom._replace(**alone) for zoom in zooms]
 
     def _zoom(self, image, number):
         box = (number % 50, 10, number % 50 + 20, 90)

@@ -52,6 +52,12 @@ TARGET = flags.DEFINE_string(
     "--target nobody answers, and only the box is found.",
 )
 PROCESSOR = target_processor.define()
+COMPARE = flags.DEFINE_bool(
+    "compare",
+    True,
+    "Also ask the target about the picture alone, to see what the crop changes. --nocompare asks "
+    "only with the crop, half as many questions.",
+)
 IMAGE = flags.DEFINE_string("image", None, "Picture file, of any format and size.")
 IMAGES = flags.DEFINE_string(
     "images", None, "Folder of pictures, which may be in folders in it; takes --question too."
@@ -108,8 +114,8 @@ def zoom_one(path: pathlib.Path, question: str, out: pathlib.Path | None) -> Non
         raise app.UsageError(f"--image={path} is a folder: give it as --images=...")
     if not path.is_file():
         raise app.UsageError(f"--image={path}: no such file")
-    if out and out.suffix.lower() not in Image.registered_extensions():
-        raise app.UsageError(f"--out={out}: name a picture file, such as zoom.png")
+    if out:
+        check_picture_to_write(out, path)
     image = Image.fromarray(host.to_rgb(path))
     model = open_model()
     logging.info(
@@ -119,13 +125,13 @@ def zoom_one(path: pathlib.Path, question: str, out: pathlib.Path | None) -> Non
         image.height,
         model.longest_edge,
     )
-    zoom = model(image, question)
+    zoom = model(image, question, compare=COMPARE.value)
     lines = [f"box (percent): {list(zoom.box)}"]
     if TARGET.value:
-        lines += [
-            f"answer: {said(zoom.answer, zoom.failure)}",
-            f"answer without the crop: {said(zoom.answer_without_crop, zoom.failure_without_crop)}",
-        ]
+        lines.append(f"answer: {said(zoom.answer, zoom.failure)}")
+    if TARGET.value and COMPARE.value:
+        without = said(zoom.answer_without_crop, zoom.failure_without_crop)
+        lines.append(f"answer without the crop: {without}")
     print("\n".join(lines))
     if out:
         sheet.panel(image, zoom.box, [question, *lines]).save(out)
@@ -134,9 +140,26 @@ def zoom_one(path: pathlib.Path, question: str, out: pathlib.Path | None) -> Non
             raise ReaderUnavailable(f"{TARGET.value} did not answer: {failure}")
 
 
+def check_picture_to_write(out: pathlib.Path, path: pathlib.Path) -> None:
+    """Checks, before anything is paid for, that a picture can be written; makes its folder.
+
+    Args:
+        out: of the picture to write.
+        path: of the picture that is asked about.
+    """
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise app.UsageError(f"--out={out}: name a picture file, such as zoom.png")
+    if out.is_dir():
+        raise app.UsageError(f"--out={out} is a folder: name a picture file in it")
+    if out.resolve() == path.resolve():
+        raise app.UsageError(f"--out={out} is the picture itself: name another file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
 def open_model() -> CropVLM:
     """The cropper, with the target that answers if there is one."""
-    processor = target_processor.read(PROCESSOR.value)
+    targets = [TARGET.value] if TARGET.value else []
+    processor = target_processor.read(PROCESSOR.value, targets)
     return CropVLM.from_pretrained(CROPPER.value, TARGET.value or None, processor=processor)
 
 
@@ -167,7 +190,7 @@ def zoom_many(kind: str, path: pathlib.Path, question: str | None, out: pathlib.
         asked = questions.of_folder(path, str(question), out)
     model = open_model()
     settings = {kind: str(path.resolve()), "question": question} | models(model)
-    records = run.zoom_all(model, asked, out, settings)
+    records = run.zoom_all(model, asked, out, settings, compare=COMPARE.value)
     failed = [record for record in records if FAILURE in record]
     print(texts.mend("\n".join(summary(records, failed, out))))
     if failed:
@@ -181,8 +204,7 @@ def models(model: CropVLM) -> dict[str, Any]:
     """The cropper and the target, as the settings of a folder of results tell them."""
     told = {"cropper": {"name": place(str(CROPPER.value))} | describe(model)}
     if model.target is not None:
-        processor = target_processor.read(PROCESSOR.value)
-        told["target"] = {"name": place(str(TARGET.value)), "processor": processor}
+        told["target"] = {"name": place(str(TARGET.value)), "compare": COMPARE.value}
         told["target"] |= describe(model.target)
     return told
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zooming into many pictures, into a folder that the same call goes on with after a kill."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,20 @@ from cropvlm_jax.zooming.results import CROPS, FAILURE, THUMBNAILS, Record, Resu
 
 COMMAND = "zoom"  # in the settings of a folder, which tells it from that of a training run
 CHUNK = 16  # questions that are worked on together: what a kill costs at most
+SHOWN = {"answer": "with the crop", "answer_without_crop": "without the crop"}  # to the target
 SIDE, QUALITY = 200, 60  # of a thumbnail's picture and of its crop, px; and of its WebP file
 
 
+ZoomAt = Callable[[Sequence[np.ndarray], Sequence[str]], list[Zoom]]  # pictures, by questions
+
+
 def zoom_all(
-    model: CropVLM, questions: Sequence[Question], out: Path, settings: Mapping[str, Any]
+    model: CropVLM,
+    questions: Sequence[Question],
+    out: Path,
+    settings: Mapping[str, Any],
+    *,
+    compare: bool = True,
 ) -> list[Record]:
     """Zooms as each question asks, and writes results, crops and a contact sheet.
 
@@ -42,6 +52,7 @@ def zoom_all(
         questions: what is asked; their ids differ.
         out: the folder of the results, made if need be.
         settings: what the results depend on besides the questions, nested, as JSON.
+        compare: whether the target is also asked about the pictures alone.
 
     Returns:
         The results in the order of the questions. One that lacks something says why as `failure`.
@@ -55,7 +66,7 @@ def zoom_all(
         _claim(out, {"command": COMMAND} | dict(settings))
         results = Results(out, questions)
         try:
-            _go_on(model, results)
+            _go_on(functools.partial(model.zoom, compare=compare), results)
         except ReaderUnavailable as error:
             raise ReaderUnavailable(
                 f"{error}. Of {len(questions)} questions, {len(results)} are in {out / RESULTS}: "
@@ -79,7 +90,7 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
     workdir.claim(out, settings)
 
 
-def _go_on(model: CropVLM, results: Results) -> None:
+def _go_on(zoom_at: ZoomAt, results: Results) -> None:
     """Works on the questions that have no result."""
     questions = results.questions
     pending = results.pending()
@@ -94,17 +105,17 @@ def _go_on(model: CropVLM, results: Results) -> None:
     progress = Progress(len(questions), len(results), what="picture")
     for start in range(0, len(pending), CHUNK):
         for part in read_parts(source, pending[start : start + CHUNK]):
-            results.append(_zoom_part(model, part, questions, results.folder))
+            results.append(_zoom_part(zoom_at, part, questions, results.folder))
             progress.update(len(results))
 
 
 def _zoom_part(
-    model: CropVLM, items: Sequence[Item], questions: Sequence[Question], out: Path
+    zoom_at: ZoomAt, items: Sequence[Item], questions: Sequence[Question], out: Path
 ) -> list[Record]:
     """The results of items whose pictures are in memory; their files are written."""
 
     def zoom(rows: Sequence[Item]) -> Sequence[Zoom | str]:
-        return model.zoom([row.image for row in rows], [row.example["question"] for row in rows])
+        return zoom_at([row.image for row in rows], [row.example["question"] for row in rows])
 
     readable = [item for item in items if not item.unreadable]
     zooms = iter(refused_alone(zoom, readable, str))
@@ -114,7 +125,7 @@ def _zoom_part(
         if isinstance(found, str):
             records.append(_failed(question, found))
         else:
-            records.append(_zoomed(question, item.image, found, out, model.target is not None))
+            records.append(_zoomed(question, item.image, found, out))
     return records
 
 
@@ -125,7 +136,7 @@ def _failed(question: Question, reason: str) -> Record:
     }
 
 
-def _zoomed(question: Question, image: np.ndarray, zoom: Zoom, out: Path, answered: bool) -> Record:
+def _zoomed(question: Question, image: np.ndarray, zoom: Zoom, out: Path) -> Record:
     """A result, whose crop and thumbnail are written.
 
     Args:
@@ -133,7 +144,6 @@ def _zoomed(question: Question, image: np.ndarray, zoom: Zoom, out: Path, answer
         image: uint8 `[H, W, 3]`.
         zoom: what was found.
         out: the folder of the results.
-        answered: whether a target was asked.
     """
     stem = file_stem(question.id)
     crop = f"{CROPS}/{stem}.png"
@@ -152,27 +162,29 @@ def _zoomed(question: Question, image: np.ndarray, zoom: Zoom, out: Path, answer
         "box_pixels": pixels.tolist(),
         "crop": crop,
     }
-    if answered:
-        record["answer"] = _said(zoom.answer, zoom.failure)
-        record["answer_without_crop"] = _said(zoom.answer_without_crop, zoom.failure_without_crop)
-        if failure := _failure(zoom):
-            record[FAILURE] = failure
-    return record
+    return record | _said(zoom)
 
 
-def _said(answer: str | None, failure: str) -> str | None:
-    """An answer; "" where the target read and said nothing, None where there is none."""
-    return "" if _is_empty(failure) else answer
+def _said(zoom: Zoom) -> Record:
+    """What the target answered where it was asked, and what kept it from answering.
 
-
-def _failure(zoom: Zoom) -> str:
-    """What kept the target from answering; "" where nothing did, or it had nothing to say."""
-    reasons = {"with the crop": zoom.failure, "without the crop": zoom.failure_without_crop}
-    return "; ".join(
-        f"{where}: {reason}"
-        for where, reason in reasons.items()
-        if reason and not _is_empty(reason)
-    )
+    An answer is "" where the target read and said nothing, None where there is none.
+    """
+    replies = {
+        "answer": (zoom.answer, zoom.failure),
+        "answer_without_crop": (zoom.answer_without_crop, zoom.failure_without_crop),
+    }
+    told: Record = {
+        key: "" if _is_empty(failure) else answer
+        for key, (answer, failure) in replies.items()
+        if answer is not None or failure
+    }
+    reasons = [
+        f"{SHOWN[key]}: {failure}"
+        for key, (_, failure) in replies.items()
+        if failure and not _is_empty(failure)
+    ]
+    return told | ({FAILURE: "; ".join(reasons)} if reasons else {})
 
 
 def _is_empty(failure: str) -> bool:

@@ -10,7 +10,8 @@ from cropvlm_jax.apps import target_processor
 
 def test_settings_are_read_with_their_types():
     pairs = ["do_pad=True", "max_pixels=802816", " size = 3"]
-    assert target_processor.read(pairs, ["tesseract", "x/y"]) == {"do_pad": True, "max_pixels": 802816, "size": 3}
+    settings = target_processor.read(pairs, ["tesseract", "x/y"])
+    assert settings == {"do_pad": True, "max_pixels": 802816, "size": 3}
     assert target_processor.read([], []) == {}
 
 
