@@ -48,6 +48,9 @@ class Results:
         (folder / CROPS).mkdir(parents=True, exist_ok=True)
         (folder / THUMBNAILS).mkdir(exist_ok=True)
         known = json_lines.read(self._file) if self._file.exists() else []
+        for number, record in enumerate(known, 1):
+            if not {"id", "image", "question"} <= record.keys():
+                raise ValueError(f"line {number} of {self._file} is damaged: it holds no result")
         done = [record for record in known if self._is_done(record)]
         self._by_id = {record["id"]: record for record in done}
         self._check()
@@ -73,7 +76,8 @@ class Results:
 
     def _is_done(self, record: Record) -> bool:
         """Whether nothing of a result is to be made again."""
-        return FAILURE not in record and (self.folder / record["crop"]).is_file()
+        crop = record.get("crop")
+        return FAILURE not in record and bool(crop) and (self.folder / crop).is_file()
 
     def _check(self) -> None:
         """Checks that the results answer these questions.

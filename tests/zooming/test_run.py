@@ -57,6 +57,16 @@ def test_results_crops_and_the_page(tmp_path):
     assert "http" not in page and "src=" not in page.replace("image.src", "")
 
 
+def test_without_the_comparison_there_is_one_answer(tmp_path):
+    draw_pictures(tmp_path / "in", 2)
+    asked = questions.of_folder(tmp_path / "in", "What?", tmp_path / "out")
+    model = Model(answers=True, silent=1)
+    sound, silent = run.zoom_all(model, asked, tmp_path / "out", SETTINGS, compare=False)
+    assert sound["answer"] == "2 pictures" and "answer_without_crop" not in sound
+    assert silent["answer"] is None and silent["failure"] == "with the crop: HTTP 500: broken"
+    assert ["answer_without_crop" in card for card in cards(tmp_path / "out")] == [False, False]
+
+
 def test_what_failed_is_tried_again_and_nothing_else(tmp_path):
     draw_pictures(tmp_path / "in", 5)
     broken = tmp_path / "in" / "broken.png"
@@ -111,9 +121,11 @@ def test_other_settings_and_other_folders_are_refused(tmp_path):
         (other / name).write_text(text)
         with pytest.raises(ValueError, match="holds something else"):
             zoom(other, tmp_path / "in")
-    (tmp_path / "out" / "results.jsonl").write_text('{"id": 1}\nx\n')
-    with pytest.raises(ValueError, match="line 2 of .*results.jsonl is damaged"):
-        zoom(tmp_path / "out", tmp_path / "in")
+    for text, line in (("x\n", 1), ('{"id": 1}\n', 1), (json.dumps(before[0]) + "\n[]\n", 2)):
+        (tmp_path / "out" / "results.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=f"line {line} of .*results.jsonl is damaged"):
+            zoom(tmp_path / "out", tmp_path / "in")
+        assert (tmp_path / "out" / "results.jsonl").read_text() == text
 
 
 def test_a_second_process_is_refused(tmp_path):
