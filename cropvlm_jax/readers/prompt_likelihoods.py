@@ -221,8 +221,8 @@ def find_ending(
         raise ValueError("add_generation_prompt=false is ignored")
     visible = [number for number, token in enumerate(after, 1) if token.text.strip()]
     ending = Ending(_ids(after), visible[0] if visible else 0)
-    answer = whole[-len(find_span(question, whole, ending).ids) + 1 : len(unfinished)]
-    if QUESTION in _text(answer):
+    before = len(whole) - len(find_span(question, whole, ending).ids)  # the answer begins after it
+    if QUESTION in _text(whole[before + 1 : len(unfinished)]):
         raise ValueError("the chat template writes the question otherwise before an answer")
     return ending
 

@@ -339,7 +339,7 @@ def test_a_run_with_a_black_box_stopped_by_sigterm_resumes_to_the_same_bits(tmp_
 
 def test_what_a_black_box_cannot_do_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="tells no likelihoods .* set grpo.likelihood_weight=0"):
-        loop.run(black_box(**{"target": "rapidocr:v4", "grpo.likelihood_weight": 1.0}), tmp_path)
+        loop.run(black_box(**{"target": "rapidocr:v6", "grpo.likelihood_weight": 1.0}), tmp_path)
     with pytest.raises(ValueError, match="official_span=True counts tokens that target='vlm:"):
         loop.run(black_box(**{"grpo.official_span": True}), tmp_path)
     with pytest.raises(ValueError, match="'contains' is for targets outside"):
