@@ -50,11 +50,19 @@ def for_each(images: Sequence[Any], questions: str | Sequence[str]) -> Sequence[
 
 
 def as_lists(images: Sequence[Shown]) -> list[list[Picture]]:
-    """What each question is about, as a list, also where a single picture was given."""
-    return [
+    """What each question is about, as a list, also where a single picture was given.
+
+    Raises:
+        ValueError: there is no picture, or there are more than it and a crop.
+    """
+    nested = [
         list(shown) if isinstance(shown, (list, tuple)) else [cast(Picture, shown)]
         for shown in images
     ]
+    for pictures in nested:
+        if len(pictures) not in (1, 2):
+            raise ValueError(f"a question takes 1 or 2 pictures, not {pictures!r:.80}")
+    return nested
 
 
 def as_arrays(images: Sequence[Shown], questions: Sequence[str]) -> list[list[np.ndarray]]:

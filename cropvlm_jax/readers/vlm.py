@@ -256,9 +256,6 @@ class VLMReader(LoadedModel):
         if answers is not None:
             check_texts(images, answers=answers)
         nested = as_lists(images)
-        for pictures in nested:
-            if len(pictures) not in (1, 2):
-                raise ValueError(f"a question takes 1 or 2 pictures, not {pictures!r:.80}")
         for i, (pictures, question) in enumerate(zip(nested, questions, strict=True)):
             with blamed_on_item(i + 1, len(nested)):
                 seen, grids = self.see(pictures)

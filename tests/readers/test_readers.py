@@ -262,6 +262,8 @@ def test_pictures_of_any_kind_with_or_without_lists_of_their_own(server, tmp_pat
             ([array, 3], "item 2: a picture is .* not int"),
             ([[array, None]] * 2, "item 1: a picture is .* not NoneType"),
             ([array], "1 images but 2 questions"),
+            ([array, []], "1 or 2 pictures"),
+            ([[array] * 3, array], "1 or 2 pictures"),
             (array, "images must be a list of pictures, not ndarray"),
             ([array, np.zeros((4, 4, 3))], "item 2: .*must be uint8"),
             ([array, np.zeros((0, 4, 3), np.uint8)], "item 2: .*no pixels"),
