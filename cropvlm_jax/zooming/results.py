@@ -76,8 +76,7 @@ class Results:
 
     def _is_done(self, record: Record) -> bool:
         """Whether nothing of a result is to be made again."""
-        crop = record.get("crop")
-        return FAILURE not in record and bool(crop) and (self.folder / crop).is_file()
+        return FAILURE not in record and (self.folder / record.get("crop", "")).is_file()
 
     def _check(self) -> None:
         """Checks that the results answer these questions.
