@@ -59,7 +59,7 @@ def questions(root: Path, split: str) -> list[rows.Row]:
     names = {name: path for name, path in documents(root).items() if split_of(name) == split}
     progress = Progress(len(names), what=f"pages/{split}: document")
     for number, (name, path) in enumerate(names.items(), 1):
-        found += _fewer(pages.questions(path, name, MOST_PAGES), MOST_QUESTIONS[split])
+        found += _fewer(pages.questions(path, name, most_pages=MOST_PAGES), MOST_QUESTIONS[split])
         progress.update(number, name)
     return found
 

@@ -62,18 +62,20 @@ def open(folder: str | os.PathLike, split: str) -> Source:
     return Source(f"pages/{split}", examples, pdf_files.render, skipped)
 
 
-def questions(path: Path, name: str) -> list[rows.Row]:
+def questions(path: Path, name: str, most_pages: int | None = None) -> list[rows.Row]:
     """The questions about a document's pages.
 
     Args:
         path: of the file.
         name: of the document, for the examples' ids.
+        most_pages: how many pages to read; None for all.
 
     Raises:
         PdfiumError: the file cannot be opened.
     """
     with pdf_files.LOCK, pypdfium2.PdfDocument(path) as document:
-        read = [_rows(document, index, name) for index in range(len(document))]
+        count = len(document) if most_pages is None else min(len(document), most_pages)
+        read = [_rows(document, index, name) for index in range(count)]
         outline = _outline(document)
     found = page_layout.findings([lines for lines, _ in read], outline)
     return [
