@@ -71,9 +71,10 @@ def add_sources(config: Any, names: Iterable[str]) -> None:
 
     for name in names:
         found = re.match(r"(data|eval)\.sources\.([^.]+)", name)
-        if not found or not isinstance(config, ConfigDict) or "sources" not in config[found[1]]:
-            continue
-        sources, new = config[found[1]].sources, found[2]
+        section = config.get(found[1]) if found and isinstance(config, ConfigDict) else None
+        if not found or not isinstance(section, ConfigDict) or "sources" not in section:
+            continue  # no source, or no settings of a run, which is said elsewhere
+        sources, new = section.sources, found[2]
         if not new.isidentifier() or keyword.iskeyword(new) or hasattr(ConfigDict, new):
             raise ValueError(
                 f"--config.{name}: a source cannot be named {new!r}; letters, digits and _ make a "
