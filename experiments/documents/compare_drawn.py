@@ -47,7 +47,7 @@ def main(_: list[str]) -> None:
             "real": _real(jsonl.open(PAGES.value, "train"), every=20),
             "drawn": _drawn(draw_page, _answer_boxes),
         }
-    text = json.dumps(found, indent=1)
+    text = json.dumps(found, indent=1, allow_nan=False)
     if JSON.value:
         pathlib.Path(JSON.value).write_text(f"{text}\n")
     print(text)
