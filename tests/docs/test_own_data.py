@@ -146,7 +146,7 @@ def test_the_data_are_as_the_page_says(prepared):
 @pytest.mark.parametrize("kind", READERS.values())
 def test_from_the_cropper_to_the_zoom(prepared, tmp_path, kind):
     if kind == "ocr":
-        pytest.importorskip("rapidocr_onnxruntime")
+        pytest.importorskip("rapidocr")
     shutil.copytree(prepared, folder := tmp_path / "checkout", symlinks=True)
     (block,) = [b for b in section(3) if kind == kind_of(b)]
     environment = {"HOME": str(tmp_path)}
