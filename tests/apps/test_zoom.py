@@ -112,6 +112,13 @@ def test_a_file_of_questions_is_answered_as_from_python(run, tmp_path):
     assert [r["answer"] for r in records] == [z.answer for z in zooms]
     assert [r["answer_without_crop"] for r in records] == [z.answer_without_crop for z in zooms]
 
+    refused = run("real", **MODELS, jsonl="in/q.jsonl", out="out", compare="false")
+    assert refused.code == 1 and "target.compare: True there, False now" in refused.err
+    assert run("real", **MODELS, jsonl="in/q.jsonl", out="alone", compare="false").code == 0
+    alone = json_lines.read(tmp_path / "alone" / "results.jsonl")
+    assert [r["answer"] for r in alone] == [z.answer for z in zooms]
+    assert not any("answer_without_crop" in r for r in alone)
+
 
 def test_failures_are_named_and_the_exit_code_says_so(run, tmp_path):
     draw_pictures(tmp_path / "in", 3)
