@@ -155,7 +155,7 @@ MINE = [
     (["sources.mine.foldr=x"], "there is no setting data.sources.mine.foldr; there are: boxes, f"),
     (["sources.mine.folder=x"], "data.sources.mine.kind='': 'mine' is no data set; there are: te"),
     (["sources.textvqa.weight=1"], "data.sources.textvqa.folder='': say where the data set is"),
-    (["sources.zoom_digit.split=test"], "pdfs, zoom_digits. Did you mean sources.zoom_digits?"),
+    (["sources.zoom_digit.split=test"], "pages, zoom_digits. Did you mean sources.zoom_digits?"),
     (["sources.my-data.kind=jsonl"], "a source cannot be named 'my-data'; letters, digits and _"),
     (["sources.items.kind=jsonl"], "a source cannot be named 'items'"),
     (["sources.mine=x"], "--config.data.sources.mine is a section; the settings in it are: boxes,"),
