@@ -81,7 +81,8 @@ def optimizer(steps: int, matrices: float, others: float) -> optax.GradientTrans
     """
 
     def schedule(peak: float) -> optax.Schedule:
-        return optax.warmup_cosine_decay_schedule(0, peak, 60, steps, peak / 30)
+        warmup = min(60, steps // 10)
+        return optax.warmup_cosine_decay_schedule(0, peak, warmup, steps, peak / 30)
 
     muon = optax.contrib.muon(
         schedule(matrices),

@@ -1,0 +1,118 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the small reader and cropper of the documents experiment learn from, and how."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import locating_batches
+import numpy as np
+import pretraining
+import printed_lines
+import pytest
+import reading_batches
+import real_crops
+import seed_replies
+
+
+@pytest.mark.parametrize("hard", [0.0, 1.0])
+@pytest.mark.parametrize("kind", printed_lines.QUESTIONS)
+def test_a_drawn_crop_shows_its_answer_in_its_middle_half_or_nearer(kind, hard):
+    for seed in range(20):
+        crop = printed_lines.draw(np.random.default_rng(seed), kind, loose=1.0, hard=hard)
+        again = printed_lines.draw(np.random.default_rng(seed), kind, loose=1.0, hard=hard)
+        np.testing.assert_array_equal(crop.image, again.image)
+        codes, boxes = crop.letters[:, 0], crop.letters[:, 1:]
+        inside = (boxes >= -1e-6).all(1) & (boxes <= 1 + 1e-6).all(1)
+        whole = "".join(chr(int(code)) for code in codes[inside])
+        assert crop.answer.replace(" ", "") in whole
+
+
+def test_letters_of_a_crop_stand_at_their_patches():
+    letters = np.array([[ord("7"), 0.0, 0.0, 0.5, 0.5], [ord("a"), 0.5, 0.5, 1.0, 1.0]])
+    cells = reading_batches.letters_by_patch(letters, grid=2)
+    assert cells.shape == (4, reading_batches.COLUMNS)
+    assert (cells[0] == ord("7") - ord(" ")).all() and (cells[3] == ord("a") - ord(" ")).all()
+    assert (cells[1:3] == reading_batches.NO_LETTER).all()
+
+
+def test_letters_are_those_that_the_pixels_show():
+    crop = printed_lines.draw(np.random.default_rng(3), "number", loose=1.0, hard=0.0)
+    grid = 16
+    cells = reading_batches.letters_by_patch(crop.letters, grid).reshape(grid, -1)
+    picture = reading_batches.tile(crop.image, grid * reading_batches.COLUMNS)[..., 0]
+    columns = picture.min(0) < (int(picture.min()) + int(picture.max())) / 2
+    shown = (cells != reading_batches.NO_LETTER).any(0)
+    assert columns[shown].mean() > 0.6 and columns[~shown].mean() < 0.3
+
+
+@pytest.mark.parametrize("loose", [1.0, 2.0, 8.0])
+def test_a_crop_of_a_real_place_holds_the_whole_box(loose):
+    surroundings = np.full((90, 300), 40, np.uint8)
+    surroundings[40:50, 100:160] = 200
+    place = real_crops.Place("total", "?", "1", surroundings, (100, 40, 160, 50))
+    sizes = []
+    for seed in range(30):
+        crop = place.cut(np.random.default_rng(seed), loose)
+        assert (crop == crop.max()).sum() == 10 * 60
+        sizes.append(crop.size / (10 * 60))
+    assert max(sizes) < loose * 4 and (loose == 1 or max(sizes) > loose / 2)
+    np.testing.assert_array_equal(place.expanded(1), surroundings[40:50, 100:160])
+
+
+def test_a_seed_box_has_the_size_of_the_true_one_and_stays_inside():
+    boxes = [[0, 0, 3, 2], [40, 50, 60, 52], [97, 98, 100, 100]]
+    rng, near = np.random.default_rng(0), 0
+    for box in boxes * 200:
+        seed = seed_replies.seed_box(rng, box)
+        assert min(seed) >= 0 and max(seed) <= 100
+        size = np.subtract(seed[2:], seed[:2])
+        np.testing.assert_allclose(size, np.subtract(box[2:], box[:2]), atol=0.02)
+        near += abs(seed[1] - box[1]) < 3
+    assert 0.85 < near / 600 < 0.97
+
+
+def test_boxes_move_with_the_picture():
+    picture = np.zeros((200, 200), np.uint8)
+    picture[60:100, 80:120] = 255
+    box = np.array([[0.4, 0.3, 0.6, 0.5]])
+    for seed in range(40):
+        image, moved = locating_batches.changed(np.random.default_rng(seed), picture, box)
+        middle = (int(image.min()) + int(image.max())) / 2
+        rows, columns = np.nonzero(image > middle)
+        seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 200
+        np.testing.assert_allclose(seen, moved[0].clip(0, 1), atol=0.011)
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Batches for a line that is fitted; one of them may be missing."""
+
+    steps: int = 6
+    missing: int = -1
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Points of a step."""
+        if step == self.missing:
+            raise ValueError("no such batch")
+        return np.random.default_rng(step).normal(size=8).astype(np.float32)
+
+
+def _loss(params, batch):
+    loss = ((batch * params["layer"]["kernel"].sum() - 3 * batch) ** 2).mean()
+    return loss, {"loss": loss}
+
+
+def test_a_pretraining_that_stopped_goes_on_as_if_it_had_not(tmp_path):
+    start = {"layer": {"kernel": jnp.ones((2, 2))}}
+
+    def train(folder, **batches):
+        phase = pretraining.Phase("line", Numbers(**batches), _loss, matrices=0.1, others=0.1)
+        return phase.train(tmp_path / folder, start, every=2)
+
+    unbroken = train("unbroken")
+    with pytest.raises(ValueError, match="no such batch"):
+        train("stopped", missing=5)
+    resumed = train("stopped")
+    np.testing.assert_array_equal(unbroken["layer"]["kernel"], resumed["layer"]["kernel"])
+    assert not np.array_equal(unbroken["layer"]["kernel"], start["layer"]["kernel"])
