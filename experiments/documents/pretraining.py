@@ -150,7 +150,8 @@ class Phase:
         """
         steps = self.batches.steps
         update = optimizer(steps, self.matrices, self.others)
-        state = TrainState.create(params, update)
+        # A copy, as steps donate the state.
+        state = TrainState.create(jax.tree.map(jnp.copy, params), update)
 
         @functools.partial(jax.jit, donate_argnums=0)
         def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
