@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documents experiment: one cropper for receipts and pages, in front of a reader of print.
 
-protocol.md says what is compared and how; run.sh has all commands. The variants:
+protocol.md says what is compared and how; train.sh has all trainings. The variants:
 
     sft              boxes of a labeller that is often a little wrong
     grpo_likelihood  reward: the log-likelihood of the right answer, our reader in the step
@@ -47,7 +47,7 @@ def get_config(variant: str = "grpo_likelihood") -> ml_collections.ConfigDict:
         config.steps = 200
         config.learning_rate = 5e-4
         return config
-    config.cropper = "runs/documents/sft/cropper"
+    config.cropper = "runs/documents/sft_0/cropper"
     config.target = "runs/documents/reader/reader"
     config.steps = 1200
     config.learning_rate = 2e-4
