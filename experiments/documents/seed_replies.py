@@ -19,25 +19,13 @@ import pathlib
 
 import numpy as np
 from absl import flags, logging
+from noisy_boxes import seed_box
 
 from cropvlm_jax import apps
 
 DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of the suites.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder for the replies.", required=True)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the errors.")
-
-MISTAKEN = 0.1  # share of the boxes that are at a random place
-ERROR = (0.1, 0.5)  # of a box's width and height: standard deviation of its shift
-
-
-def seed_box(rng: np.random.Generator, box: list[int]) -> list[float]:
-    """A box of the same size as a percent box, near it or anywhere, inside the picture."""
-    low, size = np.array(box[:2], float), np.subtract(box[2:], box[:2])
-    if rng.random() < MISTAKEN:
-        low = rng.uniform(0, 100 - size)
-    else:
-        low = np.clip(low + rng.normal(0, ERROR) * size, 0, 100 - size)
-    return [round(float(edge), 2) for edge in (*low, *(low + size))]
 
 
 def main(argv: list[str]) -> None:

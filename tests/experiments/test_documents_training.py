@@ -6,13 +6,13 @@ import dataclasses
 
 import jax.numpy as jnp
 import locating_batches
+import noisy_boxes
 import numpy as np
 import pretraining
 import printed_lines
 import pytest
 import reading_batches
 import real_crops
-import seed_replies
 
 
 @pytest.mark.parametrize("hard", [0.0, 1.0])
@@ -64,7 +64,7 @@ def test_a_seed_box_has_the_size_of_the_true_one_and_stays_inside():
     boxes = [[0, 0, 3, 2], [40, 50, 60, 52], [97, 98, 100, 100]]
     rng, near = np.random.default_rng(0), 0
     for box in boxes * 200:
-        seed = seed_replies.seed_box(rng, box)
+        seed = noisy_boxes.seed_box(rng, box)
         assert min(seed) >= 0 and max(seed) <= 100
         size = np.subtract(seed[2:], seed[:2])
         np.testing.assert_allclose(size, np.subtract(box[2:], box[:2]), atol=0.02)
