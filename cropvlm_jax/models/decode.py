@@ -54,11 +54,25 @@ def completion_logits(
     Returns:
         fp32 logits, meaningless in the padding.
     """
-    image_tokens = one_row(model.encode_images(images))
+    image_tokens = model.encode_images(images)
+    return logits_from_tokens(
+        model, image_tokens, prompt, prompt_valid, completion, completion_valid
+    )
+
+
+def logits_from_tokens(
+    model: VLM,
+    image_tokens: ImageTokens,
+    prompt: Int[Array, "B P"],
+    prompt_valid: Bool[Array, "B P"],
+    completion: Int[Array, "B C"],
+    completion_valid: Bool[Array, "B C"],
+) -> Float[Array, "B C V"]:
+    """`completion_logits` of pictures whose image tokens `[B, N, I, ...]` are there already."""
     # The last completion token is only ever predicted.
     ids = jnp.concatenate([prompt, completion[:, :-1]], 1)
     valid = jnp.concatenate([prompt_valid, completion_valid[:, :-1]], 1)
-    hidden, _ = model.read(ids[:, None], valid[:, None], image_tokens)
+    hidden, _ = model.read(ids[:, None], valid[:, None], one_row(image_tokens))
     return model.text.logits(hidden[:, 0, prompt.shape[1] - 1 :])
 
 

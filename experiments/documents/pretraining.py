@@ -180,6 +180,8 @@ def _note(recent: list[dict[str, jax.Array]]) -> str:
 
 def _ahead(batches: Batches, start: int, stop: int) -> Iterator[Any]:
     """The batches of steps `start` to `stop`, which another process makes."""
+    if start == stop:
+        return
     context = multiprocessing.get_context("spawn")
     queue = context.Queue(_AHEAD)
     worker = context.Process(target=_make, args=(queue, batches, start, stop), daemon=True)

@@ -38,6 +38,7 @@ from cropvlm_jax.hub.export import export, write_processor_files
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.decode import logits_from_tokens
 from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import (
     ANSWER_INSTRUCTION,
@@ -46,7 +47,6 @@ from cropvlm_jax.models.smolvlm.conversations import (
     SmolVLMConversations,
 )
 from cropvlm_jax.models.smolvlm.model import SmolVLM
-from cropvlm_jax.models.vlm import one_row
 
 DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of the suites.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training.", required=True)
@@ -56,6 +56,7 @@ SIDE = flags.DEFINE_enum("side", "384", ["192", "384"], "Pixels of the pictures.
 PATCH, WIDTH = 16, 192
 BATCH = 32
 DRAWN = {"receipts": 6000, "pages": 6000}
+STEPS = {"places": 1500, "boxes": 2500}
 HELD_CHUNKS = 2  # of each kind, not trained on
 
 
@@ -95,7 +96,10 @@ class Losses:
         """Cross-entropy of the boxes' texts, and a fifth of that of the places."""
         patches = self._patches(params, batch)
         places, metrics = self._places(params, patches, batch)
-        logits = self._reply_logits(nnx.merge(self._graph, params["model"]), patches, batch)
+        model = nnx.merge(self._graph, params["model"])
+        # A picture's patches are computed once for all its questions.
+        tokens = jnp.repeat(model.tokens_of_patches(patches), QUESTIONS_EACH, 0)[:, None]
+        logits = logits_from_tokens(model, tokens, *batch[2:])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.completion)
         valid = batch.completion_valid
         loss = jnp.where(valid, losses, 0).sum() / valid.sum()
@@ -120,15 +124,6 @@ class Losses:
         answers = kinds > PRINT
         right = ((logits.argmax(-1) == kinds) & answers).sum() / answers.sum()
         return loss, {"places_loss": loss, "answers_right": right}
-
-    def _reply_logits(self, model: SmolVLM, patches: jax.Array, batch: LocatingBatch) -> jax.Array:
-        """Logits of the boxes' texts; a picture's patches are computed once for its questions."""
-        tokens = jnp.repeat(model.tokens_of_patches(patches), QUESTIONS_EACH, 0)
-        # The last token of a reply is only ever predicted.
-        ids = jnp.concatenate([batch.prompt, batch.completion[:, :-1]], 1)
-        valid = jnp.concatenate([batch.prompt_valid, batch.completion_valid[:, :-1]], 1)
-        hidden, _ = model.read(ids[:, None], valid[:, None], one_row(tokens[:, None]))
-        return model.text.logits(hidden[:, 0, batch.prompt.shape[1] - 1 :])
 
 
 def main(argv: list[str]) -> None:
@@ -162,7 +157,7 @@ def main(argv: list[str]) -> None:
             seed=3 * seed + number,
         )
 
-    places, boxes = locating(1500, 0), locating(2500, 1)
+    places, boxes = locating(STEPS["places"], 0), locating(STEPS["boxes"], 1)
     model = SmolVLM(config, rngs=nnx.Rngs(seed), dtype=jnp.bfloat16)
     begin(model, np.repeat(places(places.steps).images[..., None], 3, -1))
     graph, params = nnx.split(model)
@@ -186,7 +181,7 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(WORKDIR.value) / "cropper"
     folder.mkdir(parents=True, exist_ok=True)
     write_processor_files(folder, config, tokenizer, longest_edge=side)
-    export(folder, nnx.merge(graph, weights["model"]), Pretrained.open(folder))
+    export(folder, nnx.merge(graph, weights["model"]), Pretrained.open(folder), role="cropper")
     logging.info("the cropper is in %s", folder)
 
 
