@@ -34,7 +34,6 @@ from cropvlm_jax.hub.export import export, write_processor_files
 from cropvlm_jax.hub.model_card import Run
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.conversations import Conversation
-from cropvlm_jax.models.decode import completion_logits
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import (
     ANSWER_INSTRUCTION,
@@ -132,14 +131,15 @@ def supervised_batch(
 ) -> batching.SupervisedBatch:
     """B conversations and their pictures `[N, S, S, 3]` as one batch."""
     rows = [
-        (
-            *batching.pad(p.ids[: p.completion.start], prompt_length, "left"),
-            *batching.pad(p.ids[p.completion], reply_length, "right"),
+        batching.supervised_row(
+            conversation,
+            images=images,
+            prompt_tokens=prompt_length,
+            completion_tokens=reply_length,
         )
-        for p in conversations
+        for conversation, images in zip(conversations, pictures, strict=True)
     ]
-    columns = (np.stack(column) for column in zip(*rows, strict=True))
-    return batching.SupervisedBatch(np.stack(pictures), *columns)
+    return batching.stack(rows)
 
 
 def reading_batch(
@@ -287,14 +287,7 @@ def reading_accuracy(
 
     @jax.jit
     def correct(batch: batching.SupervisedBatch) -> jax.Array:
-        logits = completion_logits(
-            model,
-            batch.images,
-            batch.prompt,
-            batch.prompt_valid,
-            batch.completion,
-            batch.completion_valid,
-        )[:, 1]  # after the space
+        logits = sft.reply_logits(model, batch)[:, 1]  # after the space
         return (jnp.argmax(logits, -1) == batch.completion[:, 1]).mean()
 
     scores = {}

@@ -21,7 +21,7 @@ from cropvlm_jax.pixels import host
 from cropvlm_jax.scoring import GoldAnswers
 
 if TYPE_CHECKING:
-    from cropvlm_jax.models.conversations import Conversations
+    from cropvlm_jax.models.conversations import Conversation, Conversations
 
 SPOKEN_BYTES = 4096  # of a question and its answers at most, for a target outside of the graph
 
@@ -113,6 +113,39 @@ def stack(rows: Sequence[Any]) -> Any:
     return None if first is None else np.stack(rows)
 
 
+def supervised_row(
+    conversation: "Conversation",
+    images: Any,
+    prompt_tokens: int,
+    completion_tokens: int,
+    example_id: int | None = None,
+) -> SupervisedBatch:
+    """A conversation and its pictures as a row of a supervised batch.
+
+    Args:
+        conversation: With a reply.
+        images: What the model sees of its pictures, leaves `[N, ...]`; None where they are kept
+            apart.
+        prompt_tokens: P.
+        completion_tokens: C.
+        example_id: Of the example in its source.
+
+    Raises:
+        ValueError: Prompt or completion is longer.
+    """
+    reply = conversation.completion
+    prompt, prompt_valid = pad(conversation.ids[: reply.start], prompt_tokens, "left")
+    completion, completion_valid = pad(conversation.ids[reply], completion_tokens, "right")
+    return SupervisedBatch(
+        images=images,
+        prompt=prompt,
+        prompt_valid=prompt_valid,
+        completion=completion,
+        completion_valid=completion_valid,
+        example_id=None if example_id is None else np.int32(example_id),
+    )
+
+
 def gold_answer(answers: Sequence[str]) -> str:
     """The answer most annotators gave, up to case and outer spaces; of equals, the first.
 
@@ -173,14 +206,9 @@ class CropperInput:
     splits: bool
     question_tokens: int
 
-    def pad(self, prompt: np.ndarray, grid: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Pads a prompt on the left to P, the same for all pictures of a grid.
-
-        Returns:
-            Token ids `[P]`, and which of them are real, bool `[P]`.
-        """
-        length = crop_prompt_length(self.conversations, grid) + self.question_tokens
-        return pad(prompt, length, "left")
+    def prompt_tokens(self, grid: Any) -> int:
+        """P, the same for all pictures of a grid."""
+        return crop_prompt_length(self.conversations, grid) + self.question_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +242,8 @@ class Preparer:
         question, answers = example["question"], example["answers"]
         tiles, grid = self.cropper_input.see(image)
         asking = self.cropper_input.conversations.crop(question, grid)
-        crop_prompt, crop_prompt_valid = self.cropper_input.pad(asking.ids, grid)
+        length = self.cropper_input.prompt_tokens(grid)
+        crop_prompt, crop_prompt_valid = pad(asking.ids, length, "left")
         height, width = self.canvas
         image = host.shrink_to_fit(image, height, width)
         asked = answered = asked_valid = answered_valid = gold = spoken = None
@@ -277,16 +306,10 @@ class BoxPreparer:
         tiles, grid = self.cropper_input.see(host.to_rgb(example["image"]))
         box_text = geometry.to_text(example["box"])
         conversation = self.cropper_input.conversations.crop(example["question"], grid, box_text)
-        before = conversation.ids[: conversation.completion.start]
-        prompt, prompt_valid = self.cropper_input.pad(before, grid)
-        completion, completion_valid = pad(
-            conversation.ids[conversation.completion], self.reply_tokens, "right"
-        )
-        return SupervisedBatch(
+        return supervised_row(
+            conversation,
             images=tiles,
-            prompt=prompt,
-            prompt_valid=prompt_valid,
-            completion=completion,
-            completion_valid=completion_valid,
-            example_id=np.int32(index),
+            prompt_tokens=self.cropper_input.prompt_tokens(grid),
+            completion_tokens=self.reply_tokens,
+            example_id=index,
         )

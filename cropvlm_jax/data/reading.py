@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cropvlm_jax import geometry
-from cropvlm_jax.data.batching import SupervisedBatch, gold_answer, pad
+from cropvlm_jax.data.batching import SupervisedBatch, gold_answer, supervised_row
 from cropvlm_jax.pixels import host
 
 if TYPE_CHECKING:
@@ -83,19 +83,13 @@ class ReadingPreparer:
         conversation = self.conversations.answer(
             example["question"], len(pictures), gold_answer(example["answers"])
         )
-        before = conversation.ids[: conversation.completion.start]
-        prompt, prompt_valid = pad(before, self.prompt_length, "left")
-        # The period and the end of the utterance follow the answer.
-        completion, completion_valid = pad(
-            conversation.ids[conversation.completion], self.answer_tokens + 2, "right"
-        )
-        return SupervisedBatch(
+        return supervised_row(
+            conversation,
             images=np.concatenate([self.see(picture)[0] for picture in pictures]),
-            prompt=prompt,
-            prompt_valid=prompt_valid,
-            completion=completion,
-            completion_valid=completion_valid,
-            example_id=np.int32(index),
+            prompt_tokens=self.prompt_length,
+            # The period and the end of the utterance follow the answer.
+            completion_tokens=self.answer_tokens + 2,
+            example_id=index,
         )
 
     def crop(self, box: Any, index: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def read_prompt(
 
 def completion_logits(
     model: VLM,
-    images: Any,
+    image_tokens: ImageTokens,
     prompt: Int[Array, "B P"],
     prompt_valid: Bool[Array, "B P"],
     completion: Int[Array, "B C"],
@@ -45,7 +45,7 @@ def completion_logits(
 
     Args:
         model: the model.
-        images: as `encode_images` takes them, leaves `[B, N, ...]`.
+        image_tokens: `[B, N, I, ...]` from its `encode_images`.
         prompt: token ids, padded on the left so that the completion follows at once.
         prompt_valid: False for padding.
         completion: token ids, padded on the right.
@@ -54,21 +54,6 @@ def completion_logits(
     Returns:
         fp32 logits, meaningless in the padding.
     """
-    image_tokens = model.encode_images(images)
-    return logits_from_tokens(
-        model, image_tokens, prompt, prompt_valid, completion, completion_valid
-    )
-
-
-def logits_from_tokens(
-    model: VLM,
-    image_tokens: ImageTokens,
-    prompt: Int[Array, "B P"],
-    prompt_valid: Bool[Array, "B P"],
-    completion: Int[Array, "B C"],
-    completion_valid: Bool[Array, "B C"],
-) -> Float[Array, "B C V"]:
-    """`completion_logits` of pictures whose image tokens `[B, N, I, ...]` are there already."""
     # The last completion token is only ever predicted.
     ids = jnp.concatenate([prompt, completion[:, :-1]], 1)
     valid = jnp.concatenate([prompt_valid, completion_valid[:, :-1]], 1)

@@ -48,9 +48,10 @@ def _log_likelihood(
     graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch
 ) -> Float[Array, "B 2"]:
     """Summed log-probabilities of the completions, and how many tokens they have, fp32."""
+    model = nnx.merge(graphdef, params)
     logits = completion_logits(
-        nnx.merge(graphdef, params),
-        batch.images,
+        model,
+        model.encode_images(batch.images),
         batch.prompt,
         batch.prompt_valid,
         batch.completion,

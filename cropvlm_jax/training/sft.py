@@ -13,22 +13,32 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cropvlm_jax import microbatching
 from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.decode import completion_logits
-from cropvlm_jax.models.vlm import VLM
+from cropvlm_jax.models.vlm import VLM, ImageTokens
 from cropvlm_jax.train_state import TrainState
 
 
-def reply_logits(model: VLM, batch: SupervisedBatch) -> Float[Array, "B C V"]:
-    """Logits of the completion's tokens."""
+def reply_logits(
+    model: VLM, batch: SupervisedBatch, image_tokens: ImageTokens | None = None
+) -> Float[Array, "B C V"]:
+    """Logits of the completion's tokens.
+
+    Args:
+        model: the model.
+        batch: B conversations.
+        image_tokens: of its pictures, `[B, N, I, ...]`, where they are there already.
+    """
+    if image_tokens is None:
+        image_tokens = model.encode_images(batch.images)
     return completion_logits(
         model,
-        batch.images,
+        image_tokens,
         batch.prompt,
         batch.prompt_valid,
         batch.completion,
@@ -43,6 +53,11 @@ def completion_loss(
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.completion)
     tokens = batch.completion_valid.sum()
     return jnp.where(batch.completion_valid, losses, 0).sum(), tokens
+
+
+def written_exactly(logits: Float[Array, "B C V"], batch: SupervisedBatch) -> Bool[Array, " B"]:
+    """Whether greedy decoding writes a completion: each of its tokens is the likeliest one."""
+    return ((logits.argmax(-1) == batch.completion) | ~batch.completion_valid).all(-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +115,10 @@ class SFTStep:
     def evaluate(self, state: TrainState, batch: SupervisedBatch) -> Sums:
         """Sums and counts of the loss of a batch, and of the completions written exactly.
 
-        A completion is "exact" where each of its tokens is the likeliest one, so that greedy
-        decoding writes it. There is no dropout.
+        There is no dropout.
         """
         logits = reply_logits(nnx.merge(self.policy, state.params, *state.frozen), batch)
-        right = (logits.argmax(-1) == batch.completion) | ~batch.completion_valid
-        exact = right.all(-1).astype(jnp.float32)
+        exact = written_exactly(logits, batch).astype(jnp.float32)
         return {
             "loss": completion_loss(logits, batch),
             "exact": (exact.sum(), jnp.asarray(exact.size)),

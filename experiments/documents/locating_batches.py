@@ -34,16 +34,13 @@ class LocatingBatch(NamedTuple):
         images: grey, uint8 `[B, S, S]`.
         places: uint8 `[B, P, CELLS * CELLS]`, P patches: `BLANK`, `PRINT`, or an answer by
             `FIRST_ANSWER` plus its question's number.
-        prompt, prompt_valid: `[B * QUESTIONS_EACH, T]`, padded on the left.
-        completion, completion_valid: the boxes' texts, padded on the right.
+        conversations: `B * QUESTIONS_EACH` of them, those about a picture together; without their
+            pictures, which are in `images` once.
     """
 
     images: np.ndarray
     places: np.ndarray
-    prompt: np.ndarray
-    prompt_valid: np.ndarray
-    completion: np.ndarray
-    completion_valid: np.ndarray
+    conversations: batching.SupervisedBatch
 
 
 class Answer(NamedTuple):
@@ -135,17 +132,18 @@ class Locating:
     def __call__(self, step: int) -> LocatingBatch:
         """The batch of a step."""
         rng = np.random.default_rng([self.seed, step])
-        rows: list[LocatingBatch] = []
-        while len(rows) < self.batch_size:
+        images, places, conversations = [], [], []
+        while len(images) < self.batch_size:
             suite = "receipts" if rng.random() < 0.5 else "pages"
-            images, facts = self._documents[suite]
-            number = int(rng.integers(len(images)))
-            row = self._row(rng, suite, images[number], facts[number])
-            if row is not None:
-                rows.append(row)
-        conversations = [np.concatenate([row[i] for row in rows]) for i in range(2, 6)]
-        images, places = (np.stack([row[i] for row in rows]) for i in range(2))
-        return LocatingBatch(images, places, *conversations)
+            pictures, facts = self._documents[suite]
+            number = int(rng.integers(len(pictures)))
+            image, kinds, answers = self._changed(rng, suite, pictures[number], facts[number])
+            if answers:
+                images.append(image)
+                places.append(kinds)
+                order = rng.permutation(max(len(answers), QUESTIONS_EACH))[:QUESTIONS_EACH]
+                conversations += [self._conversation(answers[i % len(answers)]) for i in order]
+        return LocatingBatch(np.stack(images), np.stack(places), batching.stack(conversations))
 
     @functools.cached_property
     def _documents(self) -> dict[str, tuple[np.ndarray, list[dict]]]:
@@ -160,10 +158,10 @@ class Locating:
             )
         return found
 
-    def _row(
+    def _changed(
         self, rng: np.random.Generator, suite: str, image: np.ndarray, facts: dict
-    ) -> LocatingBatch | None:
-        """A changed picture with questions about what is still whole; None where nothing is."""
+    ) -> tuple[np.ndarray, np.ndarray, list[Answer]]:
+        """A changed picture, what stands at its places, and the answers that are whole in it."""
         lines = np.array(facts["lines"]).reshape(-1, 4)
         names = [name for name in facts["answers"] if name in self.questions[suite]]
         boxes = np.array([facts["answers"][name] for name in names]).reshape(-1, 4)
@@ -172,29 +170,22 @@ class Locating:
             Answer(self.questions[suite][name], box)
             for name, box in zip(names, moved[len(lines) :], strict=True)
         ]
-        whole = [answer for answer in answers if answer.box.min() >= 0 and answer.box.max() <= 1]
-        if not whole:
-            return None
         numbers = [FIRST_ANSWER + self._all_questions.index(a.question) for a in answers]
         places = self._places([PRINT] * len(lines) + numbers, moved)
-        asked = [whole[i % len(whole)] for i in rng.permutation(max(len(whole), QUESTIONS_EACH))]
-        return LocatingBatch(image, places, *self.conversation_arrays(asked[:QUESTIONS_EACH]))
+        return image, places, [a for a in answers if a.box.min() >= 0 and a.box.max() <= 1]
 
     @functools.cached_property
     def _all_questions(self) -> list[str]:
         return all_questions(self.questions)
 
-    def conversation_arrays(self, answers: list[Answer]) -> tuple[np.ndarray, ...]:
-        """Prompts, completions and what of them is real; see `LocatingBatch`."""
-        rows = []
-        for answer in answers:
-            text = f"{percent_box(answer.box)}."
-            conversation = self.conversations.crop(answer.question, (0, 0), text)
-            before = conversation.ids[: conversation.completion.start]
-            reply = conversation.ids[conversation.completion]
-            prompt = batching.pad(before, self.prompt_tokens, "left")
-            rows.append((*prompt, *batching.pad(reply, self.REPLY_TOKENS, "right")))
-        return tuple(np.stack(column) for column in zip(*rows, strict=True))
+    def _conversation(self, answer: Answer) -> batching.SupervisedBatch:
+        text = f"{geometry.to_text(percent_box(answer.box))}"
+        return batching.supervised_row(
+            self.conversations.crop(answer.question, (0, 0), text),
+            images=None,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.REPLY_TOKENS,
+        )
 
     def _places(self, kinds: list[int], boxes: np.ndarray) -> np.ndarray:
         """What stands at each place, uint8 `[P, CELLS * CELLS]`; later boxes cover earlier ones."""
@@ -214,10 +205,10 @@ def all_questions(questions: dict[str, dict[str, str]]) -> list[str]:
     return sorted({question for fields in questions.values() for question in fields.values()})
 
 
-def percent_box(box: np.ndarray) -> list[int]:
-    """The whole percent box around shares of a picture."""
+def percent_box(box: np.ndarray) -> np.ndarray:
+    """The whole percent box around shares of a picture, int `[4]`."""
     size = np.array([10**6, 10**6])
-    return geometry.from_pixels(np.clip(box, 0, 1) * 10**6, size).tolist()
+    return geometry.from_pixels(np.clip(box, 0, 1) * 10**6, size)
 
 
 def changed(

@@ -8,12 +8,15 @@ real patches, whitened; its position embeddings begin as waves, so that neighbou
 first learns to say what stands at each place of a picture, before it learns to answer.
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 import os
-import queue as queues
-from collections.abc import Callable, Iterator, Mapping
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
 from typing import Any, Protocol
 
 import jax
@@ -21,7 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
+from tokenizers import Tokenizer
 
+from cropvlm_jax.hub.export import export, write_processor_files
+from cropvlm_jax.hub.model_card import Role
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.hub.tokenizer import train_tokenizer
+from cropvlm_jax.models.smolvlm.conversations import ANSWER_INSTRUCTION, CROP_INSTRUCTION
 from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.models.vit import patchify
 from cropvlm_jax.progress import Progress
@@ -29,6 +38,7 @@ from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.checkpoints import Checkpoints
 
 _AHEAD = 6  # batches that the worker prepares
+_NOTED = 50  # steps whose mean metrics the log shows
 
 
 def begin(model: SmolVLM, pictures: np.ndarray) -> None:
@@ -161,11 +171,13 @@ class Phase:
         with Checkpoints(os.path.join(workdir, self.name), keep=1) as checkpoints:
             restored = checkpoints.restore(state)
             start, state = (restored[0], restored[1]) if restored else (0, state)
-            progress, recent = Progress(steps, start, every_seconds=30), []
+            progress, recent, note = Progress(steps, start, every_seconds=30), [], ""
             for done, batch in enumerate(_ahead(self.batches, start, steps), start + 1):
                 state, metrics = step(state, batch)
-                recent = [*recent[-49:], metrics]
-                progress.update(done, _note(recent))
+                recent.append(metrics)
+                if done % _NOTED == 0 or done == steps:
+                    note, recent = _means(recent), []
+                progress.update(done, note)
                 if done % every == 0 or done == steps:
                     checkpoints.save(done, state, {}, {})
                     found = self.evaluate(state.params) if self.evaluate else {}
@@ -173,35 +185,47 @@ class Phase:
         return state.params
 
 
-def _note(recent: list[dict[str, jax.Array]]) -> str:
+def _means(recent: list[dict[str, jax.Array]]) -> str:
+    """The means of some steps' metrics, for the log."""
     means = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(recent))
     return " ".join(f"{name} {value:.3f}" for name, value in means.items())
 
 
 def _ahead(batches: Batches, start: int, stop: int) -> Iterator[Any]:
     """The batches of steps `start` to `stop`, which another process makes."""
-    if start == stop:
-        return
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue(_AHEAD)
-    worker = context.Process(target=_make, args=(queue, batches, start, stop), daemon=True)
-    worker.start()
-    for _ in range(start, stop):
-        while True:
-            try:
-                made = queue.get(timeout=60)
-                break
-            except queues.Empty:
-                if not worker.is_alive():
-                    raise RuntimeError("the process that makes batches has died") from None
-        if isinstance(made, BaseException):
-            raise made
-        yield made
+    with futures.ProcessPoolExecutor(1, context, _receive, (batches,)) as worker:
+        steps = iter(range(start, stop))
+        waiting = collections.deque(
+            worker.submit(_make, step) for step in itertools.islice(steps, _AHEAD)
+        )
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(worker.submit(_make, step) for step in itertools.islice(steps, 1))
 
 
-def _make(queue: Any, batches: Batches, start: int, stop: int) -> None:
-    try:
-        for step in range(start, stop):
-            queue.put(batches(step))
-    except Exception as error:  # whatever it is, the other process reports it
-        queue.put(error)
+_received: Batches  # in the worker
+
+
+def _receive(batches: Batches) -> None:
+    global _received
+    _received = batches
+
+
+def _make(step: int) -> Any:
+    return _received(step)
+
+
+def make_tokenizer(questions: Iterable[str]) -> Tokenizer:
+    """A tokenizer in which these questions are short, and other text is letter by letter."""
+    instructions = (ANSWER_INSTRUCTION, CROP_INSTRUCTION)
+    texts = [f"User:{q}\n{i}\nAssistant: [12, 5, 40, 33]." for q in questions for i in instructions]
+    return train_tokenizer(texts, 640)
+
+
+def save(folder: pathlib.Path, model: SmolVLM, tokenizer: Tokenizer, role: Role) -> None:
+    """Writes a model that sees its pictures as one tile as a Hugging Face folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_processor_files(folder, model.config, tokenizer, model.config.vision.image_size)
+    export(folder, model, Pretrained.open(folder), role=role)
+    logging.info("the %s is in %s", role, folder)

@@ -9,14 +9,17 @@ parts of the lines around them, as boxes of whole percent cut them.
 import dataclasses
 import functools
 import io
-import pathlib
+import itertools
 import string
 
 import numpy as np
+from crop_rule import surround
+from drawn.chance import often, pick
+from drawn.fonts import families
+from drawn.words import MONTHS, clock, invented
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-FONTS = pathlib.Path("/usr/share/fonts")  # apt-get install fonts-dejavu fonts-liberation ...
-_NOT_PLAIN = ("symbol", "dingbat", "emoji", "d050000l", "z003", "chancery", "math")
+_PLAIN = ("symbol", "dingbat", "emoji", "d050000l", "z003", "chancery", "math")
 _PLAIN = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
@@ -27,7 +30,6 @@ _PLAIN = (
     "LiberationSerif-Regular.ttf",
     "DejaVuSerif.ttf",
 )
-_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 _FULL_MONTHS = (
     "January February March April May June July August September October November December"
 ).split()
@@ -69,31 +71,16 @@ class LineCrop:
 
 @functools.cache
 def font_files() -> tuple[str, ...]:
-    """Upright fonts with letters and digits, in a fixed order."""
-    found = []
-    for path in sorted(FONTS.rglob("*")):
-        name = path.name.lower()
-        if path.suffix.lower() not in (".ttf", ".otf") or any(word in name for word in _NOT_PLAIN):
-            continue
-        try:
-            font = ImageFont.truetype(str(path), 24)
-            # A font without letters draws the same box for each.
-            distinct = {bytes(font.getmask(letter)) for letter in "aA8.7\u0378"}
-        except (OSError, ValueError):
-            continue
-        if len(distinct) == 6 and font.getlength("0123456789") > 60:
-            found.append(str(path))
-    plain = [path for path in found if path.endswith(_PLAIN)]
-    return tuple(plain + [path for path in found if path not in plain])
+    """Fonts of this machine in a fixed order, the plainest first."""
+    styles = ((family.regular, family.bold, family.italic) for family in families())
+    files = dict.fromkeys(itertools.chain.from_iterable(styles))
+    plain = [file for file in files if file.endswith(_PLAIN)]
+    return tuple(dict.fromkeys([*plain, *files]))
 
 
 @functools.lru_cache(4096)
 def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(file, size)
-
-
-def _pick(rng: np.random.Generator, options: str | tuple[str, ...] | list[str]) -> str:
-    return options[int(rng.integers(len(options)))]
 
 
 def amount(rng: np.random.Generator) -> str:
@@ -107,7 +94,7 @@ def amount(rng: np.random.Generator) -> str:
 def date(rng: np.random.Generator) -> str:
     """A date in one of the usual orders."""
     day, month, year = rng.integers(1, 32), rng.integers(1, 13), rng.integers(1990, 2027)
-    mark, kind = _pick(rng, "//--."), rng.random()
+    mark, kind = pick(rng, "//--."), rng.random()
     if kind < 0.55:
         return f"{day:02}{mark}{month:02}{mark}{year}"
     if kind < 0.72:
@@ -116,48 +103,34 @@ def date(rng: np.random.Generator) -> str:
         return f"{year}{mark}{month:02}{mark}{day:02}"
     if kind < 0.85:
         return f"{day}{mark}{month}{mark}{year}"
-    name = _pick(rng, _MONTHS)
-    name = name.upper() if rng.random() < 0.5 else name
+    name = pick(rng, MONTHS)
+    name = name if often(rng, 0.5) else name.title()
     if kind < 0.91:
         return f"{day:02} {name} {year}"
     if kind < 0.95:
         return f"{day:02}-{name}-{year}"
-    return f"{_pick(rng, _FULL_MONTHS)} {day}, {year}"
-
-
-def clock(rng: np.random.Generator) -> str:
-    """A time of day."""
-    hour, minute, second = rng.integers(0, 24), rng.integers(0, 60), rng.integers(0, 60)
-    if rng.random() < 0.3:
-        return f"{(hour - 1) % 12 + 1}:{minute:02}:{second:02} {'PM' if hour > 11 else 'AM'}"
-    return f"{hour:02}:{minute:02}" + (f":{second:02}" if rng.random() < 0.5 else "")
+    return f"{pick(rng, _FULL_MONTHS)} {day}, {year}"
 
 
 def word(rng: np.random.Generator) -> str:
     """A word that can be spoken, or letters and digits as of a code."""
     kind = rng.random()
     if kind < 0.12:
-        return "".join(_pick(rng, string.ascii_uppercase) for _ in range(rng.integers(1, 6)))
+        return "".join(pick(rng, string.ascii_uppercase) for _ in range(rng.integers(1, 6)))
     if kind < 0.2:
         return str(rng.integers(0, 10 ** int(rng.integers(1, 8))))
     if kind < 0.25:
         letters = string.ascii_letters + string.digits
-        return "".join(_pick(rng, letters) for _ in range(rng.integers(2, 9)))
-    syllables = [
-        _pick(rng, "bcdfghjklmnprstvwyz")
-        + _pick(rng, "aeiou")
-        + _pick(rng, ["", "", *"nrslmtkgdx"])
-        for _ in range(rng.integers(1, 5))
-    ]
-    return "".join(syllables)
+        return "".join(pick(rng, letters) for _ in range(rng.integers(2, 9)))
+    return invented(rng)
 
 
 def words(rng: np.random.Generator, most: int) -> str:
     """Words of one case, of at most `most` characters together."""
-    case = _pick(rng, ["upper", "lower", "title", "upper", "capital"])
+    case = pick(rng, ["upper", "lower", "title", "upper", "capital"])
     text = word(rng)[:most]
     while rng.random() < 0.65:
-        longer = text + _pick(rng, "     -,./&:").join(["", word(rng)])
+        longer = text + pick(rng, "     -,./&:").join(["", word(rng)])
         longer = longer.replace(",", ", ")
         if len(longer) > most:
             break
@@ -178,10 +151,10 @@ class _Row:
 def _amount_rows(rng: np.random.Generator, font: ImageFont.FreeTypeFont) -> tuple[str, str, list]:
     """Answer, the line that shows it, and the rows before, with and after it."""
     answer = amount(rng)
-    line = _pick(rng, ["", "", "", "RM", "RM ", "$", "MYR "]) + answer
+    line = pick(rng, ["", "", "", "RM", "RM ", "$", "MYR "]) + answer
     inline = rng.random() < 0.1
     if inline:
-        line = f"{_pick(rng, _AMOUNT_LABELS)} {line}"
+        line = f"{pick(rng, _AMOUNT_LABELS)} {line}"
     right = font.getlength(line) / font.size
     away = rng.uniform(1, 14)
 
@@ -189,8 +162,8 @@ def _amount_rows(rng: np.random.Generator, font: ImageFont.FreeTypeFont) -> tupl
         left = right - font.getlength(text) / font.size
         return _Row([(text, left), (label, -away - font.getlength(label) / font.size)])
 
-    own = _Row([(line, 0.0)]) if inline else row(_pick(rng, _AMOUNT_LABELS), line)
-    others = [row(_pick(rng, _OTHER_AMOUNTS), amount(rng)) for _ in range(8)]
+    own = _Row([(line, 0.0)]) if inline else row(pick(rng, _AMOUNT_LABELS), line)
+    others = [row(pick(rng, _OTHER_AMOUNTS), amount(rng)) for _ in range(8)]
     return answer, line, [*others[:4], own, *others[4:]]
 
 
@@ -198,11 +171,11 @@ def _date_rows(rng: np.random.Generator, font: ImageFont.FreeTypeFont) -> tuple[
     answer = line = date(rng)
     own = []
     if rng.random() < 0.5:
-        line += _pick(rng, [" ", " ", "  ", " - "]) + clock(rng)
+        line += pick(rng, [" ", " ", "  ", " - "]) + clock(rng)
     if rng.random() < 0.3 and len(line) < 18:
-        line = f"{_pick(rng, _DATE_LABELS)} {line}"
+        line = f"{pick(rng, _DATE_LABELS)} {line}"
     elif rng.random() < 0.6:
-        label = _pick(rng, _DATE_LABELS)
+        label = pick(rng, _DATE_LABELS)
         own.append((label, -rng.uniform(0.5, 5) - font.getlength(label) / font.size))
     if rng.random() < 0.15 and len(line) < 20:
         line += " " + word(rng)[:5].upper()
@@ -213,7 +186,7 @@ def _date_rows(rng: np.random.Generator, font: ImageFont.FreeTypeFont) -> tuple[
 def _number_rows(rng: np.random.Generator, font: ImageFont.FreeTypeFont) -> tuple[str, str, list]:
     answer = line = str(rng.integers(1, 10 ** int(rng.integers(1, 4)) + 200))
     if rng.random() < 0.15:
-        line = _pick(rng, ["- {} -", "Page {}", "({})", "[{}]"]).format(answer)
+        line = pick(rng, ["- {} -", "Page {}", "({})", "[{}]"]).format(answer)
     own = []
     if rng.random() < 0.6:
         head = words(rng, 30)
@@ -239,7 +212,7 @@ _ROWS = {"total": _amount_rows, "date": _date_rows, "number": _number_rows, "tex
 
 
 def draw(rng: np.random.Generator, kind: str, loose: float, hard: float = 1.0) -> LineCrop:
-    """Draws a line with its neighbours and cuts it out.
+    """Draws a line with its neighbours and cuts it out, as `surround` says.
 
     Args:
         rng: what is drawn from.
@@ -249,19 +222,13 @@ def draw(rng: np.random.Generator, kind: str, loose: float, hard: float = 1.0) -
     """
     size = int(rng.integers(15, 40))
     files = font_files()
-    font = _font(files[int(rng.integers(8 + int(hard * (len(files) - 8))))], size)
+    plain = min(len(_PLAIN), len(files))
+    font = _font(pick(rng, files[: plain + int(hard * (len(files) - plain))]), size)
     answer, line, rows = _ROWS[kind](rng, font)
     x1, y1, x2, y2 = font.getbbox(line)
     pad = size * rng.uniform(0, 0.35, 4) * (0.6, 1, 0.6, 1)
     box = np.array([x1, y1, x2, y2]) + pad * (-1, -1, 1, 1)
-    room = np.exp(rng.uniform(0, np.log(loose), 2)) ** 0.5
-    shape = rng.uniform(0.7, 1.4) if loose > 1.6 else 1.0
-    width, height = (box[2:] - box[:2]) * np.maximum(room * (shape, 1 / shape), 1)
-    height += size * rng.uniform(0, 0.5)  # boxes of whole percent cut generously
-    width += size * rng.uniform(0, 0.3)
-    free = np.array([width, height]) - (box[2:] - box[:2])
-    corner = np.rint(box[:2] - free * np.clip(rng.normal(0.5, 0.18, 2), 0, 1)).astype(int)
-    width, height = int(np.ceil(width)), int(np.ceil(height))
+    corner, (width, height) = surround(rng, box, size, loose)
     pitch = (y2 - y1) * rng.uniform(1.1, 1.9) if kind != "number" else size * rng.uniform(1.1, 1.7)
     paper, ink = int(rng.integers(170, 256)), int(rng.integers(0, 120))
     picture = Image.new("L", (width, height), paper)
@@ -296,30 +263,29 @@ def _worn(
     rng: np.random.Generator, picture: Image.Image, paper: int, ink: int, hard: float
 ) -> np.ndarray:
     """The picture as a printer and a scanner would leave it: uint8 `[H, W]`."""
-    kind = rng.random(6) / max(hard, 1e-3)
-    if kind[0] < 0.2:
+    if often(rng, 0.2 * hard):
         picture = picture.rotate(
             float(rng.normal(0, 0.8)), Image.Resampling.BILINEAR, fillcolor=paper
         )
     pixels = np.asarray(picture, np.float32)
-    if kind[1] < 0.25:  # a dot-matrix printer leaves holes
+    if often(rng, 0.25 * hard):  # a dot-matrix printer leaves holes
         period = int(rng.integers(2, 4))
         rows, columns = np.ogrid[: pixels.shape[0], : pixels.shape[1]]
-        holes = (rows % period == 0) | ((columns % period == 0) & (rng.random() < 0.7))
+        holes = (rows % period == 0) | ((columns % period == 0) & often(rng, 0.7))
         pixels = np.where(holes, pixels + (paper - pixels) * rng.uniform(0.3, 0.9), pixels)
-    if kind[2] < 0.2:  # faded ink
+    if often(rng, 0.2 * hard):  # faded ink
         pixels += (paper - pixels) * rng.uniform(0, 0.5) * rng.random(pixels.shape, np.float32)
-    if kind[3] < 0.6:
+    if often(rng, 0.6 * hard):
         blurred = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
         radius = float(rng.uniform(0.3, 1.3))
         pixels = np.asarray(blurred.filter(ImageFilter.GaussianBlur(radius)), np.float32)
     noise = rng.standard_normal(pixels.shape, np.float32) * rng.uniform(0, 14) * hard
     slope = np.linspace(0, hard * rng.uniform(-40, 40), pixels.shape[1], dtype=np.float32)
     pixels = pixels + noise + slope
-    if kind[4] < 0.12:  # a scan in black and white
+    if often(rng, 0.12 * hard):  # a scan in black and white
         pixels = np.where(pixels > ink + rng.uniform(0.4, 0.8) * (paper - ink), 255.0, 0.0)
     worn = np.clip(pixels, 0, 255).astype(np.uint8)
-    if kind[5] < 0.25:
+    if often(rng, 0.25 * hard):
         file = io.BytesIO()
         Image.fromarray(worn).save(file, "JPEG", quality=int(rng.integers(25, 80)))
         worn = np.asarray(Image.open(file))

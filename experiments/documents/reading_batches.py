@@ -80,10 +80,7 @@ class Reading:
             row = self._real(rng, step) if is_real else self._drawn(rng, step)
             if row is not None:
                 rows.append(row)
-        return ReadingBatch(
-            batching.stack([row.conversations for row in rows]),
-            np.stack([row.letters for row in rows]),
-        )
+        return batching.stack(rows)
 
     def _looseness(self, step: int) -> float:
         low, high = self.loose
@@ -134,16 +131,15 @@ class Reading:
         pictures = [tile(crop, self.side)]
         if self.wholes is not None:
             pictures.insert(0, self.wholes[int(rng.integers(len(self.wholes)))])
-        conversation = self.conversations.answer(question, len(pictures), answer)
-        prompt = conversation.ids[: conversation.completion.start]
         if letters is None:
             letters = np.full(((self.side // self.patch) ** 2, COLUMNS), UNKNOWN, np.uint8)
-        supervised = batching.SupervisedBatch(
-            np.stack(pictures),
-            *batching.pad(prompt, self.prompt_tokens, "left"),
-            *batching.pad(conversation.ids[conversation.completion], self.ANSWER_TOKENS, "right"),
+        row = batching.supervised_row(
+            self.conversations.answer(question, len(pictures), answer),
+            images=np.stack(pictures),
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.ANSWER_TOKENS,
         )
-        return ReadingBatch(supervised, letters)
+        return ReadingBatch(row, letters)
 
 
 def tile(crop: np.ndarray, side: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import os
 import pathlib
 
 import numpy as np
+from crop_rule import surround
 from PIL import Image
 
 from cropvlm_jax import geometry
@@ -51,21 +52,16 @@ class Place:
     box: tuple[int, int, int, int]
 
     def cut(self, rng: np.random.Generator, loose: float) -> np.ndarray | None:
-        """A crop around the box, by the rule of `printed_lines.draw`; None where it is empty.
+        """A crop around the box, as `surround` says, grey uint8; None where it is too small.
 
         Args:
             rng: what is drawn from.
             loose: the most that the crop is larger than the box, in areas; 1 is tight.
         """
-        x1, y1, x2, y2 = self.box
-        size = np.array([x2 - x1, y2 - y1])
-        room = np.exp(rng.uniform(0, np.log(loose), 2)) ** 0.5
-        shape = rng.uniform(0.7, 1.4) if loose > 1.6 else 1.0
-        larger = size * np.maximum(room * (shape, 1 / shape), 1)
-        larger += size[1] * rng.uniform(0, (0.5, 0.6))
-        corner = (x1, y1) - (larger - size) * np.clip(rng.normal(0.5, 0.18, 2), 0, 1)
-        low = np.maximum(corner, 0).astype(int)
-        high = np.minimum(np.ceil(corner + larger), self.surroundings.shape[::-1]).astype(int)
+        box = np.array(self.box)
+        corner, size = surround(rng, box, line=box[3] - box[1], loose=loose)
+        low = np.maximum(corner, 0)
+        high = np.minimum(corner + size, self.surroundings.shape[::-1])
         if (high - low).min() < 3:
             return None
         crop = self.surroundings[low[1] : high[1], low[0] : high[0]]

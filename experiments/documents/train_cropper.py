@@ -31,22 +31,14 @@ from locating_batches import (
     all_questions,
     draw_documents,
 )
-from pretraining import Phase, begin
+from pretraining import Phase, begin, make_tokenizer, save
 
 from cropvlm_jax import apps
-from cropvlm_jax.hub.export import export, write_processor_files
-from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.config import LlamaConfig
-from cropvlm_jax.models.decode import logits_from_tokens
 from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
-from cropvlm_jax.models.smolvlm.conversations import (
-    ANSWER_INSTRUCTION,
-    CROP_INSTRUCTION,
-    IMAGE,
-    SmolVLMConversations,
-)
+from cropvlm_jax.models.smolvlm.conversations import IMAGE, SmolVLMConversations
 from cropvlm_jax.models.smolvlm.model import SmolVLM
+from cropvlm_jax.training.sft import completion_loss, reply_logits, written_exactly
 
 DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of the suites.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training.", required=True)
@@ -99,12 +91,11 @@ class Losses:
         model = nnx.merge(self._graph, params["model"])
         # A picture's patches are computed once for all its questions.
         tokens = jnp.repeat(model.tokens_of_patches(patches), QUESTIONS_EACH, 0)[:, None]
-        logits = logits_from_tokens(model, tokens, *batch[2:])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.completion)
-        valid = batch.completion_valid
-        loss = jnp.where(valid, losses, 0).sum() / valid.sum()
-        exact = ((logits.argmax(-1) == batch.completion) | ~valid).all(-1).mean()
-        return loss + 0.2 * places, metrics | {"loss": loss, "exact": exact}
+        logits = reply_logits(model, batch.conversations, tokens)
+        total, count = completion_loss(logits, batch.conversations)
+        exact = written_exactly(logits, batch.conversations).mean()
+        metrics |= {"loss": total / count, "exact": exact}
+        return total / count + 0.2 * places, metrics
 
     def _patches(self, params: dict, batch: LocatingBatch) -> jax.Array:
         model = nnx.merge(self._graph, params["model"])
@@ -132,17 +123,12 @@ def main(argv: list[str]) -> None:
     drawn = pathlib.Path(WORKDIR.value) / "drawn"
     draw_documents(drawn, DRAWN, side, seed)
     questions = suite_questions(DOCUMENTS.value)
-    texts = [
-        f"User:{question}\n{instruction}\nAssistant: [12, 5, 40, 33]."
-        for question in all_questions(questions)
-        for instruction in (ANSWER_INSTRUCTION, CROP_INSTRUCTION)
-    ]
-    tokenizer = train_tokenizer(texts, 640)
+    asked = all_questions(questions)
+    tokenizer = make_tokenizer(asked)
     config = shape(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE), side)
     conversations = SmolVLMConversations(tokenizer, config.image_seq_len)
 
     def locating(steps: int, number: int, chunks: slice = slice(HELD_CHUNKS, None)) -> Locating:
-        asked = all_questions(questions)
         longest = max(len(conversations.crop(question).ids) for question in asked)
         return Locating(
             conversations=conversations,
@@ -159,9 +145,9 @@ def main(argv: list[str]) -> None:
 
     places, boxes = locating(STEPS["places"], 0), locating(STEPS["boxes"], 1)
     model = SmolVLM(config, rngs=nnx.Rngs(seed), dtype=jnp.bfloat16)
-    begin(model, np.repeat(places(places.steps).images[..., None], 3, -1))
+    begin(model, np.repeat(places(places.steps).images[..., None], 3, -1))  # a batch of no step
     graph, params = nnx.split(model)
-    kinds = FIRST_ANSWER + len(all_questions(questions))
+    kinds = FIRST_ANSWER + len(asked)
     kernel = jax.random.normal(jax.random.key(seed), (WIDTH, CELLS * CELLS * kinds)) * 0.02
     bias = jnp.zeros(CELLS * CELLS * kinds)
     weights = {"model": params, "places": {"kernel": kernel, "bias": bias}}
@@ -174,15 +160,12 @@ def main(argv: list[str]) -> None:
 
     measure = jax.jit(lambda params, batch: losses.boxes(params, batch)[1])
     for phase in (
-        Phase("places", places, losses.places, 3e-3, 1.5e-3, evaluate),
-        Phase("boxes", boxes, losses.boxes, 2e-3, 1e-3, evaluate),
+        Phase("places", places, losses.places, matrices=3e-3, others=1.5e-3, evaluate=evaluate),
+        Phase("boxes", boxes, losses.boxes, matrices=2e-3, others=1e-3, evaluate=evaluate),
     ):
         weights = phase.train(WORKDIR.value, weights)
-    folder = pathlib.Path(WORKDIR.value) / "cropper"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_processor_files(folder, config, tokenizer, longest_edge=side)
-    export(folder, nnx.merge(graph, weights["model"]), Pretrained.open(folder), role="cropper")
-    logging.info("the cropper is in %s", folder)
+    model = nnx.merge(graph, weights["model"])
+    save(pathlib.Path(WORKDIR.value) / "cropper", model, tokenizer, role="cropper")
 
 
 if __name__ == "__main__":

@@ -25,26 +25,25 @@ import printed_lines
 import real_crops
 from absl import flags, logging
 from flax import nnx
-from pretraining import Phase, begin
-from reading_batches import CLASSES, COLUMNS, NO_LETTER, UNKNOWN, Reading, ReadingBatch, tile
+from pretraining import Phase, begin, make_tokenizer, save
+from reading_batches import (
+    CLASSES,
+    COLUMNS,
+    NO_LETTER,
+    UNKNOWN,
+    Reading,
+    ReadingBatch,
+    tile,
+)
 from tokenizers import Tokenizer
 
 from cropvlm_jax import apps
 from cropvlm_jax.data import batching
-from cropvlm_jax.hub.export import export, write_processor_files
-from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.config import LlamaConfig
-from cropvlm_jax.models.decode import logits_from_tokens
 from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
-from cropvlm_jax.models.smolvlm.conversations import (
-    ANSWER_INSTRUCTION,
-    CROP_INSTRUCTION,
-    IMAGE,
-    SmolVLMConversations,
-)
+from cropvlm_jax.models.smolvlm.conversations import IMAGE, SmolVLMConversations
 from cropvlm_jax.models.smolvlm.model import SmolVLM
-from cropvlm_jax.training.sft import completion_loss, reply_logits
+from cropvlm_jax.training.sft import completion_loss, reply_logits, written_exactly
 
 DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of the suites.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training.", required=True)
@@ -54,14 +53,6 @@ SIDE, PATCH, WIDTH = 128, 16, 192
 BATCH = 64
 STEPS = {"letters": 1000, "answers": 3000, "pairs": 600}
 EXPANSIONS = (1, 2, 4)  # of the validation crops, in areas
-
-
-def make_tokenizer(questions: list[str]) -> Tokenizer:
-    """A tokenizer in which the suites' questions are short, and other text is letter by letter."""
-    instructions = (ANSWER_INSTRUCTION, CROP_INSTRUCTION)
-    return train_tokenizer(
-        [f"User:{q}\n{i}\nAssistant:" for q in questions for i in instructions], 640
-    )
 
 
 def shape(tokenizer: Tokenizer) -> SmolVLMConfig:
@@ -96,16 +87,9 @@ class Losses:
         if conversations.images.shape[1] == 2:  # the whole picture teaches the tower nothing
             whole = jax.lax.stop_gradient(model.encode_images(conversations.images[:, :1]))
             tokens = jnp.concatenate([whole, tokens], 1)
-        logits = logits_from_tokens(
-            model,
-            tokens,
-            conversations.prompt,
-            conversations.prompt_valid,
-            conversations.completion,
-            conversations.completion_valid,
-        )
+        logits = reply_logits(model, conversations, tokens)
         total, count = completion_loss(logits, conversations)
-        metrics |= {"loss": total / count, "exact": exact(logits, conversations).mean()}
+        metrics |= {"loss": total / count, "exact": written_exactly(logits, conversations).mean()}
         return total / count + 0.5 * letters, metrics
 
     def _patches(self, params: dict, batch: ReadingBatch) -> jax.Array:
@@ -131,11 +115,6 @@ class Losses:
         return loss, {"letters_loss": loss, "digits_right": share}
 
 
-def exact(logits: jax.Array, batch: batching.SupervisedBatch) -> jax.Array:
-    """Whether greedy decoding writes each completion: bool `[B]`."""
-    return ((logits.argmax(-1) == batch.completion) | ~batch.completion_valid).all(-1)
-
-
 def whole_pictures(documents: str) -> np.ndarray:
     """Training pictures of receipts and pages as the reader sees them: uint8 `[N, S, S, 3]`."""
     found = []
@@ -151,31 +130,35 @@ def whole_pictures(documents: str) -> np.ndarray:
 class Held:
     """Exact answers on true boxes of validation documents, by suite and expansion of the box."""
 
-    def __init__(self, graph: nnx.GraphDef, reading: Reading) -> None:
+    def __init__(
+        self, graph: nnx.GraphDef, reading: Reading, places: dict[str, list[real_crops.Place]]
+    ) -> None:
         self._right = jax.jit(
-            lambda params, batch: exact(
+            lambda params, batch: written_exactly(
                 reply_logits(nnx.merge(graph, params), batch.conversations), batch.conversations
             )
         )
         self._batches: dict[str, ReadingBatch] = {}
-        for suite in ("receipts", "pages"):
-            folder = pathlib.Path(DOCUMENTS.value) / suite
-            places = real_crops.read_places(folder, "val", most=150)
-            numeric = [place for place in places if place.category in real_crops.NUMERIC][:256]
+        for suite, asked in places.items():
             for expansion in EXPANSIONS:
-                rng = np.random.default_rng(0)
-                rows = [
-                    reading.row(rng, place.expanded(expansion), place.question, place.answer)
-                    for place in numeric
-                ]
-                self._batches[f"{suite}_x{expansion}"] = jax.tree.map(
-                    lambda *leaves: np.stack(leaves), *rows
-                )
+                rng = np.random.default_rng(0)  # of the whole pictures before the crops
+                crops = [(place, place.expanded(expansion)) for place in asked]
+                rows = [reading.row(rng, crop, p.question, p.answer) for p, crop in crops]
+                self._batches[f"{suite}_x{expansion}"] = batching.stack(rows)
 
     def __call__(self, params: dict) -> dict[str, float]:
         """Shares of exact answers."""
         model = params["model"]
         return {n: float(self._right(model, b).mean()) for n, b in self._batches.items()}
+
+
+def validation_places(documents: str) -> dict[str, list[real_crops.Place]]:
+    """At most 256 numeric answers of each suite's validation documents."""
+    found = {}
+    for suite in ("receipts", "pages"):
+        places = real_crops.read_places(pathlib.Path(documents) / suite, "val", most=150)
+        found[suite] = [p for p in places if p.category in real_crops.NUMERIC][:256]
+    return found
 
 
 def main(argv: list[str]) -> None:
@@ -205,25 +188,23 @@ def main(argv: list[str]) -> None:
     )
 
     model = SmolVLM(config, rngs=nnx.Rngs(SEED.value), dtype=jnp.bfloat16)
-    begin(model, letters(letters.steps).conversations.images[:, 0])
+    begin(model, letters(letters.steps).conversations.images[:, 0])  # a batch of no step
     graph, params = nnx.split(model)
     kernel = jax.random.normal(jax.random.key(SEED.value), (WIDTH, COLUMNS * CLASSES)) * 0.02
     weights = {
         "model": params,
         "letters": {"kernel": kernel, "bias": jnp.zeros(COLUMNS * CLASSES)},
     }
-    losses, held = Losses(graph), Held(graph, answers)
+    losses, places = Losses(graph), validation_places(DOCUMENTS.value)
+    of_answers, of_pairs = Held(graph, answers, places), Held(graph, pairs, places)
     for phase in (
         Phase("letters", letters, losses.letters, matrices=3e-3, others=1.5e-3),
-        Phase("answers", answers, losses.answers, matrices=2e-3, others=1e-3, evaluate=held),
-        Phase("pairs", pairs, losses.answers, 1e-3, 5e-4, evaluate=Held(graph, pairs)),
+        Phase("answers", answers, losses.answers, matrices=2e-3, others=1e-3, evaluate=of_answers),
+        Phase("pairs", pairs, losses.answers, matrices=1e-3, others=5e-4, evaluate=of_pairs),
     ):
         weights = phase.train(WORKDIR.value, weights)
-    folder = pathlib.Path(WORKDIR.value) / "reader"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_processor_files(folder, config, tokenizer, longest_edge=SIDE)
-    export(folder, nnx.merge(graph, weights["model"]), Pretrained.open(folder), role="reader")
-    logging.info("the reader is in %s", folder)
+    model = nnx.merge(graph, weights["model"])
+    save(pathlib.Path(WORKDIR.value) / "reader", model, tokenizer, role="reader")
 
 
 if __name__ == "__main__":

@@ -34,10 +34,15 @@ def test_the_pages_show_commands_that_parse():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_compile(page):
+    broken = []
     for line, language, text in blocks(page):
         if language in ("python", "py"):
             code = doctest.script_from_examples(text) if ">>>" in text else text
-            compile(code, f"{page.name}:{line}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            try:
+                compile(code, f"{page.name}:{line}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            except SyntaxError as error:
+                broken.append(str(error))
+    assert not broken
 
 
 def test_the_examples_of_the_help_parse():

@@ -133,4 +133,6 @@ def test_no_home_is_no_reason_to_stop(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as of a user without a home
-    ReplyCache("~/replies").put("a", REPLY)
+    cache = ReplyCache("~/replies")
+    cache.put("a", REPLY)
+    assert cache.get("a") == REPLY

@@ -30,14 +30,10 @@ def conversations():
 
 def make_batch() -> batching.SupervisedBatch:
     rows = [
-        (
-            tiles,
-            *batching.pad(prompt.ids[: prompt.completion.start], 48, "left"),
-            *batching.pad(prompt.ids[prompt.completion], 24, "right"),
-        )
+        batching.supervised_row(prompt, tiles, prompt_tokens=48, completion_tokens=24)
         for tiles, prompt in conversations()
     ]
-    return batching.SupervisedBatch(*(np.stack(column) for column in zip(*rows, strict=True)))
+    return batching.stack(rows)
 
 
 @pytest.fixture(scope="module")
