@@ -89,6 +89,9 @@ class Architecture:
         ask_for_box: Jinja that stands before the chat template of an exported cropper, "" where it
             may not be one. It replaces `messages`: in a conversation with a picture, each question
             of the user becomes what `Conversations.crop` asks, once. It writes nothing itself.
+        box_frame: what the numbers of the boxes that it writes when it is asked to point at
+            something count, one of `geometry.FRAMES`; None where it has not learned to. Where that
+            is "smart_resized", `config.limits` says how pictures are resized.
         load_over_mesh: whether its models are so large that devices share the weights from the
             moment they are read.
         reads_pixel_values: whether `encode_images` takes what Hugging Face's processor calls
@@ -118,6 +121,7 @@ class Architecture:
     splits_pictures: bool = False
     can_crop: bool = False
     ask_for_box: str = ""
+    box_frame: str | None = None
     load_over_mesh: bool = False
     reads_pixel_values: bool = True
     processor_files: Callable[[Any, Tokenizer, int], dict[str, Any]] | None = None

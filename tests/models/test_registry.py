@@ -38,6 +38,12 @@ def test_every_architecture_is_tried_here():
     }
 
 
+def test_a_box_frame_is_one_that_geometry_knows():
+    frames = {name: architecture_of(config).box_frame for name, config in SHAPES.items()}
+    assert frames["qwen2_5_vl"] == "smart_resized"
+    assert set(frames.values()) <= {None, *geometry.FRAMES}
+
+
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_the_config_is_read_as_it_is_written(config):
     assert isinstance(config, VLMConfig)

@@ -28,6 +28,7 @@ ARCHITECTURE = Architecture(
     image_tokens=image_processing.image_tokens,
     fewer_tokens="use a smaller max_pixels of its image processor",
     processor_settings=("max_pixels",),
+    box_frame="smart_resized",
     load_over_mesh=True,
     reads_pixel_values=False,
 )
