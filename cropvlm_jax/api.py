@@ -13,6 +13,7 @@ Shape letters: n questions, B rows of a batch.
 """
 
 import functools
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float
 from PIL import Image
 
 from cropvlm_jax import geometry
@@ -45,13 +46,16 @@ BYTES = 2**28  # of pictures that the target is asked about at once, so that mem
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _propose(
+def likeliest_boxes(
     graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, grammar: geometry.Grammar
-) -> Int[Array, "B 4"]:
-    """The likeliest box of each row, percent."""
+) -> Float[Array, "B 5"]:
+    """The likeliest box of each row, percent, and then the probability of its reply, 0..1."""
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
-    return rollout.propose(model, grammar, image_tokens, batch.prompt, batch.prompt_valid)
+    boxes, log_probs = rollout.likeliest(
+        model, grammar, image_tokens, batch.prompt, batch.prompt_valid
+    )
+    return jnp.concatenate([boxes[:, 0].astype(jnp.float32), jnp.exp(log_probs)], -1)
 
 
 class Zoom(NamedTuple):
@@ -66,6 +70,8 @@ class Zoom(NamedTuple):
         failure: why the target gave no `answer`, such as "empty", "refusal: ..." or "HTTP 500:
             ..."; "" where there is nothing to explain.
         failure_without_crop: the same of `answer_without_crop`.
+        confidence: probability of the box's reply under the cropper, 0..1, among all boxes that it
+            can write.
     """
 
     box: tuple[int, int, int, int]
@@ -74,6 +80,7 @@ class Zoom(NamedTuple):
     answer_without_crop: str | None = None
     failure: str = ""
     failure_without_crop: str = ""
+    confidence: float = math.nan
 
 
 class _Asked(NamedTuple):
@@ -83,11 +90,13 @@ class _Asked(NamedTuple):
         picture: uint8 RGB `[H, W, 3]`.
         question: about it.
         box: where to look, percent.
+        confidence: in the box, 0..1.
     """
 
     picture: np.ndarray
     question: str
     box: tuple[int, int, int, int]
+    confidence: float
 
 
 class CropVLM(LoadedModel):
@@ -167,19 +176,39 @@ class CropVLM(LoadedModel):
         Returns:
             int32 `[n, 4]` percent boxes.
         """
+        return self.look(images, questions)[0]
+
+    def look(
+        self, images: Sequence[Picture], questions: str | Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where to look, as `propose` says it, and how sure the cropper is.
+
+        Returns:
+            int32 `[n, 4]` percent boxes; and fp32 `[n]`, the probability of each one's reply under
+            the cropper among all boxes that it can write, 0..1.
+        """
         questions = for_each(images, questions)
         check_texts(images, questions=questions)
 
         def rows() -> Iterator[Row]:
             for number, (picture, question) in enumerate(zip(images, questions, strict=True), 1):
                 with blamed_on_item(number, len(images)):
-                    seen, (grid,) = self.see([picture])
-                    conversation = self.conversations.crop(question, grid)
-                    row = self.row(seen, conversation, self.grammar.max_length)
+                    row = self.crop_row(picture, question)
                 yield row
 
-        boxes = self.run(_propose, rows(), self.grammar)
-        return np.array(boxes, np.int32).reshape(-1, 4)
+        looks = np.array(self.run(likeliest_boxes, rows(), self.grammar), np.float32).reshape(-1, 5)
+        return looks[:, :4].astype(np.int32), looks[:, 4]
+
+    def crop_row(self, picture: Picture, question: str) -> Row:
+        """The conversation that asks where to look, as a row of a batch for `likeliest_boxes`.
+
+        Raises:
+            OSError: the picture cannot be read.
+            ValueError: picture or question cannot be used.
+        """
+        seen, (grid,) = self.see([picture])
+        conversation = self.conversations.crop(question, grid)
+        return self.row(seen, conversation, self.grammar.max_length)
 
     def __call__(self, image: Picture, question: str, *, compare: bool = True) -> Zoom:
         """Looks closer at one picture, and answers with and without having done so; see `zoom`."""
@@ -208,12 +237,12 @@ class CropVLM(LoadedModel):
             ValueError: a picture or a question cannot be used.
         """
         questions = for_each(images, questions)
-        boxes = self.propose(images, questions).tolist()
+        boxes, sure = (found.tolist() for found in self.look(images, questions))
         zooms: list[Zoom] = []
         asked: list[_Asked] = []
         size = 0
-        for image, question, box in zip(images, questions, boxes, strict=True):
-            asked.append(_Asked(host.to_rgb(image), question, tuple(box)))
+        for image, question, box, confidence in zip(images, questions, boxes, sure, strict=True):
+            asked.append(_Asked(host.to_rgb(image), question, tuple(box), confidence))
             size += asked[-1].picture.nbytes
             if size >= BYTES:
                 zooms += self._answer(asked, compare)
@@ -224,7 +253,8 @@ class CropVLM(LoadedModel):
         """Crops, and the target's answers about all these items at once, where there is one."""
         crops = [host.cut(item.picture, item.box) for item in asked]
         zooms = [
-            Zoom(item.box, Image.fromarray(crop)) for item, crop in zip(asked, crops, strict=True)
+            Zoom(item.box, Image.fromarray(crop), confidence=item.confidence)
+            for item, crop in zip(asked, crops, strict=True)
         ]
         if self.target is None:
             return zooms

@@ -259,9 +259,9 @@ def test_what_is_pushed_is_what_is_saved(cropper, tmp_path, monkeypatch):
 
 def test_no_compilation_for_the_same_shapes(cropper):
     cropper.propose([A, E, D], ["Who signed?"] * 3)
-    before = api._propose._cache_size()
+    before = api.likeliest_boxes._cache_size()
     cropper.propose([D, E, A], ["What is in the red frame?"] * 3)
-    assert api._propose._cache_size() == before > 0
+    assert api.likeliest_boxes._cache_size() == before > 0
 
 
 @pytest.mark.parametrize(

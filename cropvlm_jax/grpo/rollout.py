@@ -232,7 +232,18 @@ def propose(
     prompt: Int[Array, "B P"],
     prompt_valid: Bool[Array, "B P"],
 ) -> Int[Array, "B 4"]:
-    """The likeliest box for each prompt: the choice with the highest probability at each step.
+    """The likeliest box for each prompt; see `likeliest`."""
+    return likeliest(model, grammar, image_tokens, prompt, prompt_valid).boxes[:, 0]
+
+
+def likeliest(
+    model: VLM,
+    grammar: Grammar,
+    image_tokens: Float[Array, "B N I D"],
+    prompt: Int[Array, "B P"],
+    prompt_valid: Bool[Array, "B P"],
+) -> Rollouts:
+    """The choice with the highest probability at each step, for each prompt.
 
     Args:
         model: the cropper.
@@ -240,6 +251,10 @@ def propose(
         image_tokens: what its `encode_images` made of the tiles.
         prompt: token ids, padded on the left.
         prompt_valid: which of them are real.
+
+    Returns:
+        One rollout a prompt, G = 1, with the log-probability of its reply among all that the
+        grammar allows.
     """
     sampler = Sampler(
         model=model,
@@ -249,7 +264,7 @@ def propose(
         temperature=1.0,
         log_prob_temperature=1.0,
     )
-    return sampler(prompt[:, -1]).boxes[:, 0]
+    return sampler(prompt[:, -1])
 
 
 def reply_log_probs(

@@ -1,0 +1,103 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a served request may ask of the engine, and what it gets."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from PIL import Image
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+SCALES = 0.01, 10_000.0  # of a box's area: 10,000 makes a box of 1% x 1% the whole picture
+
+
+class Busy(RuntimeError):
+    """The queue is full: the request was not accepted.
+
+    Attributes:
+        retry_after: seconds after which there should be room.
+    """
+
+    def __init__(self, waiting: int, retry_after: float):
+        super().__init__(f"{waiting} requests are waiting, which is all that the queue holds")
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(TimeoutError):
+    """The request's deadline passed before its result was there."""
+
+
+class Closed(RuntimeError):
+    """The engine is shutting down, or has not started: it accepts no request."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What a request may say about its crops.
+
+    Attributes:
+        looks: most boxes for a picture: 0 shows the target the picture alone.
+        area_scale: what the area of each box is multiplied with, about its centre.
+        crops: whether they are appended after their picture, or replace it.
+    """
+
+    looks: int = 1
+    area_scale: float = 1.0
+    crops: Literal["append", "replace"] = "append"
+
+    def __post_init__(self) -> None:
+        if self.looks not in (0, 1) or isinstance(self.looks, bool):
+            raise ValueError(f"looks={self.looks!r} must be 0 or 1")
+        scale, (least, most) = self.area_scale, SCALES
+        number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if not number or not math.isfinite(scale) or not least <= scale <= most:
+            raise ValueError(f"area_scale={scale!r} must be a number from {least} to {most:.0f}")
+        if self.crops not in ("append", "replace"):
+            raise ValueError(f"crops={self.crops!r} must be 'append' or 'replace'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What the cropper says about one picture.
+
+    Attributes:
+        boxes: percent of the picture; today one, or none where the policy asks for none.
+        pixel_boxes: the same in pixels of the original picture, turned as its EXIF says.
+        crops: what is inside, of the original pixels.
+        reply: what the cropper wrote, such as "[12, 5, 40, 33]."; "" where it was not asked.
+        confidence: probability of the reply under the cropper among all boxes that it can write,
+            0..1.
+        size: width and height of the original picture, turned, px.
+        milliseconds: by stage: queue, cropper, crop.
+    """
+
+    boxes: tuple[Box, ...]
+    pixel_boxes: tuple[Box, ...]
+    crops: tuple[Image.Image, ...]
+    reply: str
+    confidence: float
+    size: tuple[int, int]
+    milliseconds: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the local target says.
+
+    Attributes:
+        text: its answer; "" where it said nothing.
+        finish_reason: "stop" where it ended its answer, "length" where that was cut.
+        image_tokens: tokens that it read of the pictures.
+        prompt_tokens: tokens that it read in all.
+        completion_tokens: tokens that it wrote, the one that ends the answer too.
+        milliseconds: by stage: queue, target.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    image_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    milliseconds: dict[str, float]
