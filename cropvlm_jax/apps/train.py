@@ -19,16 +19,14 @@ On several hosts, give the same command on each with --distributed and a workdir
 see.
 """
 
-import contextlib
-import re
 import sys
 import textwrap
 
 import jax
 from absl import app, flags
 
-from cropvlm_jax import apps, parallel
-from cropvlm_jax.apps import command, config_flag, tpu_compiler
+from cropvlm_jax import apps
+from cropvlm_jax.apps import config_flag, processes, tpu_compiler
 from cropvlm_jax.training import dry_run, loop
 from cropvlm_jax.training.config import TrainConfig, load_config
 
@@ -78,44 +76,7 @@ PROFILE = flags.DEFINE_integer(
     "takes, from 2 on.",
     lower_bound=2,
 )
-DISTRIBUTED = flags.DEFINE_bool(
-    "distributed",
-    False,
-    "This is one of several processes on a TPU pod or under Slurm, which say how many there are. "
-    "They meet at a port of process 0: JAX_COORDINATOR_PORT, or what JAX chooses, 8482 on TPUs.",
-)
-COORDINATOR = flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "This is one of several processes elsewhere: host:port of process 0, with the next two flags.",
-)
-PROCESSES = flags.DEFINE_integer(
-    "num_processes",
-    None,
-    "How many processes there are, with --coordinator_address.",
-    lower_bound=1,
-)
-PROCESS = flags.DEFINE_integer(
-    "process_id",
-    None,
-    "Which of them this is, from 0 on, with --coordinator_address.",
-    lower_bound=0,
-)
-INITIALIZATION = flags.DEFINE_integer(
-    "initialization_timeout_seconds",
-    parallel.INITIALIZATION_SECONDS,
-    "How long a process waits at the start until all the others are there.",
-    lower_bound=1,
-    upper_bound=86_400,
-)
-HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_timeout_seconds",
-    parallel.HEARTBEAT_SECONDS,
-    "How long a process may be silent before it counts as dead, and all end. A busy host may be "
-    "silent while it compiles the first step, so a short time is for runs that have compiled.",
-    lower_bound=1,
-    upper_bound=86_400,
-)
+processes.define()
 STOPPED = 128 + 15  # what a process ended by SIGTERM exits with: launchers start it again
 
 
@@ -131,7 +92,7 @@ def main(argv: list[str]) -> None:
         if flag.value is not None:
             raise app.UsageError(f"--{flag.name} is for --dry_run")
     assert WORKDIR.value is not None  # its validator sees to it
-    with processes():
+    with processes.joined():
         complete = loop.run(CONFIG.value, WORKDIR.value, RESUME.value, PROFILE.value)
     if not complete:
         sys.exit(STOPPED)
@@ -144,7 +105,7 @@ def planned(config: TrainConfig) -> str:
         UsageError: the TPU compiler is asked for and not installed, or this is one of several
             processes.
     """
-    if DISTRIBUTED.value or COORDINATOR.value:
+    if processes.are_several():
         raise app.UsageError("--dry_run is one process: --topology tells of a slice of many hosts")
     if TOPOLOGY.value is None:
         devices = jax.devices()
@@ -159,33 +120,6 @@ def planned(config: TrainConfig) -> str:
             f"{label:<15} {text}", 100, subsequent_indent=" " * 16, break_on_hyphens=False
         )
     return "\n".join(lines)
-
-
-def processes() -> contextlib.AbstractContextManager[None]:
-    """What joins this process to the others of the run, where there are others.
-
-    Raises:
-        UsageError: the flags do not say which processes there are.
-    """
-    address, count, number = COORDINATOR.value, PROCESSES.value, PROCESS.value
-    if not (DISTRIBUTED.value or address):
-        if not (count is None and number is None):
-            raise app.UsageError("--num_processes and --process_id need --coordinator_address")
-        return contextlib.nullcontext()
-    if address and not re.fullmatch(r".+:\d{1,5}", address):
-        raise app.UsageError(f"--coordinator_address={address} is not host:port")
-    if not DISTRIBUTED.value and (count is None or number is None):
-        raise app.UsageError("--coordinator_address needs --num_processes and --process_id")
-    if count is not None and number is not None and number >= count:
-        raise app.UsageError(f"--process_id={number} is not below --num_processes={count}")
-    return parallel.joined(
-        coordinator_address=address,
-        num_processes=count,
-        process_id=number,
-        initialization_timeout_seconds=INITIALIZATION.value,
-        heartbeat_timeout_seconds=HEARTBEAT.value,
-        explain=command.explain,
-    )
 
 
 if __name__ == "__main__":

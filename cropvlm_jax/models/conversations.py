@@ -51,6 +51,8 @@ class Conversations(abc.ABC):
         official: Reproduce the official code's `str.capitalize()` of questions and answers, which
             lower-cases everything but the first character, and its "." after every answer.
         max_question_tokens: Refuse longer questions.
+        instruction: The sentence after a question in `answer`; "" where the question says all, None
+            for `answer_instruction`.
     """
 
     special: tuple[str, ...]
@@ -63,6 +65,7 @@ class Conversations(abc.ABC):
         *,
         official: bool = False,
         max_question_tokens: int | None = None,
+        instruction: str | None = None,
     ):
         # A copy: tokenizer files may carry truncation or padding, which would shift the spans.
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
@@ -74,6 +77,7 @@ class Conversations(abc.ABC):
         self._image_seq_len = image_seq_len
         self._official = official
         self._max_question_tokens = max_question_tokens
+        self._instruction = self.answer_instruction if instruction is None else instruction
 
     @abc.abstractmethod
     def answer(
@@ -133,6 +137,10 @@ class Conversations(abc.ABC):
             question=slice(first, middle),
             completion=slice(middle, last),
         )
+
+    def _instructed(self, question: str) -> str:
+        """A question with the instruction after it, if there is one."""
+        return "\n".join([self._question(question), *filter(None, [self._instruction])])
 
     def _question(self, question: str) -> str:
         text = self._capitalized(question, "question")

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The architectures there are: the only place outside of their folders that names them."""
 
+import re
+
 from cropvlm_jax.models.architecture import Architecture
 from cropvlm_jax.models.config import VLMConfig
 from cropvlm_jax.models.llava.architecture import ARCHITECTURE as LLAVA
@@ -19,3 +21,19 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture_of(config: VLMConfig) -> Architecture:
     """The architecture of a model's shape."""
     return ARCHITECTURES[config.model_type]
+
+
+def architecture_named(name: str) -> Architecture | None:
+    """The architecture of which a served model's name tells, such as "Qwen/Qwen2.5-VL-7B-Instruct".
+
+    The name must hold a `model_type`; capitals and all but letters and digits do not matter.
+    """
+
+    def letters(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    # The longest one counts: a longer name says more.
+    for model_type in sorted(ARCHITECTURES, key=len, reverse=True):
+        if letters(model_type) in letters(name):
+            return ARCHITECTURES[model_type]
+    return None

@@ -6,7 +6,7 @@ Shape letters: B rows of a batch, N pictures or tiles of a row, P prompt tokens,
 """
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -46,10 +46,20 @@ def power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def make_batches(rows: Iterable[Row]) -> Iterator[tuple[list[int], SupervisedBatch]]:
+def make_batches(
+    rows: Iterable[Row],
+    *,
+    most_rows: Callable[[Row], int] | None = None,
+    prompt_multiple: int = PROMPT_MULTIPLE,
+) -> Iterator[tuple[list[int], SupervisedBatch]]:
     """Puts rows whose pictures have the same shapes together.
 
     Rows are taken one by one, so that only a few batches of pictures are in memory.
+
+    Args:
+        rows: the conversations.
+        most_rows: how many rows like this one make a full batch; None bounds the tiles of it.
+        prompt_multiple: prompts are padded to a multiple of so many tokens.
 
     Yields:
         The indices of the rows that a batch holds, and the batch, whose first rows they are.
@@ -58,10 +68,10 @@ def make_batches(rows: Iterable[Row]) -> Iterator[tuple[list[int], SupervisedBat
     for index, row in enumerate(rows):
         shapes = tuple(array.shape for array in jax.tree.leaves(row.images))
         groups[shapes].append((index, row))
-        if len(groups[shapes]) == _most_rows(row):
-            yield _batch(groups.pop(shapes))
+        if len(groups[shapes]) >= (most_rows or _most_rows)(row):
+            yield _batch(groups.pop(shapes), prompt_multiple)
     for group in groups.values():
-        yield _batch(group)
+        yield _batch(group, prompt_multiple)
 
 
 def _most_rows(row: Row) -> int:
@@ -72,7 +82,7 @@ def _most_rows(row: Row) -> int:
     return power_of_two(max(TILES // tiles, 1) + 1) // 2
 
 
-def _batch(group: list[tuple[int, Row]]) -> tuple[list[int], SupervisedBatch]:
+def _batch(group: list[tuple[int, Row]], prompt_multiple: int) -> tuple[list[int], SupervisedBatch]:
     """Pads rows to one shape.
 
     The number of rows is padded to a power of two with copies of the last row, so that no padding
@@ -81,7 +91,7 @@ def _batch(group: list[tuple[int, Row]]) -> tuple[list[int], SupervisedBatch]:
     indices = [index for index, _ in group]
     rows = [row for _, row in group]
     rows += [rows[-1]] * (power_of_two(len(rows)) - len(rows))
-    prompt_length = round_up(max(len(row.prompt) for row in rows), PROMPT_MULTIPLE)
+    prompt_length = round_up(max(len(row.prompt) for row in rows), prompt_multiple)
     completion_length = round_up(max(len(row.completion) for row in rows), REPLY_MULTIPLE)
     padded = []
     for row in rows:

@@ -61,7 +61,8 @@ class ChatReader:
                 as they are.
             picture_format: "png", or "jpeg" with a quality, such as "jpeg85", of all pictures; ""
                 sends small ones without loss, as `PictureFormat` does.
-            instruction: the line after each question, which asks for a short answer.
+            instruction: the line after each question, which asks for a short answer; "" where the
+                question says all.
             max_tokens: longest reply.
             concurrency: requests under way at once.
             timeout: seconds from sending a request to the last byte of its reply.
@@ -195,7 +196,8 @@ class ChatReader:
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": picture.result()}} for picture in pictures
         ]
-        content.append({"type": "text", "text": f"{asked.question}\n{self.instruction}"})
+        text = "\n".join([asked.question, *filter(None, [self.instruction])])
+        content.append({"type": "text", "text": text})
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if asked.answer is not None:
             messages.append({"role": "assistant", "content": asked.answer})

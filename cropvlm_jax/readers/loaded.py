@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vision-language model in memory, run on conversations about pictures of any sizes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,11 +92,31 @@ class LoadedModel:
         Returns:
             The result of each row, in the order of the rows.
         """
-        results: dict[int, np.ndarray] = {}
-        for indices, batch in make_batches(rows):
-            outputs = self.call(function, batch, *options)
-            results |= zip(indices, outputs[: len(indices)], strict=True)
+        results = dict(self.stream(function, rows, *options))
         return [results[index] for index in range(len(results))]
+
+    def stream(
+        self,
+        function: Callable[..., jax.Array],
+        rows: Iterable[Row],
+        *options: Any,
+        **batching: Any,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Results of rows as they come, batch by batch, each with the number of its row.
+
+        Args:
+            function: as of `run`.
+            rows: the conversations, taken as they are needed.
+            *options: as of `run`.
+            **batching: most_rows and prompt_multiple, as of `make_batches`.
+        """
+        for indices, batch in make_batches(rows, **batching):
+            outputs = self.call(function, batch, *options)
+            yield from zip(indices, outputs[: len(indices)], strict=True)
+
+    def text_of(self, reply: np.ndarray) -> str:
+        """What the tokens of a reply say, int `[T]`, the end tokens left out."""
+        return self.source.tokenizer.decode(reply[reply != self.source.end_token_id].tolist())
 
     def call(self, function: Callable[..., jax.Array], batch: Any, *options: Any) -> np.ndarray:
         """What jitted `function` returns for a batch, run on the devices that hold the weights."""

@@ -63,16 +63,33 @@ def open_reader(
         ImportError: a package is not installed.
         ValueError: there is no such reader, or it has no image processor to set.
     """
-    kind, name, edge, picture_format = _read(spec)
+    kind, name, edge, _ = _read(spec)
     if kind == "vlm":
         return VLMReader.from_pretrained(name, longest_edge=edge, processor=processor, **options)
     if any(value is not None for value in (processor or {}).values()):
         raise ValueError(f"{spec!r} has no image processor to set: only VLMs of this package have")
     if kind == "openai":
-        return ChatReader(name, base_url=base_url, longest_edge=edge, picture_format=picture_format)
+        return open_chat(spec, base_url=base_url)
     if kind == "rapidocr":
         return OCRReader(f"rapidocr:{name}", rapidocr(name), edge)
     return OCRReader(name, tesseract(), edge)
+
+
+def open_chat(spec: str | Path, **options: Any) -> ChatReader:
+    """Opens a model behind a chat endpoint.
+
+    Args:
+        spec: its name, "openai:MODEL" and what may follow, as `open_reader` takes it.
+        **options: as `ChatReader` takes them, but for those that the name says.
+
+    Raises:
+        ImportError: the client is not installed.
+        ValueError: this is no name of a chat endpoint.
+    """
+    kind, name, edge, picture_format = _read(spec)
+    if kind != "openai":
+        raise ValueError(f"{spec!r} is no chat endpoint: give openai:MODEL")
+    return ChatReader(name, longest_edge=edge, picture_format=picture_format, **options)
 
 
 class _Spec(NamedTuple):

@@ -31,7 +31,7 @@ from cropvlm_jax.readers.loaded import LoadedModel
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _answer(
+def greedy_replies(
     graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, end_token: int, max_tokens: int
 ) -> Int[Array, "B {max_tokens}"]:
     """Greedy replies; what follows an end token is end tokens."""
@@ -153,9 +153,8 @@ class VLMReader(LoadedModel):
             raise ValueError(f"max_tokens={max_tokens} must be at least 1")
         rows = self._rows(images, questions, None, max_tokens)
         end = self.source.end_token_id
-        replies = self.run(_answer, rows, end, max_tokens)
-        decode = self.source.tokenizer.decode
-        return [reply_from(decode(reply[reply != end].tolist())) for reply in replies]
+        replies = self.run(greedy_replies, rows, end, max_tokens)
+        return [reply_from(self.text_of(reply)) for reply in replies]
 
     def check_likelihoods(self) -> None:
         """Does nothing: a model in memory can always tell likelihoods."""

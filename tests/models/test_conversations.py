@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 import tiny_llava
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qwen_shape import qwen_tokenizer
 from smolvlm_shape import EXTRA_TOKENS, FIRST_EXTRA_TOKENS, smolvlm_tokenizer
 from tokenizers import Tokenizer, models
 
@@ -16,6 +18,7 @@ from cropvlm_jax.grpo import rewards
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.llava.conversations import LlavaConversations
+from cropvlm_jax.models.qwen2_5_vl.conversations import QwenConversations
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import (
     ANSWER_INSTRUCTION,
@@ -321,3 +324,20 @@ def test_llava_texts_are_checked():
             ours.answer(question, 1, answer)
     with pytest.raises(ValueError, match="lacks the special tokens </s>"):
         LlavaConversations(_tokenizer("trained"), 4)
+
+
+@pytest.mark.parametrize(
+    ("conversations", "tokenizer"),
+    [
+        (SmolVLMConversations, tiny.TOKENIZER),
+        (LlavaConversations, tiny_llava.TOKENIZER),
+        (QwenConversations, qwen_tokenizer()),
+    ],
+)
+def test_a_question_may_stand_without_an_instruction(conversations, tokenizer):
+    alone = conversations(tokenizer, 4, instruction="").answer("Which?", 1)
+    own = conversations(tokenizer, 4, instruction="Say it.").answer("Which?", 1)
+    usual = conversations(tokenizer, 4).answer("Which?", 1)
+    texts = [tokenizer.decode(each.ids.tolist()) for each in (alone, own, usual)]
+    assert texts[0] == texts[1].replace("\nSay it.", "", 1) and "Which?" in texts[0]
+    assert texts[2] == texts[1].replace("Say it.", conversations.answer_instruction, 1)

@@ -19,7 +19,7 @@ from flax import nnx
 from cropvlm_jax import geometry, parallel
 from cropvlm_jax.models.config import LlamaConfig, VLMConfig
 from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig, QwenVisionConfig
-from cropvlm_jax.models.registry import ARCHITECTURES, architecture_of
+from cropvlm_jax.models.registry import ARCHITECTURES, architecture_named, architecture_of
 
 QWEN = QwenConfig(
     QwenVisionConfig(2, 24, 40, 2, 32, 4, 2, 16, (1,)),
@@ -42,6 +42,21 @@ def test_a_box_frame_is_one_that_geometry_knows():
     frames = {name: architecture_of(config).box_frame for name, config in SHAPES.items()}
     assert frames["qwen2_5_vl"] == "smart_resized"
     assert set(frames.values()) <= {None, *geometry.FRAMES}
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type"),
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl"),
+        ("openai:qwen2.5vl:7b", "qwen2_5_vl"),
+        ("llava-hf/llava-1.5-7b-hf", "llava"),
+        ("gpt-4.1-nano", None),
+        ("qwen-vl-max", None),
+        ("Qwen/Qwen2-VL-7B-Instruct", None),
+    ],
+)
+def test_a_served_model_s_name_tells_its_architecture(name, model_type):
+    assert architecture_named(name) is ARCHITECTURES.get(model_type)
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)

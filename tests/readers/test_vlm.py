@@ -160,7 +160,7 @@ def test_greedy_stops_at_the_end_token(reader):
 
 
 def test_no_compilation_for_the_same_shapes(reader):
-    functions = (vlm._answer, vlm._log_likelihood, vlm._logits)
+    functions = (vlm.greedy_replies, vlm._log_likelihood, vlm._logits)
     ids = np.full((2, 40), 9)
     pixels = np.zeros((2, 1, 3, tiny.SIDE, tiny.SIDE))
 

@@ -38,7 +38,7 @@ class LlavaConversations(Conversations):
             text += IMAGE * self._image_seq_len
             pictures += [start, len(text)]
             text += "\n"
-        text += f"{self._question(question)}\n{self.answer_instruction} ASSISTANT:"
+        text += f"{self._instructed(question)} ASSISTANT:"
         asked = len(text)
         if answer is not None:
             text += f" {self._clean(answer, 'answer')}{END}"

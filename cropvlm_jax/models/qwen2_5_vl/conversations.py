@@ -40,7 +40,7 @@ class QwenConversations(Conversations):
             pictures.append(len(text))
             text += VISION_START + IMAGE * self._image_seq_len + VISION_END
             pictures.append(len(text))
-        text += f"{self._question(question)}\n{self.answer_instruction}{END}\n{START}assistant\n"
+        text += f"{self._instructed(question)}{END}\n{START}assistant\n"
         asked = len(text)
         if answer is not None:
             text += f"{self._clean(answer, 'answer')}{END}"

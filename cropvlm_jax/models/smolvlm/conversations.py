@@ -59,7 +59,7 @@ class SmolVLMConversations(Conversations):
         if answer is not None:
             reply = self._capitalized(answer, "answer")
             reply += "." if self._official or not reply.endswith(".") else ""
-        return self._build(grids, f"{self._question(question)}\n{self.answer_instruction}", reply)
+        return self._build(grids, self._instructed(question), reply)
 
     def _build(
         self, grids: Sequence[tuple[int, int]], user: str, reply: str | None
