@@ -22,6 +22,8 @@ class TrainState(NamedTuple):
         target: frozen weights of the model that gives the reward, or None; without its vision tower
             and connector where they are those of the KL reference.
         schedule: learning rates by update, for an optimizer that takes them from there; or None.
+        entropy_coef: fp32 `[]`, weight of the policy's entropy in the objective, which each step
+            adapts; None where it is not rewarded.
     """
 
     step: jax.Array
@@ -31,6 +33,7 @@ class TrainState(NamedTuple):
     reference: Any = None
     target: Any = None
     schedule: Any = None
+    entropy_coef: Any = None
 
     @classmethod
     def create(

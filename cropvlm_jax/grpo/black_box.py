@@ -25,15 +25,10 @@ from cropvlm_jax import scoring
 from cropvlm_jax.data import batching
 from cropvlm_jax.data.batching import Batch
 from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.metrics import evaluation_sums
 from cropvlm_jax.grpo.rewards import weigh
 from cropvlm_jax.grpo.rollout import Rollouts
-from cropvlm_jax.grpo.step import (
-    Experience,
-    Gradients,
-    GRPOStep,
-    ReadPrompts,
-    evaluation_sums,
-)
+from cropvlm_jax.grpo.step import Experience, Gradients, GRPOStep, ReadPrompts
 from cropvlm_jax.microbatching import Sums, check_divides
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers import asking
@@ -67,35 +62,32 @@ def ask(
     """Shows the reader the picture and each crop of it.
 
     Args:
-        reader: answers; a `LikelihoodReader` where `config.likelihood_weight` is not 0.
+        reader: answers; a `LikelihoodReader` where the reward has a likelihood.
         config: which parts of the reward have a weight, and the metric of "accuracy".
         batch: the prompts, NumPy arrays, with `spoken`.
         boxes: int `[B, G, 4]`; each different one is asked about once.
 
     Returns:
-        fp32 `[B, G]` by name, as `Rewards.parts`: "likelihood" (nats) of the gold answer and
-        "accuracy" (0..1) of the reader's own; NaN where something kept the reader from telling.
+        fp32 `[B, G]` by name, as `Rewards.parts`: "likelihood" and "verification" (nats) of the
+        gold answer and "accuracy" (0..1) of the reader's own; NaN where something kept the reader
+        from telling.
 
     Raises:
         ReaderUnavailable: it refused to answer every one of many questions.
     """
     views = list(_views(batch, boxes))
     parts = {}
-    for name in parts_told(config):
-        if name == "likelihood":
-            values = _likelihoods(cast(LikelihoodReader, reader), config, views)
-        else:
+    for name in config.asked:
+        if name == "accuracy":
             values = _accuracies(reader, config, views)
+        elif name == "verification":
+            values = _verifications(cast(LikelihoodReader, reader), config, views)
+        else:
+            values = _likelihoods(cast(LikelihoodReader, reader), config, views)
         parts[name] = np.full(boxes.shape[:2], np.nan, np.float32)
         for view, value in zip(views, values, strict=True):
             parts[name][view.row, view.columns] = value
     return parts
-
-
-def parts_told(config: GRPOConfig) -> list[str]:
-    """The parts of the reward that the reader is asked for: those that have a weight."""
-    weights = {"likelihood": config.likelihood_weight, "accuracy": config.accuracy_weight}
-    return [name for name, weight in weights.items() if weight]
 
 
 def _views(batch: Batch, boxes: np.ndarray) -> Iterator[View]:
@@ -115,22 +107,36 @@ def _likelihoods(
     reader: LikelihoodReader, config: GRPOConfig, views: Sequence[View]
 ) -> Sequence[float]:
     """Log-likelihoods of the gold answer; with `config.gain`, less that without the crop."""
-    shown = [view.pictures for view in views]
     first = {view.row: view for view in reversed(views)} if config.gain else {}
-    asked = [*views, *first.values()]
-    told = asking.ask_likelihoods(
-        reader,
-        [*shown, *([view.pictures[0]] for view in first.values())],
-        [view.question for view in asked],
-        [batching.gold_answer(view.answers) for view in asked],
-    )
-    _warn_if_silent(reader, [likelihood.failure for likelihood in told])
-    nats = [each.nats if config.likelihood == "sum" else each.nats_a_token for each in told]
+    whole = [view._replace(pictures=view.pictures[:1]) for view in first.values()]
+    nats = _ask_likelihoods(reader, config, [*views, *whole])
     alone = dict(zip(first, nats[len(views) :], strict=True))
     return [
         value - alone.get(view.row, 0.0)
         for view, value in zip(views, nats[: len(views)], strict=True)
     ]
+
+
+def _verifications(
+    reader: LikelihoodReader, config: GRPOConfig, views: Sequence[View]
+) -> Sequence[float]:
+    """Log-likelihoods of the gold answer given the crop alone."""
+    crops = [view._replace(pictures=view.pictures[1:]) for view in views]
+    return _ask_likelihoods(reader, config, crops)
+
+
+def _ask_likelihoods(
+    reader: LikelihoodReader, config: GRPOConfig, views: Sequence[View]
+) -> list[float]:
+    """Log-likelihoods of the gold answer given all the pictures of each view."""
+    told = asking.ask_likelihoods(
+        reader,
+        [view.pictures for view in views],
+        [view.question for view in views],
+        [batching.gold_answer(view.answers) for view in views],
+    )
+    _warn_if_silent(reader, [likelihood.failure for likelihood in told])
+    return [each.nats if config.likelihood == "sum" else each.nats_a_token for each in told]
 
 
 def _accuracies(reader: Reader, config: GRPOConfig, views: Sequence[View]) -> Sequence[float]:

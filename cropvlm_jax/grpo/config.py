@@ -44,11 +44,26 @@ class GRPOConfig(Settings):
             The official code's is 32, its limit of tokens, and it counts forced tokens as well.
         scale_rewards: what rewards less their group's mean are divided by: the standard deviation
             of their "group", that of the whole "batch", or nothing ("none").
+        multi_objective_aggregation: how the parts of the reward become one: their weighted sum is
+            compared within its group ("sum_then_normalize"), or each part is divided by its own
+            standard deviation in the group before the weighted sum ("normalize_then_sum", as in
+            GDPO), so that a part's weight does not depend on its unit. `scale_rewards` then applies
+            to this sum; GDPO's own is "batch".
+        min_reward_std: groups whose rewards have a smaller standard deviation than this give no
+            gradient, not even that of KL and format, and do not count in the mean over completions;
+            0 keeps all groups.
+        entropy_target: nats of a choice below which the policy's entropy is rewarded: the weight of
+            this reward starts at 0, and grows by 0.005 after every step whose mean entropy is not
+            above the target and shrinks by as much after the others, between 0 and 1. A target of 0
+            rewards no entropy.
         likelihood_weight: weight in the reward of the right answer's log-likelihood; 0 for targets
             that tell none, which are OCR and most chat endpoints.
         likelihood: whether this log-likelihood is the "sum" over the answer's tokens, as in the
             official code, or their "mean".
         gain: whether the log-likelihood without the crop is subtracted from that with the crop.
+        verification_weight: weight in the reward of the right answer's log-likelihood given crop
+            and question alone, without the whole picture (crop-only verification): how much of the
+            answer the crop holds by itself. It is a sum or a mean as `likelihood` says.
         official_span: whether to reproduce the official code, which counts only the tokens after
             the last ":" of an answer that has one; only for targets inside of the graph.
         accuracy_weight: weight in the reward of the score, 0..1, of the target's own answer.
@@ -75,9 +90,13 @@ class GRPOConfig(Settings):
     loss_type: objective.LossType = "grpo"
     normaliser: Annotated[int, Range(1, 65_536)] | None = None
     scale_rewards: objective.ScaleRewards = "group"
+    multi_objective_aggregation: objective.Aggregation = "sum_then_normalize"
+    min_reward_std: Weight = 0.0
+    entropy_target: Annotated[float, Range(0, 2.4)] = 0.0
     likelihood_weight: Weight = 1.0
     likelihood: Literal["sum", "mean"] = "sum"
     gain: bool = False
+    verification_weight: Weight = 0.0
     official_span: bool = False
     accuracy_weight: Weight = 0.0
     accuracy: HostMetric = "evalai"
@@ -101,7 +120,29 @@ class GRPOConfig(Settings):
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} do not have: use "
                 "gradient_accumulation_steps=1 or another scale_rewards"
             )
-        if not (self.likelihood_weight or self.accuracy_weight):
+        if not self.asked:
             raise ValueError(
-                "likelihood_weight and accuracy_weight are both 0: nothing says which box is better"
+                "likelihood_weight, verification_weight and accuracy_weight are all 0: nothing "
+                "says which box is better"
             )
+        if self.gain and not self.likelihood_weight:
+            raise ValueError("gain=True needs a likelihood_weight above 0: it is a part of it")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the parts of the reward by name, those of costs negative, those of 0 left out.
+
+        In the order in which they are added up.
+        """
+        weights = {
+            "likelihood": self.likelihood_weight,
+            "verification": self.verification_weight,
+            "accuracy": self.accuracy_weight,
+            "area": -self.area_weight,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @property
+    def asked(self) -> list[str]:
+        """The parts of the reward that the target is asked for."""
+        return [name for name in self.weights if name != "area"]

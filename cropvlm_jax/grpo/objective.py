@@ -5,6 +5,7 @@
 Shape letters: B prompts, G rollouts a prompt, T reply tokens.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -14,6 +15,9 @@ from jaxtyping import Array, Bool, Float
 LossType = Literal["grpo", "dr_grpo", "dapo"]
 ScaleRewards = Literal["group", "batch", "none"]
 KLLossType = Literal["exact", "k3"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+
+ENTROPY_COEF_DELTA = 0.005  # a step
 
 
 class Surrogate(NamedTuple):
@@ -83,6 +87,67 @@ def advantages(
     deviations = centred if scale_rewards == "group" else centre(centre(rewards, None), None)
     degrees = jnp.maximum(scored.sum(axis, keepdims=True) - 1, 1)
     return centred / (jnp.sqrt((deviations**2).sum(axis, keepdims=True) / degrees) + stabiliser)
+
+
+def normalize_then_sum(
+    parts: Mapping[str, Float[Array, "B G"]], weights: Mapping[str, float]
+) -> Float[Array, "B G"]:
+    """Parts of a reward, each normalised in its group before the weighted sum.
+
+    Formula: the sum over parts k of w_k (r_k - mean r_k) / (std r_k + 1e-4), as in GDPO (arXiv
+    2601.05242), which divides the sum by its standard deviation in the batch afterwards. A part
+    that is equal all over its group adds nothing. A rollout is left out, NaN, where a part of it is
+    not finite.
+
+    Args:
+        parts: fp32 `[B, G]` by name.
+        weights: of the parts, by name.
+    """
+    scored = jnp.stack([jnp.isfinite(part) for part in parts.values()]).all(0)
+    normalised = [
+        weights[name] * advantages(jnp.where(scored, part, jnp.nan), "group")
+        for name, part in parts.items()
+    ]
+    return jnp.where(scored, jnp.stack(normalised).sum(0), jnp.nan)
+
+
+def spread_enough(rewards: Float[Array, "B G"], min_std: float) -> Bool[Array, " B"]:
+    """Groups that count: those whose rewards have at least this standard deviation.
+
+    The std, with n - 1, is that of the finite rewards; of fewer than two it is 0. Rewards that
+    hardly differ are mostly noise, which dividing by their std would blow up. DAPO (arXiv
+    2503.14476) leaves out groups of equal rewards; a threshold is the same for rewards that are not
+    0 or 1. The groups left out are missing in the loss's denominator too, so that the others'
+    losses are averaged over these others alone.
+
+    Args:
+        rewards: fp32 `[B, G]`.
+        min_std: 0 keeps all groups.
+    """
+    scored = jnp.isfinite(rewards)
+    count = jnp.maximum(scored.sum(-1, keepdims=True), 1)
+    mean = jnp.where(scored, rewards, 0).sum(-1, keepdims=True) / count
+    squares = jnp.where(scored, (rewards - mean) ** 2, 0).sum(-1)
+    return jnp.sqrt(squares / jnp.maximum(count[:, 0] - 1, 1)) >= min_std
+
+
+def adapt_entropy_coef(
+    coef: Float[Array, ""], entropy: Float[Array, ""], target: float
+) -> Float[Array, ""]:
+    """The weight of the policy's entropy in the next step.
+
+    Formula: min(c + 0.005, 1) where the entropy is at most the target, else max(c - 0.005, 0): the
+    adaptive entropy control of Skywork-OR1 (arXiv 2505.22312), with the bounds that TRL has.
+    Skywork-OR1 uses the weight only in steps that are below the target themselves; here the mean
+    entropy of a batch is known only after its last microbatch, so the weight is used until it is 0.
+
+    Args:
+        coef: c, the weight in this step.
+        entropy: nats, mean over the choices of this step.
+        target: nats.
+    """
+    change = jnp.where(entropy <= target, ENTROPY_COEF_DELTA, -ENTROPY_COEF_DELTA)
+    return jnp.clip(coef + change, 0.0, 1.0)
 
 
 def exact_kl(

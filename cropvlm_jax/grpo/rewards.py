@@ -32,7 +32,8 @@ class Rewards(NamedTuple):
 
     Attributes:
         total: fp32 `[B, G]`, the weighted sum of the parts.
-        parts: fp32 `[B, G]` by name: "likelihood" (nats), "accuracy" (0..1), "area" (0..1).
+        parts: fp32 `[B, G]` by name: "likelihood" and "verification" (nats), "accuracy" and
+            "area" (0..1).
     """
 
     total: jax.Array
@@ -110,13 +111,15 @@ class TargetRewards:
             return self.ask(target, batch, picture, boxes)
 
         answers = in_chunks(ask, boxes, config.reward_chunk or boxes.shape[1])
-        parts: dict[str, jax.Array] = {}
-        if config.likelihood_weight:
-            span = answer_span(self.template, batch, config.official_span)
-            parts["likelihood"] = log_likelihood(answers["gold"], span, config.likelihood)
-            if config.gain:
-                alone = answer_log_probs(target, self.template, picture, batch, None)
-                parts["likelihood"] -= log_likelihood(alone, span, config.likelihood)
+        span = answer_span(self.template, batch, config.official_span)
+        parts = {
+            name: log_likelihood(answers[name], span, config.likelihood)
+            for name in ("likelihood", "verification")
+            if name in answers
+        }
+        if config.gain:
+            alone = answer_log_probs(target, self.template, batch, None, picture)
+            parts["likelihood"] -= log_likelihood(alone, span, config.likelihood)
         if config.accuracy_weight:
             if self.vocabulary is None or batch.gold is None:
                 raise ValueError(
@@ -133,13 +136,16 @@ class TargetRewards:
         """Shows the target the crops of a few boxes.
 
         Returns:
-            "gold": fp32 `[B, g, A]`, log-probabilities of the gold answer's tokens; "own": int32
+            "likelihood" and "verification": fp32 `[B, g, A]`, log-probabilities of the gold
+            answer's tokens given picture and crop, and given the crop alone; "own": int32
             `[B, g, T]`, the target's own answer. What has no weight is left out.
         """
         crops = target.encode_crops(batch.canvas, batch.size, boxes)
         answers = {}
         if self.config.likelihood_weight:
-            answers["gold"] = answer_log_probs(target, self.template, picture, batch, crops)
+            answers["likelihood"] = answer_log_probs(target, self.template, batch, crops, picture)
+        if self.config.verification_weight:
+            answers["verification"] = answer_log_probs(target, self.template, batch, crops, None)
         if self.config.accuracy_weight:
             most = self.config.answer_tokens
             answers["own"] = own_answers(target, self.template, picture, batch, crops, most)
@@ -154,14 +160,9 @@ def weigh(config: GRPOConfig, boxes: Int[Array, "B G 4"], parts: dict[str, jax.A
         boxes: percent boxes.
         parts: fp32 `[B, G]` by name, what the target says.
     """
-    weights = {
-        "likelihood": config.likelihood_weight,
-        "accuracy": config.accuracy_weight,
-        "area": -config.area_weight,
-    }
     if config.area_weight:
         parts = parts | {"area": geometry.area(boxes)}
-    weighted = [weights[name] * part for name, part in parts.items()]
+    weighted = [config.weights[name] * part for name, part in parts.items()]
     return Rewards(jnp.stack(weighted).sum(0), parts)
 
 
@@ -214,12 +215,12 @@ def in_chunks(function: Callable[[jax.Array], Any], boxes: jax.Array, chunk: int
 
 
 def _questions(
-    template: AnswerTemplate, batch: Batch, crops: ImageTokens | None
+    opening: tuple[int, ...], batch: Batch, crops: ImageTokens | None
 ) -> tuple[jax.Array, jax.Array]:
-    """What follows the whole picture, up to "Assistant:": the crop, if any, and the question.
+    """The crop, if any, and the question up to "Assistant:".
 
     Args:
-        template: of the target's tokenizer.
+        opening: C token ids up to the end of the crop; not read where there is no crop.
         batch: the prompts.
         crops: `[B, G, I, ...]` from `encode_crops`, or None for no crop, G = 1.
 
@@ -228,8 +229,8 @@ def _questions(
     """
     if crops is None:
         return batch.question[:, None], batch.question_valid[:, None]
-    shape = (*jax.tree.leaves(crops)[0].shape[:2], len(template.crop))
-    crop = jnp.broadcast_to(jnp.array(template.crop), shape)
+    shape = (*jax.tree.leaves(crops)[0].shape[:2], len(opening))
+    crop = jnp.broadcast_to(jnp.array(opening), shape)
     question = _spread(batch.question, shape[1])
     question_valid = _spread(batch.question_valid, shape[1])
     return (
@@ -246,23 +247,25 @@ def _spread(row: jax.Array, group: int) -> jax.Array:
 def answer_log_probs(
     target: VLM,
     template: AnswerTemplate,
-    picture: KVCache,
     batch: Batch,
     crops: ImageTokens | None,
+    picture: KVCache | None,
 ) -> jax.Array:
-    """Log-probabilities of the gold answer's tokens given the picture, the crop and the question.
+    """Log-probabilities of the gold answer's tokens given what is shown and the question.
 
     Args:
         target: the frozen target.
         template: of its tokenizer.
-        picture: what `read_picture` returned.
         batch: the prompts.
         crops: `[B, G, I, ...]` from `encode_crops`; None asks about the picture alone, G = 1.
+        picture: what `read_picture` returned; None asks about the crops alone, each of which then
+            stands where else the whole picture does.
 
     Returns:
         fp32 `[B, G, A]`, meaningless in the padding.
     """
-    asked, asked_valid = _questions(template, batch, crops)
+    opening = template.first if picture is None else template.crop
+    asked, asked_valid = _questions(opening, batch, crops)
     answer = _spread(batch.answer, asked.shape[1])
     valid = _spread(batch.answer_valid, asked.shape[1])
     ids = jnp.concatenate([asked, answer[..., :-1]], -1)
@@ -327,7 +330,7 @@ def own_answers(
     Returns:
         Token ids; what follows an end token is end tokens.
     """
-    ids, valid = _questions(template, batch, crops)
+    ids, valid = _questions(template.crop, batch, crops)
     # The decoding reads the last token, which the first one of the answer follows.
     _, asked = target.read(ids[..., :-1], valid[..., :-1], crops, picture)
     return greedy_decode(

@@ -26,6 +26,7 @@ from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import Batch
 from cropvlm_jax.grpo import objective, rollout
 from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.metrics import as_fp32, evaluation_sums, rollout_metrics
 from cropvlm_jax.grpo.rewards import AnswerTemplate, Rewards, TargetRewards
 from cropvlm_jax.grpo.rollout import ReplyLogProbs, Rollouts
 from cropvlm_jax.microbatching import Sums, accumulate, split
@@ -216,7 +217,10 @@ class GRPOStep:
     ) -> tuple[Gradients, Experience]:
         """The first gradients from rollouts and their rewards."""
         with jax.named_scope("reward"):
-            advantages = objective.advantages(rewards.total, self.config.scale_rewards)
+            compared = rewards.total
+            if self.config.multi_objective_aggregation == "normalize_then_sum":
+                compared = objective.normalize_then_sum(rewards.parts, self.config.weights)
+            advantages = objective.advantages(compared, self.config.scale_rewards)
         reference = None
         if self.config.beta:
             with jax.named_scope("reference"):
@@ -225,7 +229,8 @@ class GRPOStep:
                 reference = self.log_probs(model, prefix, batch, rollouts.boxes).actions
         experience = Experience(rollouts.boxes, rewards, advantages, reference)
         gradients, log_probs = self.gradients(state, batch, prompts, experience)
-        gradients.sums.update(_rollout_metrics(rollouts, rewards, log_probs))
+        spread = self.config.min_reward_std
+        gradients.sums.update(rollout_metrics(rollouts, rewards, log_probs, spread))
         return gradients, experience._replace(old_log_probs=log_probs)
 
     def gradients(
@@ -243,7 +248,7 @@ class GRPOStep:
                 model = self.policy_model(state._replace(params=params))
                 shared = KVCache(keys, values, prefix.valid)
                 replies = self.log_probs(model, shared, batch, experience.boxes)
-                return self.objective(replies, experience)
+                return self.objective(replies, experience, state.entropy_coef)
 
             gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
             (direct, *of_prefix), (sums, log_probs) = gradient(
@@ -251,12 +256,21 @@ class GRPOStep:
             )
             (through_prefix,) = prompts.pull_back(tuple(of_prefix))
             weights = jax.tree.map(jnp.add, direct, through_prefix)
-            return Gradients(weights, _as_fp32(sums)), log_probs
+            return Gradients(weights, as_fp32(sums)), log_probs
 
     def objective(
-        self, replies: ReplyLogProbs, experience: Experience
+        self, replies: ReplyLogProbs, experience: Experience, entropy_coef: jax.Array | None
     ) -> tuple[jax.Array, tuple[Sums, jax.Array]]:
-        """The summed loss of a microbatch, its metrics, and the choices' log-probabilities."""
+        """The summed loss of a microbatch, its metrics, and the choices' log-probabilities.
+
+        Groups of too little spread are part of the metrics, but neither of the loss nor of the
+        number of replies or choices that divides it.
+
+        Args:
+            replies: the rollouts as the policy sees them now.
+            experience: what they are worth.
+            entropy_coef: weight of the entropy; None where it is not rewarded.
+        """
         config, reply, chosen = self.config, replies.reply, replies.chosen
         scored = jnp.isfinite(experience.rewards.total)
         mask = reply.allowed.any(-1) & scored[..., None]
@@ -279,13 +293,20 @@ class GRPOStep:
             loss += config.beta * kl
             name = "kl" if config.kl_loss_type == "exact" else f"kl_{config.kl_loss_type}"
             sums[name] = jnp.where(mask, kl, 0).sum(), tokens
+        if entropy_coef is not None:
+            loss -= entropy_coef * entropy
+            sums["entropy_coef"] = entropy_coef, jnp.float32(1)
         if config.format_weight:
             malformed = jnp.where(reply.valid, -replies.well_formed, 0).sum(-1)
             malformed /= reply.valid.sum(-1)
             loss += config.format_weight * malformed[..., None]
             sums["malformed"] = jnp.where(scored, malformed, 0).sum(), scored.sum()
         normaliser = config.normaliser or self.grammar.max_choices
-        sums["loss"] = objective.aggregate(loss, mask, config.loss_type, normaliser)
+        counted = mask
+        if config.min_reward_std:
+            enough = objective.spread_enough(experience.rewards.total, config.min_reward_std)
+            counted = mask & enough[:, None, None]
+        sums["loss"] = objective.aggregate(loss, counted, config.loss_type, normaliser)
         return sums["loss"][0], (sums, jnp.where(mask, chosen, 0))
 
     def kl(
@@ -333,6 +354,11 @@ class GRPOStep:
             (params, opt_state, sums), _ = jax.lax.scan(iterate, carry, length=length)
             after = after._replace(params=params, opt_state=opt_state)
         metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
+        if state.entropy_coef is not None:
+            coef, entropy = state.entropy_coef, metrics["entropy"]
+            target = self.config.entropy_target
+            coef = objective.adapt_entropy_coef(coef, entropy, target)
+            after = after._replace(entropy_coef=coef)
         return after._replace(step=state.step + 1), metrics
 
     def learn_again(
@@ -408,42 +434,3 @@ class GRPOStep:
         """What shows boxes to the target, with the settings of `config`."""
         assert self.template is not None
         return TargetRewards(template=self.template, config=config, vocabulary=self.vocabulary)
-
-
-def _rollout_metrics(
-    rollouts: Rollouts, rewards: Rewards, log_probs: Float[Array, "B G T"]
-) -> Sums:
-    """Metrics of the rollouts; `log_probs` are their choices' as the objective sees them."""
-    scored = jnp.isfinite(rewards.total)
-
-    def over_scored(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.where(scored, values, 0.0).sum(), scored.sum()
-
-    deviation = jnp.nan_to_num(jnp.nanstd(jnp.where(scored, rewards.total, jnp.nan), -1))
-    tied = objective.zero_variance(rewards.total)
-    area = geometry.area(rollouts.boxes)
-    sums = {
-        "reward": over_scored(rewards.total),
-        **{f"reward/{name}": over_scored(part) for name, part in rewards.parts.items()},
-        "reward_std": (deviation.sum(), jnp.asarray(deviation.size)),
-        "zero_variance_groups": (tied.sum(), jnp.asarray(tied.size)),
-        "unscored": ((~scored).sum(), jnp.asarray(scored.size)),
-        "area": (area.sum(), jnp.asarray(area.size)),
-        "sampler_gap": over_scored(jnp.abs(log_probs.sum(-1) - rollouts.log_probs)),
-    }
-    return _as_fp32(sums)
-
-
-def evaluation_sums(boxes: Int[Array, "B 1 4"], rewards: Rewards) -> Sums:
-    """Sums and counts of the reward, its parts and the boxes' area, where they are finite."""
-    parts = {f"reward/{name}": part for name, part in rewards.parts.items()}
-    values = {"reward": rewards.total, **parts, "area": geometry.area(boxes)}
-    return {
-        name: (jnp.where(jnp.isfinite(x), x, 0).sum(), jnp.isfinite(x).sum())
-        for name, x in values.items()
-    }
-
-
-def _as_fp32(sums: Sums) -> Sums:
-    """Sums and counts as fp32 arrays, which microbatches can add up."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)

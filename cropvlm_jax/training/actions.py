@@ -175,12 +175,14 @@ def _finite(trees: Any) -> Any:
 
 def saved_parts(state: TrainState, key: jax.Array) -> dict[str, Any]:
     """What a checkpoint holds: all that training changes, and the key of the run."""
-    return {
+    parts = {
         "step": state.step,
         "params": state.params,
         "opt_state": state.opt_state,
         "key": jax.random.key_data(key),
     }
+    adapted = {"entropy_coef": state.entropy_coef}
+    return parts | (adapted if state.entropy_coef is not None else {})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -328,6 +328,8 @@ OTHER_NAMES = {
     "grpo.loss_type": "=",
     "grpo.normaliser": "`max_completion_length`, with `dr_grpo`",
     "grpo.scale_rewards": "=",
+    "grpo.multi_objective_aggregation": "=",
+    "grpo.entropy_target": "=, with `use_adaptive_entropy`",
     "data.workers": "`dataloader_num_workers`",
     "eval.every": "`eval_steps`",
     "checkpoint.every": "`save_steps`",

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 
 from cropvlm_jax.data import order, sources
-from cropvlm_jax.grpo.black_box import parts_told
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.training.config import SourceConfig, TrainConfig
@@ -137,8 +136,9 @@ def _requests(config: GRPOConfig, prompts: int, boxes: int) -> int:
     A likelihood takes a small request besides, which finds the answer's tokens, and a gain one
     about the picture alone.
     """
-    of_prompt = (1 + config.gain) if config.likelihood_weight else 0
-    return prompts * (boxes * len(parts_told(config)) + of_prompt)
+    likelihoods = {"likelihood", "verification"} & set(config.asked)
+    of_prompt = (1 + config.gain) if likelihoods else 0
+    return prompts * (boxes * len(config.asked) + of_prompt)
 
 
 def _evaluations(steps: int | None, every: int) -> int | None:

@@ -17,6 +17,7 @@ from oracles import naive_grpo
 from oracles.naive_grpo import (
     BATCH,
     CONFIG,
+    ENTROPY_COEF,
     EXAMPLES,
     GRAPHDEF,
     KEY,
@@ -71,6 +72,7 @@ CASES = {
             CONFIG,
             loss_type="dapo",
             scale_rewards="batch",
+            gain=True,
             format_weight=0.5,
             likelihood="mean",
             accuracy_weight=2.0,
@@ -89,6 +91,18 @@ CASES = {
         ),
         adapters=True,
         grid=(2, 2),
+    ),
+    "grpo-none-normalised-verification-spread-entropy": Case(
+        dataclasses.replace(
+            CONFIG,
+            scale_rewards="none",
+            multi_objective_aggregation="normalize_then_sum",
+            verification_weight=0.5,
+            area_weight=0.7,
+            min_reward_std=0.1,
+            entropy_target=2.4,
+            gradient_accumulation_steps=2,
+        )
     ),
 }
 
@@ -122,8 +136,14 @@ def make_state(case: Case) -> TrainState:
     _, policy, frozen = case.model
     reference = REFERENCE if case.config.beta and not case.adapters else None
     policy, frozen, reference, target = jax.tree.map(jnp.copy, (policy, frozen, reference, TARGET))
+    entropy_coef = jnp.float32(ENTROPY_COEF) if case.config.entropy_target else None
     return TrainState.create(
-        policy, KEEP_GRADIENT, frozen=frozen, reference=reference, target=target
+        policy,
+        KEEP_GRADIENT,
+        frozen=frozen,
+        reference=reference,
+        target=target,
+        entropy_coef=entropy_coef,
     )
 
 
@@ -246,6 +266,9 @@ def test_fused_equals_naive(name):
     assert got.metrics["zero_variance_groups"] == ((~case.spoil).sum(-1) < 2).mean()
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((got.params, got.metrics)))
     assert state.step == 1
+    if case.config.entropy_target:
+        change = 0.005 if want.metrics["entropy"] <= case.config.entropy_target else -0.005
+        np.testing.assert_allclose(state.entropy_coef, ENTROPY_COEF + change)
     if case.config.num_iterations > 1:
         assert_gradients_close(
             jax.tree.map(jnp.subtract, got.params, case.model[1]),
@@ -399,7 +422,7 @@ def test_reward_chunks_change_nothing():
 
         def ask(boxes: jax.Array) -> Any:
             crops = target.encode_crops(batch.canvas, batch.size, boxes)
-            gold = rewards.answer_log_probs(target, tiny.TEMPLATE, picture, batch, crops)
+            gold = rewards.answer_log_probs(target, tiny.TEMPLATE, batch, crops, picture)
             return gold, rewards.own_answers(target, tiny.TEMPLATE, picture, batch, crops, 5)
 
         return rewards.in_chunks(ask, jnp.asarray(boxes), chunk)

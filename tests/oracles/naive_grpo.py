@@ -28,6 +28,7 @@ from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.pixels import host
 
 GROUP, TEMPERATURE, LEARNING_RATE = 4, 0.8, 1.0
+ENTROPY_COEF = 0.3  # before the step, where the policy's entropy is rewarded
 KEY = jax.random.key(7)
 EXAMPLES = tiny.make_examples(4)
 EXAMPLES[2]["answers"] = ["At: 10:42"]
@@ -299,6 +300,15 @@ def naive_answer(example: dict[str, Any], pictures: np.ndarray, max_tokens: int)
     return tiny.TOKENIZER.decode(ids[prompt:]).strip()
 
 
+def naive_normalised(parts: dict[str, np.ndarray], config: GRPOConfig) -> np.ndarray:
+    """Each part in its group before their weighted sum."""
+    scored = np.isfinite(sum(parts.values()))
+    return sum(
+        config.weights[name] * naive_advantages(np.where(scored, part, np.nan), "group")
+        for name, part in parts.items()
+    ) + np.where(scored, 0, np.nan)
+
+
 def naive_advantages(rewards: np.ndarray, scale: str) -> np.ndarray:
     every = rewards[np.isfinite(rewards)]
     advantages = np.zeros(rewards.shape)
@@ -322,7 +332,8 @@ def log_probs_of(
     inside = jnp.log(jnp.where(allowed, jax.nn.softmax(logits), 0).sum(-1))
     written = jax.nn.log_softmax(logits)[jnp.arange(ids.size - 1), ids[1:]]
     inside = jnp.where(allowed.all(-1), written, inside)
-    entropy = -jnp.where(allowed, jnp.exp(among) * among, 0).sum(-1)
+    known = jnp.where(allowed, among, 0)  # or its gradient is not a number
+    entropy = -jnp.where(allowed, jnp.exp(among) * known, 0).sum(-1)
     return among, inside, entropy
 
 
@@ -357,6 +368,7 @@ def naive_reply(
     # What decoding without the grammar does: any of the allowed tokens is as good.
     malformed = -jnp.where(is_reply, inside, 0).sum() / is_reply.sum()
     loss = settings["beta"] * kl - gain + settings["format_weight"] * malformed
+    loss -= settings["entropy_coef"] * entropy
     sums = {
         "kl" if exact else "kl_k3": jnp.where(chosen, kl, 0).sum(),
         "entropy": jnp.where(chosen, entropy, 0).sum(),
@@ -398,6 +410,13 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     if config.gain:
         alone = [naive_likelihood(e, p[0, :1], config) for e, p in zip(EXAMPLES, seen, strict=True)]
         parts["likelihood"] = likelihood - np.array(alone)[:, None]
+    if config.verification_weight:
+        parts["verification"] = np.array(
+            [
+                [naive_likelihood(example, p[1:], config) for p in group]
+                for example, group in zip(EXAMPLES, seen, strict=True)
+            ]
+        )
     if config.accuracy_weight:
         own = [
             [naive_answer(example, p, config.answer_tokens) for p in group]
@@ -419,7 +438,10 @@ def naive(case: Case, seen: np.ndarray) -> Result:
         for name, part in parts.items()
     )
     scored = np.isfinite(reward)
-    advantages = naive_advantages(reward, config.scale_rewards)
+    compared = reward
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        compared = naive_normalised(parts, config)
+    advantages = naive_advantages(compared, config.scale_rewards)
     metrics = {f"reward/{name}": part[scored].mean() for name, part in parts.items()}
     metrics["reward"] = reward[scored].mean()
     metrics["unscored"] = 1 - scored.mean()
@@ -428,11 +450,17 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     ties = [not group.size or np.ptp(group) < 1e-6 for group in groups]
     metrics["zero_variance_groups"] = np.mean(ties)
     metrics["area"] = geometry.area(boxes).mean()
+    deviations = [np.std(group, ddof=1) if group.size > 1 else 0 for group in groups]
+    enough = np.array(deviations) >= config.min_reward_std
+    if config.min_reward_std:
+        assert 0 < enough.sum() < len(enough), deviations
+        metrics["groups_left_out"] = 1 - enough.mean()
 
     # What each reply was chosen from.
     settings = {
         name: getattr(config, name) for name in ("beta", "format_weight", "epsilon", "epsilon_high")
     }
+    settings["entropy_coef"] = ENTROPY_COEF if config.entropy_target else 0.0
     settings["temperature"] = TEMPERATURE if config.temperature_in_log_probs else 1.0
     start = case.plain(case.model[1])
     learned = []
@@ -450,18 +478,21 @@ def naive(case: Case, seen: np.ndarray) -> Result:
         old, *_ = naive_log_probs(start, *inputs, settings["temperature"])
         reference, *_ = naive_log_probs(case.reference, *inputs, settings["temperature"])
         reply = (*inputs, chosen[1:], is_reply[1:])
-        learned.append((reply, np.float32(advantages[b, g]), old, reference))
+        learned.append((enough[b], reply, np.float32(advantages[b, g]), old, reference))
 
     # Updates.
     params, totals = case.model[1], []
     tokens = sum(len(rollouts[b][g].choices) for b, g in zip(*np.nonzero(scored), strict=True))
-    divisor = tokens if config.loss_type == "dapo" else scored.sum()
+    counted = list(zip(*np.nonzero(scored & enough[:, None]), strict=True))
+    divisor = len(counted)
+    if config.loss_type == "dapo":
+        divisor = sum(len(rollouts[b][g].choices) for b, g in counted)
     for _ in range(config.num_iterations):
         kl = "kl" if config.kl_loss_type == "exact" else "kl_k3"
         summed = "loss", kl, "entropy", "malformed", "clip_low_fraction", "clip_high_fraction"
         total = dict.fromkeys(summed, 0.0)
         gradient = jax.tree.map(jnp.zeros_like, params)
-        for inputs in learned:
+        for counts, *inputs in learned:
             length = {
                 "grpo": inputs[0][3].sum(),
                 "dr_grpo": config.normaliser or tiny.GRAMMAR.max_choices,
@@ -471,11 +502,12 @@ def naive(case: Case, seen: np.ndarray) -> Result:
             (part, (sums, malformed)), grads = naive_reply(
                 case.adapters, exact, params, *inputs, settings
             )
-            total["loss"] += float(part) / length / divisor
+            total["loss"] += counts * float(part) / length / divisor
             total["malformed"] += float(malformed) / len(learned)
             for name, value in sums.items():
                 total[name] += float(value) / tokens
-            gradient = jax.tree.map(lambda g, x, n=length * divisor: g + x / n, gradient, grads)
+            share = counts / (length * divisor)
+            gradient = jax.tree.map(lambda g, x, n=share: g + n * x, gradient, grads)
         total["grad_norm"] = float(optax.tree.norm(gradient))
         params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, gradient)
         totals.append(total)
@@ -490,4 +522,6 @@ def naive(case: Case, seen: np.ndarray) -> Result:
         for name in totals[0]
         if there.get(name, True)
     }
+    if config.entropy_target:
+        metrics["entropy_coef"] = ENTROPY_COEF
     return Result(boxes, pictures, parts["likelihood"], metrics, gradient, params)

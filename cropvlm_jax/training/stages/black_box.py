@@ -181,13 +181,13 @@ def _open_reader(config: TrainConfig) -> Reader:
     """The reader, once it is known to tell what the reward is made of."""
     grpo, processor = config.grpo, dataclasses.asdict(config.target_processor)
     reader = open_reader(config.target, processor=processor)
-    if grpo.likelihood_weight:
+    if grpo.likelihood_weight or grpo.verification_weight:
         try:
             require_likelihoods(reader)
         except ValueError as error:
             raise ValueError(
-                f"target={config.target!r}: {error}; set grpo.likelihood_weight=0 and "
-                "grpo.accuracy_weight=1"
+                f"target={config.target!r}: {error}; set grpo.likelihood_weight=0, "
+                "grpo.verification_weight=0 and grpo.accuracy_weight=1"
             ) from error
     if getattr(reader, "transcribes", False) and grpo.accuracy not in CONTAINS:
         logging.warning(

@@ -248,6 +248,8 @@ def init_grpo(
         dtype = jnp.dtype(config.dtype)
         reference = jax.tree.map(lambda x: x.astype(dtype), weights["params"])
         weights = weights | {"reference": reference}
+    if config.grpo.entropy_target:
+        weights = weights | {"entropy_coef": jnp.zeros(())}
     schedule = Schedule.of(config, steps * config.grpo.num_iterations)
     return TrainState.create(optimizer=make_optimizer(config), schedule=schedule, **weights)
 

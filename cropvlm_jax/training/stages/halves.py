@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cropvlm_jax import parallel
-from cropvlm_jax.grpo.black_box import BlackBoxStep, parts_told
+from cropvlm_jax.grpo.black_box import BlackBoxStep
 from cropvlm_jax.training.compilation import peak_memory
 
 
@@ -47,7 +47,7 @@ class Halves:
         rolled = placed_outputs(first, jax.eval_shape(rolling, state, part, key))
         prompts, rollouts = rolled
         part_of_reward = jax.ShapeDtypeStruct(rollouts.boxes.shape[:2], jnp.float32)
-        scores = dict.fromkeys(parts_told(self.step.step.config), part_of_reward)
+        scores = dict.fromkeys(self.step.step.config.asked, part_of_reward)
         learning = jax.jit(parallel.on_mesh(self.mesh, self.step.learn))
         total, _ = jax.eval_shape(learning, state, part, prompts, rollouts, scores, None)
         total = total._replace(weights=jax.tree.map(_placed_as, total.weights, state.params))

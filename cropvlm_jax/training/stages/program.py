@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from cropvlm_jax import microbatching, parallel
 from cropvlm_jax.data.batching import Batch
-from cropvlm_jax.grpo.black_box import parts_told, without_host_parts
+from cropvlm_jax.grpo.black_box import without_host_parts
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import compilation
@@ -91,7 +91,7 @@ class BlackBoxProgram(Program):
         def learn(batch: Batch, key: jax.Array) -> Any:
             prompts, rollouts = halves.roll_out(state, batch, key)
             zeros = jnp.zeros(rollouts.boxes.shape[:2])
-            scores = dict.fromkeys(parts_told(halves.step.config), zeros)
+            scores = dict.fromkeys(halves.step.config.asked, zeros)
             return halves.learn(state, batch, prompts, rollouts, scores, None)
 
         batch, keys = microbatching.split(batch, count), jax.random.split(key, count)
