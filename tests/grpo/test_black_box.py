@@ -45,9 +45,12 @@ CONFIG = GRPOConfig(
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
 
 
-def make_state() -> TrainState:
+def make_state(config: GRPOConfig = CONFIG) -> TrainState:
     policy, reference, target = jax.tree.map(jnp.copy, (POLICY, POLICY, TARGET))
-    return TrainState.create(policy, OPTIMIZER, reference=reference, target=target)
+    coef = jnp.float32(0.1) if config.entropy_target else None
+    return TrainState.create(
+        policy, OPTIMIZER, reference=reference, target=target, entropy_coef=coef
+    )
 
 
 def make_batches() -> tuple[batching.Batch, batching.Batch]:
@@ -78,7 +81,16 @@ def make_step(config, **target):
     )
 
 
-LIKELY = {"likelihood_weight": 0.1, "gain": True, "likelihood": "mean"}
+LIKELY = {
+    "likelihood_weight": 0.1,
+    "gain": True,
+    "likelihood": "mean",
+    "verification_weight": 0.2,
+    "multi_objective_aggregation": "normalize_then_sum",
+    "scale_rewards": "batch",
+    "min_reward_std": 0.05,
+    "entropy_target": 2.4,
+}
 
 
 @pytest.mark.parametrize("accumulate, updates, rewards", [(1, 1, {}), (2, 2, {}), (1, 1, LIKELY)])
@@ -90,9 +102,9 @@ def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates, reward
     vocabulary = in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER)
     inner = make_step(config, target=GRAPHDEF, template=tiny.TEMPLATE, vocabulary=vocabulary)
     fused = jax.jit(inner)
-    want, want_metrics = fused(make_state(), inside, KEY)
+    want, want_metrics = fused(make_state(config), inside, KEY)
     step = BlackBoxStep(make_step(config), vlm)
-    state = make_state()
+    state = make_state(config)
     got, metrics = step(state, outside, KEY)
 
     assert metrics.keys() == want_metrics.keys()
@@ -104,7 +116,7 @@ def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates, reward
         (got.params, got.opt_state),
         (want.params, want.opt_state),
     )
-    assert got.step == want.step == 1
+    assert got.step == want.step == 1 and got.entropy_coef == want.entropy_coef
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))  # donated
 
     # Again, with other weights and nothing compiled anew.

@@ -75,6 +75,62 @@ def test_near_ties_are_blown_up_by_their_own_deviation_alone():
         assert np.abs(objective.advantages(rewards, scale)[0]).max() <= 1.1e-3
 
 
+def test_each_part_is_normalised_in_its_group_before_the_weighted_sum():
+    parts = {
+        "likelihood": REWARDS.copy(),
+        "accuracy": RNG.integers(0, 2, REWARDS.shape).astype(np.float32),
+        "area": RNG.random(REWARDS.shape).astype(np.float32),
+    }
+    parts["accuracy"][1] = 1  # all equal: says nothing
+    parts["area"][2] = 0.3
+    parts["likelihood"][3, 2] = parts["accuracy"][4, 5] = np.nan
+    weights = {"likelihood": 1.0, "accuracy": 0.5, "area": -0.2}
+    scored = np.isfinite(sum(parts.values()))
+    want = np.where(scored, 0, np.nan)
+    for name, part in parts.items():
+        for b, row in enumerate(part.astype(np.float64)):
+            known = row[scored[b]]
+            want[b, scored[b]] += (
+                weights[name] * (known - known.mean()) / (known.std(ddof=1) + 1e-4)
+            )
+    got = objective.normalize_then_sum({k: jnp.array(v) for k, v in parts.items()}, weights)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    # The unit of a part does not matter, its weight does.
+    tenfold = {k: jnp.array(v) * (10 if k == "area" else 1) for k, v in parts.items()}
+    again = objective.normalize_then_sum(tenfold, weights)
+    np.testing.assert_allclose(again, got, rtol=2e-2, atol=1e-3)
+    # GDPO divides by the deviation in the batch afterwards, whose mean is 0 already.
+    known = want[scored]
+    np.testing.assert_allclose(
+        objective.advantages(got, "batch")[scored], known / (known.std(ddof=1) + 1e-4), atol=1e-3
+    )
+
+
+def test_groups_of_too_little_spread_are_told_by_their_deviation():
+    rewards = np.array(
+        [[1.0, 1.3, 0.7, 1.0], [0, 0, 0, 0], [5, np.nan, np.inf, np.nan], [0, np.nan, 1, 1]],
+        np.float32,
+    )
+    deviations = [
+        np.std(row[np.isfinite(row)].astype(np.float64), ddof=1)
+        if np.isfinite(row).sum() > 1
+        else 0
+        for row in rewards
+    ]
+    for least in (0.0, 0.1, 0.24, 0.25, 0.5, 0.6):
+        got = objective.spread_enough(jnp.array(rewards), least)
+        np.testing.assert_array_equal(got, np.array(deviations) >= least, str(least))
+
+
+def test_the_weight_of_the_entropy_follows_its_target():
+    coef, want = jnp.zeros(()), 0.0
+    for entropy in (0.5, 0.2, 0.1, 0.2, 0.21, *[0.0] * 300, *[1.0] * 50):
+        coef = objective.adapt_entropy_coef(coef, jnp.float32(entropy), 0.2)
+        want = min(want + 0.005, 1.0) if np.float32(entropy) <= 0.2 else max(want - 0.005, 0.0)
+        np.testing.assert_allclose(coef, want, atol=1e-5)
+    assert 0.7 < coef < 0.8
+
+
 # A group of policies and references over 12 actions, some of them not allowed.
 ALLOWED = RNG.random((200, 12)) < 0.6
 ALLOWED[:, 0] = True

@@ -99,7 +99,7 @@ CASES = {
             multi_objective_aggregation="normalize_then_sum",
             verification_weight=0.5,
             area_weight=0.7,
-            min_reward_std=0.1,
+            min_reward_std=1.0,
             entropy_target=2.4,
             gradient_accumulation_steps=2,
         )
@@ -473,6 +473,11 @@ def test_settings_that_cannot_work_are_refused():
         {"normaliser": 32},
         {"likelihood_weight": 0},
         {"likelihood": "max"},
+        {"gain": True, "likelihood_weight": 0, "accuracy_weight": 1},
+        {"verification_weight": -1},
+        {"multi_objective_aggregation": "sum"},
+        {"min_reward_std": -0.1},
+        {"entropy_target": 3.0},
     ):
         with pytest.raises(ValueError, match=next(iter(change))):
             dataclasses.replace(CONFIG, **change)

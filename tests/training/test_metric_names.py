@@ -21,7 +21,14 @@ from cropvlm_jax.training.stages import open_stage
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "metrics.md"
 SECTIONS = {"grpo": "GRPO", "sft": "SFT and readers", "reader": "SFT and readers"}
-PARTS = {"grpo.accuracy_weight": 1.0, "grpo.area_weight": 0.1, "grpo.format_weight": 0.1}
+PARTS = {
+    "grpo.verification_weight": 1.0,
+    "grpo.accuracy_weight": 1.0,
+    "grpo.area_weight": 0.1,
+    "grpo.format_weight": 0.1,
+    "grpo.min_reward_std": 0.1,
+    "grpo.entropy_target": 0.5,
+}
 TWICE = {"grpo.num_iterations": 2, "grpo.kl_loss_type": "k3"}
 
 
