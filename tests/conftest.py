@@ -34,6 +34,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Modules whose annotated types and shapes are checked whenever a test calls or traces a function.
 CHECKED = (
     "cropvlm_jax.grpo.black_box",
+    "cropvlm_jax.grpo.metrics",
     "cropvlm_jax.grpo.objective",
     "cropvlm_jax.grpo.rewards",
     "cropvlm_jax.grpo.rollout",

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_boxes
-from small_boxes import BOXES, ENTROPY_COEF, PARTS, TEMPERATURE
+from oracles import small_boxes
+from oracles.small_boxes import BOXES, ENTROPY_COEF, PARTS, TEMPERATURE
 
 from cropvlm_jax import geometry
 from cropvlm_jax.grpo.config import GRPOConfig
