@@ -37,6 +37,10 @@ COMMANDS = {
         "cropvlm zoom --cropper=zoom_digits/cropper --target=zoom_digits/target"
         " --image=scene.png --question='What digit is in the red frame?' --out=zoom.png",
     ),
+    "serve": Command(
+        "Serve the cropper as an OpenAI-compatible endpoint: clients change their base URL.",
+        "cropvlm serve --cropper=zoom_digits/cropper --target=zoom_digits/target --port=8000",
+    ),
     "label": Command(
         "Have a large model say where the answers are: the seed boxes that SFT imitates.",
         "cropvlm label --source=textvqa --folder=data/textvqa --replies=replies.jsonl"

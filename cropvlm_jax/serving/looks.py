@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -14,19 +15,22 @@ SCALES = 0.01, 10_000.0  # of a box's area: 10,000 makes a box of 1% x 1% the wh
 
 
 class Busy(RuntimeError):
-    """The queue is full: the request was not accepted.
+    """There is no room for the request: it was not accepted.
 
     Attributes:
         retry_after: seconds after which there should be room.
     """
 
     def __init__(self, waiting: int, retry_after: float):
-        super().__init__(f"{waiting} requests are waiting, which is all that the queue holds")
+        super().__init__(f"{waiting} requests are worked on, which is all that there is room for")
         self.retry_after = retry_after
 
 
-class DeadlineExceeded(TimeoutError):
+class DeadlineExceeded(RuntimeError):
     """The request's deadline passed before its result was there."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline of the request has passed")
 
 
 class Closed(RuntimeError):
@@ -68,9 +72,10 @@ class Look:
         crops: what is inside, of the original pixels.
         reply: what the cropper wrote, such as "[12, 5, 40, 33]."; "" where it was not asked.
         confidence: probability of the reply under the cropper among all boxes that it can write,
-            0..1.
+            0..1; 1 where it was not asked.
         size: width and height of the original picture, turned, px.
-        milliseconds: by stage: queue, cropper, crop.
+        milliseconds: by stage: prepare (decoding, tiles), queue, cropper, crop.
+        pixels: the original picture, turned, uint8 RGB `[H, W, 3]`; None where it was not decoded.
     """
 
     boxes: tuple[Box, ...]
@@ -80,6 +85,7 @@ class Look:
     confidence: float
     size: tuple[int, int]
     milliseconds: dict[str, float]
+    pixels: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Answer:
         image_tokens: tokens that it read of the pictures.
         prompt_tokens: tokens that it read in all.
         completion_tokens: tokens that it wrote, the one that ends the answer too.
-        milliseconds: by stage: queue, target.
+        milliseconds: by stage: prepare (decoding, tiles), queue, target.
     """
 
     text: str

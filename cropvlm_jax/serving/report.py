@@ -1,0 +1,107 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a reply says of the zooming: its `cropvlm` field and its `x-cropvlm-` headers."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+from cropvlm_jax.serving.chat import FIELD
+from cropvlm_jax.serving.looks import Look
+
+PREFIX = "x-cropvlm-"
+# In headers, of which clients and proxies take a few thousand bytes.
+WARNINGS_LIMIT, WARNING_LIMIT = 4, 200  # warnings, and characters of each
+
+
+@dataclasses.dataclass
+class Report:
+    """What was done with a request so far.
+
+    Attributes:
+        looks: at each picture that was looked at, by its number in the turn, from 0.
+        warnings: what was not done, and why.
+        milliseconds: by stage.
+        image_tokens: tokens that the target read of the pictures; None where it does not say.
+        begun: `time.monotonic()` when the request came.
+    """
+
+    looks: dict[int, Look] = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    image_tokens: int | None = None
+    begun: float = dataclasses.field(default_factory=time.monotonic)
+
+    def took(self, stage: str, since: float) -> None:
+        """Takes note that a stage that began at `since` has ended."""
+        self.milliseconds[stage] = 1000 * (time.monotonic() - since)
+
+    def looked(self, number: int, look: Look) -> None:
+        """Takes note of a look at a picture; of stages that run at once the longest counts."""
+        self.looks[number] = look
+        for stage, spent in look.milliseconds.items():
+            self.milliseconds[stage] = max(spent, self.milliseconds.get(stage, 0.0))
+
+    def field(self) -> dict[str, Any]:
+        """The `cropvlm` field."""
+        boxes = [
+            {
+                "picture": number,
+                "percent": list(box),
+                "pixels": list(pixels),
+                "size": list(look.size),
+                "confidence": round(look.confidence, 4),
+            }
+            for number, look in sorted(self.looks.items())
+            for box, pixels in zip(look.boxes, look.pixel_boxes, strict=True)
+        ]
+        total = {"total": 1000 * (time.monotonic() - self.begun)}
+        return {
+            "boxes": boxes,
+            "confidence": min((box["confidence"] for box in boxes), default=None),
+            "image_tokens": self.image_tokens,
+            "milliseconds": {k: round(v, 2) for k, v in (self.milliseconds | total).items()},
+            "warnings": self.warnings,
+        }
+
+    def headers(self) -> dict[str, str]:
+        """The same as headers, which clients of all languages see, also of streams."""
+        field = self.field()
+        values = {
+            "boxes": [box["percent"] for box in field["boxes"]],
+            "pixels": [box["pixels"] for box in field["boxes"]],
+            "confidence": field["confidence"],
+            "image-tokens": field["image_tokens"],
+            "milliseconds": field["milliseconds"],
+            "warnings": [text[:WARNING_LIMIT] for text in self.warnings[:WARNINGS_LIMIT]],
+        }
+        return {
+            PREFIX + name: json.dumps(value, allow_nan=False)  # in ASCII, without line breaks
+            for name, value in values.items()
+            if value not in (None, [])
+        }
+
+    def json_member(self) -> bytes:
+        """The field as a member of a JSON object."""
+        value = json.dumps(self.field(), allow_nan=False, separators=(",", ":"))
+        return f'"{FIELD}":{value}'.encode()
+
+
+def with_member(text: bytes, member: bytes) -> bytes:
+    """A JSON object with one more member at its end, and all else as it was written.
+
+    Args:
+        text: of the object.
+        member: of which the name is not in it, or takes the place of what is: the last one counts.
+    """
+    head = text.rstrip()[:-1].rstrip()
+    return head + (b"" if head.endswith(b"{") else b",") + member + b"}"
+
+
+def is_object(text: bytes) -> bool:
+    """Whether a text is a JSON object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

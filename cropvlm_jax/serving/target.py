@@ -1,0 +1,156 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A target of this process as a chat endpoint: it answers a question about one picture."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from cropvlm_jax.pixels import host
+from cropvlm_jax.serving.chat import FIELD, Chat
+from cropvlm_jax.serving.engine import Engine
+from cropvlm_jax.serving.faults import Fault
+from cropvlm_jax.serving.looks import Answer
+from cropvlm_jax.serving.report import Report
+from cropvlm_jax.serving.sse import END
+from cropvlm_jax.serving.zoomer import Seen
+
+JSON = "application/json"
+MAX_TOKENS = 32  # of an answer, where the request does not say: as the Python API
+# What a request may have, and such a target does not do.
+_UNKNOWN = ("tools", "functions", "response_format", "logprobs", "stop", "audio")
+
+
+class LocalTarget:
+    """Answers chats with the engine's target: greedily, from the last user turn."""
+
+    def __init__(self, engine: Engine, name: str):
+        """Takes the engine, and the model's name for replies."""
+        self._engine, self._name = engine, name
+        self._started = int(time.time())
+
+    def model(self) -> dict[str, Any]:
+        """The target, as `/v1/models` lists it."""
+        return {"id": self._name, "object": "model", "created": self._started, "owned_by": "local"}
+
+    async def complete(
+        self, chat: Chat, seen: Sequence[Seen], report: Report, deadline: float
+    ) -> Response:
+        """Answers a request for a chat completion.
+
+        Args:
+            chat: the request.
+            seen: its pictures.
+            report: what was done, which the reply tells.
+            deadline: `time.monotonic()` after which nobody waits.
+
+        Raises:
+            Busy: too many requests wait.
+            DeadlineExceeded: the deadline has passed.
+            Fault: the request is not about one picture that can be read, or asks for no tokens.
+        """
+        shown, tokens = _shown(chat, seen, report), _max_tokens(chat)
+        report.warnings += _ignored(chat)
+        try:
+            answer = await self._engine.answer(
+                shown, chat.question, max_tokens=tokens, deadline=deadline
+            )
+        except (OSError, ValueError) as error:
+            raise Fault(400, "invalid_question", str(error)) from None
+        report.image_tokens = answer.image_tokens
+        for stage, spent in answer.milliseconds.items():
+            report.milliseconds[stage] = report.milliseconds.get(stage, 0.0) + spent
+        if chat.streams:
+            body, kind = self._events(chat, answer, report), "text/event-stream"
+        else:
+            body, kind = _json(self._completion(answer) | {FIELD: report.field()}), JSON
+        return Response(body, 200, report.headers(), kind)
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        """What completions and chunks begin with."""
+        return {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self._name,
+        }
+
+    def _completion(self, answer: Answer) -> dict[str, Any]:
+        """An answer as a completion."""
+        message = {"role": "assistant", "content": answer.text}
+        choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
+        choice["logprobs"] = None
+        return self._head("chat.completion") | {"choices": [choice], "usage": _usage(answer)}
+
+    def _events(self, chat: Chat, answer: Answer, report: Report) -> bytes:
+        """An answer as the events of a stream."""
+        head = self._head("chat.completion.chunk")
+        steps: list[tuple[dict[str, str], str | None]] = [
+            ({"role": "assistant", "content": ""}, None),
+            ({"content": answer.text}, None),
+            ({}, answer.finish_reason),
+        ]
+        chunks = [
+            head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+            for delta, reason in steps
+        ]
+        chunks[0][FIELD] = report.field()
+        options = chat.fields.get("stream_options")
+        if isinstance(options, dict) and options.get("include_usage"):
+            chunks.append(head | {"choices": [], "usage": _usage(answer)})
+        return b"".join(b"data: " + _json(chunk) + b"\n\n" for chunk in chunks) + END
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _usage(answer: Answer) -> dict[str, Any]:
+    """The tokens of an answer, in OpenAI's form."""
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+    }
+
+
+def _shown(chat: Chat, seen: Sequence[Seen], report: Report) -> list[host.Picture]:
+    """What the target sees: the picture and its crop, or one of them."""
+    if len(seen) != 1:
+        raise Fault(
+            400,
+            "one_picture",
+            f"this server's target answers questions about one picture, and the last user turn "
+            f"has {len(seen)}; start the server with --upstream for other requests",
+        )
+    file, look, crops = seen[0].file, seen[0].look, seen[0].crops
+    if file is None:
+        raise Fault(400, "unreadable_picture", "; ".join(report.warnings))
+    if crops and chat.policy.crops == "replace":
+        return [*crops]
+    return [file if look is None else look.pixels, *crops]
+
+
+def _max_tokens(chat: Chat) -> int:
+    """How many tokens a request asks for."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        tokens = chat.fields.get(name)
+        if tokens is not None:
+            if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+                raise Fault(400, "invalid_value", f"{name}={tokens!r:.40} must be at least 1")
+            return tokens
+    return MAX_TOKENS
+
+
+def _ignored(chat: Chat) -> Iterator[str]:
+    """What of a request such a target does not do."""
+    names = [name for name in _UNKNOWN if chat.fields.get(name)]
+    names += ["n"] if chat.fields.get("n", 1) != 1 else []
+    if names:
+        yield f"this server's target does not know: {', '.join(names)}"
+    if len(chat.fields.get("messages", ())) > 1:
+        yield "this server's target reads the last user turn only"
