@@ -19,11 +19,13 @@ Examples, the first with the models that come with the package:
 """
 
 import asyncio
+import contextlib
 import signal
+from typing import Any
 
 from absl import app, flags, logging
 
-from cropvlm_jax import apps
+from cropvlm_jax import apps, settings
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.apps.secrets import TOKEN, secret
 from cropvlm_jax.readers.endpoint import check_address
@@ -121,21 +123,28 @@ def main(argv: list[str]) -> None:
             f"--host={HOST.value} and {UPSTREAM_KEY}: everybody who reaches this server would "
             f"spend your key. Set {TOKEN}, too"
         )
-    limits, policy = read_limits(), Policy(area_scale=AREA_SCALE.value, crops=CROPS.value)
+    limits, policy = read_limits(), read_policy()
     reader = PictureReader(limits, ALLOW_HOSTS.value)
-    upstream = Upstream(upstream_url(), key=key, own_token=bool(token)) if UPSTREAM.value else None
+    contexts: list[contextlib.AbstractAsyncContextManager[Any]] = [reader]
+    upstream = None
+    if UPSTREAM.value:
+        check_upstream(UPSTREAM.value)
+        upstream = Upstream(UPSTREAM.value, key=key, own_token=bool(token))
+        contexts.append(upstream)
     with bound(HOST.value, PORT.value) as listening:
         engine = open_engine()
-        answers = upstream or LocalTarget(engine, TARGET.value)
+        answers = upstream or LocalTarget(engine, str(TARGET.value))
         service = Service(engine, answers, reader, policy=policy, limits=limits)
         web = make_app(
-            service, token=token, public=demo.routes(), hosts=LOOPBACK if at_home and not token else None
+            service,
+            token=token,
+            public=demo.routes(),
+            hosts=LOOPBACK if at_home and not token else None,
         )
         logging.info("serving at http://%s:%d/v1", HOST.value, listening.getsockname()[1])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ignore)  # uvicorn raises it again once it has ended
         server = Server(web, service, limits.timeout_s)
-        contexts = [reader, upstream] if upstream else [reader]
         asyncio.run(server.run_until_told(engine, listening, contexts))
 
 
@@ -143,31 +152,33 @@ def ignore(number: int, frame: object) -> None:
     """Does nothing about a signal."""
 
 
-def upstream_url() -> str:
-    """The address of the upstream."""
+def check_upstream(url: str) -> None:
+    """Checks the address of the upstream."""
     try:
-        check_address(UPSTREAM.value)
+        check_address(url)
     except ValueError:
         raise app.UsageError(
             "--upstream is not of the form http://localhost:9000/v1 or https://HOST/v1"
         ) from None
-    return str(UPSTREAM.value)
+
+
+def read_policy() -> Policy:
+    """What crops are like where requests do not say."""
+    return settings.read(Policy, {"area_scale": AREA_SCALE.value, "crops": CROPS.value}, "--")
 
 
 def read_limits() -> Limits:
-    """The limits of the flags."""
-    try:
-        return Limits(
-            requests=MAX_REQUESTS.value,
-            timeout_s=TIMEOUT_S.value,
-            body_mb=MAX_BODY_MB.value,
-            pictures=MAX_PICTURES.value,
-            picture_mb=MAX_PICTURE_MB.value,
-            megapixels=MAX_MEGAPIXELS.value,
-            fetch_s=FETCH_S.value,
-        )
-    except ValueError as error:
-        raise app.UsageError(f"limits: {error}") from None
+    """The limits of the flags, whose names are those of the settings."""
+    values = {
+        "max_requests": MAX_REQUESTS.value,
+        "timeout_s": TIMEOUT_S.value,
+        "max_body_mb": MAX_BODY_MB.value,
+        "max_pictures": MAX_PICTURES.value,
+        "max_picture_mb": MAX_PICTURE_MB.value,
+        "max_megapixels": MAX_MEGAPIXELS.value,
+        "fetch_s": FETCH_S.value,
+    }
+    return settings.read(Limits, values, "--")
 
 
 def open_engine() -> Engine:

@@ -39,7 +39,7 @@ class Chat:
         fields: of the request, without ours.
         body: its bytes as they came; None where our field was among them.
         policy: what it asks of the crops.
-        turn: which message is the last one of the user; None where there is none.
+        turn: which message is the last one of the user; -1 where there is none.
         places: the pictures of that turn, in order.
         question: its text.
     """
@@ -47,7 +47,7 @@ class Chat:
     fields: Mapping[str, Any]
     body: bytes | None
     policy: Policy
-    turn: int | None
+    turn: int
     places: tuple[Place, ...]
     question: str
 
@@ -72,8 +72,9 @@ class Chat:
         asked = fields.pop(FIELD, None)
         untouched = None if asked is not None else body
         messages = fields.get("messages")
-        turn = _last_user_turn(messages) if isinstance(messages, list) else None
-        places, question = ((), "") if turn is None else _read_turn(messages[turn].get("content"))
+        messages = messages if isinstance(messages, list) else []
+        turn = _last_user_turn(messages)
+        places, question = _read_turn(messages[turn].get("content")) if turn >= 0 else ((), "")
         return cls(fields, untouched, _policy(asked, policy), turn, places, question)
 
     @property
@@ -126,12 +127,12 @@ def _policy(asked: Any, policy: Policy) -> Policy:
         raise Fault(400, "invalid_cropvlm", str(error)) from None
 
 
-def _last_user_turn(messages: Sequence[Any]) -> int | None:
-    """Which message is the last one of the user."""
+def _last_user_turn(messages: Sequence[Any]) -> int:
+    """Which message is the last one of the user; -1 where there is none."""
     for number in reversed(range(len(messages))):
         if isinstance(messages[number], dict) and messages[number].get("role") == "user":
             return number
-    return None
+    return -1
 
 
 def _read_turn(content: Any) -> tuple[tuple[Place, ...], str]:

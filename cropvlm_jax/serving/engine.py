@@ -20,6 +20,7 @@ from cropvlm_jax.api import CropVLM
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.serving.looks import Answer, Busy, Closed, DeadlineExceeded, Look, Policy
+from cropvlm_jax.serving.metrics import Metrics
 
 __all__ = ["Answer", "Busy", "Closed", "DeadlineExceeded", "Engine", "Look", "Policy"]
 
@@ -31,6 +32,7 @@ class Engine:
         cropper: says where to look.
         target: answers; None where another server does.
         ready: whether everything is compiled.
+        metrics: what is counted.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Engine:
             queue: most requests that wait at once.
         """
         self.cropper, self.target, self.ready = cropper, target, False
+        self.metrics = Metrics()
         self._batch_sizes, self._wait_ms, self._queue = tuple(batch_sizes), wait_ms, queue
         self._device = asyncio.Lock()
 
@@ -110,6 +113,7 @@ class Engine:
             confidence=float(sure[0]),
             size=size,
             milliseconds={stage: 1000 * seconds for stage, seconds in stages.items()},
+            pixels=image,
         )
 
     async def answer(

@@ -14,7 +14,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import httpcore2
 
@@ -23,14 +23,14 @@ from cropvlm_jax.serving.addresses import CheckedBackend, Forbidden, Resolve, re
 from cropvlm_jax.serving.faults import Fault
 from cropvlm_jax.serving.limits import Limits
 
-P, T = ParamSpec("P"), TypeVar("T")
+T = TypeVar("T")
 
 REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
 MOVED = (301, 302, 303, 307, 308)
 # What is neither a picture nor unknown is refused before it is read.
 _PICTURE_TYPE = re.compile(r"(image/[\w.+-]+|(application|binary)/octet-stream|)", re.ASCII)
-_HEADERS = {"accept": "image/*", "accept-encoding": "identity", "user-agent": "cropvlm"}
+_HEADERS = (("accept", "image/*"), ("accept-encoding", "identity"), ("user-agent", "cropvlm"))
 _ADDRESS = re.compile("[!-~]+")  # printable ASCII without spaces
 
 
@@ -67,10 +67,10 @@ class PictureReader:
         await self._pool.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Runs a function of pictures in a thread of the reader."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        return await loop.run_in_executor(self._threads, function, *arguments)
 
     async def file(self, url: str) -> bytes:
         """The bytes of a picture's file.
@@ -128,15 +128,15 @@ class PictureReader:
         return file
 
     def _check_length(self, length: int) -> None:
-        if length > self._limits.picture_mb * 1e6:
-            raise Unreadable(f"its file is larger than {self._limits.picture_mb:g} MB")
+        if length > self._limits.max_picture_mb * 1e6:
+            raise Unreadable(f"its file is larger than {self._limits.max_picture_mb:g} MB")
 
     def _check(self, file: bytes) -> None:
         try:
             height, width = host.picture_size(file)
         except Exception as error:  # PIL raises nearly anything on a broken file
             raise Unreadable(str(error) or type(error).__name__) from None
-        most = self._limits.megapixels
+        most = self._limits.max_megapixels
         if height * width > most * 1e6:
             raise Unreadable(f"its {width} x {height} px are over the limit of {most:g} megapixels")
 

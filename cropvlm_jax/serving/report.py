@@ -56,10 +56,11 @@ class Report:
             for number, look in sorted(self.looks.items())
             for box, pixels in zip(look.boxes, look.pixel_boxes, strict=True)
         ]
+        sure = [round(look.confidence, 4) for look in self.looks.values() if look.boxes]
         total = {"total": 1000 * (time.monotonic() - self.begun)}
         return {
             "boxes": boxes,
-            "confidence": min((box["confidence"] for box in boxes), default=None),
+            "confidence": min(sure, default=None),
             "image_tokens": self.image_tokens,
             "milliseconds": {k: round(v, 2) for k, v in (self.milliseconds | total).items()},
             "warnings": self.warnings,

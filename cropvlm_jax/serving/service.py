@@ -61,7 +61,7 @@ class Service:
         """
         self._engine, self._answers, self._reader = engine, answers, reader
         self._policy, self.limits = policy, limits
-        self._zoomer = Zoomer(engine, reader, limits.pictures)
+        self._zoomer = Zoomer(engine, reader, limits.max_pictures)
         self.working, self.closing = 0, False
         self._responses = Counter(
             "cropvlm_http_responses",
@@ -81,7 +81,7 @@ class Service:
 
     async def _admitted(self, request: Request) -> Response:
         """The response to a request, if not too many are worked on."""
-        if self.working >= self.limits.requests:
+        if self.working >= self.limits.max_requests:
             raise Fault(429, "too_many_requests", "too many requests at once", retry_after=1)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != JSON:  # so that no web page can send one without asking (CORS)
@@ -98,7 +98,7 @@ class Service:
 
     async def _body(self, request: Request) -> bytes:
         """The body of a request."""
-        most, body = int(self.limits.body_mb * 1e6), bytearray()
+        most, body = int(self.limits.max_body_mb * 1e6), bytearray()
         declared = request.headers.get("content-length", "")
         if not (declared.isdigit() and int(declared) > most):
             async for part in request.stream():
@@ -107,7 +107,7 @@ class Service:
                     break
             else:
                 return bytes(body)
-        raise Fault(413, "too_large", f"the request is larger than {self.limits.body_mb:g} MB")
+        raise Fault(413, "too_large", f"the request is larger than {self.limits.max_body_mb:g} MB")
 
     async def _respond(
         self, request: Request, body: bytes, report: Report, deadline: float

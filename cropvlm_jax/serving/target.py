@@ -132,7 +132,7 @@ def _shown(chat: Chat, seen: Sequence[Seen], report: Report) -> list[host.Pictur
         raise Fault(400, "unreadable_picture", "; ".join(report.warnings))
     if crops and chat.policy.crops == "replace":
         return [*crops]
-    return [file if look is None else look.pixels, *crops]
+    return [file if look is None or look.pixels is None else look.pixels, *crops]
 
 
 def _max_tokens(chat: Chat) -> int:
