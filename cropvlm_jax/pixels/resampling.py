@@ -7,6 +7,7 @@ matmul with a weight matrix. Weights are zero outside of the crop that is resize
 the size of a crop of a larger canvas may be traced.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -86,27 +87,84 @@ def resize_weights(
     """
     full = axis.length if axis.padded is None else axis.padded
     row = jnp.arange(rows)[:, None] + axis.first
-
-    def kernel(position: Int[Array, " columns"]) -> Float[Array, "rows columns"]:
-        # The distance to the centre of the output pixel is a quotient of integers, so it is exact
-        # before it rounds. Integers count from the middle, and what is far stays far, so that none
-        # overflows.
-        far = 2**30 // jnp.maximum(axis.out, 1)
-        centred = jnp.clip(2 * position + 1 - full, -far, far)
-        numerator = axis.out * centred - full * (2 * row + 1 - axis.out)
-        x = numerator / (2 * jnp.maximum(full, axis.out))
-        inside = (position >= 0) & (position < full) & (jnp.abs(x) < filter.radius)
-        return jnp.where(inside, filter.kernel(x), 0)
-
     column = jnp.arange(columns) - axis.start
     if axis.padded is None:
-        weights = kernel(column)
+        weights = _kernel(filter, axis.out, full, row, column)
         total = weights.sum(-1, keepdims=True)
     else:
         in_crop = (column >= 0) & (column < axis.length)
-        weights = jnp.where(in_crop, kernel(column + axis.before), 0)
-        total = kernel(jnp.arange(columns)).sum(-1, keepdims=True)
+        weights = _kernel(filter, axis.out, full, row, column + axis.before)
+        weights = jnp.where(in_crop, weights, 0)
+        whole = _kernel(filter, axis.out, full, row, jnp.arange(columns))
+        total = whole.sum(-1, keepdims=True)
     return weights / jnp.where(total == 0, 1, total)  # rows past the crop have no weight at all
+
+
+def _kernel(
+    filter: Filter,
+    out: Int[Array, "*G"] | int,
+    full: Int[Array, "*G"] | int,
+    row: Int[Array, "rows 1"],
+    position: Int[Array, "*rows columns"],
+) -> Float[Array, "rows columns"]:
+    """The stretched kernel between output pixels and pixels of a crop, 0 outside of the crop.
+
+    Args:
+        filter: The kernel.
+        out: Pixels that the crop is resized to.
+        full: Pixels of the crop.
+        row: The output pixels.
+        position: Pixels counted from the start of the crop.
+    """
+    # The distance to the centre of the output pixel is a quotient of integers, so it is exact
+    # before it rounds. Integers count from the middle, and what is far stays far, so that none
+    # overflows.
+    far = 2**30 // jnp.maximum(out, 1)
+    centred = jnp.clip(2 * position + 1 - full, -far, far)
+    x = (out * centred - full * (2 * row + 1 - out)) / (2 * jnp.maximum(full, out))
+    inside = (position >= 0) & (position < full) & (jnp.abs(x) < filter.radius)
+    return jnp.where(inside, filter.kernel(x), 0)
+
+
+class Taps(NamedTuple):
+    """The weights of an axis without those that are 0.
+
+    Attributes:
+        first: For each output pixel, the first pixel of the canvas that has a weight; it may lie
+            before the canvas.
+        weights: Of this pixel and the next ones, as `fixed_point` makes them.
+    """
+
+    first: Int[Array, "*G rows"]
+    weights: Int[Array, "*G rows taps"]
+
+    @classmethod
+    def of(cls, filter: Filter, axis: Axis, longest: int, rows: int) -> "Taps":
+        """`resize_weights` of a crop without padding, in `fixed_point`.
+
+        Args:
+            filter: The kernel.
+            axis: What is resized; its fields are numbers, not arrays of them.
+            longest: The longest that a crop can be, pixels.
+            rows: Number of output pixels, all of `axis.out` at least.
+        """
+        count = math.ceil(2 * filter.radius * max(longest / rows, 1)) + 2
+        row = jnp.arange(rows)[:, None]
+        centre, reach = axis.length * (2 * row + 1), int(2 * filter.radius)
+        out = jnp.maximum(axis.out, 1)
+        first = (centre - reach * jnp.maximum(axis.length, out)) // (2 * out)
+        position = first + jnp.arange(count)
+        weights = _kernel(filter, axis.out, axis.length, row, position)
+        total = weights.sum(-1, keepdims=True)
+        fixed = fixed_point(weights / jnp.where(total == 0, 1, total))
+        return cls(first[:, 0] + axis.start, fixed)
+
+    def of_block(self, start: Int[Array, ""], columns: int) -> Int[Array, "rows columns"]:
+        """The weights of the canvas's pixels from `start` on."""
+        place = start + jnp.arange(columns) - self.first[:, None]
+        count = self.weights.shape[-1]
+        found = jnp.take_along_axis(self.weights, jnp.clip(place, 0, count - 1), 1)
+        return jnp.where((place >= 0) & (place < count), found, 0)
 
 
 def resample(
@@ -124,19 +182,38 @@ def resample(
     Returns:
         The pixels with their axes swapped, so that the next pass resamples the other axis.
     """
-    fixed = jnp.round(weights * 2**PRECISION_BITS).astype(jnp.int32)
-    # Exactness decides ties, which a smooth gradient at half size is full of. So the weights go as
-    # digits whose sums with 8-bit pixels are exact in fp32: three of 8 bits where a matmul rounds
-    # its inputs to bf16; two, of 14 and 8 bits, on a CPU, which does not (512 pixels keep the sums
-    # below 2**24).
-    sums = jax.lax.platform_dependent(
-        fixed, pixels, cpu=_sums_of_two_digits, default=_sums_of_three_digits
-    )
+    fixed = fixed_point(weights)
+    sums = weighted_sums(fixed, pixels)
     if fill is not None:
         padding = 2**PRECISION_BITS - fixed.sum(-1)
         sums += padding[..., None, None] * jnp.asarray(fill)
-    rounded = (sums + 2 ** (PRECISION_BITS - 1)) >> PRECISION_BITS
-    return jnp.clip(rounded, 0, 255).astype(jnp.uint8).swapaxes(1, 2)
+    return rounded(sums).swapaxes(1, 2)
+
+
+def fixed_point(weights: Float[Array, "*N"]) -> Int[Array, "*N"]:
+    """Weights as whole numbers of `2**-PRECISION_BITS`."""
+    return jnp.round(weights * 2**PRECISION_BITS).astype(jnp.int32)
+
+
+def rounded(sums: Int[Array, "*N"]) -> UInt8[Array, "*N"]:
+    """Pixels, from sums of pixels times weights of `fixed_point`."""
+    whole = (sums + 2 ** (PRECISION_BITS - 1)) >> PRECISION_BITS
+    return jnp.clip(whole, 0, 255).astype(jnp.uint8)
+
+
+def weighted_sums(
+    weights: Int[Array, "G O I"], pixels: UInt8[Array, "G I X 3"]
+) -> Int[Array, "G O X 3"]:
+    """Exact sums of pixels times weights of `fixed_point`.
+
+    Exactness decides ties, which a smooth gradient at half size is full of. So the weights go as
+    digits whose sums with 8-bit pixels are exact in fp32: three of 8 bits where a matmul rounds its
+    inputs to bf16; two, of 14 and 8 bits, on a CPU, which does not (512 pixels that have a weight
+    keep the sums below 2**24).
+    """
+    return jax.lax.platform_dependent(
+        weights, pixels, cpu=_sums_of_two_digits, default=_sums_of_three_digits
+    )
 
 
 def _sums_of_two_digits(

@@ -162,11 +162,10 @@ def build(case: Case, kind: Any = GRPOStep, **options: Any) -> GRPOStep:
 
 
 @functools.partial(jitted, static_argnums=3)
-@functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
 def cut(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax.Array:
     """What the target sees: uint8 `[B, 1 + G, S, S, 3]` of boxes `[B, G, 4]`."""
-    whole = jnp.array([geometry.FULL])
-    return device.crop(canvas, size, jnp.concatenate([whole, boxes]), side)
+    whole = jnp.broadcast_to(jnp.array(geometry.FULL), (len(boxes), 1, 4))
+    return device.crops(canvas, size, jnp.concatenate([whole, boxes], 1), side)
 
 
 def fused(case: Case) -> tuple[Result, TrainState]:

@@ -35,7 +35,7 @@ def _boxes(rng, n):
     return some.astype(np.int32)
 
 
-_jitted_crop = jax.jit(device.crop, static_argnums=3)
+_jitted_crops = jax.jit(device.crops, static_argnums=3)
 
 
 def _picture(rng, kind, height, width):
@@ -120,7 +120,7 @@ def test_crop_equals_pil_and_the_transformers_processor(side, canvas_shape, shap
 
     def counted(canvas, size, boxes):
         traces.append(canvas.shape)
-        return device.crop(canvas, size, boxes, side)
+        return device.crops(canvas[None], size[None], boxes[None], side)[0]
 
     crop = jax.jit(counted)
     rng = np.random.default_rng(sum(canvas_shape))
@@ -251,21 +251,30 @@ def test_ties_round_as_in_pil(kind, shape):
     rng = np.random.default_rng(0)
     picture = _picture(rng, kind, *shape)
     halves = [geometry.FULL, (0, 0, 50, 50), (0, 0, 50, 100), (0, 0, 100, 50), (50, 25, 100, 75)]
-    got = _jitted_crop(_canvas(rng, picture, 256, 128), np.array(shape), np.array(halves), 64)
+    canvas = _canvas(rng, picture, 256, 128)
+    (got,) = _jitted_crops(canvas[None], np.array([shape]), np.array([halves]), 64)
     for box, ours in zip(np.array(halves), np.asarray(got, int), strict=True):
         difference = np.abs(ours - _reference(picture, box, 64))
         assert difference.max() <= 1 and (difference > 0).mean() <= 1e-2, box
 
 
-def test_crop_under_vmap_equals_the_loop():
+@pytest.mark.parametrize(
+    ("side", "canvas_shape", "shapes"),
+    [
+        (64, (130, 140), [(120, 80), (90, 140), (17, 9)]),
+        (64, (1400, 20), [(1400, 14), (606, 6), (150, 20)]),  # rows first, by Pillow's version
+        (96, (600, 700), [(600, 700), (257, 384)]),  # borders of blocks
+    ],
+)
+def test_crops_by_blocks_equal_those_of_the_whole_canvas(side, canvas_shape, shapes):
     rng = np.random.default_rng(0)
-    sizes = np.array([(120, 80), (90, 140), (17, 9)], np.int32)
-    canvases = np.stack([_canvas(rng, _picture(rng, "noise", *s), 130, 140) for s in sizes])
+    sizes = np.array(shapes, np.int32)
+    pictures = [_picture(rng, "noise", *shape) for shape in shapes]
+    canvases = np.stack([_canvas(rng, picture, *canvas_shape) for picture in pictures])
     boxes = np.stack([_boxes(rng, 14)] + [_boxes(rng, 14)[::-1] for _ in sizes[1:]])
-    crop = functools.partial(device.crop, side=64)
-    got = np.asarray(jax.jit(jax.vmap(crop))(canvases, sizes, boxes), int)
-    loop = jax.jit(crop)
-    want = np.stack([loop(*args) for args in zip(canvases, sizes, boxes, strict=True)]).astype(int)
+    got = np.asarray(_jitted_crops(canvases, sizes, boxes, side), int)
+    whole = jax.vmap(functools.partial(device._crops_of_whole, side=side))  # on accelerators
+    want = np.asarray(jax.jit(whole)(canvases, sizes, boxes), int)
     assert np.abs(got - want).max() <= 1
     assert (got != want).mean() < 1e-4
 
@@ -362,6 +371,6 @@ def test_order_of_the_passes_by_version(monkeypatch, size, new_size, first_versi
 
 
 def test_shapes_are_checked_when_functions_are_called():
-    canvas, size, boxes = np.zeros((8, 8, 3), np.uint8), np.array([8, 8]), np.array([[0, 0, 9, 9]])
+    canvas, size = np.zeros((1, 8, 8, 3), np.uint8), np.array([[8, 8]])
     with pytest.raises(jaxtyping.TypeCheckError, match="boxes"):
-        _jitted_crop(canvas, size, boxes[0], 64)
+        _jitted_crops(canvas, size, np.array([[0, 0, 9, 9]]), 64)

@@ -84,5 +84,4 @@ class SmolVLM(VLMModule):
         boxes: Int[Array, "B G 4"],
     ) -> UInt8[Array, "B G S S 3"]:
         """Crops as one tile each; see `VLMModule.cut`."""
-        cut = jax.vmap(device.crop, in_axes=(0, 0, 0, None))
-        return cut(canvas, size, boxes, self.config.vision.image_size)
+        return device.crops(canvas, size, boxes, self.config.vision.image_size)
