@@ -171,7 +171,7 @@ class _CropPlan(NamedTuple):
         short, zero = jnp.minimum(self.one.out, self.other.out), jnp.zeros_like(self.one.out)
         axis = self.one._replace(start=zero, length=short, out=zero + side)
         weights = _weights(LANCZOS, axis, side, side)
-        first = (self.one.out < side)[:, None, None, None]  # or the second, or neither
+        first = jnp.less(self.one.out, side)[:, None, None, None]  # or the second, or neither
         pixels = resample(weights, jnp.where(first, pixels, pixels.swapaxes(1, 2)))
         return _upright(jnp.where(first, pixels.swapaxes(1, 2), pixels), self.rows_first)
 
@@ -252,7 +252,8 @@ def _shrink_by_blocks(
 
 def _blocks(axis: Axis) -> tuple[Array, Array]:
     """The first block that holds pixels of a crop, and the one after the last."""
-    return axis.start // _BLOCK, -(-(axis.start + axis.length) // _BLOCK)
+    start, stop = jnp.asarray(axis.start), jnp.asarray(axis.start + axis.length)
+    return start // _BLOCK, -(-stop // _BLOCK)
 
 
 # CLIP and LLaVA -----------------------------------------------------------------------------------
