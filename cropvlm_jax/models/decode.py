@@ -69,6 +69,7 @@ def greedy_decode(
     end_token: int | jax.Array,
     max_tokens: int,
     own: KVCache | None = None,
+    limits: Int[Array, "B G"] | None = None,
 ) -> Int[Array, "B G T"]:
     """The likeliest next token again and again, until every continuation has ended.
 
@@ -80,6 +81,8 @@ def greedy_decode(
         max_tokens: T, length of the replies, at least 1.
         own: `[B, G, S]`, what each continuation has read after the prefix for itself, such as a
             crop and a question, without their last token; None where that is nothing.
+        limits: tokens of each reply after which end tokens follow, however it goes on; at least 1,
+            at most T, which None is for all.
 
     Returns:
         int32 `[B, G, T]`; what follows an end token is end tokens.
@@ -100,7 +103,8 @@ def greedy_decode(
         token = jnp.argmax(model.text.logits(hidden[:, :, 0]), -1).astype(jnp.int32)
         token = jnp.where(ended, end_token, token)
         replies = replies.at[:, :, i].set(token)
-        return i + 1, token, ended | (token == end_token), replies, cache
+        ended |= (token == end_token) | (False if limits is None else i + 1 >= limits)
+        return i + 1, token, ended, replies, cache
 
     start: tuple[Any, ...] = (
         jnp.int32(0),

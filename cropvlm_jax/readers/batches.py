@@ -6,7 +6,7 @@ Shape letters: B rows of a batch, N pictures or tiles of a row, P prompt tokens,
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -68,13 +68,13 @@ def make_batches(
     for index, row in enumerate(rows):
         shapes = tuple(array.shape for array in jax.tree.leaves(row.images))
         groups[shapes].append((index, row))
-        if len(groups[shapes]) >= (most_rows or _most_rows)(row):
+        if len(groups[shapes]) >= (most_rows or full_batch)(row):
             yield _batch(groups.pop(shapes), prompt_multiple)
     for group in groups.values():
         yield _batch(group, prompt_multiple)
 
 
-def _most_rows(row: Row) -> int:
+def full_batch(row: Row) -> int:
     """How many rows with pictures like this one's make a full batch: a power of two."""
     first = jax.tree.leaves(row.images)[0]
     # Where pictures are not cut into tiles, a picture may be as large as many tiles.
@@ -83,18 +83,33 @@ def _most_rows(row: Row) -> int:
 
 
 def _batch(group: list[tuple[int, Row]], prompt_multiple: int) -> tuple[list[int], SupervisedBatch]:
-    """Pads rows to one shape.
-
-    The number of rows is padded to a power of two with copies of the last row, so that no padding
-    takes longer to answer than a real row.
-    """
-    indices = [index for index, _ in group]
+    """Rows of any lengths as a batch of one of few shapes, and their indices."""
     rows = [row for _, row in group]
-    rows += [rows[-1]] * (power_of_two(len(rows)) - len(rows))
     prompt_length = round_up(max(len(row.prompt) for row in rows), prompt_multiple)
     completion_length = round_up(max(len(row.completion) for row in rows), REPLY_MULTIPLE)
+    batch = stack_rows(rows, power_of_two(len(rows)), prompt_length, completion_length)
+    return [index for index, _ in group], jax.tree.map(jnp.asarray, batch)
+
+
+def stack_rows(
+    rows: Sequence[Row], size: int, prompt_length: int, completion_length: int = 0
+) -> SupervisedBatch:
+    """Pads rows to one shape.
+
+    There are `size` rows then: copies of the last one are added, so that no padding takes longer to
+    answer than a real row.
+
+    Args:
+        rows: whose pictures have the same shapes.
+        size: B.
+        prompt_length: P.
+        completion_length: C.
+
+    Returns:
+        NumPy arrays.
+    """
     padded = []
-    for row in rows:
+    for row in (*rows, *[rows[-1]] * (size - len(rows))):
         prompt, prompt_valid = batching.pad(row.prompt, prompt_length, "left")
         completion, completion_valid = batching.pad(row.completion, completion_length, "right")
         padded.append(
@@ -106,4 +121,4 @@ def _batch(group: list[tuple[int, Row]], prompt_multiple: int) -> tuple[list[int
                 completion_valid=completion_valid,
             )
         )
-    return indices, jax.tree.map(jnp.asarray, batching.stack(padded))
+    return batching.stack(padded)

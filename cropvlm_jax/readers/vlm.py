@@ -32,14 +32,21 @@ from cropvlm_jax.readers.loaded import LoadedModel
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def greedy_replies(
-    graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, end_token: int, max_tokens: int
+    graphdef: nnx.GraphDef,
+    params: Any,
+    batch: SupervisedBatch,
+    end_token: int,
+    max_tokens: int,
+    limits: Int[Array, "B 1"] | None = None,
 ) -> Int[Array, "B {max_tokens}"]:
-    """Greedy replies; what follows an end token is end tokens."""
+    """Greedy replies of at most `limits` tokens; what follows an end token is end tokens."""
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
     prefix = read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
     last_token = batch.prompt[:, -1:]
-    replies = greedy_decode(model, prefix, last_token, end_token=end_token, max_tokens=max_tokens)
+    replies = greedy_decode(
+        model, prefix, last_token, end_token=end_token, max_tokens=max_tokens, limits=limits
+    )
     return replies[:, 0]
 
 
