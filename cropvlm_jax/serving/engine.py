@@ -15,12 +15,13 @@ model sees; the one thread of the device runs it with others (`batcher.py`), at 
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -162,12 +163,14 @@ class Engine:
                 return Look((), (), (), "", 1.0, (width, height), {})
             begun = time.monotonic()
             with self._batcher.coming(metrics.LOOK):
-                image, asked = await _in(self._before, self._prepare_look, picture, question)
+                prepare = functools.partial(self._prepare_look, picture, question)
+                image, asked = await _in(self._before, prepare)
                 lane = self._looks.lane(asked.row)
             ready = time.monotonic()
             done = await self._batcher.submit(lane, asked)
             worked = time.monotonic()
-            look = await _in(self._after, _cut, image, done.value, policy.area_scale)
+            cut = functools.partial(_cut, image, done.value, policy.area_scale)
+            look = await _in(self._after, cut)
             seconds = {"prepare": ready - begun, "queue": done.queued, "cropper": done.worked}
             seconds["crop"] = time.monotonic() - worked
             return dataclasses.replace(look, milliseconds=self._observe(metrics.LOOK, seconds))
@@ -203,9 +206,8 @@ class Engine:
         async with self._accept(metrics.ANSWER, pictures, deadline):
             begun = time.monotonic()
             with self._batcher.coming(metrics.ANSWER):
-                asked = await _in(
-                    self._before, _prepare_answer, served, pictures, question, max_tokens
-                )
+                prepare = functools.partial(_prepare_answer, served, pictures, question, max_tokens)
+                asked = await _in(self._before, prepare)
                 lane = served.lane(asked.row)
             ready = time.monotonic()
             done = await self._batcher.submit(lane, asked)
@@ -299,9 +301,9 @@ class Engine:
         return {stage: 1000 * each for stage, each in seconds.items()}
 
 
-async def _in(pool: ThreadPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Result:
+async def _in(pool: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
     """What a function returns that runs in a thread of a pool."""
-    return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(pool, function)
 
 
 def _prepare_answer(

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -63,8 +64,8 @@ class Served(abc.ABC):
     def __init__(self, model: LoadedModel, rooms: Sequence[Room], batch_sizes: Sequence[int]):
         """See `shapes.make_rooms`; of each room the batch sizes that memory is meant for."""
         self.model = model
-        row = self.example().row
-        most = {room: full_batch(room.fill(row)) for room in rooms}
+        self._small = _in_any_room(self.example())
+        most = {room: full_batch(room.fill(self._small.row)) for room in rooms}
         self.lanes = tuple(
             Lane(self, room, tuple(size for size in batch_sizes if size <= most[room]))
             for room in rooms
@@ -72,7 +73,7 @@ class Served(abc.ABC):
 
     @abc.abstractmethod
     def example(self) -> Asked:
-        """A request that needs the least room."""
+        """Any request."""
 
     @abc.abstractmethod
     def call(self, batch: SupervisedBatch, limits: np.ndarray) -> np.ndarray:
@@ -100,11 +101,16 @@ class Served(abc.ABC):
 
     def compile(self) -> None:
         """Runs an example at each shape, so that no later request has to compile one."""
-        example = self.example()
         for lane in self.lanes:
             for size in lane.sizes:
                 logging.info("%s: compiling %d rows of %s", self.kind, size, lane.room)
-                lane.call(lane.assemble([example] * size))
+                lane.call(lane.assemble([self._small] * size))
+
+
+def _in_any_room(asked: Asked) -> Asked:
+    """A request cut down to one tile and the end of its prompt: only its shapes matter."""
+    images = jax.tree.map(lambda leaf: leaf[:1], asked.row.images)
+    return asked._replace(row=asked.row._replace(images=images, prompt=asked.row.prompt[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +146,8 @@ class Lane:
 
     def call(self, assembled: tuple[SupervisedBatch, np.ndarray]) -> list[np.ndarray]:
         """What the model says of each row, padding included."""
-        return list(self.served.call(*assembled))
+        batch, limits = assembled
+        return list(self.served.call(batch, limits))
 
 
 class ServedCropper(Served):
@@ -155,7 +162,7 @@ class ServedCropper(Served):
         self.cropper = cropper
         rooms = make_rooms(
             cropper,
-            lambda question, grids: cropper.conversations.crop(question, *grids),
+            lambda question, grids: cropper.conversations.crop(question, grids[0]),
             pictures=1,
             question_tokens=question_tokens,
             reply_tokens=cropper.grammar.max_length,
@@ -167,7 +174,7 @@ class ServedCropper(Served):
         return Asked(self.cropper.crop_row(picture, question))
 
     def example(self) -> Asked:
-        """A small picture and a short question."""
+        """A small picture and a short question; see `Served.example`."""
         return self.ask(np.zeros((8, 8, 3), np.uint8), "A")
 
     def call(self, batch: SupervisedBatch, limits: np.ndarray) -> np.ndarray:
@@ -217,7 +224,7 @@ class ServedTarget(Served):
         return Asked(row, min(max_tokens, self.reply_tokens))
 
     def example(self) -> Asked:
-        """A small picture, a short question and a reply of one token."""
+        """A small picture, a short question and a reply of one token; see `Served.example`."""
         return self.ask([np.zeros((8, 8, 3), np.uint8)], "A", 1)
 
     def call(self, batch: SupervisedBatch, limits: np.ndarray) -> np.ndarray:
