@@ -14,6 +14,7 @@ from PIL import Image
 
 from cropvlm_jax.hub.export import export, write_processor_files
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import END
 from cropvlm_jax.models.smolvlm.model import SmolVLM
 
@@ -22,10 +23,16 @@ SIZES = [(96, 128), (60, 128), (130, 40), (33, 31), (100, 97), (5, 64)]  # heigh
 SPLIT = 2 * tiny.SIDE  # a longest edge that cuts these into 2 x 2, 1 x 2 and 2 x 1 tiles
 
 
-def make_folder(folder: pathlib.Path, seed: int) -> pathlib.Path:
+def make_folder(
+    folder: pathlib.Path,
+    seed: int,
+    config: SmolVLMConfig | None = None,
+    longest_edge: int = SPLIT,
+) -> pathlib.Path:
     """A random model whose replies depend on what it sees, and end at different lengths."""
-    text = dataclasses.replace(tiny.CONFIG.text, max_position_embeddings=LIMIT)
-    config = dataclasses.replace(tiny.CONFIG, text=text)
+    if config is None:
+        text = dataclasses.replace(tiny.CONFIG.text, max_position_embeddings=LIMIT)
+        config = dataclasses.replace(tiny.CONFIG, text=text)
     model = nnx.eval_shape(lambda: SmolVLM(config, rngs=nnx.Rngs(0)))
     graphdef, abstract = nnx.split(model)
     rng = np.random.default_rng(seed)
@@ -42,7 +49,7 @@ def make_folder(folder: pathlib.Path, seed: int) -> pathlib.Path:
     end = tiny.TOKENIZER.token_to_id(END)
     model.text.head[...] = model.text.head[...].at[end].multiply(2.0)
     folder.mkdir()
-    write_processor_files(folder, config, tiny.TOKENIZER, longest_edge=SPLIT)
+    write_processor_files(folder, config, tiny.TOKENIZER, longest_edge=longest_edge)
     export(folder, model, Pretrained.open(folder))
     return folder
 

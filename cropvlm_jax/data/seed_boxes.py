@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boxes for the supervised stage: a labeller's replies become seed boxes and expanded labels.
 
-`labelling` says what replies are. A label is a line of JSON, `{"example_id", "box", "seed"}`: the
-percent box after expansion (whole numbers) and before it (unrounded).
+`labelling.replies` says what replies are. A label is a line of JSON, `{"example_id", "box",
+"seed"}`: the percent box after expansion (whole numbers) and before it (unrounded).
 """
 
 import dataclasses
@@ -78,20 +78,31 @@ def _inside(
 
 
 @dataclasses.dataclass
+class _Read:
+    """Boxes that were read in one frame.
+
+    Attributes:
+        written: their numbers, as they stand in the replies.
+        sizes: heights and widths of their pictures, in the units of the frame.
+    """
+
+    written: list[tuple[float, ...]] = dataclasses.field(default_factory=list)
+    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
 class _Boxes:
     """The boxes of a file of replies.
 
     Attributes:
         seeds: percent boxes by example.
-        written: the numbers of the boxes, as they stand in the replies.
-        sizes: heights and widths of their pictures, in the units of the frame.
+        read: boxes and sizes by frame, and by whether that frame is known.
         unusable: a line for each example whose picture cannot be used.
         failed: a line for each reply that names no box in the picture.
     """
 
     seeds: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    written: list[tuple[float, ...]] = dataclasses.field(default_factory=list)
-    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    read: dict[tuple[str, bool], _Read] = dataclasses.field(default_factory=dict)
     unusable: list[str] = dataclasses.field(default_factory=list)
     failed: list[str] = dataclasses.field(default_factory=list)
 
@@ -110,7 +121,7 @@ def make_labels(
         source: The examples.
         replies: What `read_replies` returns; examples without a reply are left out, and counted in
             the log.
-        frame: The frame that the labeller writes boxes in, one of `geometry.FRAMES`. None takes
+        frame: The frame of boxes whose replies do not say it, one of `geometry.FRAMES`. None takes
             `DEFAULT_FRAME`, unless the boxes do not look like it.
         max_pixels: The limit of the labeller's processor, for replies that do not carry `resized`.
         bounds: Areas where the quintiles begin, `[4]`; None takes those of the seed boxes.
@@ -118,10 +129,10 @@ def make_labels(
             refuses, as in the official code; by default such replies are left out.
 
     Raises:
-        ValueError: Not one label came of it, or no frame is given and the boxes look as if they
-            were in another one than the default.
+        ValueError: Not one label came of it, or no frame is known and the boxes look as if they
+            were in another one than the default, or `frame` contradicts the replies.
     """
-    found = _read_boxes(source, replies, frame or DEFAULT_FRAME, max_pixels, whole_image_on_failure)
+    found = _read_boxes(source, replies, frame, max_pixels, whole_image_on_failure)
     known = set(source.ids())
     logging.info(
         "%s: %d examples, %d without a reply, %d with an unusable picture, %d replies failed, "
@@ -136,7 +147,8 @@ def make_labels(
     )
     faults.log(f"{source.name}: {len(found.unusable)} unusable pictures", found.unusable)
     faults.log(f"{source.name}: {len(found.failed)} replies failed", found.failed)
-    _check_frame(found, frame)
+    for (read_as, is_known), boxes in found.read.items():
+        _check_frame(boxes, read_as, is_known)
     if not found.seeds:
         raise ValueError(
             f"no label for {source.name}: {len(known)} examples and {len(replies)} replies share "
@@ -154,7 +166,7 @@ def make_labels(
 def _read_boxes(
     source: Source,
     replies: Mapping[str, Mapping[str, Any]],
-    frame: str,
+    frame: str | None,
     max_pixels: int,
     whole_image_on_failure: bool,
 ) -> _Boxes:
@@ -164,19 +176,21 @@ def _read_boxes(
         if name not in replies:
             continue
         reply = replies[name]
+        told, read_as = reply.get("frame"), _frame_of(reply, frame)
         try:
-            if frame == "smart_resized" and "resized" in reply:
+            if "resized" in reply and (read_as == "smart_resized" or read_as == told == "pixels"):
                 size = tuple(reply["resized"])
             else:
                 height, width = host.picture_size(source[index]["image"])
-                size = geometry.frame_size(frame, height, width, max_pixels)
+                size = geometry.frame_size(read_as, height, width, max_pixels)
         except (OSError, ValueError) as error:
             found.unusable.append(f"{source.name_of(index)} is left out: {error}")
             continue
         try:
             box = written_box(reply["reply"])
-            found.written.append(box)
-            found.sizes.append(size)
+            boxes = found.read.setdefault((read_as, bool(frame or told)), _Read())
+            boxes.written.append(box)
+            boxes.sizes.append(size)
             found.seeds[name] = _inside(box, size)
         except ValueError as error:
             fate = "gets the whole image" if whole_image_on_failure else "is left out"
@@ -186,23 +200,39 @@ def _read_boxes(
     return found
 
 
-def _check_frame(found: _Boxes, frame: str | None) -> None:
-    """Refuses boxes that do not look like the default frame, and warns about one that was given.
+def _frame_of(reply: Mapping[str, Any], given: str | None) -> str:
+    """The frame to read a reply in.
+
+    Raises:
+        ValueError: The reply says it, and another one is given. Only the official code's mistake
+            may be made of a reply that is right.
+    """
+    told = reply.get("frame")
+    if told is None or given in (None, told):
+        return told or given or DEFAULT_FRAME
+    if (told, given) == ("smart_resized", "smart_resized_unscaled"):
+        return given
+    raise ValueError(
+        f"--frame={given} contradicts the replies, whose boxes are in {told}, such as that of "
+        f"{reply['example_id']}: leave --frame out"
+    )
+
+
+def _check_frame(found: _Read, read_as: str, known: bool) -> None:
+    """Refuses boxes that do not look like the default frame, and warns where it is known.
 
     Args:
-        found: The boxes.
-        frame: The frame that was given; None where the default one was taken.
+        found: Boxes that were read in one frame.
+        read_as: This frame.
+        known: Whether it was given, or the replies say it.
     """
-    if not found.written:
-        return
     boxes, sizes = np.array(found.written), np.array(found.sizes)
-    read_as = frame or DEFAULT_FRAME
     high, wide = sizes.max(0)
     logging.info(
         "read as %s: numbers up to %g on pictures up to %d x %d", read_as, boxes.max(), wide, high
     )
     reason = framed_boxes.doubt(boxes, sizes)
-    if reason and frame is None:
+    if reason and not known:
         raise ValueError(
             f"is {read_as!r} the frame of the replies? {reason}. Say it with --frame, one of "
             f"{', '.join(geometry.FRAMES)}"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cropvlm_jax import geometry
-from cropvlm_jax.data import labelling, seed_boxes
+from cropvlm_jax.data import seed_boxes
 from cropvlm_jax.data.source import Source
 
 JSON = '{"bbox_2d": [10, 20, 30, 40], "label": "sign"}'
@@ -121,32 +121,6 @@ def test_any_reply_gives_a_valid_box_or_fails(prose, numbers, size):
     except ValueError:
         return
     assert geometry.is_valid(np.array(box))
-
-
-def test_lines_that_are_no_reply_are_named_and_skipped(tmp_path, caplog):
-    path = write(
-        tmp_path / "replies.jsonl",
-        {"example_id": 7, "reply": "first"},
-        {"example_id": "b", "reply": "", "resized": [28, 56]},
-        "",
-        {"example_id": "c"},
-        {"example_id": "d", "reply": [1, 2, 3, 4]},
-        {"example_id": "e", "reply": "", "resized": [28]},
-        {"example_id": "f", "reply": "", "resized": [28, 0]},
-        {"example_id": "f", "reply": "", "resized": [28, 2**20]},
-        {"reply": "whose?"},
-        [1],
-        {"example_id": "7", "reply": "last"},
-        '{"example_id": "g", "rep',
-    )
-    replies = labelling.read_replies(path)
-    assert {name: row["reply"] for name, row in replies.items()} == {"7": "last", "b": ""}
-    (skipped,) = (message for message in caplog.messages if "skipped" in message)
-    assert (
-        "replies.jsonl: 8 of 11 lines skipped: line 4 of replies.jsonl: the reply is None"
-        in skipped
-    )
-    assert skipped.endswith("; and 5 more")
 
 
 # Labels -------------------------------------------------------------------------------------------
@@ -352,50 +326,40 @@ def test_labels_of_another_data_set_are_refused(tmp_path):
         seed_boxes.labelled(make_source((40, 50)), path)
 
 
-# Asking -------------------------------------------------------------------------------------------
+# Frames that replies say --------------------------------------------------------------------------
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
-    source, path = make_source(*[(30, 40)] * 5), tmp_path / "runs" / "replies.jsonl"
-    asked, told = [], []
-
-    def ask(picture, prompt):
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        asked.append(prompt)
-        return {"reply": f"{picture.shape} {len(asked)}"}
-
-    assert labelling.unanswered(source, path) == [0, 1, 2, 3, 4]
-    with pytest.raises(KeyboardInterrupt):
-        labelling.collect(source, range(5), ask, path, told.append)
-    with path.open("a") as file:
-        file.write('{"example_id": "q2", "re')  # killed in the middle of a line
-    rest = labelling.unanswered(source, path)
-    assert rest == [2, 3, 4] and told == [1, 2]
-    labelling.collect(source, rest, lambda *_: {"reply": "again"}, path, told.append)
-    assert asked == [labelling.prompt("Which 0?"), labelling.prompt("Which 1?")]
-    replies = labelling.read_replies(path)
-    wanted = ["(30, 40, 3) 1", "(30, 40, 3) 2", "again", "again", "again"]
-    assert [replies[f"q{i}"]["reply"] for i in range(5)] == wanted
-    assert told == [1, 2, 1, 2, 3] and labelling.unanswered(source, path) == []
+def told(frame, *texts, **more):
+    """Replies that say their frame."""
+    return {name: row | {"frame": frame} | more for name, row in replies_to(texts).items()}
 
 
-def test_pictures_that_cannot_be_asked_about_are_skipped(tmp_path, caplog):
-    source, path = make_source((30, 40), None, (1, 300), (30, 40)), tmp_path / "replies.jsonl"
+def test_a_reply_says_its_own_frame():
+    source = make_source((280, 560), (280, 560), (280, 560))
+    replies = told("thousandths", "[100, 200, 300, 400]", "none", "[100, 200, 300, 400]")
+    replies["q1"] = {"example_id": "q1", "reply": "[56, 56, 168, 112]", "frame": "smart_resized"}
+    replies["q2"] |= {"frame": "pixels", "resized": [500, 1000]}  # as it was sent
+    labels = seed_boxes.make_labels(source, replies)
+    assert [label["seed"] for label in labels] == [
+        [10, 20, 30, 40],
+        [10, 20, 30, 40],
+        [10, 40, 30, 80],
+    ]
 
-    def ask(picture, prompt):
-        geometry.smart_resize(*picture.shape[:2])
-        return {"reply": "yes"}
 
-    labelling.collect(source, range(4), ask, path, lambda done: None)
-    assert list(labelling.read_replies(path)) == ["q0", "q3"]
-    assert [message for message in caplog.messages if "no reply for example 1 of small" in message]
-    assert [message for message in caplog.messages if "no reply for example 2 of small" in message]
+def test_a_frame_that_contradicts_the_replies_is_refused():
+    source, replies = make_source((280, 560)), told("thousandths", "[100, 200, 300, 400]")
+    assert seed_boxes.make_labels(source, replies, "thousandths")
+    with pytest.raises(ValueError, match="--frame=pixels contradicts the replies, .* thousandths"):
+        seed_boxes.make_labels(source, replies, "pixels")
+    # The official code's mistake can be made of replies that are right.
+    replies = told("smart_resized", "[56, 56, 168, 112]", resized=[140, 280])
+    (label,) = seed_boxes.make_labels(source, replies, "smart_resized_unscaled")
+    assert label["seed"] == [10, 20, 30, 40]
 
 
-def test_the_official_prompt():
-    assert labelling.prompt("who signed?") == (
-        "Outline the region in the image that would help answer the following question: "
-        "who signed?\nOutput the coordinates in JSON format with a 'bbox_2d' field containing "
-        "[x1, y1, x2, y2]."
-    )
+def test_a_frame_that_replies_say_is_doubted_aloud_and_believed(caplog):
+    sizes = [(1960, 1960)] * 12
+    replies = told("smart_resized", *map(str, thousandths(12)))
+    assert len(seed_boxes.make_labels(make_source(*sizes), replies)) == 12
+    assert "is 'smart_resized' the frame of the replies?" in caplog.text
