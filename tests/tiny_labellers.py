@@ -28,7 +28,26 @@ SIZES = ((90, 120), (60, 40), (130, 60), (33, 31), (40, 95), (64, 64), (200, 150
 BOXES = 60
 VISION = QwenVisionConfig(2, 24, 40, 2, 32, 4, 2, 16, (1,))
 TEXT = LlamaConfig(400, 32, 72, 2, 4, 2, 8, rope_theta=1e4, qkv_bias=True, mrope_section=(1, 1, 2))
-SHAPES = {"smart_resized": QwenConfig(VISION, TEXT)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of labeller.
+
+    Attributes:
+        shape: without its token ids.
+        opening: what its chat template writes before the user's turn.
+        settings: of its image processor, besides those that all kinds share.
+    """
+
+    shape: Any
+    opening: str = ""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+KINDS = {"smart_resized": Kind(QwenConfig(VISION, TEXT), SYSTEM)}  # by the frame of their boxes
+SETTINGS = {"patch_size": 4, "merge_size": 2}
 
 
 def boxes() -> list[str]:
@@ -48,7 +67,7 @@ def make_labeller(folder: pathlib.Path, frame: str) -> pathlib.Path:
     tokenizer = qwen_tokenizer(tuple(map(prompt, QUESTIONS)))
     tokenizer.add_tokens(boxes())
     words = [tokenizer.token_to_id(word) for word in (*boxes(), "<|im_end|>")]
-    shape = SHAPES[frame]
+    shape = KINDS[frame].shape
     text = dataclasses.replace(
         shape.text, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=2048
     )
@@ -69,7 +88,7 @@ def make_labeller(folder: pathlib.Path, frame: str) -> pathlib.Path:
         model.lm_head.weight[silent] = 0
         model.lm_head.weight[words[-1]] *= 2  # or no reply would end
     model.save_pretrained(folder)
-    settings = {"patch_size": 4, "merge_size": 2, "min_pixels": 256, "max_pixels": PIXELS}
+    settings = SETTINGS | KINDS[frame].settings | {"min_pixels": 256, "max_pixels": PIXELS}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
 
@@ -93,12 +112,14 @@ def make_data(folder: pathlib.Path, count: int) -> Any:
 class Transformers:
     """A labeller as `transformers` runs it: one picture after the other."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, frame: str):
         transformers = pytest.importorskip("transformers")
         module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
         self.torch = pytest.importorskip("torch")
         size = {"shortest_edge": 256, "longest_edge": PIXELS}
-        self.processor = module.Qwen2VLImageProcessorPil(size=size, patch_size=4, merge_size=2)
+        settings = SETTINGS | KINDS[frame].settings
+        self.processor = module.Qwen2VLImageProcessorPil(size=size, **settings)
+        self.opening = KINDS[frame].opening
         self.tokenizer = transformers.PreTrainedTokenizerFast(
             tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|im_end|>"
         )
@@ -109,7 +130,7 @@ class Transformers:
         seen = self.processor([picture.convert("RGB")], return_tensors="pt")
         grid = seen["image_grid_thw"][0]
         text = (
-            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+            f"{self.opening}<|im_start|>user\n"
             f"<|vision_start|>{'<|image_pad|>' * (int(grid.prod()) // 4)}<|vision_end|>"
             f"{prompt(question)}<|im_end|>\n<|im_start|>assistant\n"
         )

@@ -14,6 +14,7 @@ has left is taken over by the next one.
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -84,7 +85,7 @@ class Replies:
         A kill at any moment loses and doubles nothing: a reply that is here already is not added
         again, and a part goes only when all of it is here.
         """
-        parts = sorted(self._path.parent.glob(f"{self._path.name}{PART}*"))
+        parts = sorted(self._path.parent.glob(f"{glob.escape(self._path.name)}{PART}*"))
         if not parts:
             return
         here = read(self._path)

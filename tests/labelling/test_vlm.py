@@ -28,7 +28,7 @@ from cropvlm_jax.pixels import host
 
 ROOT = pathlib.Path(__file__).parents[2]
 COUNT = int(os.environ.get("LABELLED_PICTURES", "200" if os.environ.get("FULL") else "14"))
-FRAMES = sorted(tiny_labellers.SHAPES)
+FRAMES = sorted(tiny_labellers.KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def lines_of(path):
 
 
 def test_replies_and_labels_are_those_of_transformers(source, folder, labeller, told):
-    theirs = tiny_labellers.Transformers(folder)
+    theirs = tiny_labellers.Transformers(folder, labeller.frame)
     expected = {}
     for example in source:
         picture = Image.fromarray(host.to_rgb(example["image"]))
