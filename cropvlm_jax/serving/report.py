@@ -101,8 +101,8 @@ def with_member(text: bytes, member: bytes) -> bytes:
 
 
 def is_object(text: bytes) -> bool:
-    """Whether a text is a JSON object."""
+    """Whether a text is a JSON object, in UTF-8."""
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(json.loads(text.decode()), dict)
     except (ValueError, RecursionError):
         return False

@@ -114,11 +114,15 @@ class Service:
     ) -> Response:
         """The response to a request whose body is there."""
         chat = Chat.read(body, self._policy)
-        seen = await self._zoomer.look(chat, report, deadline)
         if isinstance(self._answers, LocalTarget):
+            seen = await self._zoomer.look(chat, report, deadline)
             return await self._answers.complete(chat, seen, report, deadline)
-        urls = await self._zoomer.urls(seen, report)
-        return await self._answers.complete(chat, chat.with_crops(urls), request, report, deadline)
+        if chat.policy.looks:
+            seen = await self._zoomer.look(chat, report, deadline)
+            body = chat.with_crops(await self._zoomer.urls(seen, report))
+        else:
+            body = chat.with_crops([])
+        return await self._answers.complete(body, request, report, deadline)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models and /v1/models/NAME."""

@@ -14,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from cropvlm_jax.serving.chat import Chat
 from cropvlm_jax.serving.faults import Fault
 from cropvlm_jax.serving.report import PREFIX, Report, is_object, with_member
 from cropvlm_jax.serving.sse import FirstEvent
@@ -67,13 +66,12 @@ class Upstream:
         await self._client.aclose()
 
     async def complete(
-        self, chat: Chat, body: bytes, request: Request, report: Report, deadline: float
+        self, body: bytes, request: Request, report: Report, deadline: float
     ) -> Response:
         """What the upstream says to a request for a chat completion.
 
         Args:
-            chat: the request.
-            body: of it, with the crops.
+            body: of the request, with the crops.
             request: as it came, for its headers.
             report: what was done, which the reply tells.
             deadline: `time.monotonic()` of the end of the response.

@@ -27,12 +27,13 @@ class BearerToken:
 
     def __init__(self, app: ASGIApp, token: str):
         """Stands in front of an application."""
-        self._app, self._expected = app, b"Bearer " + token.encode()
+        self._app, self._token = app, token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if hmac.compare_digest(given, self._expected):  # takes the same time for any wrong token
+        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        right = hmac.compare_digest(given, self._token)  # takes as long for any wrong token
+        if right and scheme.lower() == b"bearer":
             await self._app(scope, receive, send)
         else:
             refusal = Fault(401, "invalid_api_key", "this server asks for its token as the API key")
