@@ -106,9 +106,10 @@ def serving(
     policy: Policy | None = None,
     reader: dict[str, Any] | None = None,
     key: str | None = None,
+    ready: bool = True,
     **web: Any,
 ) -> Iterator[Served]:
-    """A server in a thread; without an upstream, the engine's target answers."""
+    """A server in a thread, which is ready; without an upstream, the engine's target answers."""
     engine, limits = engine or FakeEngine(), limits or Limits()
     answers = (
         Upstream(upstream, key=key, own_token=web.get("token") is not None)
@@ -125,7 +126,7 @@ def serving(
         thread = threading.Thread(target=asyncio.run, args=(run,))
         thread.start()
         try:
-            while not (server.started and engine.ready) and thread.is_alive():
+            while not (server.started and engine.ready >= ready) and thread.is_alive():
                 time.sleep(0.005)
             yield Served(f"http://127.0.0.1:{port}", engine, service, server)
         finally:

@@ -14,6 +14,8 @@ MODEL = {"id": "m", "object": "model", "created": 1, "owned_by": "tests"}
 class Server(chat_server.Server):
     """Behaves as the first word of the question says, as of `chat_server`, and with "stream"."""
 
+    request_queue_size = 128  # clients that connect at once
+
     def __init__(self, answer: Callable[[dict], str] | None = None):
         super().__init__()
         self.RequestHandlerClass = Handler

@@ -14,7 +14,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpcore2
 
@@ -23,7 +23,7 @@ from cropvlm_jax.serving.addresses import CheckedBackend, Forbidden, Resolve, re
 from cropvlm_jax.serving.faults import Fault
 from cropvlm_jax.serving.limits import Limits
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
@@ -67,10 +67,10 @@ class PictureReader:
         await self._pool.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Runs a function of pictures in a thread of the reader."""
+    async def run(self, function: Callable[[S], T], argument: S) -> T:
+        """Runs a function of a picture in a thread of the reader."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, function, *arguments)
+        return await loop.run_in_executor(self._threads, function, argument)
 
     async def file(self, url: str) -> bytes:
         """The bytes of a picture's file.

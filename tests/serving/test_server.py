@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that serves: readiness, SIGTERM under load, and what keeps it from starting."""
 
-import concurrent.futures
+import asyncio
 import json
 import signal
 import socket
@@ -12,7 +12,16 @@ import threading
 import time
 
 import httpx2
+import pytest
 from served import QUESTION, FakeEngine, post, serving, turn
+
+from cropvlm_jax.serving.limits import Limits
+from cropvlm_jax.serving.looks import Policy
+from cropvlm_jax.serving.pictures import PictureReader
+from cropvlm_jax.serving.server import Server, bound
+from cropvlm_jax.serving.service import Service
+from cropvlm_jax.serving.upstream import Upstream
+from cropvlm_jax.serving.web import make_app
 
 SCRIPT = """
 import asyncio, signal, sys
@@ -79,28 +88,37 @@ def wait_until_ready(url: str) -> None:
     raise AssertionError("not ready")
 
 
-def test_it_is_not_ready_before_the_engine_is():
-    class Slow(FakeEngine):
-        async def start(self) -> None:
-            pass  # never ready of itself
+class NeverReady(FakeEngine):
+    async def start(self) -> None:
+        pass
 
-    engine = Slow()
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        opened = pool.submit(lambda: serving(engine=engine).__enter__())
-        time.sleep(1.0)
-        assert not opened.done()
-        engine.ready = True
-        served = opened.result()
-    engine.ready = False
-    try:
+
+def test_it_is_not_ready_before_the_engine_is():
+    with serving(engine=NeverReady(), ready=False) as served:
         assert httpx2.get(f"{served.url}/health").status_code == 200
         early = httpx2.get(f"{served.url}/ready")
         assert early.status_code == 503 and early.headers["retry-after"] == "2"
         assert post(served, {"messages": turn(QUESTION)}).status_code == 503
-        served.service.closing, engine.ready = True, True
-        assert httpx2.get(f"{served.url}/ready").status_code == 503
-    finally:
-        served.server.should_exit = True
+        served.engine.ready = True
+        assert httpx2.get(f"{served.url}/ready").status_code == 200
+        assert post(served, {"messages": turn(QUESTION)}).status_code == 200
+        served.service.closing = True
+        late = httpx2.get(f"{served.url}/ready")
+        assert late.status_code == 503 and late.headers["connection"] == "close"
+
+
+class Broken(FakeEngine):
+    async def start(self) -> None:
+        raise ValueError("no such shape")
+
+
+def test_an_engine_that_does_not_start_ends_the_server():
+    engine = Broken()
+    upstream, reader = Upstream("http://127.0.0.1:9/v1"), PictureReader(Limits())
+    service = Service(engine, upstream, reader, policy=Policy(), limits=Limits())
+    server = Server(make_app(service), service)
+    with bound("127.0.0.1", 0) as listening, pytest.raises(ValueError, match="no such shape"):
+        asyncio.run(server.run_until_told(engine, listening, [reader, upstream]))
 
 
 UPSTREAM = "--upstream=http://127.0.0.1:9/v1"
