@@ -23,7 +23,8 @@ from cropvlm_jax.serving.addresses import CheckedBackend, Forbidden, Resolve, re
 from cropvlm_jax.serving.faults import Fault
 from cropvlm_jax.serving.limits import Limits
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
