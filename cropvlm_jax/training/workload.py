@@ -133,11 +133,10 @@ class Workload:
 def _requests(config: GRPOConfig, prompts: int, boxes: int) -> int:
     """Requests about so many boxes of each prompt, at most.
 
-    A likelihood takes a small request besides, which finds the answer's tokens, and a gain one
-    about the picture alone.
+    A likelihood, and so a verification, takes a small request besides, which finds the answer's
+    tokens, and a gain one about the picture alone.
     """
-    likelihoods = {"likelihood", "verification"} & set(config.asked)
-    of_prompt = (1 + config.gain) if likelihoods else 0
+    of_prompt = len({"likelihood", "verification"} & set(config.asked)) + config.gain
     return prompts * (boxes * len(config.asked) + of_prompt)
 
 

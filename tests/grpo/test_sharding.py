@@ -46,7 +46,15 @@ def main(folder: pathlib.Path) -> None:
     graphdef, policy = tiny.make_model(0)
     reference, target = tiny.make_model(1)[1], tiny.make_model(2)[1]
     config = GRPOConfig(
-        num_generations=4, beta=0.1, reward_chunk=2, loss_type="dapo", gradient_accumulation_steps=2
+        num_generations=4,
+        beta=0.1,
+        reward_chunk=2,
+        loss_type="dapo",
+        multi_objective_aggregation="normalize_then_sum",
+        verification_weight=0.5,
+        min_reward_std=0.5,
+        entropy_target=2.4,
+        gradient_accumulation_steps=2,
     )
     batches = [tiny.make_batch(tiny.make_examples(16, seed)) for seed in range(STEPS)]
     inner = GRPOStep(
@@ -60,7 +68,13 @@ def main(folder: pathlib.Path) -> None:
     for name, sizes in MESHES.items():
         mesh = parallel.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
         params, *frozen = jax.tree.map(np.array, (policy, reference, target))
-        state = TrainState.create(params, optimizer, reference=frozen[0], target=frozen[1])
+        state = TrainState.create(
+            params,
+            optimizer,
+            reference=frozen[0],
+            target=frozen[1],
+            entropy_coef=np.float32(0.1),
+        )
         shardings = parallel.state_shardings(
             mesh, state, tiny.CONFIG.heads, ARCHITECTURE.logical_axes
         )

@@ -69,6 +69,7 @@ def test_what_is_not_known_is_said_with_what_would_tell(tmp_path, monkeypatch):
         ({"steps": 10, "eval.every": 3, "eval.examples": 7}, 10, 4, 6, 10 * 4 + 4 * (6 + 4)),
         ({"steps": 9, "batch_size": 4, "eval.examples": 4}, 9, 9, 4, 9 * 8 + 9 * (4 + 8)),
         ({"steps": 5, "eval.every": 0, "grpo.num_generations": 6}, 5, 0, 0, 5 * 12),
+        ({"grpo.verification_weight": 1.0}, 1, 1, 2, 2 * (2 * 2 + 1) + 4 * (2 + 1) + 2),
     ],
 )
 def test_requests_are_counted(changes, steps, evaluations, evaluated, requests):
@@ -112,7 +113,8 @@ def test_no_weights_are_read_and_hours_and_dollars_follow_from_the_peak_rate(mon
 
 def test_the_halves_around_a_reader_have_a_memory_and_no_reader_is_opened(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    lines = said(outside(steps=7), requests=100.0)
+    adaptive = {"grpo.entropy_target": 2.0, "grpo.min_reward_std": 0.1}
+    lines = said(outside(steps=7, **adaptive), requests=100.0)
     assert "GiB a device" in lines["memory"] and lines["memory"].endswith("fits")
     assert "has no peak rate" in lines["seconds a step"] and "not known" in lines["hours"]
     total = 7 * 4 + 7 * 6

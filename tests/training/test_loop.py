@@ -314,6 +314,7 @@ def black_box(**changes):
     """The quickstart's target, outside of the graph."""
     config = quickstart(target="vlm:zoom_digits/target", steps=4, gradient_accumulation_steps=2)
     config.grpo.update(likelihood_weight=0.0, accuracy_weight=1.0, accuracy="nearly_contains")
+    config.grpo.entropy_target = 2.4
     config.update_from_flattened_dict(changes)
     return config
 
@@ -326,6 +327,7 @@ def test_a_run_with_a_black_box_stopped_by_sigterm_resumes_to_the_same_bits(tmp_
     assert {"reward/accuracy", "unscored", "area", "grad_norm"} <= training[0].keys()
     assert all(row["unscored"] == 0 for row in training)
     assert any(row["reward/accuracy"] > 0 for row in training)
+    np.testing.assert_allclose([row["entropy_coef"] for row in training], [0, 5e-3, 1e-2, 1.5e-2])
     assert [row["step"] for row in rows(whole) if "eval/reward/accuracy" in row] == [3, 4]
 
     stop_after(2, monkeypatch)
