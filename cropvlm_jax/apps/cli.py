@@ -41,6 +41,10 @@ COMMANDS = {
         "Serve the cropper as an OpenAI-compatible endpoint: clients change their base URL.",
         "cropvlm serve --cropper=zoom_digits/cropper --target=zoom_digits/target --port=8000",
     ),
+    "mcp": Command(
+        "Offer zooming to language models as a tool of the Model Context Protocol.",
+        "cropvlm mcp --cropper=zoom_digits/cropper --folder=pictures",
+    ),
     "label": Command(
         "Have a large model say where the answers are: the seed boxes that SFT imitates.",
         "cropvlm label --source=textvqa --folder=data/textvqa --replies=replies.jsonl"

@@ -92,7 +92,8 @@ async function loadSamples() {
   $("samples").append(...samples.map((sample) => {
     const image = element("img", { src: sample.url, alt: sample.name, width: 160, height: 160 });
     const button = element("button", { type: "button", className: "sample", ariaPressed: "false" }, image);
-    button.addEventListener("click", () => takeSample(sample, button));
+    button.addEventListener("click", () => takeSample(sample, button).catch(
+      () => fail("The sample cannot be loaded. Is cropvlm serve still running?")));
     return button;
   }));
   $("samples-block").hidden = samples.length === 0;
@@ -105,21 +106,38 @@ function headers() {
   return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
 }
 
-async function failure(response) {
-  const text = await response.text();
+async function refusal(response) {
   const wait = response.headers.get("Retry-After");
   if (response.status === 401) {
     $("key-block").hidden = false;
-    return "This server asks for an access token. Enter it above and ask again.";
+    const message = "This server asks for an access token. Enter it above and ask again.";
+    return Object.assign(new Error(message), { culprit: $("key") });
   }
   if (response.status === 429) {
-    return `The server is busy. Ask again ${wait ? `in ${wait} s` : "in a moment"}.`;
+    return new Error(`The server is busy. Ask again ${wait ? `in ${wait} s` : "in a moment"}.`);
   }
-  let said = text.slice(0, 300);
+  let said = await response.text();
   try {
-    said = JSON.parse(text).error.message;
+    said = JSON.parse(said).error.message;
   } catch { /* the server's words as they are */ }
-  return `The server refused (${response.status}): ${said}`;
+  return new Error(`The server refused (${response.status}): ${said.slice(0, 400)}`);
+}
+
+async function send(address, options) {
+  let response;
+  try {
+    response = await fetch(address, { headers: headers(), ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server cannot be reached. Is cropvlm serve still running?");
+  }
+  if (!response.ok) throw await refusal(response);
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server sent no answer that can be read.");
+  }
 }
 
 async function complete(question, looks, signal) {
@@ -128,23 +146,11 @@ async function complete(question, looks, signal) {
   const body = {
     model: $("model").value, messages: [{ role: "user", content }], cropvlm: { looks },
   };
-  let response;
-  try {
-    response = await fetch("v1/chat/completions", {
-      method: "POST", headers: headers(), body: JSON.stringify(body), signal,
-    });
-  } catch (error) {
-    if (signal.aborted) throw error;
-    throw new Error("The server cannot be reached. Is cropvlm serve still running?");
-  }
-  if (!response.ok) throw new Error(await failure(response));
-  return response.json();
+  return send("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });
 }
 
 async function models() {
-  const response = await fetch("v1/models", { headers: headers() });
-  if (!response.ok) throw new Error(await failure(response));
-  const { data } = await response.json();
+  const { data } = await send("v1/models");
   $("model").replaceChildren(...data.map(({ id }) => element("option", { textContent: id })));
   $("models").hidden = false;
   example();
@@ -180,7 +186,7 @@ async function ask() {
   } catch (error) {
     if (signal.aborted) return;
     wait(false);
-    fail(error.message, $("key-block").hidden ? null : $("key"));
+    fail(error.message, error.culprit);
   }
 }
 
@@ -196,7 +202,7 @@ $("stop").addEventListener("click", () => {
 
 function tell(text) { $("status").textContent = text; }
 
-function fail(message, culprit = null) {
+function fail(message, culprit) {
   $("error").textContent = message;
   $("error").hidden = false;
   $("question").ariaInvalid = String(culprit === $("question"));
