@@ -58,7 +58,7 @@ def is_wrong(message) -> bool:
 
 
 def check_access(page: Page) -> None:
-    """What keeps people from a page: axe-core finds no fault, and nothing sticks out of the page."""
+    """What keeps people from a page: axe-core finds no fault, and nothing sticks out."""
     page.evaluate("() => Promise.all(document.getAnimations().map((each) => each.finished))")
     found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     told = [
