@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
         asyncio.run(on_stdio(tool, server))
         return
     with bound(HOST.value, PORT.value) as listening:
-        web = over_http(server, host=HOST.value, token=token, body_mb=limits.body_mb)
+        web = over_http(server, host=HOST.value, token=token, max_body_mb=limits.max_body_mb)
         logging.info("serving at http://%s:%d%s", HOST.value, listening.getsockname()[1], PATH)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ignore)  # uvicorn raises it again once it has ended
@@ -133,9 +133,9 @@ def read_limits() -> Limits:
     try:
         return Limits(
             timeout_s=TIMEOUT_S.value,
-            body_mb=1.4 * MAX_PICTURE_MB.value + 1,
-            picture_mb=MAX_PICTURE_MB.value,
-            megapixels=MAX_MEGAPIXELS.value,
+            max_body_mb=1.4 * MAX_PICTURE_MB.value + 1,
+            max_picture_mb=MAX_PICTURE_MB.value,
+            max_megapixels=MAX_MEGAPIXELS.value,
         )
     except ValueError as error:
         raise app.UsageError(f"limits: {error}") from None

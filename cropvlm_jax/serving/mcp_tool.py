@@ -10,6 +10,7 @@ there are clients that show their model nothing else where that is given.
 import asyncio
 import base64
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -122,10 +123,8 @@ class ZoomTool:
             raise ToolError(f"{error}; try again in {error.retry_after:.0f} s") from None
         except (Closed, ValueError) as error:
             raise ToolError(" ".join(str(error).split())) from None
-        crops = [
-            await self._reader.run(encoded, crop, self._budget, len(look.crops))
-            for crop in look.crops
-        ]
+        encode = functools.partial(encoded, budget=self._budget, crops=len(look.crops))
+        crops = [await self._reader.run(encode, crop) for crop in look.crops]
         return result(look, crops)
 
     async def _file(self, image: str) -> bytes:
@@ -139,8 +138,8 @@ class ZoomTool:
             return await self._reader.file(image)
         if scheme.startswith(("http:", "https:", "file:")):
             raise Unreadable("give the path of a file or a data: URL, not an address")
-        most = int(self._limits.picture_mb * 1e6)
-        return await self._reader.run(self._folders.read, image, most)
+        most = int(self._limits.max_picture_mb * 1e6)
+        return await self._reader.run(functools.partial(self._folders.read, most=most), image)
 
 
 def make_server(tool: ZoomTool, version: str) -> MCPServer:
@@ -166,7 +165,7 @@ def make_server(tool: ZoomTool, version: str) -> MCPServer:
 
 
 def over_http(
-    server: MCPServer, *, host: str, token: str | None = None, body_mb: float
+    server: MCPServer, *, host: str, token: str | None = None, max_body_mb: float
 ) -> Starlette:
     """A server as a web application: streamable HTTP, in which each call stands for itself.
 
@@ -175,13 +174,13 @@ def over_http(
         host: that it is served at; on loopback, other names in requests are refused, so that no
             web page can reach it by a name of its own that leads here (DNS rebinding).
         token: that clients must send; None asks for none.
-        body_mb: largest request, millions of bytes.
+        max_body_mb: largest request, millions of bytes.
     """
     web = server.streamable_http_app(
         streamable_http_path=PATH,
         json_response=True,
         stateless_http=True,
-        max_request_body_size=int(body_mb * 1e6),
+        max_request_body_size=int(max_body_mb * 1e6),
         host=host,
     )
     middleware = [] if token is None else [Middleware(BearerToken, token=token)]

@@ -33,7 +33,7 @@ from cropvlm_jax.serving.pictures import PictureReader
 from cropvlm_jax.serving.server import bound
 
 QUESTION = "What is the total?"
-LIMITS = Limits(picture_mb=1.0, megapixels=1.0, body_mb=2.0)
+LIMITS = Limits(max_picture_mb=1.0, max_megapixels=1.0, max_body_mb=2.0)
 
 
 @pytest.fixture
@@ -274,7 +274,9 @@ def test_a_budget_that_cannot_be_kept_is_refused():
 @contextlib.contextmanager
 def serving_http(made: ZoomTool, token: str | None = None):
     """The tool over HTTP, in a thread; gives its address."""
-    web = over_http(make_server(made, "1"), host="127.0.0.1", token=token, body_mb=LIMITS.body_mb)
+    web = over_http(
+        make_server(made, "1"), host="127.0.0.1", token=token, max_body_mb=LIMITS.max_body_mb
+    )
     server = uvicorn.Server(uvicorn.Config(web, log_config=None))
 
     async def work(listening):
