@@ -15,7 +15,7 @@ from cropvlm_jax.data import batching
 from cropvlm_jax.models.smolvlm.conversations import SmolVLMConversations
 from cropvlm_jax.pixels import host
 
-COLUMNS = 4  # places of letters that a patch has, side by side
+COLUMNS = 6  # places of letters that a patch has, side by side
 NO_LETTER, UNKNOWN = 0, 255
 CLASSES = 95  # no letter, and ASCII from "!" to "~"
 _FIRST = ord("!") - 1

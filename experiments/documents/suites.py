@@ -16,6 +16,7 @@ SUITES.md says what is in them. At the end they are compared with `fingerprints.
 does nothing else.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -42,13 +43,20 @@ SPLITS = ("val", "train", "test")
 
 
 def write(lines: Iterable[dict[str, Any]], path: Path) -> None:
-    """Writes a file of JSON lines; it is there once all of it is."""
+    """Writes a file of JSON lines; it is there once all of it is.
+
+    The order is that of the ids' digests, so that the first lines are a fair sample of all.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("w") as file:
-        for line in lines:
+        for line in sorted(lines, key=_place):
             file.write(json.dumps(line, allow_nan=False) + "\n")
     os.replace(part, path)
+
+
+def _place(line: dict[str, Any]) -> str:
+    return hashlib.sha256(line["example_id"].encode()).hexdigest()
 
 
 def copied(example: dict[str, Any], origin: Path, folder: Path) -> dict[str, Any]:

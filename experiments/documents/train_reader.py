@@ -49,14 +49,14 @@ DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of the suites.", requ
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training.", required=True)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of what is drawn.")
 
-SIDE, PATCH, WIDTH = 128, 16, 192
+SIDE, PATCH, WIDTH = 192, 24, 192
 BATCH = 64
 STEPS = {"letters": 1000, "answers": 3000, "pairs": 600}
 EXPANSIONS = (1, 2, 4)  # of the validation crops, in areas
 
 
 def shape(tokenizer: Tokenizer) -> SmolVLMConfig:
-    """128 px pictures as 64 tokens, three million weights."""
+    """192 px pictures as 64 tokens, three million weights."""
     vision = SiglipConfig(SIDE, PATCH, WIDTH, 3 * WIDTH, 5, 4)
     text = LlamaConfig(
         tokenizer.get_vocab_size(), WIDTH, 2 * WIDTH, 3, 4, 2, 48, max_position_embeddings=2048
