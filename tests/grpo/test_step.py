@@ -37,7 +37,7 @@ from cropvlm_jax.data import batching, order
 from cropvlm_jax.grpo import rewards
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.models import lora
-from cropvlm_jax.pixels import device, host
+from cropvlm_jax.pixels import host, tile_crops
 from cropvlm_jax.scoring import in_graph
 from cropvlm_jax.train_state import TrainState
 
@@ -165,7 +165,7 @@ def build(case: Case, kind: Any = GRPOStep, **options: Any) -> GRPOStep:
 def cut(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax.Array:
     """What the target sees: uint8 `[B, 1 + G, S, S, 3]` of boxes `[B, G, 4]`."""
     whole = jnp.broadcast_to(jnp.array(geometry.FULL), (len(boxes), 1, 4))
-    return device.crops(canvas, size, jnp.concatenate([whole, boxes], 1), side)
+    return tile_crops.crops(canvas, size, jnp.concatenate([whole, boxes], 1), side)
 
 
 def fused(case: Case) -> tuple[Result, TrainState]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cropvlm_jax import geometry
-from cropvlm_jax.pixels import device, host, resampling
+from cropvlm_jax.pixels import device, host, resampling, tile_crops
 
 EDGE_BOXES = [
     geometry.FULL,
@@ -35,7 +35,7 @@ def _boxes(rng, n):
     return some.astype(np.int32)
 
 
-_jitted_crops = jax.jit(device.crops, static_argnums=3)
+_jitted_crops = jax.jit(tile_crops.crops, static_argnums=3)
 
 
 def _picture(rng, kind, height, width):
@@ -120,7 +120,7 @@ def test_crop_equals_pil_and_the_transformers_processor(side, canvas_shape, shap
 
     def counted(canvas, size, boxes):
         traces.append(canvas.shape)
-        return device.crops(canvas[None], size[None], boxes[None], side)[0]
+        return tile_crops.crops(canvas[None], size[None], boxes[None], side)[0]
 
     crop = jax.jit(counted)
     rng = np.random.default_rng(sum(canvas_shape))
@@ -273,7 +273,7 @@ def test_crops_by_blocks_equal_those_of_the_whole_canvas(side, canvas_shape, sha
     canvases = np.stack([_canvas(rng, picture, *canvas_shape) for picture in pictures])
     boxes = np.stack([_boxes(rng, 14)] + [_boxes(rng, 14)[::-1] for _ in sizes[1:]])
     got = np.asarray(_jitted_crops(canvases, sizes, boxes, side), int)
-    whole = jax.vmap(functools.partial(device._crops_of_whole, side=side))  # on accelerators
+    whole = jax.vmap(functools.partial(tile_crops._crops_of_whole, side=side))  # on accelerators
     want = np.asarray(jax.jit(whole)(canvases, sizes, boxes), int)
     assert np.abs(got - want).max() <= 1
     assert (got != want).mean() < 1e-4
@@ -298,9 +298,9 @@ def test_sizes_equal_the_processor(side):
     height, width = (axis.ravel() for axis in np.mgrid[1:200, 1:200])
     large = np.random.default_rng(0).integers(1, 2049, (2_000, 2))
     multiples = [(k * a, k * b) for a, b in ((49, 64), (5, 7), (3, 256)) for k in range(1, 9)]
-    misses = device._float_truncations(side, 2048)
+    misses = tile_crops._float_truncations(side, 2048)
     some = np.concatenate([np.stack([width, height], -1), large, multiples, misses])
-    wide, high = jax.jit(device._keep_aspect, static_argnums=(2, 3))(*some.T, side, 2048)
+    wide, high = jax.jit(tile_crops._keep_aspect, static_argnums=(2, 3))(*some.T, side, 2048)
     want = [host.resized(h, w, side) for w, h in some.tolist()]
     np.testing.assert_array_equal(np.stack([high, wide], -1), want)
 

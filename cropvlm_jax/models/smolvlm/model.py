@@ -18,7 +18,7 @@ from cropvlm_jax.models.llama import Llama
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.vision import Siglip
 from cropvlm_jax.models.vlm import VLMModule
-from cropvlm_jax.pixels import device
+from cropvlm_jax.pixels import tile_crops
 
 TOWER = ("vision", "connector")  # the parts that make image tokens
 
@@ -84,4 +84,4 @@ class SmolVLM(VLMModule):
         boxes: Int[Array, "B G 4"],
     ) -> UInt8[Array, "B G S S 3"]:
         """Crops as one tile each; see `VLMModule.cut`."""
-        return device.crops(canvas, size, boxes, self.config.vision.image_size)
+        return tile_crops.crops(canvas, size, boxes, self.config.vision.image_size)
