@@ -48,6 +48,8 @@ CHECKED = (
     "cropvlm_jax.models.lora",
     "cropvlm_jax.models.qwen2_5_vl.model",
     "cropvlm_jax.models.qwen2_5_vl.vision",
+    "cropvlm_jax.models.qwen3_vl.model",
+    "cropvlm_jax.models.qwen3_vl.vision",
     "cropvlm_jax.models.smolvlm.model",
     "cropvlm_jax.models.smolvlm.vision",
     "cropvlm_jax.models.vit",

@@ -230,6 +230,7 @@ class LlamaConfig:
 
     Attributes that only Qwen's decoders set:
         qkv_bias: the projections to queries, keys and values have biases.
+        qk_norm: the queries and keys of each head are normed before they are rotated.
         mrope_section: rotated pairs of channels that take a token's time, row and column for their
             position, in turn; empty where a position is one number.
     """
@@ -246,6 +247,7 @@ class LlamaConfig:
     max_position_embeddings: int = 8192
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
+    qk_norm: bool = False
     mrope_section: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -309,7 +311,7 @@ class LlamaConfig:
     def to_hf(self) -> dict[str, Any]:
         """The llama `config.json` of this shape, without what only Qwen's decoders set."""
         config = dataclasses.asdict(self)
-        del config["qkv_bias"], config["mrope_section"]
+        del config["qkv_bias"], config["qk_norm"], config["mrope_section"]
         # transformers 5 reads rope_parameters, version 4 reads rope_theta.
         rope = {"rope_type": "default", "rope_theta": self.rope_theta}
         return {"model_type": "llama", "hidden_act": "silu", **config, "rope_parameters": rope}

@@ -194,6 +194,8 @@ class LlamaLayer(nnx.Module):
         self.attention_norm, self.mlp_norm = norm(d), norm(d)
         qkv = biased if config.qkv_bias else plain
         self.q, self.k, self.v = qkv(d, queries), qkv(d, shared), qkv(d, shared)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = norm(config.head_dim), norm(config.head_dim)
         self.o = plain(queries, d)
         self.gate, self.up, self.down = plain(d, ff), plain(d, ff), plain(ff, d)
 
@@ -226,8 +228,11 @@ class LlamaLayer(nnx.Module):
         rope = functools.partial(
             rotate, positions=positions, theta=config.rope_theta, sections=config.mrope_section
         )
-        query = rope(kept(self.q(normed)).reshape(heads))
-        keys = rope(kept(self.k(normed)).reshape(heads))
+        query = kept(self.q(normed)).reshape(heads)
+        keys = kept(self.k(normed)).reshape(heads)
+        if config.qk_norm:
+            query, keys = self.q_norm(query), self.k_norm(keys)
+        query, keys = rope(query), rope(keys)
         values = kept(self.v(normed)).reshape(heads)
         if cache is not None:
             keys = jax.lax.dynamic_update_slice_in_dim(cache[0], keys, slot, axis=2)
@@ -289,6 +294,7 @@ class Llama(nnx.Module):
         cache: KVCache | None = None,
         slot: jax.Array | int = 0,
         places: Places | None = None,
+        deep: Float[Array, "K B G T D"] | None = None,
     ) -> tuple[Float[Array, "B G T D"], KVCache]:
         """Runs the layers on T new tokens of each continuation.
 
@@ -302,6 +308,7 @@ class Llama(nnx.Module):
             cache: own slots written so far `[.., S, ..]`; None when the T tokens are all there is.
             slot: first slot that the T tokens occupy in `cache`.
             places: of the T tokens, where they include a picture's in a model with M-RoPE.
+            deep: what is added to the outputs of the first K layers (DeepStack, arXiv 2406.04334).
 
         Returns:
             Final normed hidden states `[B, G, T, D]`, and the own slots: T of them without `cache`,
@@ -326,13 +333,17 @@ class Llama(nnx.Module):
         mask = causal & own_valid[:, :, None]
 
         def layer(module: LlamaLayer, x: jax.Array, per_layer: Any) -> tuple[jax.Array, Any]:
-            shared, own = per_layer
+            index, shared, own = per_layer
             if prefix is not None:
                 keys, values = shared
                 shared = PrefixKeys(keys[:, 0], values[:, 0], prefix.valid[:, 0])
-            return module(x, positions, mask, shared, own, slot)
+            x, written = module(x, positions, mask, shared, own, slot)
+            if deep is not None:
+                x += jnp.where(index < len(deep), deep[jnp.minimum(index, len(deep) - 1)], 0)
+            return x, written
 
         xs = (
+            jnp.arange(self.config.num_hidden_layers),
             None if prefix is None else (prefix.keys, prefix.values),
             None if cache is None else (cache.keys, cache.values),
         )

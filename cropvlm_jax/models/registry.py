@@ -8,12 +8,13 @@ from cropvlm_jax.models.architecture import Architecture
 from cropvlm_jax.models.config import VLMConfig
 from cropvlm_jax.models.llava.architecture import ARCHITECTURE as LLAVA
 from cropvlm_jax.models.qwen2_5_vl.architecture import ARCHITECTURE as QWEN2_5_VL
+from cropvlm_jax.models.qwen3_vl.architecture import ARCHITECTURE as QWEN3_VL
 from cropvlm_jax.models.smolvlm.architecture import ARCHITECTURE as SMOLVLM
 
 # By `model_type` of a `config.json`.
 ARCHITECTURES: dict[str, Architecture] = {
     model_type: architecture
-    for architecture in (SMOLVLM, LLAVA, QWEN2_5_VL)
+    for architecture in (SMOLVLM, LLAVA, QWEN2_5_VL, QWEN3_VL)
     for model_type in architecture.model_types
 }
 

@@ -21,6 +21,7 @@ class QwenConversations(Conversations):
     they are written; with `official` questions go through `str.capitalize()`.
     """
 
+    opening = f"{START}system\n{SYSTEM}{END}\n"  # of every conversation
     special = (START, END, IMAGE, VISION_START, VISION_END)
 
     def answer(
@@ -34,7 +35,7 @@ class QwenConversations(Conversations):
 
         The text is the same for all grids.
         """
-        text = f"{START}system\n{SYSTEM}{END}\n{START}user\n"
+        text = f"{self.opening}{START}user\n"
         pictures = []
         for _ in range(num_images):
             pictures.append(len(text))

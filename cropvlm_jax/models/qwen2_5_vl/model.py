@@ -65,6 +65,9 @@ class Merger(nnx.Module):
 class Qwen2_5_VL(VLMModule):
     """The model; `text` is used directly for cached decoding."""
 
+    vision: Any
+    projector: Any
+
     def __init__(
         self,
         config: QwenConfig,
