@@ -1,8 +1,8 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen2.5-VL-7B without its weights: the published shape as a folder, enough for `cropvlm aot`.
+"""A Qwen without its weights: a published shape as a folder, enough for `cropvlm aot`.
 
-    python experiments/qwen_shape.py runs/qwen_shape
+    python experiments/qwen_shape.py runs/qwen7b qwen2_5_vl_7b
 
 Nothing comes from the Hub: the tokenizer is a small one with Qwen's special tokens, so the ids of
 these are not Qwen's, and questions are some tokens longer.
@@ -20,6 +20,7 @@ from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.conversations import SHORT_ANSWER_INSTRUCTION
 from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig
 from cropvlm_jax.models.qwen2_5_vl.conversations import IMAGE, SYSTEM, VISION_END, VISION_START
+from cropvlm_jax.models.qwen3_vl.config import Qwen3Config
 
 VIDEO = "<|video_pad|>"
 
@@ -46,9 +47,10 @@ def write_shape(folder: pathlib.Path, config: QwenConfig, tokenizer: Tokenizer) 
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) != 2:
-        raise app.UsageError("what folder is to be written?")
-    write_shape(pathlib.Path(argv[1]), QwenConfig.qwen2_5_vl_7b(), qwen_tokenizer())
+    if len(argv) != 3:
+        raise app.UsageError("what folder is to be written, and which shape?")
+    kind = Qwen3Config if argv[2].startswith("qwen3") else QwenConfig
+    write_shape(pathlib.Path(argv[1]), getattr(kind, argv[2])(), qwen_tokenizer())
 
 
 if __name__ == "__main__":

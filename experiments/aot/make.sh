@@ -27,13 +27,14 @@ for pixels in 512 1024 2048; do
 done
 
 # The paper's adapters before a frozen 7B target, whose weights the eight chips share.
-python experiments/qwen_shape.py runs/qwen_shape
-python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/grpo_likelihood_512.py \
-    --config.cropper="$shape" --config.target=runs/qwen_shape --config.gradient_accumulation_steps=1 \
-    --config.mesh.data=1 --config.mesh.fsdp=2 --config.mesh.tensor=4 \
-    --config.grpo.reward_chunk=2 --save=experiments/aot/v5e-8_qwen7b.json
-python experiments/llava_shape.py runs/llava_shape
-python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/grpo_likelihood_512.py \
-    --config.cropper="$shape" --config.target=runs/llava_shape --config.gradient_accumulation_steps=1 \
-    --config.mesh.data=1 --config.mesh.fsdp=2 --config.mesh.tensor=4 \
-    --config.grpo.reward_chunk=2 --save=experiments/aot/v5e-8_llava7b.json
+python experiments/qwen_shape.py runs/qwen7b qwen2_5_vl_7b
+python experiments/qwen_shape.py runs/qwen3_4b qwen3_vl_4b
+python experiments/qwen_shape.py runs/qwen3_8b qwen3_vl_8b
+python experiments/llava_shape.py runs/llava7b
+for target in qwen7b qwen3_4b qwen3_8b llava7b; do
+    python -m cropvlm_jax.apps.aot --topology=v5e-8 --config=experiments/paper/grpo_likelihood_512.py \
+        --config.cropper="$shape" --config.target="runs/$target" \
+        --config.gradient_accumulation_steps=1 \
+        --config.mesh.data=1 --config.mesh.fsdp=2 --config.mesh.tensor=4 \
+        --config.grpo.reward_chunk=2 --save="experiments/aot/v5e-8_$target.json"
+done

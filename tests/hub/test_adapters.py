@@ -30,6 +30,7 @@ from cropvlm_jax.models import lora
 from cropvlm_jax.models.config import LlamaConfig
 from cropvlm_jax.models.llava.weights import WEIGHTS as LLAVA
 from cropvlm_jax.models.qwen2_5_vl.weights import WEIGHTS as QWEN
+from cropvlm_jax.models.qwen3_vl.weights import WEIGHTS as QWEN3
 from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
 from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.models.smolvlm.weights import WEIGHTS as SMOLVLM
@@ -307,7 +308,7 @@ def test_modules_and_weights_of_all_versions_meet(module, weight):
     assert bare_name(PREFIX + module) == bare_name(module) == bare_name(weight)
 
 
-@pytest.mark.parametrize("table", [SMOLVLM, LLAVA, QWEN])
+@pytest.mark.parametrize("table", [SMOLVLM, LLAVA, QWEN, QWEN3])
 def test_no_two_weights_meet(table):
     names = {row.hf.removesuffix(".weight") for row in table}
     assert len({bare_name(name) for name in names}) == len(names)

@@ -18,6 +18,7 @@ from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.processors import FLAT, NESTED
 from cropvlm_jax.models.config import LlamaConfig
 from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig, QwenVisionConfig
+from cropvlm_jax.models.qwen3_vl.config import Qwen3Config, Qwen3VisionConfig
 from cropvlm_jax.readers.vlm import VLMReader
 
 torch = pytest.importorskip("torch")
@@ -40,19 +41,24 @@ def save_smolvlm(folder: pathlib.Path, **settings) -> None:
     processor.save_pretrained(folder)
 
 
-def save_qwen(folder: pathlib.Path) -> None:
+def save_qwen(kind: str, folder: pathlib.Path) -> None:
     tokenizer = qwen_tokenizer((*tiny.QUESTIONS, *tiny.ANSWERS))
     names = ("image_pad", "video_pad", "vision_start", "vision_end")
-    text = LlamaConfig(
-        tokenizer.get_vocab_size(), 32, 48, 2, 4, 2, 8, qkv_bias=True, mrope_section=(1, 1, 2)
-    )
-    vision = QwenVisionConfig(2, 24, 40, 2, 32, 14, 2, 56, (1,))
-    config = QwenConfig(vision, text, *(tokenizer.token_to_id(f"<|{name}|>") for name in names))
+    ids = [tokenizer.token_to_id(f"<|{name}|>") for name in names]
+    shape = (tokenizer.get_vocab_size(), 32, 48, 2, 4, 2, 8)
+    settings: dict = {"size": {"shortest_edge": 3136, "longest_edge": 12544}}
+    if kind == "qwen":
+        text = LlamaConfig(*shape, qkv_bias=True, mrope_section=(1, 1, 2))
+        config = QwenConfig(QwenVisionConfig(2, 24, 40, 2, 32, 14, 2, 56, (1,)), text, *ids)
+    else:
+        text = LlamaConfig(*shape, qk_norm=True, mrope_section=(1, 1, 1, 1))
+        config = Qwen3Config(Qwen3VisionConfig(2, 24, 40, 2, 32, 16, 2, 25, (0,)), text, *ids)
+        settings = {"size": {"shortest_edge": 4096, "longest_edge": 16384}, "patch_size": 16}
+        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     hf_config = transformers.AutoConfig.for_model(**config.to_hf())
     transformers.AutoModelForImageTextToText.from_config(hf_config).save_pretrained(folder)
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
-    processor = module.Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12544})
-    processor.save_pretrained(folder)
+    module.Qwen2VLImageProcessorPil(**settings).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
@@ -62,8 +68,8 @@ def save(kind: str, folder: pathlib.Path) -> None:
         save_smolvlm(folder)
     elif kind == "smolvlm-whole":
         save_smolvlm(folder, do_image_splitting=False)
-    elif kind == "qwen":
-        save_qwen(folder)
+    elif kind.startswith("qwen"):
+        save_qwen(kind, folder)
     else:
         tiny_llava.write_folder(folder, tiny_llava.make_config(), pad=kind == "llava-pad")
 
@@ -74,7 +80,7 @@ def outputs(folder: pathlib.Path, kind: str, picture: np.ndarray) -> dict[str, n
     images = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
-    if kind == "qwen":  # its processor wants torchvision
+    if kind.startswith("qwen"):  # its processor wants torchvision
         inputs = images([picture], return_tensors="pt")
         count = int(inputs["image_grid_thw"].prod()) // 4
         text = f"<|vision_start|>{'<|image_pad|>' * count}<|vision_end|>{QUESTION}"
@@ -97,7 +103,9 @@ def flatten(folder: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["transformers5", "transformers4"])
-@pytest.mark.parametrize("kind", ["smolvlm", "smolvlm-whole", "llava", "llava-pad", "qwen"])
+@pytest.mark.parametrize(
+    "kind", ["smolvlm", "smolvlm-whole", "llava", "llava-pad", "qwen", "qwen3"]
+)
 def test_nothing_changes(kind, old, tmp_path):
     save(kind, tmp_path / "theirs")
     if old and (tmp_path / "theirs" / NESTED).is_file():

@@ -20,6 +20,7 @@ from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.processors import FLAT, NESTED
 from cropvlm_jax.models.llava.config import LlavaConfig
 from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig
+from cropvlm_jax.models.qwen3_vl.config import Qwen3Config
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 
 transformers = pytest.importorskip("transformers")
@@ -97,6 +98,19 @@ QWEN_5 = ON | {
 }
 SMALL = {"longest_edge": 7056, "shortest_edge": 784}
 QWEN_NULLS = QWEN_5 | UNSET | {"min_pixels": None, "max_pixels": None, "processor_class": "X"}
+QWEN3 = {  # as the Hub has it
+    "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": HALF,
+    "image_std": HALF,
+    "processor_class": "Qwen3VLProcessor",
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+}
+QWEN3_5 = QWEN_5 | QWEN3 | {"default_to_square": True}
+QWEN3_NULLS = QWEN3_5 | UNSET | {"min_pixels": None, "max_pixels": None}
+QWEN3_CHANGED = {key: QWEN3[key] for key in ("size", "patch_size", "image_mean", "image_std")}
 SMOLVLM_5 = released_smolvlm() | {"image_processor_type": "SmolVLMImageProcessorFast"}
 SMOLVLM_NULLS = SMOLVLM_5 | {key: None for key in UNSET if key != "do_pad"}
 LLAVA_NULLS = LLAVA | {"image_processor_type": "CLIPImageProcessorFast", "do_pad": None}
@@ -118,8 +132,9 @@ def write_folder(
     folder: pathlib.Path, kind: str, flat: Any = None, nested: Any = None, **processor: Any
 ) -> pathlib.Path:
     """A model folder of a released shape, without weights."""
-    if kind == "qwen":
-        config, tokenizer = QwenConfig.qwen2_5_vl_7b(), qwen_tokenizer()
+    if kind.startswith("qwen"):
+        config: Any = Qwen3Config.qwen3_vl_8b() if "3" in kind else QwenConfig.qwen2_5_vl_7b()
+        tokenizer = qwen_tokenizer()
         ids = {
             "image_token_id": "<|image_pad|>",
             "video_token_id": "<|video_pad|>",
@@ -148,18 +163,20 @@ def write_folder(
 def ours(source: Pretrained, picture: np.ndarray) -> np.ndarray:
     """What the model sees, normalised and laid out as in `pixel_values` of one picture."""
     seen, grid = source.see(picture, source.longest_edge)
-    if source.config.model_type != "qwen2_5_vl":
-        mean, std = (MEAN, STD) if source.config.model_type == "llava" else (HALF, HALF)
+    kind = source.config.model_type
+    mean, std = (MEAN, STD) if kind in ("llava", "qwen2_5_vl") else (HALF, HALF)
+    if not kind.startswith("qwen"):
         return ((seen / 255 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
-    tiles = (seen.tiles[0, : grid[0] * grid[1]] / 255 - np.array(MEAN)) / np.array(STD)
-    x = tiles.reshape(-1, 2, 14, 2, 14, 3).transpose(0, 1, 3, 5, 2, 4)
+    tiles = (seen.tiles[0, : grid[0] * grid[1]] / 255 - np.array(mean)) / np.array(std)
+    patch = source.config.vision.patch_size
+    x = tiles.reshape(-1, 2, patch, 2, patch, 3).transpose(0, 1, 3, 5, 2, 4)
     return np.repeat(x[:, :, :, :, None], 2, axis=4).reshape(len(tiles) * 4, -1)
 
 
 def theirs(folder: pathlib.Path, picture: np.ndarray) -> np.ndarray:
     """`pixel_values` of one picture, by transformers."""
     kind = transformers.AutoImageProcessor
-    if json.loads((folder / "config.json").read_text())["model_type"] == "qwen2_5_vl":
+    if json.loads((folder / "config.json").read_text())["model_type"].startswith("qwen"):
         kind = Qwen2VLImageProcessorPil  # the name in the first release is not known any more
     processor = kind.from_pretrained(folder)
     pixels = processor([Image.fromarray(picture)], return_tensors="np")["pixel_values"]
@@ -207,6 +224,10 @@ SPELLINGS = {
     ),
     "qwen-nested": ("qwen", dict(nested=QWEN_5)),
     "qwen-nulls": ("qwen", dict(nested=QWEN_NULLS)),
+    "qwen3": ("qwen3", dict(flat=QWEN3)),
+    "qwen3-nested": ("qwen3", dict(nested=QWEN3_5)),
+    "qwen3-nulls": ("qwen3", dict(nested=QWEN3_NULLS)),
+    "qwen3-changed": ("qwen3", dict(nested=QWEN3_CHANGED)),  # only what no default is
     "qwen-rounded": ("qwen", dict(flat=QWEN | {"image_mean": [0.48145467, 0.4578275, 0.4082107]})),
 }
 
@@ -256,6 +277,7 @@ def test_an_export_has_what_the_user_changed(tmp_path):
         ("llava", LLAVA, {"do_pad": True}),
         ("llava", LLAVA | {"image_processor_type": "LlavaImageProcessor"}, {"do_pad": True}),
         ("qwen", QWEN, {"max_pixels": 602112}),
+        ("qwen3", QWEN3, {"max_pixels": 720896}),
         ("qwen", QWEN_5, {"max_pixels": 100352}),
     ):
         folder, out = write_folder(tmp_path / "model", kind, settings), tmp_path / "out"

@@ -19,6 +19,7 @@ from flax import nnx
 from cropvlm_jax import geometry, parallel
 from cropvlm_jax.models.config import LlamaConfig, VLMConfig
 from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig, QwenVisionConfig
+from cropvlm_jax.models.qwen3_vl.config import Qwen3Config, Qwen3VisionConfig
 from cropvlm_jax.models.registry import ARCHITECTURES, architecture_named, architecture_of
 
 QWEN = QwenConfig(
@@ -27,7 +28,18 @@ QWEN = QwenConfig(
     image_token_id=7,
     limits=geometry.PixelLimits(max_pixels=64 * 40, min_pixels=64 * 2, factor=8),
 )
-SHAPES = {"idefics3": tiny.CONFIG, "llava": tiny_llava.make_config(), "qwen2_5_vl": QWEN}
+QWEN3 = Qwen3Config(
+    Qwen3VisionConfig(2, 24, 40, 2, 32, 4, 2, 25, (0,)),
+    LlamaConfig(64, 32, 72, 2, 4, 2, 16, qk_norm=True, mrope_section=(1,) * 8, rms_norm_eps=1e-6),
+    image_token_id=7,
+    limits=QWEN.limits,
+)
+SHAPES = {
+    "idefics3": tiny.CONFIG,
+    "llava": tiny_llava.make_config(),
+    "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN3,
+}
 SIZES = ((40, 40), (40, 90), (128, 33))
 LONGEST = 2 * tiny.SIDE
 
@@ -40,7 +52,7 @@ def test_every_architecture_is_tried_here():
 
 def test_a_box_frame_is_one_that_geometry_knows():
     frames = {name: architecture_of(config).box_frame for name, config in SHAPES.items()}
-    assert frames["qwen2_5_vl"] == "smart_resized"
+    assert (frames["qwen2_5_vl"], frames["qwen3_vl"]) == ("smart_resized", "thousandths")
     assert set(frames.values()) <= {None, *geometry.FRAMES}
 
 
@@ -88,7 +100,7 @@ def test_the_config_is_read_as_it_is_written(config):
 def test_an_edge_just_above_whole_tiles_is_told(edge, cheaper):
     architecture = architecture_of(tiny.CONFIG)
     assert architecture.cheaper_edge(tiny.CONFIG, edge) == cheaper
-    for name in ("llava", "qwen2_5_vl"):
+    for name in ("llava", "qwen2_5_vl", "qwen3_vl"):
         assert architecture_of(SHAPES[name]).cheaper_edge(SHAPES[name], edge) is None
 
 
