@@ -171,7 +171,7 @@ class Qwen3Vision(nnx.Module):
         config = self.config
         n, count = tiles.shape[:2]
         merge, patch = config.spatial_merge_size, config.patch_size
-        x = patchify(tiles.reshape(-1, *tiles.shape[2:]), patch).reshape(n, count * merge**2, -1)
+        x = patchify(tiles.reshape((-1, *tiles.shape[2:])), patch).reshape(n, count * merge**2, -1)
         x = self.patch_embedding(jnp.concatenate([x] * TEMPORAL_PATCH, -1))
 
         places = patch_places(count, grid, merge)
@@ -179,7 +179,7 @@ class Qwen3Vision(nnx.Module):
         x += interpolated(table, places, grid * merge).astype(x.dtype)
         quarter = config.hidden_size // config.num_heads // 4
         frequencies = VISION_THETA ** (-jnp.arange(quarter, dtype=jnp.float32) / quarter)
-        angles = (places[..., None] * frequencies).reshape(*places.shape[:2], -1)
+        angles = (places[..., None] * frequencies).reshape(n, count * merge**2, -1)
         real = jnp.arange(count * merge**2) < grid.prod(-1, keepdims=True) * merge**2
 
         taken = jnp.array(config.deepstack_visual_indexes)
