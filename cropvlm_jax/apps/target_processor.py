@@ -12,7 +12,7 @@ from cropvlm_jax.readers.registry import is_vlm
 
 HELP = (
     "Settings of the image processor of targets that are VLMs of this package, as NAME=VALUE with "
-    "commas between: do_pad=true of a LLaVA, max_pixels=802816 of a Qwen2.5-VL."
+    "commas between: do_pad=true of a LLaVA, max_pixels=802816 of a Qwen."
 )
 
 

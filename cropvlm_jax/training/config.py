@@ -37,7 +37,7 @@ class TargetProcessorConfig(Settings):
 
     Attributes:
         do_pad: LLaVA only: whether pictures are padded to squares; otherwise their centre is taken.
-        max_pixels: Qwen2.5-VL only: the most pixels of a picture that the model sees.
+        max_pixels: Qwen2.5-VL and Qwen3-VL only: the most pixels of a picture that the model sees.
     """
 
     do_pad: bool | None = None
