@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +16,11 @@ import optax
 import pytest
 import tiny
 from flax import nnx
+from qwen_shape import qwen_tokenizer, write_shape
 from safetensors.numpy import load_file
+from tiny_peft import adapt
 
-from cropvlm_jax import geometry
+from cropvlm_jax import geometry, parallel
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo import rewards
 from cropvlm_jax.grpo.config import GRPOConfig
@@ -32,9 +35,11 @@ from cropvlm_jax.models.decode import greedy_decode, read_prompt
 from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig
 from cropvlm_jax.models.qwen2_5_vl.image_processing import TiledImages
 from cropvlm_jax.models.qwen2_5_vl.model import Qwen2_5_VL
-from cropvlm_jax.models.registry import ARCHITECTURES
+from cropvlm_jax.models.registry import ARCHITECTURES, architecture_of
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.train_state import TrainState
+from cropvlm_jax.training import config as config_lib
+from cropvlm_jax.training.stages import open_stage
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -295,3 +300,68 @@ def assert_exports(folder: pathlib.Path, out: pathlib.Path, caplog: Any) -> None
     assert exported.keys() == original.keys()
     for name, weight in original.items():
         np.testing.assert_array_equal(exported[name], weight, err_msg=name)
+
+
+def assert_adapter_is_merged(
+    config: QwenConfig, grids: Grids, targets: list[str] | str, folder: pathlib.Path
+) -> None:
+    """An adapter of peft, read with its base model, gives the logits that peft gives."""
+    hf_model(config).save_pretrained(folder / "base")
+    base = transformers.AutoModelForImageTextToText.from_pretrained(folder / "base")
+    theirs = adapt(base, r=2, target_modules=targets)
+    theirs.save_pretrained(folder / "adapter")
+    ours, inputs, real = make_batch(config, grids)
+    kept = inputs["attention_mask"].bool().numpy()
+    with torch.no_grad():
+        expected = theirs(**inputs).logits.numpy()[kept]
+        with theirs.disable_adapter():
+            assert np.abs(theirs(**inputs).logits.numpy()[kept] - expected).max() > 0.01
+    merged = load(folder / "base", Adapter.open(folder / "adapter"))
+    np.testing.assert_allclose(our_logits(merged, ours)[real], expected, rtol=0, atol=1e-4)
+
+
+def count_parameters(config: QwenConfig) -> int:
+    """Of a released shape."""
+    model = nnx.eval_shape(lambda: architecture_of(config).model(config, rngs=nnx.Rngs(0)))
+    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def assert_split(config: QwenConfig) -> None:
+    """Eight devices hold little more than an eighth each: all but norms and biases is split."""
+    architecture = architecture_of(config)
+    model = nnx.eval_shape(lambda: architecture.model(config, rngs=nnx.Rngs(0)))
+    params = nnx.state(model, nnx.Param)
+    mesh = jax.sharding.AbstractMesh((1, 2, 4), parallel.AXES)
+    shardings = parallel.state_shardings(mesh, params, config.heads, architecture.logical_axes)
+    local = [
+        math.prod(s.shard_shape(x.shape))
+        for s, x in zip(jax.tree.leaves(shardings), jax.tree.leaves(params), strict=True)
+    ]
+    assert sum(local) < 1.01 * sum(x.size for x in jax.tree.leaves(params)) / 8
+
+
+def assert_step_is_built(config: QwenConfig, folder: pathlib.Path) -> None:
+    """The step with a target of a released shape, and its cost, without weights."""
+    write_shape(folder, config, qwen_tokenizer())
+    settings = config_lib.default_config()
+    settings.cropper, settings.target = "zoom_digits/cropper", str(folder)
+    settings.dtype, settings.data.longest_edge = "bfloat16", 64
+    settings.data.canvas, settings.grpo.num_generations = (512, 512), 2
+    built = open_stage(config_lib.load_config(settings), abstract=True)
+    assert built.target.config.image_seq_len == 256
+    assert {x.dtype for x in jax.tree.leaves(built.weights["target"])} == {jnp.dtype("bfloat16")}
+    row = built.prepare(tiny.make_examples(1)[0], 0)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), row)
+    state = jax.eval_shape(lambda weights: built.init(weights, 1), built.weights)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = built.step()
+    after, _ = jax.eval_shape(step, state, batch, key)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    # Two operations a weight and token of the decoder at least: the picture, then two crops.
+    decoder = sum(x.size for x in jax.tree.leaves(built.weights["target"]["text"]["layers"]))
+    flops = built.cost(jax.make_jaxpr(step)(state, batch, key))
+    assert 1 < flops["reward"] / (2 * 3 * 256 * 2 * decoder) < 2
+
+    settings.target_processor.max_pixels = 1024 * config.limits.factor**2
+    built = open_stage(config_lib.load_config(settings), abstract=True)
+    assert built.target.config.image_seq_len == 1024

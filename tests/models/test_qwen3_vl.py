@@ -4,17 +4,13 @@
 
 import dataclasses
 import json
-import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from flax import nnx
 from PIL import Image
 from qwen_shape import qwen_tokenizer, write_shape
-from tiny_peft import adapt
 from tiny_qwen import (
     END,
     IMAGE,
@@ -23,27 +19,23 @@ from tiny_qwen import (
     START,
     VIDEO,
     Oracle,
+    assert_adapter_is_merged,
     assert_agree,
     assert_asks_and_answers,
     assert_exports,
     assert_rewards,
+    assert_split,
+    assert_step_is_built,
+    count_parameters,
     hf_model,
-    load,
-    make_batch,
-    our_logits,
     patches,
 )
 
-from cropvlm_jax import parallel
-from cropvlm_jax.hub.adapters import Adapter
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.config import LlamaConfig
 from cropvlm_jax.models.qwen3_vl.architecture import ARCHITECTURE
 from cropvlm_jax.models.qwen3_vl.config import Qwen3Config, Qwen3VisionConfig, interleaved
-from cropvlm_jax.models.qwen3_vl.model import Qwen3VL
 from cropvlm_jax.models.qwen3_vl.vision import interpolated, patch_places
-from cropvlm_jax.training import config as config_lib
-from cropvlm_jax.training.stages import open_stage
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -281,19 +273,7 @@ def test_pixels_equal_the_image_processor_s(folder):
     ],
 )
 def test_an_adapter_of_peft_is_merged(targets, tmp_path):
-    config, grids = TINY["gqa2"].config, TINY["gqa2"].grids
-    hf_model(config).save_pretrained(tmp_path / "base")
-    base = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
-    theirs = adapt(base, r=2, target_modules=targets)
-    theirs.save_pretrained(tmp_path / "adapter")
-    ours, inputs, real = make_batch(config, grids)
-    kept = inputs["attention_mask"].bool().numpy()
-    with torch.no_grad():
-        expected = theirs(**inputs).logits.numpy()[kept]
-        with theirs.disable_adapter():
-            assert np.abs(theirs(**inputs).logits.numpy()[kept] - expected).max() > 0.01
-    merged = load(tmp_path / "base", Adapter.open(tmp_path / "adapter"))
-    np.testing.assert_allclose(our_logits(merged, ours)[real], expected, rtol=0, atol=1e-4)
+    assert_adapter_is_merged(TINY["gqa2"].config, TINY["gqa2"].grids, targets, tmp_path)
 
 
 # The keys that matter of the Hub's config.json of the 4B.
@@ -383,8 +363,7 @@ def test_released_configs():
     for parameters, (config, stored) in released.items():
         assert Qwen3Config.from_hf(stored) == config
         assert Qwen3Config.from_hf(config.to_hf()) == config
-        model = nnx.eval_shape(lambda config=config: Qwen3VL(config, rngs=nnx.Rngs(0)))
-        assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == parameters
+        assert count_parameters(config) == parameters
 
 
 @pytest.mark.parametrize(
@@ -461,35 +440,8 @@ def test_an_absent_setting_is_what_transformers_takes_for_it(absent):
 
 
 def test_8b_weights_are_split_over_fsdp_and_tensor():
-    config = Qwen3Config.qwen3_vl_8b()
-    model = nnx.eval_shape(lambda: Qwen3VL(config, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16))
-    params = nnx.state(model, nnx.Param)
-    mesh = jax.sharding.AbstractMesh((1, 2, 4), parallel.AXES)
-    shardings = parallel.state_shardings(mesh, params, config.heads, ARCHITECTURE.logical_axes)
-    local = [
-        math.prod(s.shard_shape(x.shape))
-        for s, x in zip(jax.tree.leaves(shardings), jax.tree.leaves(params), strict=True)
-    ]
-    # All but norms and biases: eight devices hold little more than an eighth each.
-    assert sum(local) < 1.01 * sum(x.size for x in jax.tree.leaves(params)) / 8
+    assert_split(Qwen3Config.qwen3_vl_8b())
 
 
 def test_the_step_with_an_8b_target_is_built_without_weights(tmp_path):
-    write_shape(tmp_path, Qwen3Config.qwen3_vl_8b(), qwen_tokenizer())
-    config = config_lib.default_config()
-    config.cropper, config.target = "zoom_digits/cropper", str(tmp_path)
-    config.dtype, config.data.longest_edge = "bfloat16", 64
-    config.data.canvas, config.grpo.num_generations = (512, 512), 2
-    built = open_stage(config_lib.load_config(config), abstract=True)
-    assert built.target.config.image_seq_len == 256
-    row = built.prepare(tiny.make_examples(1)[0], 0)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), row)
-    state = jax.eval_shape(lambda weights: built.init(weights, 1), built.weights)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    step = built.step()
-    after, _ = jax.eval_shape(step, state, batch, key)
-    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    # Two operations a weight and token of the decoder at least: the picture, then two crops.
-    decoder = sum(x.size for x in jax.tree.leaves(built.weights["target"]["text"]["layers"]))
-    flops = built.cost(jax.make_jaxpr(step)(state, batch, key))
-    assert 1 < flops["reward"] / (2 * 3 * 256 * 2 * decoder) < 2
+    assert_step_is_built(Qwen3Config.qwen3_vl_8b(), tmp_path)

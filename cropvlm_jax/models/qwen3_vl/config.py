@@ -45,10 +45,8 @@ class Qwen3VisionConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % (4 * self.num_heads):
-            raise ValueError(
-                f"vision hidden_size={self.hidden_size} is not a multiple of 4 * "
-                f"num_heads={self.num_heads}: rows and columns rotate pairs of channels"
-            )
+            wanted = f"a multiple of 4 * num_heads={self.num_heads}"
+            raise ValueError(f"vision hidden_size={self.hidden_size} is not {wanted}")
         if math.isqrt(self.num_position_embeddings) ** 2 != self.num_position_embeddings:
             raise ValueError(
                 f"num_position_embeddings={self.num_position_embeddings} is not the square of an "

@@ -10,7 +10,6 @@ patches of a picture, S pixels of a tile's side, D width, H heads, C channels of
 whose outputs are taken besides the last one's.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -19,14 +18,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from cropvlm_jax.models import linear, scanned
-from cropvlm_jax.models.llama import NEGATIVE, turn
+from cropvlm_jax.models.llama import turn
 from cropvlm_jax.models.qwen2_5_vl.config import TEMPORAL_PATCH, VISION_THETA
+from cropvlm_jax.models.qwen2_5_vl.vision import QUERIES, block_attention
 from cropvlm_jax.models.qwen3_vl.config import Qwen3VisionConfig
 from cropvlm_jax.models.scanned import kept
 from cropvlm_jax.models.vit import ViTLayer, patchify
-
-# Most patches that look at all others at a time: bounds the logits of large pictures.
-QUERIES = 1024
 
 
 def patch_places(count: int, grid: Int[Array, "N 2"], merge: int) -> Int[Array, "N T 2"]:
@@ -70,35 +67,6 @@ def interpolated(
     return top + (bottom - top) * share[..., :1]
 
 
-def attention(
-    query: Float[Array, "N T H C"],
-    keys: Float[Array, "N T H C"],
-    values: Float[Array, "N T H C"],
-    real: Bool[Array, "N T"],
-    precision: jax.lax.Precision | None,
-) -> Float[Array, "N T H C"]:
-    """Multi-head attention in which patches look at all real patches of their picture.
-
-    Args:
-        query: of all patches.
-        keys: of all patches.
-        values: of all patches.
-        real: False for padding.
-        precision: of the matmuls.
-
-    Returns:
-        `[N, T, H, C]`; the softmax is fp32.
-    """
-    einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
-
-    def of_one(query: Float[Array, "N H C"]) -> Float[Array, "N H C"]:
-        logits = einsum("nhc,nkhc->nhk", query * query.shape[-1] ** -0.5, keys)
-        weights = jax.nn.softmax(jnp.where(real[:, None], logits, NEGATIVE)).astype(values.dtype)
-        return einsum("nhk,nkhc->nhc", weights, values).astype(query.dtype)
-
-    return jax.lax.map(of_one, query.swapaxes(0, 1), batch_size=QUERIES).swapaxes(0, 1)
-
-
 class Qwen3VisionLayer(ViTLayer):
     """A layer whose queries and keys are rotated by rows and columns."""
 
@@ -116,7 +84,13 @@ class Qwen3VisionLayer(ViTLayer):
         normed = self.attention_norm(x)
         query, keys, values = (kept(f(normed)).reshape(heads) for f in (self.q, self.k, self.v))
         query, keys = turn(query, angles[:, :, None]), turn(keys, angles[:, :, None])
-        attended = attention(query, keys, values, real, self.precision)
+        keys, values, mask = keys[:, None], values[:, None], real[:, None, None]
+
+        def attend(query: Float[Array, "N H C"]) -> Float[Array, "N H C"]:
+            query = query[:, None, None]
+            return block_attention(query, keys, values, mask, self.precision)[:, 0, 0]
+
+        attended = jax.lax.map(attend, query.swapaxes(0, 1), batch_size=QUERIES).swapaxes(0, 1)
         x = kept(x + self.o(kept(attended.reshape(x.shape), under_remat=True)))
         hidden = kept(self.fc1(self.mlp_norm(x)))
         return x + self.fc2(self.activation(hidden))
