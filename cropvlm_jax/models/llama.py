@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Llama decoder (SmolLM2, Qwen2): every forward pass shares one prefix among a group of replies.
+"""Llama decoder (SmolLM2, Qwen): every forward pass shares one prefix among a group of replies.
 
 Shape letters: B prompts, G continuations of each prompt, T query tokens, S own key slots, P prefix
 key slots, L layers, D width, H query heads, K key/value heads, R = H / K, C channels of a head.
@@ -294,7 +294,7 @@ class Llama(nnx.Module):
         cache: KVCache | None = None,
         slot: jax.Array | int = 0,
         places: Places | None = None,
-        deep: Float[Array, "K B G T D"] | None = None,
+        deep: Float[Array, "N B G T D"] | None = None,
     ) -> tuple[Float[Array, "B G T D"], KVCache]:
         """Runs the layers on T new tokens of each continuation.
 
@@ -308,7 +308,7 @@ class Llama(nnx.Module):
             cache: own slots written so far `[.., S, ..]`; None when the T tokens are all there is.
             slot: first slot that the T tokens occupy in `cache`.
             places: of the T tokens, where they include a picture's in a model with M-RoPE.
-            deep: what is added to the outputs of the first K layers (DeepStack, arXiv 2406.04334).
+            deep: what is added to the outputs of the first N layers (DeepStack, arXiv 2406.04334).
 
         Returns:
             Final normed hidden states `[B, G, T, D]`, and the own slots: T of them without `cache`,
