@@ -95,20 +95,21 @@ def date(rng: np.random.Generator) -> str:
     """A date in one of the usual orders."""
     day, month, year = rng.integers(1, 32), rng.integers(1, 13), rng.integers(1990, 2027)
     mark, kind = pick(rng, "//--."), rng.random()
-    if kind < 0.55:
+    if kind < 0.45:
         return f"{day:02}{mark}{month:02}{mark}{year}"
-    if kind < 0.72:
+    if kind < 0.60:
         return f"{day:02}{mark}{month:02}{mark}{year % 100:02}"
-    if kind < 0.80:
+    if kind < 0.68:
         return f"{year}{mark}{month:02}{mark}{day:02}"
-    if kind < 0.85:
+    if kind < 0.73:
         return f"{day}{mark}{month}{mark}{year}"
     name = pick(rng, MONTHS)
-    name = name if often(rng, 0.5) else name.title()
-    if kind < 0.91:
-        return f"{day:02} {name} {year}"
+    name = name if often(rng, 0.7) else name.title()
+    if kind < 0.90:
+        between = pick(rng, "  -/")
+        return between.join([f"{day:02}", name, str(year if often(rng, 0.7) else year % 100)])
     if kind < 0.95:
-        return f"{day:02}-{name}-{year}"
+        return f"{name} {day}, {year}"
     return f"{pick(rng, _FULL_MONTHS)} {day}, {year}"
 
 

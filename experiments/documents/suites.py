@@ -19,6 +19,7 @@ does nothing else.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,6 +60,18 @@ def _place(line: dict[str, Any]) -> str:
     return hashlib.sha256(line["example_id"].encode()).hexdigest()
 
 
+def without_currency(example: dict[str, Any]) -> dict[str, Any]:
+    """The example; where a total stands after a currency's mark, the amount alone comes first.
+
+    One total of SROIE's in eight has the mark, which is no part of the amount.
+    """
+    answer = example["answers"][0]
+    amount = re.sub(r"^(RM|\$)\s*", "", answer)
+    if example["category"] != "total" or amount == answer:
+        return example
+    return {**example, "answers": [amount, answer]}
+
+
 def copied(example: dict[str, Any], origin: Path, folder: Path) -> dict[str, Any]:
     """The example with its picture copied into a folder."""
     picture = folder / example["image"]
@@ -74,7 +87,8 @@ def make(out: Path) -> None:
         if RECEIPTS.value:
             origin, folder = Path(RECEIPTS.value), out / "receipts"
             source = sroie.open(origin, split)
-            write((copied(row, origin, folder) for row in source.rows), folder / f"{split}.jsonl")
+            found = (without_currency(copied(row, origin, folder)) for row in source.rows)
+            write(found, folder / f"{split}.jsonl")
         if STREET.value:
             origin, folder = Path(STREET.value), out / "street"
             found = street_suite.questions(origin, split)
