@@ -346,9 +346,10 @@ def memory() -> str:
 
 
 def memory_7b() -> str:
-    """The same with a frozen 7B reader."""
+    """The same with a large frozen reader."""
     rows = []
-    for name, title in (("qwen7b", "Qwen2.5-VL-7B"), ("llava7b", "LLaVA-1.5-7B")):
+    titles = {"qwen7b": "Qwen2.5-VL-7B", "qwen3_8b": "Qwen3-VL-8B", "llava7b": "LLaVA-1.5-7B"}
+    for name, title in titles.items():
         report = load(f"aot/v5e-8_{name}.json")
         hbm, mesh = report["hbm_gib"], report["mesh"]
         moved = {kind: found["bytes"] / 1e9 for kind, found in report["collectives"].items()}
