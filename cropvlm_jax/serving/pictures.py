@@ -74,14 +74,14 @@ class PictureReader:
         return await loop.run_in_executor(self._threads, function, argument)
 
     async def file(self, url: str) -> bytes:
-        """The bytes of a picture's file.
+        """The bytes of a picture's file, which `check` finds good.
 
         Args:
             url: as in a request.
 
         Raises:
             Fault: addresses of this kind are refused, such as `file://`.
-            Unreadable: it cannot be had, or is too large.
+            Unreadable: it cannot be had, is no picture, or is too large.
         """
         scheme = url[:16].partition(":")[0].lower()
         if scheme == "data":
@@ -95,13 +95,15 @@ class PictureReader:
             )
         try:
             async with asyncio.timeout(self._limits.fetch_s):
-                return await self._fetch(url)
+                file = await self._fetch(url)
         except (TimeoutError, httpcore2.TimeoutException):
             raise Unreadable(f"not fetched within {self._limits.fetch_s:g} s") from None
         except Forbidden as error:
             raise Unreadable(f"not fetched: {error}") from None
         except (OSError, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             raise Unreadable(f"not fetched: {type(error).__name__}: {error}") from None
+        await self.check(file)
+        return file
 
     async def check(self, file: bytes) -> None:
         """Checks, from its header, that a file is a picture of a size that is allowed.
@@ -126,6 +128,7 @@ class PictureReader:
             except ValueError as error:  # also of letters that are not ASCII
                 raise Unreadable(f"the base64 of its data: URL is broken: {error}") from None
         self._check_length(len(file))
+        self._check(file)
         return file
 
     def _check_length(self, length: int) -> None:

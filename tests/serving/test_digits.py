@@ -79,7 +79,7 @@ def messages(scene: tuple[bytes, str]) -> list[dict]:
 @pytest.fixture(scope="module")
 def served(model, upstream):
     """One engine behind two endpoints: /v1 asks the upstream, and /local/v1 the engine's target."""
-    engine = Engine(model, model.target, batch_sizes=(1, 4), question_tokens=(64,))
+    engine = Engine(model, model.target, batch_sizes=(1,))  # the shapes of the page's tests
     shared = types.SimpleNamespace(
         ready=True, look=engine.look, answer=engine.answer, metrics=Metrics()
     )

@@ -170,3 +170,9 @@ def test_what_keeps_it_from_starting():
     for (arguments, _, expected), (kind, message) in zip(cases, found, strict=True):
         assert expected in message and "sk-secret" not in message, arguments
         assert kind in ("UsageError", "ValueError", "OSError")
+
+
+def test_responses_do_not_wait_for_acknowledgements():
+    """asyncio turns Nagle's algorithm off where the socket names its protocol."""
+    with bound("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
