@@ -20,6 +20,7 @@ Examples, the first with the models that come with the package:
 
 import asyncio
 import contextlib
+import os
 import signal
 from typing import Any
 
@@ -145,7 +146,10 @@ def main(argv: list[str]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ignore)  # uvicorn raises it again once it has ended
         server = Server(web, service, limits.timeout_s)
-        asyncio.run(server.run_until_told(engine, listening, contexts))
+        if not asyncio.run(server.run_until_told(engine, listening, contexts)):
+            logging.info("ended before it was ready")
+            logging.flush()
+            os._exit(0)  # without waiting for a compilation
 
 
 def ignore(number: int, frame: object) -> None:

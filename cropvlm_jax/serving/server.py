@@ -56,13 +56,17 @@ class Server(uvicorn.Server):
         engine: Engine,
         listening: socket.socket,
         contexts: Sequence[contextlib.AbstractAsyncContextManager[Any]] = (),
-    ) -> None:
+    ) -> bool:
         """Serves until it is told to end.
 
         Args:
             engine: that is started, while the server says that it is not ready, and closed.
             listening: bound to the address of the server.
             contexts: that are entered as long as it serves.
+
+        Returns:
+            Whether the engine had started, and is closed. A compilation cannot be interrupted: a
+            thread still works on it where not.
 
         Raises:
             Exception: what kept the engine from starting.
@@ -72,8 +76,12 @@ class Server(uvicorn.Server):
                 await stack.enter_async_context(context)
             starting = asyncio.create_task(self._start(engine))
             await self.serve(sockets=[listening])
+            if not starting.done():
+                starting.cancel()
+                return False
             await starting
             await engine.close()
+            return True
 
     async def _start(self, engine: Engine) -> None:
         """Starts the engine; where that fails, the server ends."""

@@ -107,6 +107,18 @@ def test_it_is_not_ready_before_the_engine_is():
         assert late.status_code == 503 and late.headers["connection"] == "close"
 
 
+class Compiling(FakeEngine):
+    async def start(self) -> None:
+        await asyncio.sleep(60)
+
+
+def test_it_ends_without_waiting_for_the_engine_s_start():
+    begun = time.monotonic()
+    with serving(engine=Compiling(), ready=False) as served:
+        assert httpx2.get(f"{served.url}/ready").status_code == 503
+    assert time.monotonic() - begun < 30
+
+
 class Broken(FakeEngine):
     async def start(self) -> None:
         raise ValueError("no such shape")
