@@ -228,7 +228,7 @@ def told(look: Look, crops: list[Encoded]) -> str:
     width, height = look.size
     if not crops:
         return f"No place of the {width} x {height} px picture stands out: look at all of it."
-    lines = [f"The picture is {width} x {height} px. Confidence {look.confidence:.0%}."]
+    lines = [f"The picture is {width} x {height} px."]
     for number, (box, pixels, crop) in enumerate(
         zip(look.boxes, look.pixel_boxes, crops, strict=True), 1
     ):
@@ -240,5 +240,16 @@ def told(look: Look, crops: list[Encoded]) -> str:
             f"original ({box[0]}% to {box[2]}% of its width, {box[1]}% to {box[3]}% of its "
             f"height), {cut[0]} x {cut[1]} px{scaled}."
         )
-    lines.append("Read the answer in the crop. If it is not there, look at the whole picture.")
+    lines += [
+        f"Confidence: {percent(look.confidence)} for exactly this; places that hardly differ share "
+        "the rest, so that small values are usual.",
+        "Read the answer in the crop. If it is not there, look at the whole picture.",
+    ]
     return "\n".join(lines)
+
+
+def percent(probability: float) -> str:
+    """A probability in two digits that count."""
+    if probability < 1e-4:
+        return "under 0.01%"
+    return f"{100 * probability:.0f}%" if probability >= 0.1 else f"{100 * probability:.2g}%"

@@ -28,7 +28,14 @@ from cropvlm_jax.serving.limits import Limits
 from cropvlm_jax.serving.looks import Busy, DeadlineExceeded, Policy
 from cropvlm_jax.serving.mcp_crops import Budget, encoded
 from cropvlm_jax.serving.mcp_folders import Folders
-from cropvlm_jax.serving.mcp_tool import META, PATH, ZoomTool, make_server, over_http
+from cropvlm_jax.serving.mcp_tool import (
+    META,
+    PATH,
+    ZoomTool,
+    make_server,
+    over_http,
+    percent,
+)
 from cropvlm_jax.serving.pictures import PictureReader
 from cropvlm_jax.serving.server import bound
 
@@ -90,13 +97,20 @@ def test_a_crop_comes_in_its_own_pixels_with_all_that_there_is_to_know(allowed):
     assert box == {"pixels": [20, 20, 60, 40], "percent": list(BOX), "shown_size": [40, 20]}
     assert result.meta[META]["confidence"] == 0.75
     assert text.text.splitlines() == [
-        "The picture is 80 x 40 px. Confidence 75%.",
+        "The picture is 80 x 40 px.",
         "Crop 1: left 20, top 20, right 60, bottom 40 px of the original (25% to 75% of its width, "
         "50% to 100% of its height), 40 x 20 px.",
+        "Confidence: 75% for exactly this; places that hardly differ share the rest, so that small "
+        "values are usual.",
         "Read the answer in the crop. If it is not there, look at the whole picture.",
     ]
     # Some clients show a model nothing else where this is given.
     assert result.structured_content is None
+
+
+def test_small_probabilities_keep_two_digits():
+    told = [percent(value) for value in (1.0, 0.754, 0.1, 0.0999, 0.00412, 1e-4, 1e-9, 0.0)]
+    assert told == ["100%", "75%", "10%", "10%", "0.41%", "0.01%", "under 0.01%", "under 0.01%"]
 
 
 def test_how_the_tool_is_described():

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,10 @@ def test_asking_can_be_stopped(chromium):
             expect(page.locator("#waiting")).to_be_hidden()
             expect(page.get_by_role("status")).to_have_text("Stopped.")
             expect(page.locator("#question")).to_be_focused()
+            until = time.monotonic() + 10
+            while not engine.cancelled and time.monotonic() < until:
+                page.wait_for_timeout(50)
+            assert engine.cancelled  # by the server, which noticed that nobody waits
 
 
 def test_a_server_with_a_token_asks_for_it(chromium):

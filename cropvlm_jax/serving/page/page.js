@@ -76,6 +76,7 @@ function pressed(button) {
 async function takeSample(sample, button) {
   pressed(button);
   const blob = await (await fetch(sample.url)).blob();
+  if (button.ariaPressed !== "true") return; // another picture was taken meanwhile
   const truths = Object.fromEntries(sample.questions.map((asked) => [asked.question, asked.answer]));
   await show(blob, sample.name, truths);
   $("question").value = sample.questions[0].question;

@@ -20,7 +20,7 @@ function described(pairs) {
 }
 
 const range = ([left, top, right, bottom]) => `${left}, ${top} to ${right}, ${bottom}`;
-const percent = (fraction) => `${Math.round(100 * fraction)}%`;
+const percent = (p) => (p < 1e-4 ? "under 0.01%" : `${Number((100 * p).toPrecision(2))}%`);
 
 // ---- Boxes and crops ----
 
@@ -59,7 +59,7 @@ function drawCrop(box, number, confidence) {
   context.drawImage($("picture"), left, top, width, height, 0, 0, canvas.width, canvas.height);
   return element("div", { className: "crop" }, canvas, described([
     ["Size", `${width} × ${height} px`], ["Pixels", range(box.pixels)],
-    ["Percent", range(box.percent)], ["Confidence", percent(confidence)],
+    ["Percent", range(box.percent)], ["Confidence", `${percent(confidence)} for exactly this box`],
   ]));
 }
 
