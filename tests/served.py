@@ -50,6 +50,9 @@ class FakeEngine:
     async def close(self) -> None:
         self.ready = False
 
+    def expecting(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     async def look(
         self, picture: host.Picture, question: str, *, policy: Policy, deadline: float | None
     ) -> Look:

@@ -5,15 +5,16 @@
 An idle device begins as soon as there is nothing left to wait for:
 
 - a batch is full; or
-- no request has come for `wait` seconds, and all that were accepted before the oldest one of the
-  batch was ready are ready too; or
-- the oldest one has waited for `PATIENCE`.
+- no request is being prepared, and none has come for `wait` seconds; or
+- the oldest one has waited for as long as the device takes for a full batch: to wait never costs
+  more than to work.
 
 What comes while the device works waits for it. A full batch is put together meanwhile, so that the
 device goes on at once.
 """
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import time
@@ -24,8 +25,6 @@ from typing import Any, NamedTuple, Protocol
 from absl import logging
 
 from cropvlm_jax.serving.metrics import Metrics
-
-PATIENCE = 0.1  # seconds for which a request waits for others, at most, on an idle device
 
 
 class Lane(Protocol):
@@ -38,6 +37,10 @@ class Lane(Protocol):
     @property
     def most(self) -> int:
         """Most requests of a batch."""
+
+    @property
+    def seconds(self) -> float:
+        """That the device takes for a full batch."""
 
     def assemble(self, items: Sequence[Any]) -> Any:
         """Requests as a batch; runs while the device works."""
@@ -69,14 +72,12 @@ class _Waiting:
         item: what is asked.
         future: its result; done where nobody waits for that any more.
         since: when it was ready, by `time.monotonic()`.
-        number: of the next request that was to be accepted then.
     """
 
     lane: Lane
     item: Any
     future: asyncio.Future[Done]
     since: float
-    number: int
 
 
 class Batcher:
@@ -91,8 +92,7 @@ class Batcher:
         """
         self._wait, self._metrics = wait, metrics
         self._waiting: list[_Waiting] = []
-        self._accepted = 0
-        self._coming: dict[int, str] = {}  # kinds of the requests that are being prepared
+        self._coming: collections.Counter[str] = collections.Counter()  # by kind
         self._batches: set[asyncio.Task[None]] = set()  # on the device, or next
         self._changed = asyncio.Event()
         self._device = ThreadPoolExecutor(1, "device")
@@ -118,13 +118,11 @@ class Batcher:
     @contextlib.contextmanager
     def coming(self, kind: str) -> Iterator[None]:
         """Says that a request is being prepared, so that others wait for it a little."""
-        number = self._accepted
-        self._accepted += 1
-        self._coming[number] = kind
+        self._coming[kind] += 1
         try:
             yield
         finally:
-            del self._coming[number]
+            self._coming[kind] -= 1
             self._changed.set()
 
     async def submit(self, lane: Lane, item: Any) -> Done:
@@ -134,7 +132,7 @@ class Batcher:
             Exception: what the lane raised for this request alone.
         """
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(lane, item, future, time.monotonic(), self._accepted))
+        self._waiting.append(_Waiting(lane, item, future, time.monotonic()))
         self._changed.set()
         return await future
 
@@ -168,11 +166,8 @@ class Batcher:
         oldest, newest = batch[0], batch[-1]
         if len(batch) == oldest.lane.most:
             return oldest.since
-        latest = oldest.since + PATIENCE
-        kind = oldest.lane.kind
-        if any(number < oldest.number and self._coming[number] == kind for number in self._coming):
-            return latest
-        return min(newest.since + self._wait, latest)
+        latest = oldest.since + max(oldest.lane.seconds, self._wait)
+        return latest if self._coming[oldest.lane.kind] else min(newest.since + self._wait, latest)
 
     def _start(self, batch: Sequence[_Waiting]) -> None:
         """Hands a batch to the threads."""

@@ -224,6 +224,10 @@ class Engine:
                 milliseconds=self._observe(metrics.ANSWER, seconds),
             )
 
+    def expecting(self) -> contextlib.AbstractContextManager[None]:
+        """Around what a caller does before `look`, so that the device waits a little for it."""
+        return self._batcher.coming(metrics.LOOK)
+
     def _prepare_look(self, picture: host.Picture, question: str) -> tuple[np.ndarray, Asked]:
         """The picture as uint8 RGB `[H, W, 3]`, and what the cropper is asked."""
         image = host.to_rgb(picture)

@@ -7,6 +7,7 @@ Shape letters: B rows of a batch, T tokens of the longest answer.
 
 import abc
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -57,6 +58,7 @@ class Served(abc.ABC):
         kind: of work, for metrics.
         model: it and its weights.
         lanes: its shapes, the smallest first.
+        seconds: that the device takes for a full batch of each room, once it is compiled.
     """
 
     kind: str
@@ -64,6 +66,7 @@ class Served(abc.ABC):
     def __init__(self, model: LoadedModel, rooms: Sequence[Room], batch_sizes: Sequence[int]):
         """See `shapes.make_rooms`; of each room the batch sizes that memory is meant for."""
         self.model = model
+        self.seconds: dict[Room, float] = {}
         self._small = _in_any_room(self.example())
         most = {room: full_batch(room.fill(self._small.row)) for room in rooms}
         self.lanes = tuple(
@@ -100,11 +103,17 @@ class Served(abc.ABC):
         return found
 
     def compile(self) -> None:
-        """Runs an example at each shape, so that no later request has to compile one."""
+        """Runs an example at each shape, so that no later request has to compile one.
+
+        The largest batch of each lane runs twice, the second time by the clock.
+        """
         for lane in self.lanes:
             for size in lane.sizes:
                 logging.info("%s: compiling %d rows of %s", self.kind, size, lane.room)
                 lane.call(lane.assemble([self._small] * size))
+            begun = time.monotonic()
+            lane.call(lane.assemble([self._small] * lane.most))
+            self.seconds[lane.room] = time.monotonic() - begun
 
 
 def _in_any_room(asked: Asked) -> Asked:
@@ -136,6 +145,11 @@ class Lane:
     def most(self) -> int:
         """Most rows of a batch."""
         return self.sizes[-1]
+
+    @property
+    def seconds(self) -> float:
+        """That the device takes for a full batch."""
+        return self.served.seconds[self.room]
 
     def assemble(self, asked: Sequence[Asked]) -> tuple[SupervisedBatch, np.ndarray]:
         """A batch of the smallest size that holds all, and the limits of its replies."""

@@ -71,9 +71,10 @@ class Zoomer:
         places = chat.places[: self._most]
         if len(chat.places) > len(places):
             report.warnings.append(f"only the first {len(places)} pictures were looked at")
-        files = await _all(
-            [self._file(number, place.url, report) for number, place in enumerate(places)]
-        )
+        with self._engine.expecting():
+            files = await _all(
+                [self._file(number, place.url, report) for number, place in enumerate(places)]
+            )
         report.took("read", begun)
         seen = await _all(
             [self._look(number, file, chat, report, deadline) for number, file in enumerate(files)]
