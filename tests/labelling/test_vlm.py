@@ -199,7 +199,9 @@ def test_the_frame_is_the_model_s(folder, tmp_path):
         open_labeller(str(other), frame="percent", max_pixels=900)
 
 
-def test_batches_are_as_large_as_memory_allows():
+def test_batches_are_as_large_as_memory_allows(monkeypatch):
+    monkeypatch.setattr(vlm, "MOST_ROWS", 64)
+
     def rows(tokens: int, devices: int) -> int:
         row = vlm.Row(None, np.zeros(tokens, np.int32), np.zeros(0, np.int32))
         return vlm.most_rows(row, heads=28, devices=devices)
