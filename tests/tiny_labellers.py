@@ -20,6 +20,7 @@ from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.labelling.base import MAX_NEW_TOKENS, prompt
 from cropvlm_jax.models.config import LlamaConfig
 from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig, QwenVisionConfig
+from cropvlm_jax.models.qwen3_vl.config import Qwen3Config, Qwen3VisionConfig, interleaved
 
 QUESTIONS = ("What?", "Who signed, and when?", "Which number is in the red frame?")
 SIDE = 8  # px of a token's tile
@@ -46,7 +47,18 @@ class Kind:
 
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-KINDS = {"smart_resized": Kind(QwenConfig(VISION, TEXT), SYSTEM)}  # by the frame of their boxes
+KINDS = {  # by the frame of their boxes
+    "smart_resized": Kind(QwenConfig(VISION, TEXT), SYSTEM),
+    "thousandths": Kind(
+        Qwen3Config(
+            Qwen3VisionConfig(2, 24, 40, 2, 32, 4, 2, 25, (0, 1)),
+            dataclasses.replace(
+                TEXT, qkv_bias=False, qk_norm=True, mrope_section=interleaved((2, 1, 1), 4)
+            ),
+        ),
+        settings={"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    ),
+}
 SETTINGS = {"patch_size": 4, "merge_size": 2}
 
 

@@ -62,6 +62,7 @@ def test_a_box_frame_is_one_that_geometry_knows():
         ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl"),
         ("openai:qwen2.5vl:7b", "qwen2_5_vl"),
         ("Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl"),
+        ("Qwen/Qwen3-VL-30B-A3B-Instruct", "qwen3_vl"),
         ("llava-hf/llava-1.5-7b-hf", "llava"),
         ("gpt-4.1-nano", None),
         ("qwen-vl-max", None),
