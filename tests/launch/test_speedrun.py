@@ -35,7 +35,7 @@ PROGRAMS = {
     "hf": """[ "$1 $2" = "download lmms-lab/textvqa" ]
 mkdir -p "${4#*=}" && cp -r hub/data "${4#*=}" """,
     "cropvlm": f'echo "$1" >>called; exec {sys.executable} -m cropvlm_jax.apps.cli "$@"',
-    "python": f'exec {sys.executable} "$@"',
+    "python": f'[ "$2" != pip ]; exec {sys.executable} "$@"',  # nothing is installed
 }
 
 
