@@ -101,12 +101,10 @@ class VLMLabeller:
                 yield each.row
 
         model = self._rooms[-1]
-        end = model.source.end_token_id
         for number, reply in model.stream(
             greedy_replies,
             rows(),
-            end,
-            MAX_NEW_TOKENS,
+            (model.source.end_token_id, MAX_NEW_TOKENS),
             most_rows=self._most_rows,
             prompt_multiple=PROMPT_MULTIPLE,
         ):

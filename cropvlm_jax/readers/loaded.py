@@ -92,14 +92,14 @@ class LoadedModel:
         Returns:
             The result of each row, in the order of the rows.
         """
-        results = dict(self.stream(function, rows, *options))
+        results = dict(self.stream(function, rows, options))
         return [results[index] for index in range(len(results))]
 
     def stream(
         self,
         function: Callable[..., jax.Array],
         rows: Iterable[Row],
-        *options: Any,
+        options: Sequence[Any],
         **batching: Any,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Results of rows as they come, batch by batch, each with the number of its row.
@@ -107,7 +107,7 @@ class LoadedModel:
         Args:
             function: as of `run`.
             rows: the conversations, taken as they are needed.
-            *options: as of `run`.
+            options: as of `run`.
             **batching: most_rows and prompt_multiple, as of `make_batches`.
         """
         for indices, batch in make_batches(rows, **batching):

@@ -207,7 +207,7 @@ def test_batches_are_as_large_as_memory_allows(monkeypatch):
         return vlm.most_rows(row, heads=28, devices=devices)
 
     assert [rows(tokens, 1) for tokens in (300, 1152, 4224, 16512)] == [64, 8, 1, 1]
-    assert [rows(1152, devices) for devices in (4, 8, 6)] == [32, 64, 32]
+    assert [rows(1152, devices) for devices in (4, 8, 6)] == [32, 64, 64]
 
 
 def test_hours_are_told_where_the_chip_is_known(source, folder):
