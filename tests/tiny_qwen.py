@@ -248,24 +248,27 @@ def assert_rewards(oracle: Oracle) -> None:
     examples = tiny.make_examples(2)
     prepare = dataclasses.replace(tiny.PREPARE, target_conversations=prompts)
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
-    config = GRPOConfig(num_generations=2, likelihood_weight=1.0, gain=True, accuracy_weight=0.0)
+    config = GRPOConfig(num_generations=2, gain=True, verification_weight=1.0)
     boxes = np.array([[[0, 0, 100, 100], [20, 30, 55, 90]], [[5, 60, 95, 70], [1, 1, 40, 40]]])
 
-    def likelihood(weights, batch, boxes):
+    def parts(weights, batch, boxes):
         ask = rewards.TargetRewards(template=template, config=config)
-        return ask(nnx.merge(reader, weights), batch, boxes).parts["likelihood"]
+        told = ask(nnx.merge(reader, weights), batch, boxes).parts
+        return jnp.stack([told["likelihood"], told["verification"]], -1)
 
-    got = jax.jit(likelihood)(weights, jax.tree.map(jnp.asarray, batch), boxes)
+    got = jax.jit(parts)(weights, jax.tree.map(jnp.asarray, batch), boxes)
     for example, row, values in zip(examples, boxes, np.asarray(got), strict=True):
         picture = example["image"]
         asked = example["question"], example["answers"][0]
         alone = oracle.log_likelihood([picture], *asked)
-        for box, value in zip(row, values, strict=True):
+        for box, (gain, of_crop) in zip(row, values, strict=True):
             left, top, right, bottom = geometry.to_pixels(box, np.array(picture.shape[:2]))
             pictures = [picture, picture[top:bottom, left:right]]
             expected = oracle.log_likelihood(pictures, *asked) - alone
             # A grey level here or there.
-            assert abs(value - expected) < 0.02, (box, value, expected)
+            assert abs(gain - expected) < 0.02, (box, gain, expected)
+            expected = oracle.log_likelihood(pictures[1:], *asked)
+            assert abs(of_crop - expected) < 0.02, (box, of_crop, expected)
 
     policy, params = tiny.make_model(0)
     optimizer = optax.sgd(1e-2)
@@ -275,7 +278,7 @@ def assert_rewards(oracle: Oracle) -> None:
         grammar=tiny.GRAMMAR,
         template=template,
         optimizer=optimizer,
-        config=dataclasses.replace(config, beta=0.0, gain=False),
+        config=dataclasses.replace(config, beta=0.0, gain=False, verification_weight=0.0),
     )
     state = TrainState.create(params=params, optimizer=optimizer, target=weights)
     state, metrics = jax.jit(step)(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))

@@ -146,11 +146,13 @@ def _iterations(equation: Any) -> int:
 
 
 def _of_branches(equation: Any, scope: str) -> Operations:
-    """Operations of a choice between branches."""
-    found = [_matmuls(branch.jaxpr, scope) for branch in equation.params["branches"]]
+    """Operations of a choice between branches; where the platform chooses, of the default."""
+    branches = equation.params["branches"]
     platforms = equation.params.get("branches_platforms")
     if platforms is not None:
-        return found[platforms.index(None)] if None in platforms else found[-1]
+        default = platforms.index(None) if None in platforms else -1
+        return _matmuls(branches[default].jaxpr, scope)
+    found = [_matmuls(branch.jaxpr, scope) for branch in branches]
     if marks := re.findall(r"last_branch_(\d+)_of_(\d+)", scope):
         share = int(marks[-1][0]) / int(marks[-1][1])
         first, last = found

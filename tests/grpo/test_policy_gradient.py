@@ -43,6 +43,11 @@ def in_groups(x: np.ndarray) -> np.ndarray:
     return np.stack(np.broadcast_arrays(x[:, None], x[None]), -1)
 
 
+def of_boxes(x: np.ndarray) -> np.ndarray:
+    """Sums `[36]` over the groups that a box is in of what it has there, `[36, 36, 2]`."""
+    return x[..., 0].sum(1) + x[..., 1].sum(0)
+
+
 def centred(x: np.ndarray, scaled: bool) -> np.ndarray:
     difference = x - x.mean(-1, keepdims=True)
     return difference / (x.std(-1, ddof=1, keepdims=True) + 1e-4) if scaled else difference
@@ -71,10 +76,7 @@ def expected_gradient(config: GRPOConfig) -> np.ndarray:
     others = others - (ENTROPY_COEF if config.entropy_target else 0) * replies.slopes["entropy"]
     others = others + config.format_weight * replies.slopes["malformed"]
     log_probs = replies.slopes["sampled" if config.temperature_in_log_probs else "plain"]
-    weights, counts = share * -advantages, share
-    first, second = weights[..., 0].sum(1), weights[..., 1].sum(0)
-    often = counts[..., 0].sum(1) + counts[..., 1].sum(0)
-    return (first + second) @ log_probs + often @ others
+    return of_boxes(share * -advantages) @ log_probs + of_boxes(share) @ others
 
 
 def true_gradient(config: GRPOConfig) -> np.ndarray:

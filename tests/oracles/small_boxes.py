@@ -18,6 +18,7 @@ from cropvlm_jax.geometry import grammar
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.rewards import weigh
+from cropvlm_jax.grpo.rollout import Rollouts
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.train_state import TrainState
 
@@ -81,6 +82,11 @@ BATCH = jax.tree.map(jnp.asarray, tiny.make_batch(tiny.make_examples(1)))
 OPTIMIZER = optax.sgd(1.0)
 
 
+def quickly(function: Any) -> Any:
+    """Jits what runs once."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def make_step(config: GRPOConfig) -> TableStep:
     return TableStep(policy=POLICY_GRAPH, grammar=GRAMMAR, optimizer=OPTIMIZER, config=config)
 
@@ -95,18 +101,38 @@ def make_state(config: GRPOConfig) -> TrainState:
     )
 
 
-def sampled_gradients(config: GRPOConfig, steps: int) -> np.ndarray:
-    """Gradients `[steps, 32]` of steps with different keys."""
+@functools.cache
+def sampled(group: int, steps: int) -> Rollouts:
+    """Groups of boxes at `TEMPERATURE`, with different keys: arrays `[steps, 1, G, ...]`."""
+    config = GRPOConfig(num_generations=group, temperature=TEMPERATURE, beta=0.0)
     step, state = make_step(config), make_state(config)
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    @jax.vmap
-    def run(key: jax.Array) -> jax.Array:
-        gradients, _ = step.learn_from_prompts(state, BATCH, key)
-        (leaf,) = jax.tree.leaves(gradients.weights)
-        return leaf / jnp.maximum(gradients.sums["loss"][1], 1)
+    @quickly
+    def run(keys: jax.Array) -> Rollouts:
+        prompts = step.read_prompts(state, BATCH)
+        return jax.vmap(lambda key: step.sample(state, BATCH, prompts, key))(keys)
 
-    return np.asarray(run(jax.random.split(jax.random.key(3), steps)), np.float64)
+    return run(jax.random.split(jax.random.key(3), steps))
+
+
+def sampled_gradients(config: GRPOConfig, steps: int) -> np.ndarray:
+    """Gradients `[steps, 32]` of steps that sample at `TEMPERATURE`."""
+    step, state = make_step(config), make_state(config)
+
+    @quickly
+    def run(rollouts: Rollouts) -> jax.Array:
+        prompts = step.read_prompts(state, BATCH)
+
+        def learn(rollouts: Rollouts) -> jax.Array:
+            _, rewards = step.reward(state, BATCH, prompts, rollouts.boxes)
+            gradients, _ = step.learn(state, BATCH, prompts, rollouts, rewards)
+            (leaf,) = jax.tree.leaves(gradients.weights)
+            return leaf / jnp.maximum(gradients.sums["loss"][1], 1)
+
+        return jax.vmap(learn)(rollouts)
+
+    assert config.temperature == TEMPERATURE
+    return np.asarray(run(sampled(config.num_generations, steps)), np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +183,11 @@ def read_all() -> Replies:
         of_replies = {name: jnp.where(mask, x, 0).sum(-1) for name, x in of_choices.items()}
         return of_replies, mask.sum(-1)
 
-    values, choices = jax.jit(sums)(TRAINED)
-    slopes = jax.jit(jax.jacrev(lambda params: sums(params)[0]))(TRAINED)
+    @quickly
+    def both(params: Any) -> Any:
+        return *sums(params), jax.jacrev(lambda params: sums(params)[0])(params)
+
+    values, choices, slopes = both(TRAINED)
     slopes = {name: jax.tree.leaves(x)[0] for name, x in slopes.items()}
     as_fp64 = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
     return Replies(np.asarray(choices), as_fp64(values), as_fp64(slopes))

@@ -94,7 +94,9 @@ def test_choices_and_marks():
     def function(x, flag):
         with jax.named_scope("here"):
             x = jax.lax.platform_dependent(
-                x, cpu=lambda x: digits(x, 2), default=lambda x: digits(x, 3)
+                x,
+                cpu=lambda x: jax.lax.fori_loop(0, flag + 1, lambda _, x: digits(x, 2), x),
+                default=lambda x: digits(x, 3),
             )
             x = jax.lax.cond(flag, lambda x: x @ x @ x, lambda x: x @ x, x)
         with jax.named_scope("there"), jax.named_scope("last_branch_1_of_4"):
