@@ -218,7 +218,7 @@ def facts(look: Look, crops: list[Encoded]) -> dict[str, Any]:
     return {
         "size": list(look.size),
         "boxes": boxes,
-        "confidence": round(look.confidence, 4),
+        "confidence": float(f"{look.confidence:.3g}"),
         "milliseconds": {stage: round(spent, 2) for stage, spent in look.milliseconds.items()},
     }
 
@@ -240,16 +240,9 @@ def told(look: Look, crops: list[Encoded]) -> str:
             f"original ({box[0]}% to {box[2]}% of its width, {box[1]}% to {box[3]}% of its "
             f"height), {cut[0]} x {cut[1]} px{scaled}."
         )
+    sure = look.confidence ** (1 / (4 * len(crops)))  # the geometric mean of the edges
     lines += [
-        f"Confidence: {percent(look.confidence)} for exactly this; places that hardly differ share "
-        "the rest, so that small values are usual.",
+        f"Confidence: {sure:.0%}, which is how likely each edge is to be at its very percent.",
         "Read the answer in the crop. If it is not there, look at the whole picture.",
     ]
     return "\n".join(lines)
-
-
-def percent(probability: float) -> str:
-    """A probability in two digits that count."""
-    if probability < 1e-4:
-        return "under 0.01%"
-    return f"{100 * probability:.0f}%" if probability >= 0.1 else f"{100 * probability:.2g}%"

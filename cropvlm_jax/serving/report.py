@@ -51,12 +51,12 @@ class Report:
                 "percent": list(box),
                 "pixels": list(pixels),
                 "size": list(look.size),
-                "confidence": round(look.confidence, 4),
+                "confidence": _three_digits(look.confidence),
             }
             for number, look in sorted(self.looks.items())
             for box, pixels in zip(look.boxes, look.pixel_boxes, strict=True)
         ]
-        sure = [round(look.confidence, 4) for look in self.looks.values() if look.boxes]
+        sure = [_three_digits(look.confidence) for look in self.looks.values() if look.boxes]
         total = {"total": 1000 * (time.monotonic() - self.begun)}
         return {
             "boxes": boxes,
@@ -106,3 +106,8 @@ def is_object(text: bytes) -> bool:
         return isinstance(json.loads(text.decode()), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _three_digits(probability: float) -> float:
+    """Rounds to three digits that count, since probabilities of single boxes are small."""
+    return float(f"{probability:.3g}")

@@ -34,7 +34,6 @@ from cropvlm_jax.serving.mcp_tool import (
     ZoomTool,
     make_server,
     over_http,
-    percent,
 )
 from cropvlm_jax.serving.pictures import PictureReader
 from cropvlm_jax.serving.server import bound
@@ -100,17 +99,11 @@ def test_a_crop_comes_in_its_own_pixels_with_all_that_there_is_to_know(allowed):
         "The picture is 80 x 40 px.",
         "Crop 1: left 20, top 20, right 60, bottom 40 px of the original (25% to 75% of its width, "
         "50% to 100% of its height), 40 x 20 px.",
-        "Confidence: 75% for exactly this; places that hardly differ share the rest, so that small "
-        "values are usual.",
+        "Confidence: 93%, which is how likely each edge is to be at its very percent.",
         "Read the answer in the crop. If it is not there, look at the whole picture.",
     ]
     # Some clients show a model nothing else where this is given.
     assert result.structured_content is None
-
-
-def test_small_probabilities_keep_two_digits():
-    told = [percent(value) for value in (1.0, 0.754, 0.1, 0.0999, 0.00412, 1e-4, 1e-9, 0.0)]
-    assert told == ["100%", "75%", "10%", "10%", "0.41%", "0.01%", "under 0.01%", "under 0.01%"]
 
 
 def test_how_the_tool_is_described():

@@ -94,7 +94,7 @@ def test_a_sample_is_asked_about(chromium, served, size, scheme):
         inside = tip.bounding_box()
         assert inside["x"] >= picture["x"] and inside["y"] >= picture["y"]
         assert inside["x"] + inside["width"] <= picture["x"] + picture["width"]
-        assert "75%" in page.locator(".crop").inner_text()
+        assert "93% an edge" in page.locator(".crop").inner_text()
         assert "20 image tokens" in page.locator("#cost-with").inner_text()
         assert "10 image tokens" in page.locator("#cost-alone").inner_text()
         assert "Wrong, it is 7" in page.locator("#verdict-with").inner_text()

@@ -20,7 +20,8 @@ function described(pairs) {
 }
 
 const range = ([left, top, right, bottom]) => `${left}, ${top} to ${right}, ${bottom}`;
-const percent = (p) => (p < 1e-4 ? "under 0.01%" : `${Number((100 * p).toPrecision(2))}%`);
+// The probability of a box, as the geometric mean of its edges: nearby boxes share what is left.
+const sure = (p) => `${Math.round(100 * p ** 0.25)}% an edge`;
 
 // ---- Boxes and crops ----
 
@@ -59,7 +60,7 @@ function drawCrop(box, number, confidence) {
   context.drawImage($("picture"), left, top, width, height, 0, 0, canvas.width, canvas.height);
   return element("div", { className: "crop" }, canvas, described([
     ["Size", `${width} × ${height} px`], ["Pixels", range(box.pixels)],
-    ["Percent", range(box.percent)], ["Confidence", `${percent(confidence)} for exactly this box`],
+    ["Percent", range(box.percent)], ["Confidence", sure(confidence)],
   ]));
 }
 
