@@ -21,10 +21,13 @@ class PictureFormat:
         quality: of JPEG, 1..100; None sends every picture as PNG.
         lossless: pictures of up to so many pixels are PNG; of a larger one the smaller file is
             sent, as PNG of screenshots and drawings is smaller than JPEG.
+        compress_level: of PNG, as zlib's, -1 for its default: 1 takes 0.4 of the time, for files
+            that are 15% larger.
     """
 
     quality: int | None = 90
     lossless: int = 2**20
+    compress_level: int = -1
 
     def __post_init__(self) -> None:
         """Checks the quality.
@@ -63,7 +66,7 @@ class PictureFormat:
             or height * width <= self.lossless
             or max(height, width) > JPEG_EDGE
         ):
-            return _data_url("png", png(picture))
+            return _data_url("png", encoded(picture, "PNG", compress_level=self.compress_level))
         # Colours keep their resolution: small coloured print is what crops are about.
         jpeg = encoded(picture, "JPEG", quality=self.quality, subsampling=0)
         fast_png = encoded(picture, "PNG", compress_level=1)

@@ -51,7 +51,7 @@ class Zoomer:
             most: pictures of a request that are looked at.
         """
         self._engine, self._reader, self._most = engine, reader, most
-        self._format = PictureFormat()
+        self._format = PictureFormat(compress_level=1)  # crops are small, and clients wait
 
     async def look(self, chat: Chat, report: Report, deadline: float) -> list[Seen]:
         """The pictures of a request, and what the cropper says about them.
