@@ -286,6 +286,12 @@ def resident(pid: int) -> int:
     return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, from Linux."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def terminated(
     server: subprocess.Popen[bytes], client: httpx2.AsyncClient, scenes: Sequence[Asked]
 ) -> dict[str, Any]:
@@ -342,7 +348,7 @@ async def overhead(scenes: Sequence[Asked]) -> dict[str, Any]:
     """Milliseconds of a request by way of the proxy, and to the upstream itself, in turn."""
     scenes = [dataclasses.replace(scene, answer=None) for scene in scenes]  # not compared
     with upstream() as url:
-        async with serving(f"--upstream={url}") as (_, proxied):
+        async with serving(f"--upstream={url}") as (server, proxied):
             direct = httpx2.AsyncClient(base_url=url.removesuffix("/v1"), trust_env=False)
             async with direct:
                 for _ in range(100):
@@ -350,12 +356,14 @@ async def overhead(scenes: Sequence[Asked]) -> dict[str, Any]:
                         await post(direct, scenes[0], Tally())
                         break
                     await asyncio.sleep(0.1)
-                plain, passed, zoomed = Tally(), Tally(), Tally()
+                plain, passed, zoomed, spent = Tally(), Tally(), Tally(), []
                 for number in range(PROBES.value):
                     scene = scenes[number % len(scenes)]
                     body = scene.body[:-1] + b', "cropvlm": {"looks": 0}}'
                     await post(direct, scene, plain)
+                    begun = cpu_seconds(server.pid)
                     await post(proxied, dataclasses.replace(scene, body=body), passed)
+                    spent.append(cpu_seconds(server.pid) - begun)
                     await post(proxied, scene, zoomed)
     p50 = {
         "upstream_ms": percentile(plain.seconds, 50),
@@ -363,7 +371,10 @@ async def overhead(scenes: Sequence[Asked]) -> dict[str, Any]:
         "with_crop_ms": percentile(zoomed.seconds, 50),
     }
     extra = [b - a for a, b in zip(plain.seconds, passed.seconds, strict=True)]
-    return p50 | {"overhead_p50_ms": percentile(extra, 50)}
+    return p50 | {
+        "overhead_p50_ms": percentile(extra, 50),
+        "overhead_cpu_ms": 1000 * float(np.mean(spent)),
+    }
 
 
 UPSTREAM = Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
