@@ -6,8 +6,8 @@ An idle device begins as soon as there is nothing left to wait for:
 
 - a batch is full; or
 - no request is being prepared, and none has come for `wait` seconds; or
-- the oldest one has waited for as long as the device takes for a full batch: to wait never costs
-  more than to work.
+- the oldest one has waited for as long as the device takes for a full batch; or for `DOUBLING`
+  times that, as long as what is being prepared would at least double the batch.
 
 What comes while the device works waits for it. A full batch is put together meanwhile, so that the
 device goes on at once.
@@ -25,6 +25,8 @@ from typing import Any, NamedTuple, Protocol
 from absl import logging
 
 from cropvlm_jax.serving.metrics import Metrics
+
+DOUBLING = 4  # times as long is waited for a batch that is twice as large
 
 
 class Lane(Protocol):
@@ -166,8 +168,11 @@ class Batcher:
         oldest, newest = batch[0], batch[-1]
         if len(batch) == oldest.lane.most:
             return oldest.since
-        latest = oldest.since + max(oldest.lane.seconds, self._wait)
-        return latest if self._coming[oldest.lane.kind] else min(newest.since + self._wait, latest)
+        coming, patience = self._coming[oldest.lane.kind], max(oldest.lane.seconds, self._wait)
+        if coming >= len(batch):
+            patience *= DOUBLING
+        latest = oldest.since + patience
+        return latest if coming else min(newest.since + self._wait, latest)
 
     def _start(self, batch: Sequence[_Waiting]) -> None:
         """Hands a batch to the threads."""
