@@ -348,8 +348,8 @@ def memory() -> str:
 def memory_7b() -> str:
     """The same with a large frozen reader."""
     rows = []
-    titles = {"qwen7b": "Qwen2.5-VL-7B", "qwen3_8b": "Qwen3-VL-8B", "llava7b": "LLaVA-1.5-7B"}
-    for name, title in titles.items():
+    titles = {"qwen7b": "Qwen2.5-VL-7B", "qwen3_4b": "Qwen3-VL-4B", "qwen3_8b": "Qwen3-VL-8B"}
+    for name, title in {**titles, "llava7b": "LLaVA-1.5-7B"}.items():
         report = load(f"aot/v5e-8_{name}.json")
         hbm, mesh = report["hbm_gib"], report["mesh"]
         moved = {kind: found["bytes"] / 1e9 for kind, found in report["collectives"].items()}
