@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 from tiny_folder import LIMIT, PICTURES, SIZES, SPLIT, make_folder
 
 import cropvlm_jax
 from cropvlm_jax import api, geometry
+from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub import upload
+from cropvlm_jax.models.decode import read_prompt
 from cropvlm_jax.readers import base
 from cropvlm_jax.readers.base import Reply
 from cropvlm_jax.readers.registry import open_reader
@@ -44,6 +47,20 @@ def target(folders):
 @pytest.fixture(scope="module")
 def cropper(folders, target):
     return api.CropVLM.from_pretrained(folders[0], target)
+
+
+def test_confidence_is_the_probability_of_the_reply(cropper):
+    boxes, sure = cropper.look([A], ["What?"])
+    model, row = nnx.merge(cropper.graphdef, cropper.params), cropper.crop_row(A, "What?")
+    prompt = jnp.asarray(row.prompt)[None]
+    tokens = model.encode_images(jnp.asarray(row.images)[None])
+    prefix = read_prompt(model, tokens, prompt, jnp.ones_like(prompt, bool))
+    told = rollout.reply_log_probs(
+        model, cropper.grammar, prefix, prompt[:, -1], jnp.asarray(boxes)[:, None], 1.0
+    )
+    choices = jnp.where(told.reply.allowed.any(-1), told.chosen, 0.0)
+    np.testing.assert_allclose(sure[0], np.exp(choices.sum()), rtol=1e-4)
+    assert cropper.zoom([A], "What?", compare=False)[0].confidence == sure[0]
 
 
 def test_proposals_of_a_batch_are_those_of_each(cropper):
