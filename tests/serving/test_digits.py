@@ -81,7 +81,11 @@ def served(model, upstream):
     """One engine behind two endpoints: /v1 asks the upstream, and /local/v1 the engine's target."""
     engine = Engine(model, model.target, batch_sizes=(1,))  # the shapes of the page's tests
     shared = types.SimpleNamespace(
-        ready=True, look=engine.look, answer=engine.answer, metrics=Metrics()
+        ready=True,
+        expecting=engine.expecting,
+        look=engine.look,
+        answer=engine.answer,
+        metrics=Metrics(),
     )
     limits = Limits()
     local = Service(
