@@ -55,7 +55,10 @@ async def resolve_public(host: str, port: int) -> list[str]:
         OSError: there is no such host.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # a part of the name is empty, or longer than 63 letters
+        raise OSError(f"{host[:80]} is no name of a host") from None
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     for address in addresses:
         # An address with a zone, such as fe80::1%eth0, is a link's, and is refused as such.

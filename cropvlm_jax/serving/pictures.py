@@ -119,14 +119,13 @@ class PictureReader:
         kind, *parameters = (each.strip().lower() for each in head[len("data:") :].split(";"))
         if not comma or not _PICTURE_TYPE.fullmatch(kind):
             raise Unreadable(f"a data: URL of the type {kind[:80]!r} is no picture")
-        if "base64" not in parameters:
+        try:
             file = urllib.parse.unquote_to_bytes(data)
-        else:
-            try:
-                text = "".join(data.split())
-                file = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-            except ValueError as error:  # also of letters that are not ASCII
-                raise Unreadable(f"the base64 of its data: URL is broken: {error}") from None
+            if "base64" in parameters:
+                text = b"".join(file.split())
+                file = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+        except ValueError as error:  # of base64; half a surrogate pair, which has no bytes
+            raise Unreadable(f"its data: URL is broken: {error}") from None
         self._check_length(len(file))
         self._check(file)
         return file
@@ -152,7 +151,7 @@ class PictureReader:
                 headers = {name.lower(): value for name, value in response.headers}
                 location = headers.get(b"location")
                 if response.status in MOVED and location:
-                    url = urllib.parse.urljoin(url, location.decode("latin-1"))
+                    url = _joined(url, location.decode("latin-1"))
                     continue
                 return await self._body(response, headers)
         raise Unreadable(f"not fetched: more than {REDIRECTS} redirects")
@@ -190,3 +189,11 @@ class PictureReader:
             file += part
             self._check_length(len(file))
         return bytes(file)
+
+
+def _joined(url: str, location: str) -> str:
+    """Where a redirect leads."""
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError:  # such as http://[
+        raise Unreadable("not fetched: it leads to what is no address") from None

@@ -132,8 +132,8 @@ BROKEN = {
     "injected type": ("data:image/png\r\nx-a: b;base64,AAAA", "is no picture"),
     "no picture": (data_url(b"hello"), "No picture in the image's 5 bytes"),
     "empty": (data_url(b""), "an empty file"),
-    "base64": ("data:image/png;base64,@@@", "base64 of its data: URL is broken"),
-    "letters": ("data:image/png;base64,\u00e9\u00e9", "base64 of its data: URL is broken"),
+    "base64": ("data:image/png;base64,@@@", "its data: URL is broken"),
+    "letters": ("data:image/png;base64,\u00e9\u00e9", "its data: URL is broken"),
     "no comma": ("data:image/png", "is no picture"),
     "large": (data_url(b"\x89PNG" + bytes(1_100_000)), "its file is larger than 1 MB"),
     "loopback": ("http://127.0.0.1/a.png", "127.0.0.1 is not among --allow_hosts"),
@@ -157,6 +157,13 @@ def test_a_frame_larger_than_its_canvas_harms_nobody(served):
 
 def test_a_declared_type_does_not_count(served):
     jpeg = picture_part(data_url(file_of(kind="JPEG"), "image/png"))
+def test_half_a_letter_in_a_data_url(served):
+    """The official client does not send it, but others do."""
+    reply = post(served, {"messages": turn(QUESTION, picture_part("data:image/png,\ud83d"))})
+    (warning,) = reply.json()["cropvlm"]["warnings"]
+    assert "its data: URL is broken" in warning
+
+
     unpadded = picture_part(data_url(file_of()).rstrip("="))
     plain = picture_part("data:image/png," + "".join(f"%{byte:02x}" for byte in file_of()))
     for picture in (jpeg, unpadded, plain):

@@ -125,6 +125,7 @@ def test_patterns_of_hosts(port, hosts):
         ("http://{name}:{port}/endless", "its file is larger than 0.1 MB"),
         ("http://{name}:{port}/slow", "not fetched within 0.5 s"),
         ("http://{name}:{port}/loop", "more than 3 redirects"),
+        ("http://{name}:{port}/to/http://[", "leads to what is no address"),
         ("http://{name}:{port}/to/file:///etc/passwd", "is none of http"),
         ("http://{name}:{port}/to/http://localhost:PORT/png", "which is not public"),
         ("http://{name}:{port}/to/http://127.0.0.1:PORT/png", "is not among --allow_hosts"),
@@ -134,12 +135,14 @@ def test_patterns_of_hosts(port, hosts):
         ("http://2130706433:{port}/png", "127.0.0.1, which is not public"),
         ("http://0x7f.1:{port}/png", "127.0.0.1, which is not public"),
         ("http://[::ffff:127.0.0.1]:{port}/png", "which is not public"),
+        ("http://a..wild.example/png", "is no name of a host"),
+        (f"http://{'a' * 64}.wild.example/png", "is no name of a host"),
         ("https://{name}:{port}/png", "not fetched: "),  # there is no TLS
     ],
 )
 def test_what_is_not_fetched(port, address, told):
     numbers = ("0.0.0.0", "2130706433", "0x7f.1", "localhost", "::ffff:127.0.0.1")
-    hosts = [f"{host}:{port}" for host in (NAME, *numbers)]
+    hosts = ["*.wild.example", *(f"{host}:{port}" for host in (NAME, *numbers))]
     with pytest.raises(Unreadable, match=told.replace(".", "[.]")):
         fetch(address.format(name=NAME, port=port), *hosts)
 
