@@ -193,7 +193,9 @@ class Batcher:
             assembled = await loop.run_in_executor(self._assembly, lane.assemble, items)
             begun, values, ended = await loop.run_in_executor(self._device, _timed, lane, assembled)
         except Exception as error:
-            logging.warning("a batch of %d: %s; each is tried alone", len(items), error)
+            # Not its message, which may have something of a request in it.
+            what = type(error).__name__
+            logging.warning("a batch of %d: %s; each is tried alone", len(items), what)
             begun = time.monotonic()
             values = await loop.run_in_executor(self._device, _each_alone, lane, items)
             ended = time.monotonic()

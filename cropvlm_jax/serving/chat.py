@@ -69,8 +69,8 @@ class Chat:
             raise Fault(400, "invalid_json", f"the request is no JSON: {reason}") from None
         if not isinstance(fields, dict):
             raise Fault(400, "invalid_json", "the request must be a JSON object")
+        untouched = None if FIELD in fields else body
         asked = fields.pop(FIELD, None)
-        untouched = None if asked is not None else body
         messages = fields.get("messages")
         messages = messages if isinstance(messages, list) else []
         turn = _last_user_turn(messages)
@@ -90,10 +90,9 @@ class Chat:
         """
         if not any(crops):
             return self._written(self.fields) if self.body is None else self.body
-        messages, shown = list(self.fields["messages"]), dict(zip(self.places, crops, strict=True))
+        messages, content = list(self.fields["messages"]), []
         turn = messages[self.turn]
-        content = []
-        by_part = {place.part: urls for place, urls in shown.items()}
+        by_part = {place.part: urls for place, urls in zip(self.places, crops, strict=True)}
         for number, part in enumerate(turn["content"]):
             urls = by_part.get(number, ())
             if not urls or self.policy.crops == "append":

@@ -149,7 +149,7 @@ def _max_tokens(chat: Chat) -> int:
 def _ignored(chat: Chat) -> Iterator[str]:
     """What of a request such a target does not do."""
     names = [name for name in _UNKNOWN if chat.fields.get(name)]
-    names += ["n"] if chat.fields.get("n", 1) != 1 else []
+    names += ["n"] if chat.fields.get("n") not in (None, 1) else []
     if names:
         yield f"this server's target does not know: {', '.join(names)}"
     if len(chat.fields.get("messages", ())) > 1:
