@@ -20,7 +20,7 @@ class Report:
     """What was done with a request so far.
 
     Attributes:
-        looks: at each picture that was looked at, by its number in the turn, from 0.
+        looks: at each picture that was looked at, by its number in the turn, from 0; less pixels.
         warnings: what was not done, and why.
         milliseconds: by stage.
         image_tokens: tokens that the target read of the pictures; None where it does not say.
@@ -39,7 +39,8 @@ class Report:
 
     def looked(self, number: int, look: Look) -> None:
         """Takes note of a look at a picture; of stages that run at once the longest counts."""
-        self.looks[number] = look
+        # Without pixels: an upstream may take minutes, and pictures are large.
+        self.looks[number] = dataclasses.replace(look, crops=(), pixels=None)
         for stage, spent in look.milliseconds.items():
             self.milliseconds[stage] = max(spent, self.milliseconds.get(stage, 0.0))
 

@@ -7,6 +7,7 @@ to whoever answers. It ends early where its client leaves or its deadline passes
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -25,7 +26,7 @@ from cropvlm_jax.serving.looks import Policy
 from cropvlm_jax.serving.pictures import PictureReader
 from cropvlm_jax.serving.report import Report
 from cropvlm_jax.serving.target import LocalTarget
-from cropvlm_jax.serving.upstream import Upstream
+from cropvlm_jax.serving.upstream import Stream, Upstream
 from cropvlm_jax.serving.zoomer import Zoomer
 
 JSON = "application/json"
@@ -37,7 +38,7 @@ class Service:
 
     Attributes:
         limits: of sizes and times.
-        working: how many requests are worked on.
+        working: how many requests are worked on; streams are until they end.
         closing: whether the server is about to end, and only finishes what it has accepted.
     """
 
@@ -86,15 +87,21 @@ class Service:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != JSON:  # so that no web page can send one without asking (CORS)
             raise Fault(415, "not_json", f"the content-type must be {JSON}")
-        self.working += 1
-        try:
+        with contextlib.ExitStack() as place:
+            self.working += 1
+            place.callback(self._ended)
             report = Report()
             deadline = report.begun + self.limits.timeout_s
             async with asyncio.timeout_at(deadline):
                 body = await self._body(request)
-                return await unless_left(request, self._respond(request, body, report, deadline))
-        finally:
-            self.working -= 1
+                work = self._respond(request, body, report, deadline)
+                response = await unless_left(request, work)
+            if isinstance(response, Stream):
+                response.keep(place.pop_all())
+            return response
+
+    def _ended(self) -> None:
+        self.working -= 1
 
     async def _body(self, request: Request) -> bytes:
         """The body of a request."""
@@ -117,11 +124,10 @@ class Service:
         if isinstance(self._answers, LocalTarget):
             seen = await self._zoomer.look(chat, report, deadline)
             return await self._answers.complete(chat, seen, report, deadline)
-        if chat.policy.looks:
-            seen = await self._zoomer.look(chat, report, deadline)
-            body = chat.with_crops(await self._zoomer.urls(seen, report))
-        else:
-            body = chat.with_crops([])
+        urls: list[list[str]] = []
+        if chat.policy.looks:  # what was seen is not kept while the upstream answers
+            urls = await self._zoomer.urls(await self._zoomer.look(chat, report, deadline), report)
+        body = chat.with_crops(urls)
         return await self._answers.complete(body, request, report, deadline)
 
     async def models(self, request: Request) -> Response:

@@ -3,6 +3,7 @@
 """The server that answers: any that speaks OpenAI's protocol."""
 
 import asyncio
+import contextlib
 import logging as standard_logging
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from cropvlm_jax.serving.report import PREFIX, Report, is_object, with_member
 from cropvlm_jax.serving.sse import FirstEvent
 
 CONNECT_S = 10.0
+LINGER_S = 5.0  # after its deadline, for the last event of a stream to get to the client
+ENCODING = "latin-1"  # of headers: what came as bytes goes on as the same bytes
 # Of one connection (RFC 9110, 7.6.1), or of a body that is written anew.
 _OF_A_CONNECTION = {
     "connection",
@@ -113,7 +116,8 @@ class Upstream:
         self, method: str, path: str, request: Request, body: bytes | None, deadline: float
     ) -> httpx2.Response:
         """The head of the upstream's response."""
-        url = self._url + path + (f"?{request.url.query}" if request.url.query else "")
+        query = request.scope["query_string"].decode("latin-1")
+        url = self._url + path + (f"?{query}" if query else "")
         sent = self._client.build_request(method, url, headers=self._headers(request), content=body)
         try:
             async with asyncio.timeout_at(deadline):
@@ -121,7 +125,7 @@ class Upstream:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise _failed(error) from None
 
-    def _headers(self, request: Request) -> list[tuple[str, str]]:
+    def _headers(self, request: Request) -> httpx2.Headers:
         """What the upstream gets of a request's headers."""
         headers = [
             (name, value)
@@ -132,7 +136,8 @@ class Upstream:
             headers.append(("authorization", f"Bearer {self._key}"))
         elif not self._own_token and "authorization" in request.headers:
             headers.append(("authorization", request.headers["authorization"]))
-        return [*headers, ("accept-encoding", "identity")]
+        headers.append(("accept-encoding", "identity"))
+        return httpx2.Headers(headers, encoding=ENCODING)
 
 
 class Stream(StreamingResponse):
@@ -142,14 +147,24 @@ class Stream(StreamingResponse):
         """Takes the reply, of which nothing has been read."""
         headers = _returned(reply) | report.headers()
         super().__init__(self._lines(report, deadline), reply.status_code, headers)
-        self._reply = reply
+        self._reply, self._deadline = reply, deadline
+        self._place = contextlib.ExitStack()
+
+    def keep(self, place: contextlib.ExitStack) -> None:
+        """Takes what is to be closed when the stream has ended."""
+        self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the stream; whatever ends it, the connection to the upstream is given back."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._reply.aclose()
+        """Sends the stream; whatever ends it, the connection to the upstream is given back.
+
+        A client that does not read what it is sent is not waited for beyond the deadline.
+        """
+        with self._place, contextlib.suppress(TimeoutError):
+            try:
+                async with asyncio.timeout_at(self._deadline + LINGER_S):
+                    await super().__call__(scope, receive, send)
+            finally:
+                await self._reply.aclose()
 
     async def _lines(self, report: Report, deadline: float) -> AsyncIterator[bytes]:
         first = FirstEvent(report.json_member)
@@ -182,6 +197,7 @@ async def _read(reply: httpx2.Response, deadline: float) -> bytes:
 
 def _returned(reply: httpx2.Response) -> dict[str, str]:
     """What the client gets of a response's headers."""
+    reply.headers.encoding = ENCODING
     return {
         name: value
         for name, value in reply.headers.items()

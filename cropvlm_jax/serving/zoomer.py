@@ -14,6 +14,7 @@ from absl import logging
 from cropvlm_jax.readers.pictures import PictureFormat
 from cropvlm_jax.serving.chat import Chat
 from cropvlm_jax.serving.engine import Busy, Closed, DeadlineExceeded, Engine
+from cropvlm_jax.serving.faults import Fault
 from cropvlm_jax.serving.looks import Look
 from cropvlm_jax.serving.pictures import PictureReader, Unreadable
 from cropvlm_jax.serving.report import Report
@@ -98,7 +99,13 @@ class Zoomer:
             return await self._reader.file(url)
         except Unreadable as error:
             self._degraded("unreadable", f"picture {number}: {error}", report)
-            return None
+        except Fault:
+            raise
+        except Exception as error:
+            # Not its message, which may have something of the request in it.
+            logging.error("reading a picture failed: %s", type(error).__name__)
+            self._degraded("unreadable", f"picture {number}: it cannot be read", report)
+        return None
 
     async def _look(
         self, number: int, file: bytes | None, chat: Chat, report: Report, deadline: float

@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes wrong: each fault has its status, and the server goes on."""
 
+import asyncio
 import base64
 import concurrent.futures
+import contextlib
 import io
 import json
 import logging
 import time
+import weakref
 import zlib
 
 import chat_server
@@ -20,6 +23,9 @@ from upstream_server import Server
 
 from cropvlm_jax.serving.limits import Limits
 from cropvlm_jax.serving.looks import Busy, Closed, DeadlineExceeded
+from cropvlm_jax.serving.pictures import PictureReader
+from cropvlm_jax.serving.report import Report
+from cropvlm_jax.serving.upstream import Stream
 
 LIMITS = Limits(
     timeout_s=1.5, max_body_mb=4, max_pictures=2, max_picture_mb=1, max_megapixels=2, max_requests=8
@@ -151,12 +157,6 @@ def test_a_picture_that_cannot_be_read_passes_as_it_is(served, upstream, url):
     assert upstream.turn() == turn(QUESTION, picture_part(url))[0]["content"]
 
 
-def test_a_frame_larger_than_its_canvas_harms_nobody(served):
-    assert ask(served, turn(QUESTION, picture_part(growing_gif()))).http_response.status_code == 200
-
-
-def test_a_declared_type_does_not_count(served):
-    jpeg = picture_part(data_url(file_of(kind="JPEG"), "image/png"))
 def test_half_a_letter_in_a_data_url(served):
     """The official client does not send it, but others do."""
     reply = post(served, {"messages": turn(QUESTION, picture_part("data:image/png,\ud83d"))})
@@ -164,6 +164,12 @@ def test_half_a_letter_in_a_data_url(served):
     assert "its data: URL is broken" in warning
 
 
+def test_a_frame_larger_than_its_canvas_harms_nobody(served):
+    assert ask(served, turn(QUESTION, picture_part(growing_gif()))).http_response.status_code == 200
+
+
+def test_a_declared_type_does_not_count(served):
+    jpeg = picture_part(data_url(file_of(kind="JPEG"), "image/png"))
     unpadded = picture_part(data_url(file_of()).rstrip("="))
     plain = picture_part("data:image/png," + "".join(f"%{byte:02x}" for byte in file_of()))
     for picture in (jpeg, unpadded, plain):
@@ -319,8 +325,7 @@ def test_a_client_that_leaves_takes_its_request_along(upstream):
         stream = ask(served, turn("endless"), stream=True).parse()
         next(iter(stream))
         stream.close()
-        until(lambda: upstream.hung_up == 1)
-    assert served.service.working == 0
+        until(lambda: upstream.hung_up == 1 and served.service.working == 0)
 
 
 def test_more_requests_than_may_be_are_refused(upstream):
@@ -329,6 +334,67 @@ def test_more_requests_than_may_be_are_refused(upstream):
     with serving(upstream.url, engine=engine, limits=Limits(max_requests=2)) as served:
         found = outcomes(served, 6)
     assert sorted(found) == [200, 200, 429, 429, 429, 429]
+
+
+def test_streams_count_until_they_end(upstream):
+    with serving(upstream.url, limits=Limits(max_requests=2)) as served:
+        streams = [ask(served, turn("endless"), stream=True).parse() for _ in range(2)]
+        assert post(served, {"messages": turn(QUESTION)}).status_code == 429
+        for stream in streams:
+            stream.close()
+        until(lambda: served.service.working == 0)
+        assert post(served, {"messages": turn(QUESTION)}).status_code == 200
+
+
+def test_a_client_that_does_not_read_its_stream_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("cropvlm_jax.serving.upstream.LINGER_S", 0.05)
+
+    async def stuck(*_):
+        await asyncio.sleep(60)
+
+    async def scenario():
+        reply = httpx2.Response(200, content=b"data: {}\n\n")
+        stream, ended = Stream(reply, Report(), time.monotonic()), contextlib.ExitStack()
+        ended.callback(closed.append, True)
+        stream.keep(ended)
+        scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
+        await asyncio.wait_for(stream(scope, stuck, stuck), 5)
+        assert reply.is_closed
+
+    closed = []
+    asyncio.run(scenario())
+    assert closed == [True]
+
+
+def test_what_was_seen_is_not_kept_while_the_upstream_answers():
+    """Pictures are large, and an upstream may take minutes."""
+
+    class Remembering(FakeEngine):
+        async def look(self, *args, **options):
+            look = await super().look(*args, **options)
+            pixels.append(weakref.ref(look.pixels))
+            return look
+
+    pixels, kept = [], []
+
+    def answer(body: dict) -> str:
+        kept.append(pixels[-1]() is not None)
+        return "fine"
+
+    with chat_server.serving(Server(answer)) as upstream:
+        with serving(upstream.url, engine=Remembering()) as served:
+            ask(served)
+            ask(served, stream=True).parse()
+    assert kept == [False, False]
+
+
+def test_a_reader_that_fails_leaves_the_request_as_it_is(served, upstream, monkeypatch):
+    async def fails(*_):
+        raise ArithmeticError("secret")
+
+    monkeypatch.setattr(PictureReader, "file", fails)
+    assert ask(served).parse().cropvlm["warnings"] == ["picture 0: it cannot be read"]
+    assert upstream.turn() == turn(QUESTION)[0]["content"]
 
 
 def until(condition, seconds=5.0):

@@ -25,6 +25,7 @@ from served import (
 from upstream_server import Server
 
 from cropvlm_jax.pixels import host
+from cropvlm_jax.serving.upstream import _returned
 
 TELLING = {"x-cropvlm-boxes": "[[25, 50, 75, 100]]", "x-cropvlm-pixels": "[[20, 20, 60, 40]]"}
 
@@ -109,9 +110,15 @@ def test_without_pictures_the_bytes_are_the_same(served, upstream, messages):
     assert reply.json()["cropvlm"]["boxes"] == [] and reply.json()["other"] == 1e22
 
 
-def test_our_field_does_not_go_on(served, upstream):
+@pytest.mark.parametrize("asked", [{"looks": 0}, None])
+def test_our_field_does_not_go_on(served, upstream, asked):
+    ask(served, [{"role": "user", "content": QUESTION}], extra_body={"cropvlm": asked})
+    assert upstream.turn() == QUESTION and "cropvlm" not in upstream.last
+
+
+def test_no_look_leaves_the_picture_as_it_is(served, upstream):
     ask(served, extra_body={"cropvlm": {"looks": 0}})
-    assert upstream.turn() == turn(QUESTION)[0]["content"] and "cropvlm" not in upstream.last
+    assert upstream.turn() == turn(QUESTION)[0]["content"]
 
 
 def test_a_request_says_what_its_crops_are_like(served, upstream):
@@ -200,6 +207,15 @@ def test_headers_and_query_go_on_but_for_those_of_the_connection(served, upstrea
     got = upstream.heads[-1]
     assert got["x-mine"] == "1" and got["openai-project"] == "p"
     assert not {"cookie", "x-cropvlm-boxes"} & got.keys() and got["host"] in upstream.url
+
+
+def test_headers_that_are_not_ascii_go_on_byte_by_byte(served, upstream):
+    title = "Cr\u00e8me \u4e2d".encode()
+    reply = post(served, {"messages": turn(QUESTION)}, headers={"x-title": title})
+    assert reply.status_code == 200
+    assert upstream.heads[-1]["x-title"].encode("latin-1") == title
+    raw = httpx2.Response(200, headers={b"X-Title": title})
+    assert _returned(raw)["x-title"].encode("latin-1") == title
 
 
 def test_models_are_the_upstream_s(served, upstream):
