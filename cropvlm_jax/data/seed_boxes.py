@@ -32,6 +32,8 @@ _BARE = re.compile(_LIST)
 def written_box(reply: str) -> tuple[float, float, float, float]:
     """The numbers of the box that a labeller names: the first `bbox_2d`, or the first four numbers.
 
+    Like the official code it takes the first of several boxes.
+
     Args:
         reply: JSON, fenced or bare, with prose around it or not.
 
@@ -47,26 +49,18 @@ def written_box(reply: str) -> tuple[float, float, float, float]:
     return x1, y1, x2, y2
 
 
-def parse(reply: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The percent box that a labeller names, as `written_box` finds it.
-
-    Like the official code it takes the first of several boxes, and does not round. What reaches
-    beyond the image is clipped.
+def inside(
+    box: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The percent box of a written one, not rounded; what reaches beyond the image is clipped.
 
     Args:
-        reply: JSON, fenced or bare, with prose around it or not.
+        box: from `written_box`.
         size: `geometry.frame_size` of the image in the labeller's frame.
 
     Raises:
-        ValueError: There is no box, it is not ordered, or no part of it is in the image.
+        ValueError: No part of it is in the image.
     """
-    return _inside(written_box(reply), size)
-
-
-def _inside(
-    box: tuple[float, float, float, float], size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """The percent box of numbers in a frame; see `parse`."""
     x1, y1, x2, y2 = box
     height, width = size
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
@@ -119,14 +113,14 @@ def make_labels(
 
     Args:
         source: The examples.
-        replies: What `read_replies` returns; examples without a reply are left out, and counted in
-            the log.
+        replies: What `labelling.replies.read` returns; examples without a reply are left out, and
+            counted in the log.
         frame: The frame of boxes whose replies do not say it, one of `geometry.FRAMES`. None takes
             `DEFAULT_FRAME`, unless the boxes do not look like it.
         max_pixels: The limit of the labeller's processor, for replies that do not carry `resized`.
         bounds: Areas where the quintiles begin, `[4]`; None takes those of the seed boxes.
-        whole_image_on_failure: Whether the whole image becomes the seed box of a reply that `parse`
-            refuses, as in the official code; by default such replies are left out.
+        whole_image_on_failure: Whether the whole image becomes the seed box of a reply that names
+            no box in it, as in the official code; by default such replies are left out.
 
     Raises:
         ValueError: Not one label came of it, or no frame is known and the boxes look as if they
@@ -191,7 +185,7 @@ def _read_boxes(
             boxes = found.read.setdefault((read_as, bool(frame or told)), _Read())
             boxes.written.append(box)
             boxes.sizes.append(size)
-            found.seeds[name] = _inside(box, size)
+            found.seeds[name] = inside(box, size)
         except ValueError as error:
             fate = "gets the whole image" if whole_image_on_failure else "is left out"
             found.failed.append(f"{name} {fate}: {error}")

@@ -56,7 +56,7 @@ def first_axis_leading(
 def upright(
     pixels: UInt8[Array, "G S S 3"], rows_first: Bool[Array, " G"]
 ) -> UInt8[Array, "G S S 3"]:
-    """Undoes what `_first_axis_leading` swapped, after an even number of passes."""
+    """Undoes what `first_axis_leading` swapped, after an even number of passes."""
     return jnp.where(rows_first[:, None, None, None], pixels, pixels.swapaxes(1, 2))
 
 
