@@ -144,10 +144,17 @@ def assert_agree(config: QwenConfig, grids: Grids, folder: pathlib.Path, bound: 
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound * expected.std())
 
     graphdef, params = nnx.split(model)
-    encode = jax.jit(lambda p, images: nnx.merge(graphdef, p).encode_images(images))
-    pictures = vlm.one_row(encode(params, ours[2]))
-    ids, valid = (jnp.asarray(x)[:, None] for x in ours[:2])
-    valid, places = model.places(ids, valid, pictures)
+
+    @jax.jit
+    def places_and_reply(params, ids, valid, images):
+        model = nnx.merge(graphdef, params)
+        pictures = model.encode_images(images)
+        known, places = model.places(ids[:, None], valid[:, None], vlm.one_row(pictures))
+        prefix = read_prompt(model, pictures, ids, valid)
+        reply = greedy_decode(model, prefix, ids[:, -1:], end_token=-1, max_tokens=32)
+        return known, places.positions(0), places.advance.sum(-1), reply[:, 0]
+
+    valid, place, advance, reply = map(np.asarray, places_and_reply(params, *ours))
     np.testing.assert_array_equal(valid[:, 0], real)
     positions, deltas = theirs.model.get_rope_index(
         inputs["input_ids"],
@@ -156,20 +163,12 @@ def assert_agree(config: QwenConfig, grids: Grids, folder: pathlib.Path, bound: 
         attention_mask=inputs["attention_mask"],
     )
     expected = positions.numpy()[:, inputs["attention_mask"].bool().numpy()]
-    np.testing.assert_array_equal(np.asarray(places.positions(0))[:, valid], expected)
-    taken = places.advance.sum(-1)[:, 0] - real.sum(-1)
-    np.testing.assert_array_equal(taken, deltas[:, 0].numpy())
+    np.testing.assert_array_equal(place[:, valid], expected)
+    np.testing.assert_array_equal(advance[:, 0] - real.sum(-1), deltas[:, 0].numpy())
 
     generated = theirs.generate(**inputs, do_sample=False, max_new_tokens=32, pad_token_id=0)
     expected = generated[:, inputs["input_ids"].shape[1] :].numpy()
-
-    @jax.jit
-    def reply(params, ids, valid, images):
-        model = nnx.merge(graphdef, params)
-        prefix = read_prompt(model, model.encode_images(images), ids, valid)
-        return greedy_decode(model, prefix, ids[:, -1:], end_token=-1, max_tokens=32)[:, 0]
-
-    np.testing.assert_array_equal(reply(params, *ours), expected)
+    np.testing.assert_array_equal(reply, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +239,7 @@ def assert_asks_and_answers(oracle: Oracle) -> None:
 
 
 def assert_rewards(oracle: Oracle) -> None:
-    """Rewards in the graph are transformers' likelihoods of the crops, and the step runs."""
+    """Rewards in a step are transformers' likelihoods of the crops, and the step learns."""
     source = Pretrained.open(oracle.folder, processor={"max_pixels": PIXELS})
     reader, weights = nnx.split(source.load())
     prompts = source.conversations()
@@ -248,16 +247,31 @@ def assert_rewards(oracle: Oracle) -> None:
     examples = tiny.make_examples(2)
     prepare = dataclasses.replace(tiny.PREPARE, target_conversations=prompts)
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
-    config = GRPOConfig(num_generations=2, gain=True, verification_weight=1.0)
     boxes = np.array([[[0, 0, 100, 100], [20, 30, 55, 90]], [[5, 60, 95, 70], [1, 1, 40, 40]]])
 
-    def parts(weights, batch, boxes):
-        ask = rewards.TargetRewards(template=template, config=config)
-        told = ask(nnx.merge(reader, weights), batch, boxes).parts
-        return jnp.stack([told["likelihood"], told["verification"]], -1)
+    class OfBoxes(GRPOStep):
+        """A step whose rollouts are these boxes."""
 
-    got = jax.jit(parts)(weights, jax.tree.map(jnp.asarray, batch), boxes)
-    for example, row, values in zip(examples, boxes, np.asarray(got), strict=True):
+        def sample(self, *args: Any) -> Any:
+            return super().sample(*args)._replace(boxes=jnp.asarray(boxes))
+
+    policy, params = tiny.make_model(0)
+    optimizer = optax.sgd(1e-2)
+    step = OfBoxes(
+        policy=policy,
+        target=reader,
+        grammar=tiny.GRAMMAR,
+        template=template,
+        optimizer=optimizer,
+        config=GRPOConfig(num_generations=2, gain=True, verification_weight=1.0, beta=0.0),
+    )
+    state = TrainState.create(params=params, optimizer=optimizer, target=weights)
+    batch = jax.tree.map(jnp.asarray, batch)
+    _, metrics, experience = jax.jit(step.run)(state, batch, jax.random.key(0))
+    assert metrics["unscored"] == 0 and np.isfinite(metrics["reward/likelihood"])
+    assert metrics["grad_norm"] > 0
+    told = [np.asarray(experience.rewards.parts[name]) for name in ("likelihood", "verification")]
+    for example, row, values in zip(examples, boxes, np.stack(told, -1), strict=True):
         picture = example["image"]
         asked = example["question"], example["answers"][0]
         alone = oracle.log_likelihood([picture], *asked)
@@ -269,21 +283,6 @@ def assert_rewards(oracle: Oracle) -> None:
             assert abs(gain - expected) < 0.02, (box, gain, expected)
             expected = oracle.log_likelihood(pictures[1:], *asked)
             assert abs(of_crop - expected) < 0.02, (box, of_crop, expected)
-
-    policy, params = tiny.make_model(0)
-    optimizer = optax.sgd(1e-2)
-    step = GRPOStep(
-        policy=policy,
-        target=reader,
-        grammar=tiny.GRAMMAR,
-        template=template,
-        optimizer=optimizer,
-        config=dataclasses.replace(config, beta=0.0, gain=False, verification_weight=0.0),
-    )
-    state = TrainState.create(params=params, optimizer=optimizer, target=weights)
-    state, metrics = jax.jit(step)(state, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
-    assert metrics["unscored"] == 0 and np.isfinite(metrics["reward/likelihood"])
-    assert metrics["grad_norm"] > 0
 
 
 def assert_exports(folder: pathlib.Path, out: pathlib.Path, caplog: Any) -> None:

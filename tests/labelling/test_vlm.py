@@ -119,6 +119,7 @@ def test_a_killed_run_loses_and_doubles_nothing(source, labeller, told, tmp_path
     run.label(source, path, lambda indices: pytest.fail("there is nothing to ask"))
 
 
+@pytest.mark.parametrize("folder", FRAMES[:1], indirect=True)
 def test_two_hosts_with_two_devices_each_are_as_one(source, folder, told, tmp_path):
     """The first host was killed before, and left a part of another run of three hosts."""
     path, out = tmp_path / "replies.jsonl", tmp_path / "labels.jsonl"

@@ -130,17 +130,19 @@ def test_axes_take_turns_as_in_transformers(pairs):
 def test_positions_are_interpolated_as_in_transformers():
     vision_utils = pytest.importorskip("transformers.vision_utils")
     rng = np.random.default_rng(0)
+    grids = ((1, 1), (24, 24), (3, 70), (47, 2))
+    room = max(rows * columns for rows, columns in grids) + 2
     for side, merge in ((48, 2), (5, 3), (1, 1)):
         table = rng.normal(size=(side**2, 3)).astype(np.float32)
-        for rows, columns in ((1, 1), (24, 24), (3, 70), (47, 2)):
+        for rows, columns in grids:
             thw = torch.tensor([[1, rows * merge, columns * merge]])
             index, weights = vision_utils.get_vision_interpolation_indices_and_weights(
                 thw, side, align_corners=True, spatial_merge_size=merge
             )
             expected = (table[index.numpy()] * weights.numpy()[..., None]).sum(1)
             grid = jnp.array([[rows, columns]])
-            places = patch_places(rows * columns + 2, grid, merge)
-            actual = interpolated(jnp.asarray(table), places, grid * merge)[0]
+            places = patch_places(room, grid, merge)
+            actual = np.asarray(interpolated(jnp.asarray(table), places, grid * merge)[0])
             assert np.isfinite(actual).all()
             np.testing.assert_allclose(actual[: len(expected)], expected, rtol=0, atol=2e-5)
 
