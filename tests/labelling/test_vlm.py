@@ -46,7 +46,7 @@ def two_rooms():
     """Pictures of half the tokens have a room of their own, and a batch is soon full."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vlm, "SMALLEST_ROOM", PIXELS // SIDE**2 // 2)
-        patch.setattr(vlm, "MOST_ROWS", 4)
+        patch.setattr(vlm, "MOST_ROWS", 2)
         yield
 
 
@@ -223,6 +223,7 @@ def test_hours_are_told_where_the_chip_is_known(source, folder):
     assert told["hours"].startswith("not known: 'cpu' has no peak rate")
 
 
+@pytest.mark.parametrize("folder", FRAMES[:1], indirect=True)
 def test_what_cannot_be_asked_is_named_and_left_out(source, labeller, tmp_path, caplog):
     class Broken:
         name, rows = "broken", source.rows[:3]

@@ -29,7 +29,7 @@ from tiny_labellers import QUESTIONS, make_labeller
 from cropvlm_jax.labelling import replies
 from cropvlm_jax.models.smolvlm.config import SiglipConfig
 
-TRAINING, VALIDATION = 48, 6  # questions
+TRAINING, VALIDATION = 16, 16  # questions
 SMOLVLM, QWEN = "HuggingFaceTB/SmolVLM-256M-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
 PROGRAMS = {
     "hf": """[ "$1 $2" = "download lmms-lab/textvqa" ]
@@ -69,7 +69,7 @@ def write_textvqa(folder: pathlib.Path) -> None:
             "image": pa.array(pictures, kind),
         }
         shard = folder / f"{split}-00000-of-00001.parquet"
-        pq.write_table(pa.table(columns), shard, row_group_size=20)
+        pq.write_table(pa.table(columns), shard, row_group_size=7)
 
 
 def write_smolvlm(folder: pathlib.Path) -> None:
@@ -104,7 +104,8 @@ def machine(tmp_path):
         "HOME": str(tmp_path),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
-        "SETTINGS": "--config.data.canvas=(256,256) --config.data.workers=1",
+        "SETTINGS": "--config.data.canvas=(256,256) --config.data.workers=1 "
+        "--config.batch_size=4 --config.grpo.num_generations=2",
     }
     return checkout, environment
 

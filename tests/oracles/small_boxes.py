@@ -163,7 +163,7 @@ def read_all() -> Replies:
         replies = rollout.reply_log_probs(model, GRAMMAR, prefix, last, every, temperature)
         return jax.tree.map(lambda x: x[0], replies)
 
-    def sums(params: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+    def sums(params: Any) -> tuple[dict[str, jax.Array], Any]:
         model = step.policy_model(state._replace(params=params))
         replies, plain = read(model, TEMPERATURE), read(model, 1.0)
         reference = read(step.reference_model(state), TEMPERATURE)
@@ -181,13 +181,9 @@ def read_all() -> Replies:
             "malformed": jnp.broadcast_to(malformed[:, None], mask.shape),
         }
         of_replies = {name: jnp.where(mask, x, 0).sum(-1) for name, x in of_choices.items()}
-        return of_replies, mask.sum(-1)
+        return of_replies, (of_replies, mask.sum(-1))
 
-    @quickly
-    def both(params: Any) -> Any:
-        return *sums(params), jax.jacrev(lambda params: sums(params)[0])(params)
-
-    values, choices, slopes = both(TRAINED)
+    slopes, (values, choices) = quickly(jax.jacrev(sums, has_aux=True))(TRAINED)
     slopes = {name: jax.tree.leaves(x)[0] for name, x in slopes.items()}
     as_fp64 = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
     return Replies(np.asarray(choices), as_fp64(values), as_fp64(slopes))
