@@ -2,20 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Has a large model say where the answers are, and makes seed boxes of its replies.
 
-Seed boxes are what the supervised stage (SFT) imitates. With --model, that model is asked about
-each question: a Qwen2.5-VL or Qwen3-VL of this package, on all devices and hosts, or a model behind
-an OpenAI-compatible endpoint, openai:MODEL at OPENAI_BASE_URL. Its replies are kept in the file
---replies; given again, the command goes on where it stopped. What the numbers of its boxes count is
-known from the model. Without --model, the file holds replies that were made elsewhere. As in the
-paper, boxes are enlarged, small ones the most.
+Seed boxes are what the supervised stage (SFT) imitates. --model asks a Qwen2.5-VL or Qwen3-VL of
+this package, on all devices and hosts, or openai:MODEL, a chat endpoint at OPENAI_BASE_URL. Replies
+are kept in --replies; given again, the command goes on where it stopped. Without --model, the file
+holds replies that were made elsewhere. As in the paper, boxes are enlarged, small ones the most.
 
 Example:
 
     cropvlm label --source=textvqa --folder=data/textvqa --replies=replies.jsonl \
         --model=Qwen/Qwen2.5-VL-7B-Instruct --out=data/seed_boxes/textvqa.jsonl
 
-What it would take, before it starts: the same command with --dry_run. On several hosts, give the
-same command on each with --distributed, and files that all of them see.
+On several hosts, give the same command on each with --distributed, and files that all of them see.
 """
 
 import functools
@@ -69,18 +66,16 @@ FRAME = flags.DEFINE_enum(
     "frame",
     None,
     geometry.FRAMES,
-    "What the numbers of a reply count, where neither the model nor the replies tell: "
-    "smart_resized, pixels of the picture as Qwen's processor resizes it (Qwen2.5-VL); thousandths "
-    "of width and height (Qwen2-VL, Qwen3-VL); pixels of the original; percent. "
-    "smart_resized_unscaled reproduces a mistake of the official code. Without --model the default "
-    "is smart_resized, refused where the numbers do not look like it.",
+    "What the numbers of a reply count, where neither model nor replies tell: smart_resized, "
+    "pixels as Qwen2.5-VL resizes pictures; thousandths (Qwen2-VL, Qwen3-VL); pixels of the "
+    "original; percent. smart_resized_unscaled is a mistake of the official code. Without --model, "
+    "smart_resized, refused where the numbers do not look like it.",
 )
 MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels",
     None,
-    "Most pixels of a picture after Qwen's processor has resized it. Default: what the processor "
-    f"in the folder of --model says, at most {vlm.MOST_TOKENS:,} tokens; of an endpoint, and of "
-    f"replies that were made elsewhere, {geometry.MAX_PIXELS}, as in the released processors.",
+    "Most pixels of a picture that Qwen's processor has resized. Default: what the folder of "
+    f"--model says, at most {vlm.MOST_TOKENS:,} tokens; else {geometry.MAX_PIXELS}, as released.",
     lower_bound=28 * 28,
 )
 DTYPE = flags.DEFINE_enum(
@@ -93,7 +88,7 @@ FSDP = flags.DEFINE_integer(
     "fsdp",
     1,
     "How many devices of a host share one copy of the weights, which a 7B model needs on chips of "
-    "16 GB. All devices share the work in any case.",
+    "16 GB.",
     lower_bound=1,
 )
 CONCURRENCY = flags.DEFINE_integer(
@@ -118,8 +113,7 @@ BOUNDS = flags.DEFINE_enum(
 WHOLE_IMAGE = flags.DEFINE_bool(
     "whole_image_on_failure",
     False,
-    "Where a reply has no box, take the whole picture, as the official code does; by default such "
-    "an example is left out.",
+    "Where a reply has no box, take the whole picture, as the official code does, instead of none.",
 )
 OUT = flags.DEFINE_string(
     "out",

@@ -7,7 +7,6 @@ matmul with a weight matrix. Weights are zero outside of the crop that is resize
 the size of a crop of a larger canvas may be traced.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -124,47 +123,6 @@ def _kernel(
     x = (out * centred - full * (2 * row + 1 - out)) / (2 * jnp.maximum(full, out))
     inside = (position >= 0) & (position < full) & (jnp.abs(x) < filter.radius)
     return jnp.where(inside, filter.kernel(x), 0)
-
-
-class Taps(NamedTuple):
-    """The weights of an axis without those that are 0.
-
-    Attributes:
-        first: For each output pixel, the first pixel of the canvas that has a weight; it may lie
-            before the canvas.
-        weights: Of this pixel and the next ones, as `fixed_point` makes them.
-    """
-
-    first: Int[Array, "*G rows"]
-    weights: Int[Array, "*G rows taps"]
-
-    @classmethod
-    def of(cls, filter: Filter, axis: Axis, longest: int, rows: int) -> "Taps":
-        """`resize_weights` of a crop without padding, in `fixed_point`.
-
-        Args:
-            filter: The kernel.
-            axis: What is resized; its fields are numbers, not arrays of them.
-            longest: The longest that a crop can be, pixels.
-            rows: Number of output pixels, all of `axis.out` at least.
-        """
-        count = math.ceil(2 * filter.radius * max(longest / rows, 1)) + 2
-        row = jnp.arange(rows)[:, None]
-        centre, reach = axis.length * (2 * row + 1), int(2 * filter.radius)
-        out = jnp.maximum(axis.out, 1)
-        first = (centre - reach * jnp.maximum(axis.length, out)) // (2 * out)
-        position = first + jnp.arange(count)
-        weights = _kernel(filter, axis.out, axis.length, row, position)
-        total = weights.sum(-1, keepdims=True)
-        fixed = fixed_point(weights / jnp.where(total == 0, 1, total))
-        return cls(first[:, 0] + axis.start, fixed)
-
-    def of_block(self, start: Int[Array, ""], columns: int) -> Int[Array, "rows columns"]:
-        """The weights of the canvas's pixels from `start` on."""
-        place = start + jnp.arange(columns) - self.first[:, None]
-        count = self.weights.shape[-1]
-        found = jnp.take_along_axis(self.weights, jnp.clip(place, 0, count - 1), 1)
-        return jnp.where((place >= 0) & (place < count), found, 0)
 
 
 def resample(

@@ -20,7 +20,7 @@ from cropvlm_jax.pixels.device import extents, first_axis_leading, ordered, upri
 from cropvlm_jax.pixels.resampling import (
     LANCZOS,
     Axis,
-    Taps,
+    fixed_point,
     resample,
     rounded,
     vertical_first,
@@ -149,14 +149,17 @@ def _crops_by_blocks(
         blocks, size, boxes = picture
         plan = _CropPlan.of(size, boxes, side, longest)
 
-        taps = jax.vmap(lambda axis: Taps.of(LANCZOS, axis, longest, side))
-
-        def of_box(box: tuple[_CropPlan, Taps, Taps]) -> Array:
+        def of_box(box: tuple[_CropPlan, Array, Array]) -> Array:
             plan, one, other = box
             return _shrink_by_blocks(blocks, plan, one, other)
 
-        shrunk = jax.lax.map(of_box, (plan, taps(plan.one), taps(plan.other)))
-        return plan.finish(shrunk)
+        def of_whole_blocks(axis: Axis) -> Array:
+            # The same sums as `_crops_of_whole` computes, as other last bits make other pixels.
+            fixed = fixed_point(weights_of(LANCZOS, axis, longest, side))
+            return jnp.pad(fixed, [(0, 0), (0, 0), (0, -longest % _BLOCK)])
+
+        one, other = of_whole_blocks(plan.one), of_whole_blocks(plan.other)
+        return plan.finish(jax.lax.map(of_box, (plan, one, other)))
 
     return jax.lax.map(of_picture, (blocks, size, boxes))
 
@@ -164,22 +167,22 @@ def _crops_by_blocks(
 def _shrink_by_blocks(
     canvas: UInt8[Array, "Hb Wb 3"],
     plan: _CropPlan,
-    one: Taps,
-    other: Taps,
+    one: Int[Array, "side longest"],
+    other: Int[Array, "side longest"],
 ) -> UInt8[Array, "side side 3"]:
     """The first two passes of one box.
 
     Args:
         canvas: Padded to whole blocks.
         plan: Of the box; numbers.
-        one: Weights of the first pass.
+        one: Weights of the first pass, as `fixed_point` makes them, padded to whole blocks.
         other: Weights of the second pass.
     """
-    side = one.first.shape[0]
+    side = one.shape[0]
 
-    def sums(taps: Taps, block: Array, pixels: UInt8[Array, "I X 3"]) -> Array:
-        weights = taps.of_block(block * _BLOCK, _BLOCK)
-        return weighted_sums(weights[None], pixels[None])[0]
+    def sums(weights: Array, block: Array, pixels: UInt8[Array, "I X 3"]) -> Array:
+        columns = jax.lax.dynamic_slice_in_dim(weights, block * _BLOCK, _BLOCK, axis=1)
+        return weighted_sums(columns[None], pixels[None])[0]
 
     def second_pass(j: Array, total: Array) -> Array:
         def first_pass(i: Array, total: Array) -> Array:

@@ -82,9 +82,9 @@ def logits(config: LlamaConfig, columns, lora: LoRAConfig | None = None) -> Flop
 
 
 def crop(canvas, side) -> float:
-    """Cutting one crop out of a canvas: four resampling passes, each a dense matmul."""
+    """Cutting one crop out of a canvas: three resampling passes, each a dense matmul."""
     longest = max(canvas)
-    return 2.0 * 3 * side * (longest**2 + longest * side + 2 * side**2)
+    return 2.0 * 3 * side * (longest**2 + longest * side + side**2)
 
 
 def grpo(

@@ -92,5 +92,5 @@ def test_a_server_without_likelihoods_is_refused_before_the_run(model, tmp_path,
         monkeypatch.setenv("HOME", str(tmp_path))
         with pytest.raises(ValueError, match="target='openai:m': m at .* no prompt_logprobs") as e:
             open_stage(load_config(config))
-    assert "set grpo.likelihood_weight=0 and grpo.accuracy_weight=1" in str(e.value)
+    assert "set grpo.likelihood_weight=0, grpo.verification_weight=0 and" in str(e.value)
     assert "\n" not in str(e.value)
