@@ -60,7 +60,7 @@ MODEL = flags.DEFINE_string(
     "model",
     None,
     "Model to ask: the folder or Hugging Face id of a VLM of this package, or openai:MODEL, which "
-    "is behind a chat endpoint; @PIXELS after such a name reduces the pictures that are sent.",
+    "is behind a chat endpoint; @PIXELS after it reduces the pictures that are sent.",
 )
 FRAME = flags.DEFINE_enum(
     "frame",
