@@ -92,3 +92,19 @@ def test_pages_of_new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "| SFT | 40.0% [35.0, 45.0] | 50.0% [45.0, 55.0] |" in make_results.expansion_table()
     drawing = make_results.expansion_svg()
     assert drawing and drawing.count("<polyline") == 3
+
+
+def test_the_page_of_the_server_tells_what_was_measured():
+    measured = make_results.load("bench_serve.json")
+    load, told = measured["load"], " ".join((ROOT / "docs/serve.md").read_text().split())
+    memory = load["memory_mib"]
+    assert load["wrong"] == load["lost"] == 0 and set(load["statuses"]) == {"200"}
+    for figure in (
+        f"{load['requests']:,} requests, none wrong",
+        f"{load['requests_a_second']:.1f} requests a second",
+        f"{measured['throughput_ratio']:.1f} times a loop",
+        f"{load['p50_ms']:.0f} ms at the median and {load['p99_ms']:,.0f} ms",
+        f"memory {memory['start']:,.0f} MiB before and {memory['end']:,.0f} MiB after",
+        f"takes {measured['proxy']['overhead_p50_ms']:.1f} ms more",
+    ):
+        assert figure in told, figure
