@@ -86,43 +86,27 @@ def resize_weights(
     """
     full = axis.length if axis.padded is None else axis.padded
     row = jnp.arange(rows)[:, None] + axis.first
+
+    def kernel(position: Int[Array, " columns"]) -> Float[Array, "rows columns"]:
+        # The distance to the centre of the output pixel is a quotient of integers, so it is exact
+        # before it rounds. Integers count from the middle, and what is far stays far, so that none
+        # overflows.
+        far = 2**30 // jnp.maximum(axis.out, 1)
+        centred = jnp.clip(2 * position + 1 - full, -far, far)
+        numerator = axis.out * centred - full * (2 * row + 1 - axis.out)
+        x = numerator / (2 * jnp.maximum(full, axis.out))
+        inside = (position >= 0) & (position < full) & (jnp.abs(x) < filter.radius)
+        return jnp.where(inside, filter.kernel(x), 0)
+
     column = jnp.arange(columns) - axis.start
     if axis.padded is None:
-        weights = _kernel(filter, axis.out, full, row, column)
+        weights = kernel(column)
         total = weights.sum(-1, keepdims=True)
     else:
         in_crop = (column >= 0) & (column < axis.length)
-        weights = _kernel(filter, axis.out, full, row, column + axis.before)
-        weights = jnp.where(in_crop, weights, 0)
-        whole = _kernel(filter, axis.out, full, row, jnp.arange(columns))
-        total = whole.sum(-1, keepdims=True)
+        weights = jnp.where(in_crop, kernel(column + axis.before), 0)
+        total = kernel(jnp.arange(columns)).sum(-1, keepdims=True)
     return weights / jnp.where(total == 0, 1, total)  # rows past the crop have no weight at all
-
-
-def _kernel(
-    filter: Filter,
-    out: Int[Array, "*G"] | int,
-    full: Int[Array, "*G"] | int,
-    row: Int[Array, "rows 1"],
-    position: Int[Array, "*rows columns"],
-) -> Float[Array, "rows columns"]:
-    """The stretched kernel between output pixels and pixels of a crop, 0 outside of the crop.
-
-    Args:
-        filter: The kernel.
-        out: Pixels that the crop is resized to.
-        full: Pixels of the crop.
-        row: The output pixels.
-        position: Pixels counted from the start of the crop.
-    """
-    # The distance to the centre of the output pixel is a quotient of integers, so it is exact
-    # before it rounds. Integers count from the middle, and what is far stays far, so that none
-    # overflows.
-    far = 2**30 // jnp.maximum(out, 1)
-    centred = jnp.clip(2 * position + 1 - full, -far, far)
-    x = (out * centred - full * (2 * row + 1 - out)) / (2 * jnp.maximum(full, out))
-    inside = (position >= 0) & (position < full) & (jnp.abs(x) < filter.radius)
-    return jnp.where(inside, filter.kernel(x), 0)
 
 
 def resample(

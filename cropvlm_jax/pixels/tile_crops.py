@@ -28,6 +28,7 @@ from cropvlm_jax.pixels.resampling import (
 )
 
 _BLOCK = 128  # pixels of a side of what a CPU resamples at once
+_SMALL = 512  # pixels of a canvas's longer side up to which blocks are not faster
 
 
 @functools.cache
@@ -70,9 +71,9 @@ def crops(
 ) -> UInt8[Array, "B G side side 3"]:
     """Cuts percent boxes out of pictures and resizes each to one tile of SmolVLM's.
 
-    A CPU that computes alone reads the pixels in the boxes only, block by block. Elsewhere each box
-    is a matmul with its whole canvas, which accelerators do sooner than many small ones, and which
-    the devices of a mesh share. Pixels are the same.
+    A CPU that computes alone reads large canvases block by block, and only where the boxes are.
+    Elsewhere each box is a matmul with its whole canvas, which accelerators do sooner than many
+    small ones, and which the devices of a mesh share. Pixels are the same.
 
     Args:
         canvas: The original pixels, padded at the bottom and right.
@@ -81,7 +82,7 @@ def crops(
         side: Pixels of a side of the model's input.
     """
     whole = jax.vmap(functools.partial(_crops_of_whole, side=side))
-    if jax.sharding.get_abstract_mesh().size > 1:
+    if jax.sharding.get_abstract_mesh().size > 1 or max(canvas.shape[1:3]) <= _SMALL:
         return whole(canvas, size, boxes)
     by_blocks = functools.partial(_crops_by_blocks, side=side)
     return jax.lax.platform_dependent(canvas, size, boxes, cpu=by_blocks, default=whole)
