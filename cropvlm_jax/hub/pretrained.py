@@ -24,6 +24,7 @@ from cropvlm_jax.hub.adapters import BASE, CONFIG, Adapter, is_adapter
 from cropvlm_jax.hub.files import blamed_on, read_json
 from cropvlm_jax.hub.processors import NESTED, PROCESSORS, ProcessorFiles
 from cropvlm_jax.hub.weights import INDEX, load_weights
+from cropvlm_jax.models import kernel_trial
 from cropvlm_jax.models.architecture import Architecture
 from cropvlm_jax.models.config import VLMConfig
 from cropvlm_jax.models.conversations import Conversations
@@ -346,11 +347,14 @@ class Pretrained:
     def load(self, mesh: Mesh | None = None, **options: Any) -> Any:
         """The model with its weights, without ever making random ones.
 
+        All processes of a run are to load together: they agree on the kernels that models use.
+
         Args:
             mesh: whose devices share the weights, none of which ever holds the whole model; None
                 puts it on the first device.
             **options: dtype, param_dtype and remat; see `abstract`.
         """
+        kernel_trial.decide_if_nobody_has()
         graphdef, shapes = nnx.split(self.abstract(**options))
         if mesh is not None:
             shapes = jax.tree.map(

@@ -8,6 +8,7 @@ leave them. A register has 128 lanes, so heads of 64 channels lie there side by 
 the queries picks one: to contract 128 channels takes the matrix unit no longer than 64.
 On an NVIDIA GPU cuDNN's kernel does the same.
 On a CPU long sequences go head by head: the logits of one stay in the cache.
+Where `kernels.allowed()` says no, XLA computes it everywhere.
 
 Shape letters: N images, P patches, D width, H heads, C channels of a head.
 """
@@ -23,6 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, BFloat16, Float
 
 from cropvlm_jax import parallel
+from cropvlm_jax.models import kernels
 
 LANES = 128
 MAX_PATCHES = 1024  # the logits of a head are in VMEM as a whole
@@ -50,13 +52,14 @@ def bidirectional_attention(
         `[N, P, D]`; the softmax is fp32.
     """
     _, p, d = query.shape
-    ways = {"default": functools.partial(_xla, heads=heads, precision=precision)}
+    ways = {"default": functools.partial(by_xla, heads=heads, precision=precision)}
     if p >= LONG:
         ways["cpu"] = functools.partial(_by_head, heads=heads, precision=precision)
     lanes_fit = d % LANES == 0 and LANES % (d // heads) == 0
-    if query.dtype == jnp.bfloat16 and lanes_fit and p % LANES == 0 and p <= MAX_PATCHES:
+    may_use_kernel = query.dtype == jnp.bfloat16 and kernels.allowed()
+    if may_use_kernel and lanes_fit and p % LANES == 0 and p <= MAX_PATCHES:
         ways["tpu"] = functools.partial(flash, channels=d // heads)
-    if query.dtype == jnp.bfloat16 and _has_cudnn(jax.devices()[0]):
+    if may_use_kernel and _has_cudnn(jax.devices()[0]):
         ways["cuda"] = functools.partial(_cudnn, heads=heads)
     choose: Callable[..., jax.Array] = functools.partial(jax.lax.platform_dependent, **ways)
     if {"tpu", "cuda"} & set(ways):
@@ -89,20 +92,25 @@ def _by_head(
     return attended.reshape(n, heads, p, -1).swapaxes(1, 2).reshape(n, p, d)
 
 
-def _xla(
-    query: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+def by_xla(
+    query: Float[Array, "N P D"],
+    keys: Float[Array, "N P D"],
+    values: Float[Array, "N P D"],
     heads: int,
     precision: jax.lax.Precision | None,
-) -> jax.Array:
-    """Plain matmuls and softmax, which XLA compiles."""
+) -> Float[Array, "N P D"]:
+    """`bidirectional_attention` by plain matmuls and softmax, which XLA compiles."""
     n, p, d = query.shape
     query, keys, values = (x.reshape(n, p, heads, -1) for x in (query, keys, values))
     einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     logits = einsum("nphc,nshc->nhps", query, keys)
     weights = jax.nn.softmax(logits).astype(query.dtype)
     return einsum("nhps,nshc->nphc", weights, values).astype(query.dtype).reshape(n, p, d)
+
+
+def has_kernel(device: Any) -> bool:
+    """Whether there is a kernel for a device's attention in bf16, at some shapes at least."""
+    return device.platform == "tpu" or _has_cudnn(device)
 
 
 def _has_cudnn(device: Any) -> bool:

@@ -233,6 +233,9 @@ class TrainConfig(Settings):
         dtype: type of the computation and of frozen weights; trained weights are always float32.
         remat: whether layers are computed again in the backward pass, which is slower and takes
             much less memory.
+        attention: "auto" computes the attention of vision towers by the device's kernel, where it
+            has one that works, "xla" always by plain XLA, which is slower. The start of a run says
+            in the log if the kernel fails.
         seed: what the order of the data, rollouts, adapters and dropout are drawn from.
         steps: how many batches to train on; 0 takes as many as `epochs` says.
         epochs: passes over the data.
@@ -263,6 +266,7 @@ class TrainConfig(Settings):
     target_processor: TargetProcessorConfig = TargetProcessorConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    attention: Literal["auto", "xla"] = "auto"
     seed: Annotated[int, Range(0, 2_147_483_647)] = 0
     steps: Steps = 0
     epochs: Annotated[float, Range(0, 10_000)] = 1.0

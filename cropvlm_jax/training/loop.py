@@ -13,6 +13,7 @@ import ml_collections
 from absl import logging
 
 from cropvlm_jax import parallel
+from cropvlm_jax.models import kernel_trial
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.actions import (
     Action,
@@ -89,6 +90,7 @@ class Trainer:
         rows = parallel.local_rows(batched, config.batch_size)
         # A microbatch has to divide over the devices as well.
         parallel.local_rows(batched, config.batch_size // config.gradient_accumulation_steps)
+        kernel_trial.decide(config.attention)
         self.stage = open_stage(config, mesh=self.mesh)
         self.data = TrainingData.open(config, self.stage, rows)
         self.steps = self.data.steps

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from cropvlm_jax import geometry, parallel
+from cropvlm_jax.models import kernels
 from cropvlm_jax.training.config import TrainConfig
 from cropvlm_jax.training.costs import CHIPS, Chip
 from cropvlm_jax.training.stages import open_stage
@@ -83,6 +84,7 @@ class PlannedStep:
                 f"microbatches times the chips that split them, on {dict(self.mesh.shape)}: change "
                 "batch_size, gradient_accumulation_steps or mesh"
             )
+        kernels.allow(config.attention != "xla")  # of devices that need not be there to be asked
         self.stage = open_stage(config, abstract=True)
         self._program = self.stage.compile(self.mesh, config.steps or STEPS)
         state = jax.eval_shape(self._program.create, self.stage.weights)

@@ -21,8 +21,8 @@ from cropvlm_jax import parallel
 
 CONFIG = "config.json"
 LOCK = "lock.json"
-# What may change between the runs of one folder: nothing that changes what is computed.
-FREE = ("mesh.", "checkpoint.", "export_every.", "data.workers.")
+# What may change between the runs of one folder: how devices compute, never what.
+FREE = ("attention.", "mesh.", "checkpoint.", "export_every.", "data.workers.")
 # These may change where the learning rates of the steps that are done stay what they were.
 LENGTH = ("steps.", "epochs.", "warmup.")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without them say

@@ -118,6 +118,7 @@ WRONG = [
     (f"{SOURCE}.part", "(0,0.5)", "would be ignored"),
     (f"{SOURCE}.folder", "data/mine", "would be ignored"),
     ("grpo", "3", "--config.grpo is a section; the settings in it are: accuracy"),
+    ("attention", "flash", "is not one of 'auto', 'xla'"),
     ("stage", "rl", "is not one of 'sft', 'grpo'"),
     ("lr_scheduler_type", "linear", "is not one of 'cosine', 'constant'"),
     ("grpo.kl_loss_type", "k1", "is not one of 'exact', 'k3'"),
