@@ -11,6 +11,8 @@ declare -A targets=([reader]=$runs/reader/reader [rapidocr_v4]=rapidocr:v4@160 [
 declare -A questions=([receipts]=1000 [pages]=1600 [street]=1000) # at most; the first ones are a sample of all
 chosen="python experiments/documents/chosen.py"
 
+python experiments/documents/measure_reader.py --documents=$documents --reader=$runs/reader/reader --split=test \
+  --save=$runs/test/reader.json
 for seed in 0 1 2; do
   croppers=sft=$runs/sft_$seed/cropper
   for arm in grpo_accuracy grpo_black_box grpo_likelihood; do
@@ -28,4 +30,13 @@ for seed in 0 1 2; do
     done
   done
 done
-python experiments/documents/results.py --evaluations=$runs/test --save=experiments/documents/results.json
+# Accuracy against expansion, of the boxes of seed 0 and of the true ones.
+for suite in receipts pages; do
+  for reader in reader rapidocr_v4 rapidocr_v6 tesseract; do
+    cropvlm evaluate --benchmark=jsonl --folder=$documents/$suite --metric=contains --targets="${targets[$reader]}" \
+      --split=test --limit=300 --croppers=grpo_likelihood="$($chosen --run=$runs/grpo_likelihood_0)" \
+      --expansions=0.25,0.5,2,4,8,16,64 --out=$runs/expansions/$suite/$reader
+  done
+done
+python experiments/documents/results.py --evaluations=$runs/test --expansions=$runs/expansions \
+  --reader=$runs/test/reader.json --save=experiments/documents/results.json

@@ -3,9 +3,11 @@
 """The results of the documents experiment, from the records of its evaluations.
 
     python experiments/documents/results.py --evaluations=runs/documents/test \
+        --expansions=runs/documents/expansions --reader=runs/documents/test/reader.json \
         --save=experiments/documents/results.json
 
-`evaluate.sh` makes the evaluations, a folder `SUITE/READER/SEED` each, and calls this. protocol.md
+`evaluate.sh` makes the evaluations, a folder `SUITE/READER/SEED` each, and those at several
+expansions, a folder `SUITE/READER` each, and calls this. protocol.md
 says what is in the headline. Scores are means over questions and seeds; intervals are over
 documents, of the means over seeds; differences are paired by question.
 """
@@ -19,12 +21,14 @@ import numpy as np
 from absl import flags
 
 from cropvlm_jax import apps, geometry
-from cropvlm_jax.evals.conditions import NO_CROP, ORACLE, best_scale_of
+from cropvlm_jax.evals.conditions import NO_CROP, ORACLE, best_scale_of, expanded
 from cropvlm_jax.evals.intervals import METHOD, Groups, estimate
 from cropvlm_jax.evals.records import Record, read_records
 from cropvlm_jax.evals.statistics import score_of
 
 EVALUATIONS = flags.DEFINE_string("evaluations", None, "Folder of the evaluations.", required=True)
+EXPANSIONS = flags.DEFINE_string("expansions", None, "Folder of those at several expansions.")
+READER = flags.DEFINE_string("reader", None, "What measure_reader.py wrote.")
 SAVE = flags.DEFINE_string("save", None, "File to write.", required=True)
 
 METRICS = ("contains", "anls")  # the one of the headline first
@@ -149,6 +153,28 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     return found
 
 
+def by_expansion(suite: str, folder: pathlib.Path) -> dict[str, dict[str, float]]:
+    """Accuracy by expansion, of the boxes of the one cropper of an evaluation and of the true box.
+
+    Args:
+        suite: its name.
+        folder: of the evaluation.
+    """
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    asked = [r for r in read_records(folder / results["records"]) if in_headline(suite, r)]
+    (reader,) = results["targets"]
+    replies = [record["replies"][reader] for record in asked if ORACLE in record["boxes"]]
+    return {
+        name: {
+            f"x{factor:g}": float(
+                np.mean([score_of(row, expanded(name, factor), METRICS[0]) for row in replies])
+            )
+            for factor in sorted([1.0, *results["protocol"]["expansions"]])
+        }
+        for name in (*results["protocol"]["croppers"], ORACLE)
+    }
+
+
 def main(argv: list[str]) -> None:
     del argv
     evaluations = read(pathlib.Path(EVALUATIONS.value))
@@ -166,7 +192,14 @@ def main(argv: list[str]) -> None:
             "versions": seeds[0]["results"]["protocol"]["versions"],
             "readers": of_readers,
         }
-    saved = {"intervals": METHOD, "suites": suites}
+    saved: dict[str, Any] = {"intervals": METHOD, "suites": suites}
+    if READER.value:
+        saved["reader"] = json.loads(pathlib.Path(READER.value).read_text(encoding="utf-8"))
+    if EXPANSIONS.value:
+        saved["expansions"] = collections.defaultdict(dict)
+        for file in sorted(pathlib.Path(EXPANSIONS.value).glob("*/*/results.json")):
+            suite, reader = file.parent.parts[-2:]
+            saved["expansions"][suite][reader] = by_expansion(suite, file.parent)
     path = pathlib.Path(SAVE.value)
     path.write_text(json.dumps(saved, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     for suite, found in suites.items():

@@ -48,7 +48,7 @@ SIDE = flags.DEFINE_enum("side", "384", ["192", "384"], "Pixels of the pictures.
 PATCH, WIDTH = 16, 192
 BATCH = 32
 DRAWN = {"receipts": 6000, "pages": 6000}
-STEPS = {"places": 1500, "boxes": 2500}
+STEPS = {"places": 800, "boxes": 1700}
 HELD_CHUNKS = 2  # of each kind, not trained on
 
 

@@ -569,7 +569,7 @@ def test_jsonl(tmp_path):
     good = {"image": "pictures/a.png", "question": "What?"}
     lines = [
         good | {"answers": ["a ", "b"], "box": [0, 5, 100, 6], "example_id": "mine"},
-        good | {"answer": "c", "other": 3},
+        good | {"answer": "c", "other": 3, "category": "letters"},
         b"",
         good | {"answer": 5.0},
         good | {"answers": []},
@@ -577,6 +577,7 @@ def test_jsonl(tmp_path):
         good | {"answer": None, "example_id": 3},
         good | {"answer": "c", "example_id": 3},
         good | {"answer": "d", "example_id": "3"},
+        good | {"answer": "c", "category": 1},
     ]
     open_lines(tmp_path, lines)
     for folder in (tmp_path, tmp_path / "train.jsonl"):
@@ -584,7 +585,7 @@ def test_jsonl(tmp_path):
         want = {"image": picture(0, 40, 80), "question": "What?"}
         assert examples(source) == [
             {**want, "example_id": "mine", "answers": ["a", "b"], "box": (0, 5, 100, 6)},
-            {**want, "example_id": "jsonl/train/2", "answers": ["c"]},
+            {**want, "example_id": "jsonl/train/2", "answers": ["c"], "category": "letters"},
             {**want, "example_id": "3", "answers": ["c"]},
         ]
     place = "of train.jsonl"
@@ -594,6 +595,7 @@ def test_jsonl(tmp_path):
         f"line 6 {place}: no image",
         f"line 7 {place}: no answer",
         f"line 9 {place}: an earlier line has the example_id '3'",
+        f"line 10 {place}: category is 1, not text",
     ]
     assert source.name_of(0) == "mine (pictures/a.png)"
     put_lines(tmp_path / "test.jsonl", [good])

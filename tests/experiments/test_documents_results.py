@@ -82,6 +82,28 @@ def test_results_are_means_over_seeds_with_leads_paired_by_question(tmp_path):
     assert found["boxes"]["sft"] == {"area": pytest.approx(0.02), "coverage": 1.0}
 
 
+def test_results_hold_the_reader_and_the_accuracy_by_expansion(tmp_path):
+    _evaluation(tmp_path / "expansions" / "pages" / "tesseract", 0, 2)
+    file = tmp_path / "expansions" / "pages" / "tesseract" / "results.json"
+    results = json.loads(file.read_text())
+    results["protocol"] |= {"croppers": {"grpo_likelihood": {}}, "expansions": [2.0]}
+    file.write_text(json.dumps(results))
+    file = file.with_name("records.jsonl")
+    x2 = '"oracle x2": {"text": "7", "scores": {"contains": 0.25, "anls": 0}}, "no_crop"'
+    file.write_text(file.read_text().replace('"no_crop"', x2))
+    (tmp_path / "reader.json").write_text('{"exact": {"pages": {"x1": 0.5}}}')
+    flags = [f"--expansions={tmp_path}/expansions", f"--reader={tmp_path}/reader.json"]
+    flags += [f"--evaluations={tmp_path}/test", f"--save={tmp_path}/results.json"]
+    told = _run("results.py", *flags)
+    assert told.returncode == 0, told.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["reader"]["exact"]["pages"] == {"x1": 0.5}
+    assert found["expansions"]["pages"]["tesseract"] == {
+        "grpo_likelihood": {"x1": pytest.approx(4 / 6), "x2": pytest.approx(2 / 6)},
+        "oracle": {"x1": 1.0, "x2": 0.25},
+    }
+
+
 def test_results_of_other_questions_are_refused(tmp_path):
     _evaluation(tmp_path / "pages" / "reader" / "0", 0, 2)
     _evaluation(tmp_path / "pages" / "reader" / "1", 1, 2)

@@ -18,7 +18,7 @@ from cropvlm_jax.data import framed_boxes, rows
 from cropvlm_jax.data.source import Box, Source, inside, read_inside
 from cropvlm_jax.pixels import host
 
-FIELDS = ("image", "question", "answers", "answer", "box", "frame", "example_id")
+FIELDS = ("image", "question", "answers", "answer", "box", "frame", "category", "example_id")
 FRAMES = ("percent", "pixels", "thousandths")  # of boxes, the first one where a line names none
 MANY = 8  # boxes without a frame that cannot be in percent, to doubt all of them if most are so
 
@@ -29,8 +29,8 @@ def open(folder: str | os.PathLike, split: str) -> Source:
     Its fields: `image`, a path that starts at the file's folder; `question`; `answers`, a list of
     strings or one string, or `answer`, one (needed but in the split "test"); optionally `box`,
     `[left, top, right, bottom]` of the evidence, `frame`, what its numbers count, one of `FRAMES`,
-    and `example_id`, which is else "jsonl/{split}/{line}"; of lines with the same `example_id` the
-    first one counts.
+    `category`, a kind of question by which an evaluation tells results apart, and `example_id`,
+    which is else "jsonl/{split}/{line}"; of lines with the same `example_id` the first one counts.
 
     Boxes may have fractions; they become the smallest boxes in whole percent around them. A box
     that cannot be used costs the box, any other fault costs the line; the log counts and names
@@ -97,6 +97,8 @@ class _Parser:
         if example["example_id"] in self.taken:
             raise ValueError(f"an earlier line has the example_id {example['example_id']!r}")
         self.taken.add(example["example_id"])
+        if row.get("category") is not None:
+            example["category"] = rows.text(row, "category")
         if row.get("box") is None:
             return example
         return rows.with_box(example, functools.partial(self._box, row, example))
