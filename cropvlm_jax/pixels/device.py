@@ -30,6 +30,7 @@ from cropvlm_jax.pixels.resampling import (
     resize_weights,
     vertical_first,
 )
+from cropvlm_jax.pixels.windows import window
 
 _TILES_AT_ONCE = 16  # bounds the memory of what tiles are resampled from
 
@@ -275,8 +276,8 @@ def _tiles_of_one(
         row, column = jnp.minimum(index // crop.columns, crop.rows - 1), index % crop.columns
         down = Axis(crop.top, crop.height, side * crop.rows, first=side * row)
         across = Axis(crop.left, crop.width, side * crop.columns, first=side * column)
-        y, down = _window(down, canvas.shape[0], reach)
-        x, across = _window(across, canvas.shape[1], reach)
+        y, down = window(BICUBIC, down, canvas.shape[0], reach)
+        x, across = window(BICUBIC, across, canvas.shape[1], reach)
         pixels = jax.lax.dynamic_slice(canvas, (y, x, 0), (reach, reach, 3))
         return (
             pixels,
@@ -294,20 +295,3 @@ def _tiles_of_one(
     groups = -(-most // _TILES_AT_ONCE)
     index = jnp.arange(groups * _TILES_AT_ONCE).reshape(groups, -1)
     return jax.lax.map(some, index).reshape(-1, side, side, 3)[:most]
-
-
-def _window(axis: Axis, whole: int, reach: int) -> tuple[Int[Array, ""], Axis]:
-    """The stretch of a canvas that the output pixels from `axis.first` on are resampled from.
-
-    Args:
-        axis: Of a crop of the canvas.
-        whole: Pixels of the canvas's axis.
-        reach: Pixels of the stretch.
-
-    Returns:
-        Where the stretch starts, and the same axis, of the stretch instead of the canvas.
-    """
-    support = -(-int(BICUBIC.radius) * jnp.maximum(axis.length, axis.out) // axis.out)
-    start = axis.start + axis.first * axis.length // axis.out - support - 1
-    start = jnp.clip(start, 0, whole - reach)
-    return start, axis._replace(start=axis.start - start)

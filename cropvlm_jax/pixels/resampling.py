@@ -7,13 +7,14 @@ matmul with a weight matrix. Weights are zero outside of the crop that is resize
 the size of a crop of a larger canvas may be traced.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import PIL
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 PRECISION_BITS = 22  # of the fixed-point weights of PIL's 8-bit resize
 
@@ -149,9 +150,9 @@ def weighted_sums(
     """Exact sums of pixels times weights of `fixed_point`.
 
     Exactness decides ties, which a smooth gradient at half size is full of. So the weights go as
-    digits whose sums with 8-bit pixels are exact in fp32: three of 8 bits where a matmul rounds its
-    inputs to bf16; two, of 14 and 8 bits, on a CPU, which does not (512 pixels that have a weight
-    keep the sums below 2**24).
+    digits whose sums with 8-bit pixels are exact in fp32: three of 8 bits, which bf16 holds, on
+    accelerators; two, of 14 and 8 bits, on a CPU (512 pixels that have a weight keep the sums below
+    2**24).
     """
     return jax.lax.platform_dependent(
         weights, pixels, cpu=_sums_of_two_digits, default=_sums_of_three_digits
@@ -161,26 +162,30 @@ def weighted_sums(
 def _sums_of_two_digits(
     weights: Int[Array, "G O I"], pixels: UInt8[Array, "G I X 3"]
 ) -> Int[Array, "G O X 3"]:
-    return _exact_sums(weights, pixels, shifts=(8, 0))
+    return _exact_sums(weights, pixels, shifts=(8, 0), dtype=jnp.float32)
 
 
 def _sums_of_three_digits(
     weights: Int[Array, "G O I"], pixels: UInt8[Array, "G I X 3"]
 ) -> Int[Array, "G O X 3"]:
-    return _exact_sums(weights, pixels, shifts=(16, 8, 0))
+    return _exact_sums(weights, pixels, shifts=(16, 8, 0), dtype=jnp.bfloat16)
 
 
 def _exact_sums(
-    weights: Int[Array, "G O I"], pixels: UInt8[Array, "G I X 3"], shifts: tuple[int, ...]
+    weights: Int[Array, "G O I"],
+    pixels: UInt8[Array, "G I X 3"],
+    shifts: tuple[int, ...],
+    dtype: Any,
 ) -> Int[Array, "G O X 3"]:
     """Sums of pixels times integer weights, which are split into digits at the bits `shifts`."""
     digits, rest = [], weights
     for shift in shifts:
         digits.append((rest + 2**shift // 2) >> shift)  # balanced about 0
         rest -= digits[-1] << shift
-    stacked = jnp.concatenate(digits, 1).astype(jnp.float32)
+    stacked = jnp.concatenate(digits, 1).astype(dtype)
+    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     with jax.named_scope(f"useful_1_of_{len(shifts)}"):  # a pass counts once, see `training.costs`
-        products = jnp.einsum("goi,gixc->goxc", stacked, pixels.astype(jnp.float32))
+        products = dot("goi,gixc->goxc", stacked, pixels.astype(dtype))
     parts = jnp.split(products.astype(jnp.int32), len(shifts), axis=1)
     whole = jnp.zeros_like(parts[0])
     for part, shift in zip(parts, shifts, strict=True):
@@ -189,11 +194,11 @@ def _exact_sums(
 
 
 def vertical_first(
-    width: Int[Array, "*G"],
-    height: Int[Array, "*G"],
-    wide: Int[Array, "*G"],
-    high: Int[Array, "*G"],
-) -> Bool[Array, "*G"]:
+    width: Int[Array, "*G"] | int,
+    height: Int[Array, "*G"] | int,
+    wide: Int[Array, "*G"] | int,
+    high: Int[Array, "*G"] | int,
+) -> Any:
     """Whether the installed PIL runs the vertical pass of a resize before the horizontal one.
 
     Pillow 12.2 does for pictures over 100 times taller than wide; Pillow 13 does whenever the rows
@@ -204,6 +209,9 @@ def vertical_first(
         height: Height before the resize.
         wide: Width after the resize.
         high: Height after the resize.
+
+    Returns:
+        bool `[*G]`; one bool where all sizes are numbers that are known.
     """
     version = tuple(int(part) for part in PIL.__version__.split(".")[:2])
     if version >= (13, 0):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
+from cropvlm_jax.pixels import tiles
 from cropvlm_jax.pixels.device import extents, first_axis_leading, ordered, upright, weights_of
 from cropvlm_jax.pixels.resampling import (
     LANCZOS,
@@ -71,9 +72,9 @@ def crops(
 ) -> UInt8[Array, "B G side side 3"]:
     """Cuts percent boxes out of pictures and resizes each to one tile of SmolVLM's.
 
-    A CPU that computes alone reads large canvases block by block, and only where the boxes are.
-    Elsewhere each box is a matmul with its whole canvas, which accelerators do sooner than many
-    small ones, and which the devices of a mesh share. Pixels are the same.
+    An accelerator takes one box after the other, by `windows`. A CPU that computes alone reads
+    large canvases block by block, and only where the boxes are; elsewhere on a CPU each box is a
+    matmul with its whole canvas, whose pixels are the same.
 
     Args:
         canvas: The original pixels, padded at the bottom and right.
@@ -81,11 +82,35 @@ def crops(
         boxes: Percent boxes.
         side: Pixels of a side of the model's input.
     """
-    whole = jax.vmap(functools.partial(_crops_of_whole, side=side))
+    by_windows = functools.partial(crops_by_windows, side=side)
+    on_cpu = functools.partial(_crops_by_blocks, side=side)
     if jax.sharding.get_abstract_mesh().size > 1 or max(canvas.shape[1:3]) <= _SMALL:
-        return whole(canvas, size, boxes)
-    by_blocks = functools.partial(_crops_by_blocks, side=side)
-    return jax.lax.platform_dependent(canvas, size, boxes, cpu=by_blocks, default=whole)
+        on_cpu = jax.vmap(functools.partial(_crops_of_whole, side=side))
+    return jax.lax.platform_dependent(canvas, size, boxes, cpu=on_cpu, default=by_windows)
+
+
+def crops_by_windows(
+    canvas: UInt8[Array, "B Hc Wc 3"],
+    size: Int[Array, "B 2"],
+    boxes: Int[Array, "B G 4"],
+    side: int,
+) -> UInt8[Array, "B G side side 3"]:
+    """`crops`, one after the other, by `windows`."""
+    longest = max(canvas.shape[1:3])
+    bounds = tiles.Bounds((side, side), (side, side), longest / side)
+
+    def of_picture(picture: tuple[Array, Array, Array]) -> Array:
+        canvas, size, boxes = picture
+        left, top, width, height = extents(size, boxes)
+        wide, high = _keep_aspect(width, height, side, longest)
+
+        def of_box(box: tuple[Array, ...]) -> Array:
+            left, width, wide, top, height, high = box
+            return tiles.fit(canvas, Axis(top, height, high), Axis(left, width, wide), bounds)
+
+        return jax.lax.map(of_box, (left, width, wide, top, height, high))
+
+    return jax.lax.map(of_picture, (canvas, size, boxes))
 
 
 class _CropPlan(NamedTuple):
