@@ -6,7 +6,7 @@ protocol.md says what is compared and how; train.sh has all trainings. The varia
 
     sft              boxes of a labeller that is often a little wrong
     grpo_likelihood  reward: the log-likelihood of the right answer, our reader in the step
-    grpo_accuracy    reward: how nearly our reader's own answer is right, in the step
+    grpo_accuracy    reward: the ANLS of our reader's own answer, in the step
     grpo_black_box   reward: how nearly what PP-OCRv4 reads is right
 """
 
@@ -57,7 +57,7 @@ def get_config(variant: str = "grpo_likelihood") -> ml_collections.ConfigDict:
     if variant != "grpo_likelihood":
         config.grpo.likelihood_weight = 0.0
         config.grpo.accuracy_weight = 1.0
-        config.grpo.accuracy = "nearly_contains"
+        config.grpo.accuracy = "anls" if variant == "grpo_accuracy" else "nearly_contains"
     if variant == "grpo_black_box":
         config.target = "rapidocr:v4@160"
         # A microbatch is rolled out while the reader reads the one before.

@@ -3,7 +3,9 @@
 """What the small reader and cropper of the documents experiment learn from, and how."""
 
 import dataclasses
+from typing import get_args
 
+import cropper
 import jax.numpy as jnp
 import locating_batches
 import noisy_boxes
@@ -13,6 +15,10 @@ import printed_lines
 import pytest
 import reading_batches
 import real_crops
+
+from cropvlm_jax.readers.registry import is_black_box
+from cropvlm_jax.scoring.in_graph import Metric
+from cropvlm_jax.training.config import load_config
 
 
 @pytest.mark.parametrize("hard", [0.0, 1.0])
@@ -116,3 +122,9 @@ def test_a_pretraining_that_stopped_goes_on_as_if_it_had_not(tmp_path):
     resumed = train("stopped")
     np.testing.assert_array_equal(unbroken["layer"]["kernel"], resumed["layer"]["kernel"])
     assert not np.array_equal(unbroken["layer"]["kernel"], start["layer"]["kernel"])
+
+
+@pytest.mark.parametrize("variant", cropper.VARIANTS)
+def test_the_accuracy_of_a_reward_in_the_step_is_one_of_those_in_the_graph(variant):
+    config = load_config(cropper.get_config(variant))
+    assert is_black_box(config.target or "") or config.grpo.accuracy in get_args(Metric)
