@@ -24,9 +24,10 @@ from cropvlm_jax.models.smolvlm.conversations import (
     SmolVLMConversations,
 )
 from cropvlm_jax.models.smolvlm.model import SmolVLM
+from cropvlm_jax.pixels.canvas import Canvas
 
 SIDE = 32
-CANVAS = (96, 128)
+CANVAS = Canvas(96, 128)
 QUESTIONS = ("What?", "What is in the red frame?", "Which digit is it?", "Who signed, and when?")
 ANSWERS = ("3", "A red digit", "42", "It is in a frame")
 SIZES = ((96, 128), (73, 111), (96, 64), (70, 128))  # height, width
@@ -55,7 +56,7 @@ def make_cropper_input(longest_edge: int) -> batching.CropperInput:
 
 
 CROPPER_INPUT = make_cropper_input(SIDE)
-PREPARE = batching.Preparer(CROPPER_INPUT, CONVERSATIONS, CANVAS, 10)
+PREPARE = batching.Preparer(CROPPER_INPUT, CONVERSATIONS, (CANVAS,), 10)
 
 
 def make_model(seed: int) -> tuple[nnx.GraphDef, nnx.State]:

@@ -18,6 +18,7 @@ import numpy as np
 from cropvlm_jax import geometry
 from cropvlm_jax.geometry.boxes import Array
 from cropvlm_jax.pixels import host
+from cropvlm_jax.pixels.canvas import Canvas, choose, empty, place
 from cropvlm_jax.scoring import GoldAnswers
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Batch(NamedTuple):
             target outside of the graph.
         answer_valid: Which of these are real, bool `[B, A]`.
         example_id: Index of the example in the source, int32 `[B]`.
+        shrunk: Whether the picture was larger than the canvas, bool `[B]`.
         gold: What the accuracy reward compares answers with, or None where it is not used.
         spoken: Question and gold answers as `read_spoken` reads them, uint8 `[B, SPOKEN_BYTES]`;
             None for a target inside of the graph.
@@ -58,6 +60,7 @@ class Batch(NamedTuple):
     answer: Array
     answer_valid: Array
     example_id: Array
+    shrunk: Array
     gold: Any = None  # GoldAnswers
     spoken: Array = None
 
@@ -111,6 +114,19 @@ def stack(rows: Sequence[Any]) -> Any:
     if isinstance(first, tuple):
         return type(first)(*(stack(column) for column in zip(*rows, strict=True)))
     return None if first is None else np.stack(rows)
+
+
+def canvas_facts(batch: Any) -> dict[str, float]:
+    """What a run tells of the canvases of a batch; nothing where it has none.
+
+    Returns:
+        The share of its canvases' pixels that show no picture, and how many pictures were shrunk.
+    """
+    if getattr(batch, "canvas", None) is None:
+        return {}
+    shown = np.prod(batch.size, axis=-1, dtype=np.int64).sum()
+    pixels = np.prod(batch.canvas.shape[:3], dtype=np.int64)
+    return {"padding_share": 1 - shown / pixels, "shrunk_pictures": int(batch.shrunk.sum())}
 
 
 def supervised_row(
@@ -219,7 +235,7 @@ class Preparer:
         cropper_input: What the cropper sees of the example.
         target_conversations: The conversations of the target; None where it is outside of the
             graph.
-        canvas: Hc and Wc; a larger picture is shrunk to fit.
+        canvases: What there is for the original pixels; a picture that fits none is shrunk.
         answer_tokens: The most tokens of a gold answer.
         gold: Makes of the gold answers what the accuracy reward compares with; None without that
             reward.
@@ -227,25 +243,35 @@ class Preparer:
 
     cropper_input: CropperInput
     target_conversations: "Conversations | None"
-    canvas: tuple[int, int]
+    canvases: Sequence[Canvas]
     answer_tokens: int
     gold: Callable[[Sequence[str]], GoldAnswers] | None = None
 
-    def __call__(self, example: Mapping[str, Any], index: int) -> Batch:
+    def __call__(
+        self, example: Mapping[str, Any], index: int, canvas: np.ndarray | None = None
+    ) -> Batch:
         """One row, without the batch axis.
+
+        Args:
+            example: What the source has.
+            index: Of the example in the source.
+            canvas: What to put the picture on, uint8 `[Hc, Wc, 3]`; None makes one, the smallest
+                that holds it.
 
         Raises:
             OSError: The picture is broken.
             ValueError: A text does not fit the batch's shapes, or there is no answer.
         """
-        image = host.to_rgb(example["image"])
+        image = host.decoded(example["image"])
         question, answers = example["question"], example["answers"]
         tiles, grid = self.cropper_input.see(image)
         asking = self.cropper_input.conversations.crop(question, grid)
         length = self.cropper_input.prompt_tokens(grid)
         crop_prompt, crop_prompt_valid = pad(asking.ids, length, "left")
-        height, width = self.canvas
-        image = host.shrink_to_fit(image, height, width)
+        if canvas is None:
+            best = choose(image.shape[0], image.shape[1], self.canvases)
+            canvas = empty(1, self.canvases[best])[0]
+        placed = place(image, canvas)
         asked = answered = asked_valid = answered_valid = gold = spoken = None
         if self.target_conversations is None:
             spoken = write_spoken(question, answers)
@@ -260,8 +286,8 @@ class Preparer:
             )
             gold = None if self.gold is None else self.gold(answers)
         return Batch(
-            canvas=host.pad_to_canvas(image, height, width),
-            size=np.array(image.shape[:2], np.int32),
+            canvas=canvas,
+            size=placed.size,
             tiles=tiles,
             crop_prompt=crop_prompt,
             crop_prompt_valid=crop_prompt_valid,
@@ -270,6 +296,7 @@ class Preparer:
             answer=answered,
             answer_valid=answered_valid,
             example_id=np.int32(index),
+            shrunk=np.bool_(placed.shrunk),
             gold=gold,
             spoken=spoken,
         )
@@ -294,8 +321,20 @@ class BoxPreparer:
     cropper_input: CropperInput
     reply_tokens: int
 
-    def __call__(self, example: Mapping[str, Any], index: int) -> SupervisedBatch:
+    @property
+    def canvases(self) -> tuple[Canvas, ...]:
+        """None: rows hold what the cropper sees, not the original pixels."""
+        return ()
+
+    def __call__(
+        self, example: Mapping[str, Any], index: int, canvas: np.ndarray | None = None
+    ) -> SupervisedBatch:
         """One row, without the batch axis.
+
+        Args:
+            example: What the source has.
+            index: Of the example in the source.
+            canvas: None.
 
         Raises:
             OSError: The picture is broken.
@@ -303,7 +342,7 @@ class BoxPreparer:
         """
         if "box" not in example:
             raise ValueError("there is no box to learn from: `cropvlm label` makes seed boxes")
-        tiles, grid = self.cropper_input.see(host.to_rgb(example["image"]))
+        tiles, grid = self.cropper_input.see(host.decoded(example["image"]))
         box_text = geometry.to_text(example["box"])
         conversation = self.cropper_input.conversations.crop(example["question"], grid, box_text)
         return supervised_row(

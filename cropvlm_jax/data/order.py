@@ -10,23 +10,26 @@ every one of them is at the same bucket at the same step, and each loads its own
 import collections
 import hashlib
 import itertools
+import os
 import signal
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
 from absl import logging
 
-from cropvlm_jax.data import batching, faults, seed_boxes
+from cropvlm_jax.data import batching, seed_boxes
+from cropvlm_jax.data.buckets import Bucket
 from cropvlm_jax.data.source import Examples
 from cropvlm_jax.data.sources import open_source
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.pixels.canvas import Canvas, empty
 
 SCENES = 1_000_000  # of zoom_digits, each drawn when it is asked for
 ATTEMPTS = 20  # examples tried for one place in a batch before the data is called broken
+AHEAD = 2  # batches that threads prepare while the one before them is used
 
 
 class Mixture:
@@ -126,7 +129,7 @@ class Plan(NamedTuple):
 
     Attributes:
         batches: Indices of examples, int64 `[steps, B]`; those of a batch are of one bucket.
-        buckets: The bucket of each example, -1 for those that are left out; int32 `[n]`.
+        buckets: `Bucket.number` of each example, -1 for those that are left out; int32 `[n]`.
         waiting: How many examples were drawn for batches that never filled, by bucket.
     """
 
@@ -137,51 +140,10 @@ class Plan(NamedTuple):
     def left_out(self) -> str:
         """How many examples no batch holds, for the log."""
         unreadable = int((self.buckets < 0).sum())
-        waiting = ", ".join(f"{n} of {b // 100}x{b % 100} tiles" for b, n in self.waiting.items())
+        waiting = ", ".join(f"{n} of {Bucket.of(b)}" for b, n in self.waiting.items())
         return (
             f"{unreadable} pictures unreadable; in batches that never filled: {waiting or 'none'}"
         )
-
-
-def bucket_examples(
-    source: Examples, cropper_input: batching.CropperInput | None, first: int | None = None
-) -> np.ndarray:
-    """The bucket of every example, from the headers of the pictures.
-
-    Args:
-        source: The examples.
-        cropper_input: What the cropper sees of an example; None where no picture is split.
-        first: How many examples to look at; None looks at all.
-
-    Returns:
-        100 times the rows of tiles plus the columns, int32 `[n]`, or 0 where pictures are not
-        split; -1 where the header cannot be read (the log counts and names these).
-    """
-    count = len(source) if first is None else min(first, len(source))
-    if cropper_input is None or not cropper_input.splits:
-        return np.zeros(count, np.int32)
-    logged = time.monotonic()
-    unreadable: list[str] = []
-
-    def bucket(index: int) -> int:
-        try:
-            height, width = source.picture_size(index)
-            rows, columns = cropper_input.grid(height, width)
-        except (ValueError, OSError) as error:
-            unreadable.append(f"{source.name_of(index)}: {error}")
-            return -1
-        return 100 * rows + columns
-
-    buckets = np.empty(count, np.int32)
-    with futures.ThreadPoolExecutor() as pool:
-        for start in range(0, count, 1024):  # so that few calls are pending at once
-            some = range(start, min(start + 1024, count))
-            buckets[some] = list(pool.map(bucket, some))
-            if time.monotonic() - logged > 10:
-                logged = time.monotonic()
-                logging.info("reading picture sizes: %d of %d", some.stop, count)
-    faults.log(f"{len(unreadable)} of {count} examples left out", sorted(unreadable))
-    return buckets
 
 
 def plan_batches(
@@ -217,20 +179,23 @@ def plan_batches(
     return Plan(np.array(batches, np.int64).reshape(-1, batch_size), buckets, left)
 
 
-def describe_prompts(buckets: np.ndarray, cropper_input: batching.CropperInput) -> str:
-    """What the cropper reads of the pictures, for the log.
+class Prepare(Protocol):
+    """Makes rows of examples; picklable, as data workers are processes."""
 
-    Args:
-        buckets: The bucket of every example, as `bucket_examples` returns them; int `[n]`.
-        cropper_input: What the cropper sees of an example.
-    """
-    described = []
-    for bucket, count in collections.Counter(buckets[buckets >= 0].tolist()).most_common():
-        rows, columns = divmod(bucket, 100)
-        tokens = batching.crop_prompt_length(cropper_input.conversations, (rows, columns))
-        tiles = f"{rows}x{columns} tiles and the whole" if bucket else "one tile"
-        described.append(f"{count} of {tiles}, {tokens} tokens")
-    return f"prompts without their questions: {'; '.join(described)}"
+    @property
+    def canvases(self) -> Sequence[Canvas]:
+        """What there is for the original pixels; empty where rows have no canvas."""
+        ...
+
+    def __call__(self, example: Any, index: int, canvas: np.ndarray | None = None, /) -> Any:
+        """A row of an example and its index.
+
+        Args:
+            example: What the source has.
+            index: Of the example in the source.
+            canvas: What to put its picture on, uint8 `[Hc, Wc, 3]`; None makes one.
+        """
+        ...
 
 
 class PlannedBatches:
@@ -243,7 +208,7 @@ class PlannedBatches:
     def __init__(
         self,
         source: Examples,
-        prepare: Callable[[Any, int], Any],
+        prepare: Prepare,
         plan: Plan,
         columns: slice | np.ndarray = slice(None),
     ):
@@ -251,8 +216,7 @@ class PlannedBatches:
 
         Args:
             source: The examples.
-            prepare: Makes a row of an example and its index: a `batching.Preparer` or
-                `batching.BoxPreparer`.
+            prepare: Makes a row of an example: a `batching.Preparer` or another of its kind.
             plan: The examples of every batch.
             columns: Which examples of each batch this process loads.
         """
@@ -277,23 +241,64 @@ class PlannedBatches:
         return self._source[index]
 
     def __getitem__(self, step: int) -> Any:
-        indices = self._plan.batches[step, self._columns].tolist()
-        return batching.stack([self._row(index) for index in indices])
+        with futures.ThreadPoolExecutor(1) as thread:
+            return self.begin(step, thread).result()
 
-    def _row(self, index: int) -> Any:
-        buckets = self._plan.buckets
-        peers = index + 1 + np.flatnonzero(np.roll(buckets == buckets[index], -index - 1))
-        for attempt in itertools.islice([index, *peers % len(buckets)], ATTEMPTS):
+    def begin(self, step: int, threads: futures.Executor) -> "BatchAhead":
+        """Has threads prepare the rows of a batch.
+
+        Pictures are decoded where they stay: each has its canvas in the array of the batch.
+        """
+        indices = self._plan.batches[step, self._columns].tolist()
+        canvases: Any = [None] * len(indices)
+        if shapes := self._prepare.canvases:
+            bucket = Bucket.of(int(self._plan.buckets[indices[0]]))
+            canvases = empty(len(indices), shapes[bucket.canvas])
+        rows = [
+            threads.submit(self._row, index, canvas)
+            for index, canvas in zip(indices, canvases, strict=True)
+        ]
+        return BatchAhead(rows, canvases if shapes else None)
+
+    def _row(self, index: int, canvas: np.ndarray | None) -> Any:
+        for attempt in itertools.islice(self._candidates(index), ATTEMPTS):
             try:
-                return self._prepare(self._source[int(attempt)], int(attempt))
+                return self._prepare(self._source[attempt], attempt, canvas)
             except (ValueError, OSError) as error:
                 if attempt not in self._named:
                     self._named.add(attempt)
-                    name = self._source.name_of(int(attempt))
+                    name = self._source.name_of(attempt)
                     logging.warning("skipped example %d, %s: %s", attempt, name, error)
         raise ValueError(
             f"{ATTEMPTS} examples in a row could not be used, from example {index} on: see the log"
         )
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """An example, and then the next ones of its bucket."""
+        yield index
+        buckets = self._plan.buckets
+        peers = index + 1 + np.flatnonzero(np.roll(buckets == buckets[index], -index - 1))
+        yield from (peers % len(buckets)).tolist()
+
+
+class BatchAhead(NamedTuple):
+    """A batch whose rows are being prepared.
+
+    Attributes:
+        rows: Its rows, in their order.
+        canvases: uint8 `[B, Hc, Wc, 3]`, which the rows' canvases are views of; None without any.
+    """
+
+    rows: list[futures.Future[Any]]
+    canvases: np.ndarray | None
+
+    def result(self) -> Any:
+        """The batch, once all rows are there; raises what kept one from being prepared."""
+        rows = [row.result() for row in self.rows]
+        if self.canvases is None:
+            return batching.stack(rows)
+        without = batching.stack([row._replace(canvas=None) for row in rows])
+        return without._replace(canvas=self.canvases)
 
 
 def iterate(batches: PlannedBatches, start: int = 0, workers: int = 0) -> Iterator[Any]:
@@ -302,15 +307,29 @@ def iterate(batches: PlannedBatches, start: int = 0, workers: int = 0) -> Iterat
     Args:
         batches: The batches of a run.
         start: Number of the first one; those before it were used already.
-        workers: Processes that prepare batches. 0 takes threads, which is enough where decoding
-            pictures is the work, because that runs outside of Python's lock.
+        workers: Processes that prepare batches. 0 takes threads, one a core, which is enough where
+            decoding pictures is the work, because that runs outside of Python's lock.
     """
-    dataset = grain.MapDataset.source(batches)[start:]
     if not workers:
-        return iter(dataset.to_iter_dataset(grain.ReadOptions(4, 4)))
-    ahead = dataset.to_iter_dataset(grain.ReadOptions(1, 1))
+        return _by_threads(batches, start)
+    ahead = grain.MapDataset.source(batches)[start:].to_iter_dataset(grain.ReadOptions(1, 1))
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
     return iter(ahead.mp_prefetch(options, _ignore_interrupts))
+
+
+def _by_threads(batches: PlannedBatches, start: int) -> Iterator[Any]:
+    """Batches whose rows are shared among threads; at most `AHEAD` are in memory before use."""
+    threads = futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), "rows")
+    ahead: collections.deque[BatchAhead] = collections.deque()
+    steps = iter(range(start, len(batches)))
+    try:
+        ahead.extend(batches.begin(step, threads) for step in itertools.islice(steps, AHEAD))
+        while ahead:
+            batch = ahead.popleft().result()
+            ahead.extend(batches.begin(step, threads) for step in itertools.islice(steps, 1))
+            yield batch
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _ignore_interrupts(*_: int) -> None:

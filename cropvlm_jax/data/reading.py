@@ -15,6 +15,7 @@ import numpy as np
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import SupervisedBatch, gold_answer, supervised_row
 from cropvlm_jax.pixels import host
+from cropvlm_jax.pixels.canvas import Canvas
 
 if TYPE_CHECKING:
     from cropvlm_jax.models.conversations import Conversations
@@ -71,14 +72,26 @@ class ReadingPreparer:
     question_tokens: int
     answer_tokens: int
 
-    def __call__(self, example: Mapping[str, Any], index: int) -> SupervisedBatch:
+    @property
+    def canvases(self) -> tuple[Canvas, ...]:
+        """None: rows hold what the reader sees, not the original pixels."""
+        return ()
+
+    def __call__(
+        self, example: Mapping[str, Any], index: int, canvas: np.ndarray | None = None
+    ) -> SupervisedBatch:
         """One row, without the batch axis.
+
+        Args:
+            example: What the source has.
+            index: Of the example in the source.
+            canvas: None.
 
         Raises:
             OSError: The picture is broken.
             ValueError: A text does not fit the batch's shapes, or there is no answer.
         """
-        image = host.to_rgb(example["image"])
+        image = host.decoded(example["image"])
         pictures = (image, host.cut(image, self.crop(example.get("box"), index)))
         conversation = self.conversations.answer(
             example["question"], len(pictures), gold_answer(example["answers"])

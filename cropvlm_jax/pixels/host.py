@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures on the host, with PIL: any file to RGB, what models see of it, and fixed canvases."""
+"""Pictures on the host, with PIL: any file to RGB, and what models see of it."""
 
 import io
 import math
@@ -8,10 +8,10 @@ import os
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin, TiffImagePlugin
 
 from cropvlm_jax import geometry
-from cropvlm_jax.pixels import formats
+from cropvlm_jax.pixels import formats, jpeg
 
 MAX_EDGE = 4096  # the longest edge that SmolVLM's first resize ever produces
 MAX_PIXELS = 2**28 // 3  # 256 MiB as RGB; 8K photos (33 million) and A3 scans at 600 dpi fit
@@ -41,13 +41,23 @@ def to_rgb(image: Picture) -> np.ndarray:
         ValueError: If the pixels cannot be understood, or are more than `MAX_PIXELS`, in which case
             none is decoded.
     """
+    pixels = decoded(image)
+    return pixels if pixels.flags.writeable else pixels.copy()
+
+
+def decoded(image: Picture) -> np.ndarray:
+    """What `to_rgb` returns, where it is only read: it may be read-only, and `image` itself."""
     if isinstance(image, np.ndarray):
         return _array_to_rgb(image)
     if isinstance(image, Image.Image):
         return _pil_to_rgb(image, "the image")
     name = _name(image)
     with _open(image, name) as opened:
-        return _pil_to_rgb(opened, name)
+        _upright_size(opened, name)  # checks before decoding
+        pixels = None
+        if isinstance(opened, JpegImagePlugin.JpegImageFile):
+            pixels = jpeg.decoded(_content(image, opened), opened)
+        return _pil_to_rgb(opened, name) if pixels is None else pixels
 
 
 def picture_size(image: Picture) -> tuple[int, int]:
@@ -223,20 +233,17 @@ def shrink_to_fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(_lanczos(Image.fromarray(image), high, wide))
 
 
-def pad_to_canvas(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pads `[H, W, 3]` with zeros at the bottom and the right to `[height, width, 3]`."""
-    if image.shape[0] > height or image.shape[1] > width:
-        raise ValueError(
-            f"An image of {image.shape[0]} x {image.shape[1]} px (height x width) does not fit a "
-            f"canvas of {height} x {width} px: downscale it or use a larger canvas."
-        )
-    canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[: image.shape[0], : image.shape[1]] = image
-    return canvas
-
-
 def _name(image: bytes | str | os.PathLike) -> str:
     return f"the image's {len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
+
+
+def _content(image: bytes | str | os.PathLike, opened: ImageFile.ImageFile) -> bytes:
+    """The bytes of an opened file."""
+    if isinstance(image, bytes):
+        return image
+    assert opened.fp is not None  # as long as it is open
+    opened.fp.seek(0)
+    return opened.fp.read()
 
 
 def _open(image: bytes | str | os.PathLike, name: str) -> Image.Image:
@@ -265,14 +272,18 @@ def _refusal(image: bytes | str | os.PathLike, name: str) -> str:
     return f"No picture that can be opened in {name}: it is {kind.name}. To do: {kind.remedy}."
 
 
-def _upright_size(image: Image.Image, name: str) -> tuple[int, int]:
-    width, height = image.size
+def _check_count(height: int, width: int, name: str) -> None:
     if not width * height:
         raise ValueError(f"There are no pixels in {name}: {width} x {height}.")
     if width * height > MAX_PIXELS:
         raise ValueError(
             f"Too many pixels in {name}: {width} x {height}, over the limit of {MAX_PIXELS}."
         )
+
+
+def _upright_size(image: Image.Image, name: str) -> tuple[int, int]:
+    width, height = image.size
+    _check_count(height, width, name)
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_SUBFILE) == _REDUCED:
         raise ValueError(
             f"The first picture in {name} is a thumbnail, as in raw photos (DNG, NEF): convert it "
@@ -297,6 +308,11 @@ def _array_to_rgb(image: np.ndarray) -> np.ndarray:
         image = _to_8_bits(image)
     elif image.dtype != np.uint8:
         raise ValueError(f"An image array must be uint8, uint16 or bool, got {image.dtype}.")
+    _check_count(image.shape[0], image.shape[1], "the image array")
+    if image.ndim == 3 and image.shape[2] == 3:
+        image = image.view()
+        image.flags.writeable = False
+        return image
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     return _pil_to_rgb(Image.fromarray(np.ascontiguousarray(image)), "the image array")
@@ -320,7 +336,7 @@ def _pil_to_rgb(image: Image.Image, name: str) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB")).copy()
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _to_8_bits(levels: np.ndarray) -> np.ndarray:

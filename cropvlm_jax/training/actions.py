@@ -3,6 +3,7 @@
 """What a run does between its steps, every so many of them: evaluate, save, export."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import card
 from cropvlm_jax.training.checkpoints import Checkpoints
 from cropvlm_jax.training.config import CheckpointConfig
+from cropvlm_jax.training.feed import one_ahead
 from cropvlm_jax.training.pictures import HeldOutPictures
 from cropvlm_jax.training.reporting import REMEDY, Reporter
 from cropvlm_jax.training.stages.base import Stage
@@ -93,8 +95,8 @@ class Evaluate:
     def __call__(self, moment: Moment, state: TrainState) -> None:
         """Means over all held-out batches, named "eval/..."."""
         totals: Any = None
-        for batch in self.data.held_out_batches():
-            on_devices = self.program.put(batch, self.batch_size)
+        put = functools.partial(self.program.put, batch_size=self.batch_size)
+        for batch, on_devices in one_ahead(self.data.held_out_batches(), put):
             sums = jax.device_get(self.program.evaluate(state, on_devices))
             if totals is None:
                 self.pictures.draw(moment.step, state, batch, on_devices)

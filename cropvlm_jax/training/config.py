@@ -21,6 +21,7 @@ from cropvlm_jax import settings
 from cropvlm_jax.data import sources
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.models.lora import LoRAConfig
+from cropvlm_jax.pixels.canvas import FITTED, Canvas
 from cropvlm_jax.settings import Range, Settings
 
 Steps = Annotated[int, Range(0, 10_000_000)]
@@ -145,7 +146,9 @@ class DataConfig(Settings):
         longest_edge: pixels of the longest edge of the cropper's input; where it is more than one
             tile of the model, the picture is split into tiles.
         canvas: height and width of the original pixels that crops are cut from; larger pictures are
-            shrunk to fit.
+            shrunk to fit. None takes for each batch the smallest canvas that holds its pictures, of
+            1024 x 1024, 2368 x 1728, 4096 x 3072 and these two on their sides: only what fits none
+            of them is shrunk. The step is compiled once for each that is used.
         question_tokens: examples whose question has more tokens are skipped.
         answer_tokens: examples whose right answer has more tokens are skipped.
         official_text: whether texts get the official code's capitalisation and final period.
@@ -154,7 +157,7 @@ class DataConfig(Settings):
 
     sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
     longest_edge: Pixels = 512
-    canvas: tuple[Pixels, Pixels] = (2048, 2048)
+    canvas: tuple[Pixels, Pixels] | None = None
     question_tokens: Annotated[int, Range(1, 8192)] = 64
     answer_tokens: Annotated[int, Range(1, 1024)] = 32
     official_text: bool = False
@@ -163,6 +166,11 @@ class DataConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sources(self.sources)
+
+    @property
+    def canvases(self) -> tuple[Canvas, ...]:
+        """What there is for the original pixels of a batch."""
+        return FITTED if self.canvas is None else (Canvas(*self.canvas),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -426,7 +434,7 @@ def _section(config: Any) -> ml_collections.ConfigDict:
         elif isinstance(value, Mapping):
             value = ml_collections.ConfigDict({key: _section(x) for key, x in value.items()})
         elif (inner := settings.optional(kind)) is not None:
-            section[name] = placeholder(inner)
+            section[name] = placeholder(typing.get_origin(inner) or inner)
             if value is None:
                 continue
         section[name] = value

@@ -3,9 +3,11 @@
 """A training run: what it is made of, the loop over its steps, and its result."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import time
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import ml_collections
 from absl import logging
 
 from cropvlm_jax import parallel
+from cropvlm_jax.data.batching import canvas_facts
 from cropvlm_jax.models import kernel_trial
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.actions import (
@@ -26,6 +29,7 @@ from cropvlm_jax.training.actions import (
 )
 from cropvlm_jax.training.checkpoints import Checkpoints, Preemption
 from cropvlm_jax.training.config import TrainConfig, as_config_dict, load_config
+from cropvlm_jax.training.feed import Fed, one_ahead
 from cropvlm_jax.training.pictures import HeldOutPictures
 from cropvlm_jax.training.reporting import Reporter, StepTracer
 from cropvlm_jax.training.stages import open_stage
@@ -219,19 +223,29 @@ class Trainer:
 
     def train(self, preemption: Preemption) -> Moment:
         """Takes the steps, with all that is done between them; returns where the run then is."""
-        batches = self.data.batches(self.start)
+        with contextlib.closing(self.feed()) as batches:
+            return self.train_on(batches, preemption)
+
+    def feed(self) -> Generator[Fed]:
+        """The batches of the steps that are left, each on the devices before its step begins."""
+        put = functools.partial(self.program.put, batch_size=self.config.batch_size)
+        return one_ahead(self.data.batches(self.start), put)
+
+    def train_on(self, batches: Iterator[Fed], preemption: Preemption) -> Moment:
+        """Takes the steps on these batches; see `train`."""
         moment = Moment(self.start, self.steps, stopping=False)
         while not (moment.is_last or moment.stopping):
             number = moment.step + 1
             with self.reporter.throughput.waiting():
-                batch = next(batches)
-            replaced = {"replaced_examples": self.data.replaced(number, batch)}
-            batch = self.program.put(batch, self.config.batch_size)
-            key = self.fold_in(self.key, number)
+                fed = next(batches)
+            replaced = {"replaced_examples": self.data.replaced(number, fed.batch)}
+            told = canvas_facts(fed.batch) | replaced
+            batch, key = fed.on_devices, self.fold_in(self.key, number)
+            del fed  # or the host would keep its pixels until the next one
             step, work = self.compile(number, batch, key)
             with self.tracer.around(number):
                 self.state, metrics = step(self.state, batch, key)
-                self.reporter.add(number, metrics | replaced, work)
+                self.reporter.add(number, metrics | told, work)
             if number == self.start + 1:
                 self.reporter.report()
                 claim(self.workdir, self.settings)  # not before a step has been done

@@ -13,6 +13,7 @@ from absl import logging
 
 from cropvlm_jax import geometry, parallel
 from cropvlm_jax.models import kernels
+from cropvlm_jax.pixels.canvas import empty
 from cropvlm_jax.training.config import TrainConfig
 from cropvlm_jax.training.costs import CHIPS, Chip
 from cropvlm_jax.training.stages import open_stage
@@ -93,11 +94,16 @@ class PlannedStep:
         self._key = _placed(key, parallel.replicated(self.mesh))
 
     def batch(self, rows: int) -> Any:
-        """Shapes of a batch of square pictures, which are split into the most tiles."""
+        """Shapes of a batch of square pictures, which are split into the most tiles.
+
+        They are on the largest canvas that a batch of the run may have.
+        """
         side = self.config.data.longest_edge
         image = np.zeros((side, side, 3), np.uint8)
         example = {"image": image, "question": "?", "answers": ["0"], "box": geometry.FULL}
-        row = self.stage.prepare(example, 0)
+        canvases = self.stage.prepare.canvases
+        largest = max(canvases, key=lambda canvas: canvas.height * canvas.width, default=None)
+        row = self.stage.prepare(example, 0, largest and empty(1, largest)[0])
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), row)
 
     def work(self) -> StepWork:

@@ -11,6 +11,7 @@ from absl import logging
 
 from cropvlm_jax import parallel
 from cropvlm_jax.data import order
+from cropvlm_jax.data.buckets import bucket_examples, describe
 from cropvlm_jax.training.config import TrainConfig
 from cropvlm_jax.training.stages.base import Stage
 
@@ -48,12 +49,13 @@ class TrainingData:
         source = order.open_mixture(config.data.sources, config.seed)
         size = config.batch_size
         steps = steps_of(config, len(source))
-        buckets = order.bucket_examples(source, stage.trained.input)
+        canvases = stage.prepare.canvases
+        buckets = bucket_examples(source, stage.trained.input, canvases, size)
         plan = order.plan_batches(source.order(config.seed), buckets, size, steps)
         planned = order.PlannedBatches(source, stage.prepare, plan, rows)
         logging.info("%d steps over %d examples; %s", steps, len(source), plan.left_out())
         if stage.trained.input is not None:
-            logging.info("%s", order.describe_prompts(buckets, stage.trained.input))
+            logging.info("%s", describe(buckets, stage.trained.input, canvases))
         parallel.check_same_on_all_hosts(planned.fingerprint, "examples")
         held_out = _open_held_out(config, stage, rows) if config.eval.every else None
         return cls(planned, plan.batches[:, rows], held_out, config.data.workers, rows)
@@ -107,7 +109,13 @@ def steps_of(config: TrainConfig, examples: int) -> int:
 def _open_held_out(config: TrainConfig, stage: Stage, rows: np.ndarray) -> order.PlannedBatches:
     """The batches that the run is evaluated on."""
     source = order.open_mixture(config.eval.sources, config.seed)
-    buckets = order.bucket_examples(source, stage.trained.input, config.eval.examples)
+    buckets = bucket_examples(
+        source,
+        stage.trained.input,
+        stage.prepare.canvases,
+        config.batch_size,
+        first=config.eval.examples,
+    )
     plan = order.plan_batches(range(len(buckets)), buckets, config.batch_size)
     logging.info("held out: %s", plan.left_out())
     return order.PlannedBatches(source, stage.prepare, plan, rows)

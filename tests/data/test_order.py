@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cropvlm_jax.data import batching, builders, order, seed_boxes
+from cropvlm_jax.data.buckets import bucket_examples, describe
 from cropvlm_jax.data.source import Source
 from cropvlm_jax.training.config import source
 
 EDGE = 2 * tiny.SIDE  # up to 2 x 2 tiles
 CROPPER_INPUT = tiny.make_cropper_input(EDGE)
-PREPARE = batching.Preparer(CROPPER_INPUT, tiny.CONVERSATIONS, tiny.CANVAS, 10)
+PREPARE = batching.Preparer(CROPPER_INPUT, tiny.CONVERSATIONS, (tiny.CANVAS,), 10)
 SIZES = {(90, 90): (2, 2), (90, 45): (2, 1), (40, 90): (1, 2)}  # height, width: grid
 
 
@@ -102,7 +103,7 @@ def test_weights_set_the_shares_of_the_sources():
 
 def test_buckets_are_the_grids_that_tiles_have():
     source = make_source(6, {4: b"no picture"})
-    buckets = order.bucket_examples(source, CROPPER_INPUT)
+    buckets = bucket_examples(source, CROPPER_INPUT)
     grids = list(SIZES.values())
     expected = [100 * grids[i % 3][0] + grids[i % 3][1] for i in range(6)]
     expected[4] = -1
@@ -114,7 +115,7 @@ def test_buckets_are_the_grids_that_tiles_have():
 
 def test_pictures_that_cannot_be_read_are_counted_and_named_in_one_line(caplog):
     source = make_source(30, dict.fromkeys(range(0, 30, 3), b"%PDF-1.7"))
-    buckets = order.bucket_examples(source, CROPPER_INPUT)
+    buckets = bucket_examples(source, CROPPER_INPUT)
     assert (buckets < 0).sum() == 10
     (line,) = (message for message in caplog.messages if "left out" in message)
     assert line.startswith("10 of 30 examples left out: 0: ") and line.endswith("; and 7 more")
@@ -122,21 +123,21 @@ def test_pictures_that_cannot_be_read_are_counted_and_named_in_one_line(caplog):
 
 
 def test_what_prompts_cost_is_told():
-    buckets = order.bucket_examples(make_source(7), CROPPER_INPUT)
-    told = order.describe_prompts(buckets, CROPPER_INPUT)
+    buckets = bucket_examples(make_source(7), CROPPER_INPUT)
+    told = describe(buckets, CROPPER_INPUT)
     tokens = [len(tiny.CONVERSATIONS.crop("A", grid).ids) for grid in ((2, 2), (2, 1), (1, 2))]
     assert told == (
         f"prompts without their questions: 3 of 2x2 tiles and the whole, {tokens[0]} tokens; 2 of "
         f"2x1 tiles and the whole, {tokens[1]} tokens; 2 of 1x2 tiles and the whole, {tokens[2]} "
         "tokens"
     )
-    one = order.describe_prompts(np.zeros(3, int), tiny.CROPPER_INPUT)
+    one = describe(np.zeros(3, int), tiny.CROPPER_INPUT)
     assert one.startswith("prompts without their questions: 3 of one tile, ")
 
 
 def planned(source: Source, steps: int, **options) -> order.PlannedBatches:
     mixture = order.Mixture([source])
-    buckets = order.bucket_examples(mixture, CROPPER_INPUT)
+    buckets = bucket_examples(mixture, CROPPER_INPUT)
     plan = order.plan_batches(mixture.order(0), buckets, 4, steps)
     return order.PlannedBatches(mixture, PREPARE, plan, **options)
 

@@ -218,7 +218,7 @@ def test_step_rewards_what_transformers_says(pair):
     def gold(answers):
         return scoring.encode_gold(answers, metric, 3, 40)
 
-    prepare = batching.Preparer(tiny.CROPPER_INPUT, prompts, tiny.CANVAS, 20, gold)
+    prepare = batching.Preparer(tiny.CROPPER_INPUT, prompts, (tiny.CANVAS,), 20, gold)
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
     policy, params = tiny.make_model(0)
     settings = GRPOConfig(

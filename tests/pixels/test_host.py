@@ -112,16 +112,6 @@ def test_known_grids():
     assert grid(200, 1000, 2048) == (1, 4)
 
 
-def test_pad_to_canvas():
-    image = _noise(3, 5)
-    canvas = host.pad_to_canvas(image, 4, 7)
-    assert canvas.shape == (4, 7, 3)
-    np.testing.assert_array_equal(canvas[:3, :5], image)
-    assert canvas[3:].sum() == canvas[:, 5:].sum() == 0
-    with pytest.raises(ValueError, match="3 x 5 px .* 4 x 4 px"):
-        host.pad_to_canvas(image, 4, 4)
-
-
 def test_to_rgb_of_every_mode(tmp_path):
     rgb = _noise(6, 9)
     grey = _noise(6, 9, channels=0)

@@ -12,7 +12,7 @@ import pytest
 import tiny_folder
 from chat_server import endpoint, serving
 from likelihood_server import LikelihoodServer
-from tiny import CROPPER_INPUT, make_examples
+from tiny import CANVAS, CROPPER_INPUT, make_examples
 
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo.black_box import ask
@@ -36,7 +36,7 @@ def model(tmp_path_factory) -> VLMReader:
 )
 def test_the_reward_is_that_of_the_model_behind_the_server(model, tmp_path, rewards):
     config = GRPOConfig(num_generations=3, **rewards)
-    prepare = batching.Preparer(CROPPER_INPUT, None, (96, 128), 10)
+    prepare = batching.Preparer(CROPPER_INPUT, None, (CANVAS,), 10)
     examples = [e | {"answers": gold} for e, gold in zip(make_examples(4), GOLD, strict=True)]
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
     boxes = np.array([[[0, 0, 50, 100], [10, 20, 60, 70], [0, 0, 50, 100]]] * 4)

@@ -4,7 +4,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -14,6 +13,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from cropvlm_jax.data.batching import CropperInput
+from cropvlm_jax.data.order import Prepare
 from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.hub.model_card import Role
 from cropvlm_jax.hub.pretrained import Pretrained
@@ -44,7 +44,7 @@ class Stage(Protocol):
         ...
 
     @property
-    def prepare(self) -> Callable[[Any, int], Any]:
+    def prepare(self) -> Prepare:
         """Turns an example and its index into a row of a batch, of NumPy arrays.
 
         It is sent to data workers, which do not import jax.

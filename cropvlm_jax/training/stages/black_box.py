@@ -85,7 +85,7 @@ class BlackBoxStage:
         prepare = Preparer(
             cropper_input=cropper.input,
             target_conversations=None,
-            canvas=data.canvas,
+            canvases=data.canvases,
             answer_tokens=data.answer_tokens,
         )
         return cls(config, cropper, reader, prepare, weights)

@@ -147,7 +147,7 @@ class GRPOStage:
         prepare = Preparer(
             cropper_input=cropper.input,
             target_conversations=target.pretrained.conversations(official=data.official_text),
-            canvas=data.canvas,
+            canvases=data.canvases,
             answer_tokens=data.answer_tokens,
             gold=gold,
         )

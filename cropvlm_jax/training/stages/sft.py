@@ -4,7 +4,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from cropvlm_jax.data.batching import BoxPreparer, SupervisedBatch
+from cropvlm_jax.data.order import Prepare
 from cropvlm_jax.data.reading import ReadingPreparer
 from cropvlm_jax.grpo.rollout import propose
 from cropvlm_jax.hub.pretrained import Pretrained
@@ -42,7 +42,7 @@ class SupervisedStage:
 
     config: TrainConfig
     trained: TrainedModel
-    prepare: Callable[[Any, int], SupervisedBatch]
+    prepare: Prepare
     weights: dict[str, Any]
     target: Pretrained | None = None
 

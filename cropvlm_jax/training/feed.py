@@ -1,0 +1,41 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Batches on their way to the devices: the next one travels while a step runs."""
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent import futures
+from typing import Any, NamedTuple
+
+
+class Fed(NamedTuple):
+    """A batch that is ready for a step.
+
+    Attributes:
+        batch: as it was prepared, NumPy arrays.
+        on_devices: as the step takes it.
+    """
+
+    batch: Any
+    on_devices: Any
+
+
+def one_ahead(batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Fed]:
+    """Batches, each put on the devices by a thread while the one before is used.
+
+    While a step runs and the next one waits behind it, a third batch may be on its way: so many are
+    on the devices at most.
+
+    Args:
+        batches: NumPy arrays.
+        put: what puts a batch on the devices.
+    """
+
+    def load() -> Fed | None:
+        batch = next(batches, None)
+        return None if batch is None else Fed(batch, put(batch))
+
+    with futures.ThreadPoolExecutor(1, "feed") as thread:
+        coming = thread.submit(load)
+        while (fed := coming.result()) is not None:
+            coming = thread.submit(load)
+            yield fed
