@@ -168,10 +168,10 @@ def describe(
     """
     grids: collections.Counter[tuple[int, int]] = collections.Counter()
     used: collections.Counter[int] = collections.Counter()
-    for number, count in zip(*np.unique(buckets[buckets >= 0], return_counts=True), strict=True):
-        bucket = Bucket.of(int(number))
-        grids[bucket.rows, bucket.columns] += int(count)
-        used[bucket.canvas] += int(count)
+    for number, count in collections.Counter(buckets[buckets >= 0].tolist()).items():
+        bucket = Bucket.of(number)
+        grids[bucket.rows, bucket.columns] += count
+        used[bucket.canvas] += count
     described = []
     for (rows, columns), count in grids.most_common():
         tokens = batching.crop_prompt_length(cropper_input.conversations, (rows, columns))
