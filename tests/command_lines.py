@@ -7,10 +7,10 @@ import os
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
+
+import forked
 
 from cropvlm_jax.apps import cli
 
@@ -95,13 +95,7 @@ def refused(found: list[tuple[str, list[str]]]) -> str:
         lines = [arguments for called, arguments in found if called == name]
         lines = [arguments for arguments in lines if "--help" not in arguments]
         if lines:
-            done = subprocess.run(
-                [sys.executable, "-c", PARSE, name],
-                input=json.dumps(lines),
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-            )
+            done = forked.python("-c", PARSE, name, input=json.dumps(lines), cwd=ROOT)
             wrong = [line for line in done.stderr.splitlines() if line.startswith(name)]
             said += wrong if done.returncode == 0 else [done.stderr]
     return "\n".join(said)

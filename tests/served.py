@@ -50,6 +50,9 @@ class FakeEngine:
     async def close(self) -> None:
         self.ready = False
 
+    def check_room(self, pictures: Any) -> None:
+        pass
+
     def expecting(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 

@@ -18,7 +18,6 @@ Example, with the cropper that comes with the package:
 """
 
 import asyncio
-import signal
 import socket
 
 import uvicorn
@@ -37,7 +36,7 @@ from cropvlm_jax.serving.mcp_crops import Budget
 from cropvlm_jax.serving.mcp_folders import Folders
 from cropvlm_jax.serving.mcp_tool import PATH, ZoomTool, make_server, over_http
 from cropvlm_jax.serving.pictures import PictureReader
-from cropvlm_jax.serving.server import bound
+from cropvlm_jax.serving.server import bound, leave_signals_to_uvicorn
 from cropvlm_jax.serving.web import LOOPBACK
 
 CROPPER = flags.DEFINE_string(
@@ -106,8 +105,7 @@ def main(argv: list[str]) -> None:
     with bound(HOST.value, PORT.value) as listening:
         web = over_http(server, host=HOST.value, token=token, max_body_mb=limits.max_body_mb)
         logging.info("serving at http://%s:%d%s", HOST.value, listening.getsockname()[1], PATH)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, ignore)  # uvicorn raises it again once it has ended
+        leave_signals_to_uvicorn()
         asyncio.run(on_http(tool, web, listening))
 
 
@@ -122,10 +120,6 @@ async def on_http(tool: ZoomTool, web: ASGIApp, listening: socket.socket) -> Non
     config = uvicorn.Config(web, access_log=False, log_config=None, server_header=False)
     async with tool.at_work():
         await uvicorn.Server(config).serve(sockets=[listening])
-
-
-def ignore(number: int, frame: object) -> None:
-    """Does nothing about a signal."""
 
 
 def read_limits() -> Limits:

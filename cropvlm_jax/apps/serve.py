@@ -21,7 +21,6 @@ Examples, the first with the models that come with the package:
 import asyncio
 import contextlib
 import os
-import signal
 from typing import Any
 
 from absl import app, flags, logging
@@ -37,7 +36,7 @@ from cropvlm_jax.serving.engine import Engine
 from cropvlm_jax.serving.limits import Limits
 from cropvlm_jax.serving.looks import Policy
 from cropvlm_jax.serving.pictures import PictureReader
-from cropvlm_jax.serving.server import Server, bound
+from cropvlm_jax.serving.server import Server, bound, leave_signals_to_uvicorn
 from cropvlm_jax.serving.service import Service
 from cropvlm_jax.serving.target import LocalTarget
 from cropvlm_jax.serving.upstream import Upstream
@@ -143,17 +142,12 @@ def main(argv: list[str]) -> None:
             hosts=LOOPBACK if at_home and not token else None,
         )
         logging.info("serving at http://%s:%d/v1", HOST.value, listening.getsockname()[1])
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, ignore)  # uvicorn raises it again once it has ended
+        leave_signals_to_uvicorn()
         server = Server(web, service, limits.timeout_s)
         if not asyncio.run(server.run_until_told(engine, listening, contexts)):
             logging.info("ended before it was ready")
             logging.flush()
             os._exit(0)  # without waiting for a compilation
-
-
-def ignore(number: int, frame: object) -> None:
-    """Does nothing about a signal."""
 
 
 def check_upstream(url: str) -> None:

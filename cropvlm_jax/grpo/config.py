@@ -49,9 +49,9 @@ class GRPOConfig(Settings):
             standard deviation in the group before the weighted sum ("normalize_then_sum", as in
             GDPO), so that a part's weight does not depend on its unit. `scale_rewards` then applies
             to this sum; GDPO's own is "batch".
-        min_reward_std: groups whose rewards have a smaller standard deviation than this give no
-            gradient, not even that of KL and format, and do not count in the mean over completions;
-            0 keeps all groups.
+        min_reward_std: groups whose rewards have a smaller standard deviation, with n - 1, than this
+            give no gradient, not even that of KL and format, and do not count in the mean over
+            completions; 0 keeps all groups. The metric `reward_std` is the mean of the same one.
         entropy_target: nats of a choice below which the policy's entropy is rewarded: the weight of
             this reward starts at 0, and grows by 0.005 after every step whose mean entropy is not
             above the target and shrinks by as much after the others, between 0 and 1. A target of 0

@@ -32,7 +32,7 @@ def rollout_metrics(
     def over_scored(values: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.where(scored, values, 0.0).sum(), scored.sum()
 
-    deviation = jnp.nan_to_num(jnp.nanstd(jnp.where(scored, rewards.total, jnp.nan), -1))
+    deviation = objective.group_std(rewards.total)
     tied = objective.zero_variance(rewards.total)
     area = geometry.area(rollouts.boxes)
     sums = {

@@ -111,24 +111,34 @@ def normalize_then_sum(
     return jnp.where(scored, jnp.stack(normalised).sum(0), jnp.nan)
 
 
-def spread_enough(rewards: Float[Array, "B G"], min_std: float) -> Bool[Array, " B"]:
-    """Groups that count: those whose rewards have at least this standard deviation.
+def group_std(rewards: Float[Array, "B G"]) -> Float[Array, " B"]:
+    """The standard deviation of the finite rewards of each group; of fewer than two, 0.
 
-    The std, with n - 1, is that of the finite rewards; of fewer than two it is 0. Rewards that
-    hardly differ are mostly noise, which dividing by their std would blow up. DAPO (arXiv
-    2503.14476) leaves out groups of equal rewards; a threshold is the same for rewards that are not
-    0 or 1. The groups left out are missing in the loss's denominator too, so that the others'
-    losses are averaged over these others alone.
+    With n - 1, as `advantages` divides by: a group is a sample of the boxes of a prompt.
 
     Args:
         rewards: fp32 `[B, G]`.
-        min_std: 0 keeps all groups.
     """
     scored = jnp.isfinite(rewards)
     count = jnp.maximum(scored.sum(-1, keepdims=True), 1)
     mean = jnp.where(scored, rewards, 0).sum(-1, keepdims=True) / count
     squares = jnp.where(scored, (rewards - mean) ** 2, 0).sum(-1)
-    return jnp.sqrt(squares / jnp.maximum(count[:, 0] - 1, 1)) >= min_std
+    return jnp.sqrt(squares / jnp.maximum(count[:, 0] - 1, 1))
+
+
+def spread_enough(rewards: Float[Array, "B G"], min_std: float) -> Bool[Array, " B"]:
+    """Groups that count: those whose rewards have at least this `group_std`.
+
+    Rewards that hardly differ are mostly noise, which dividing by their std would blow up. DAPO
+    (arXiv 2503.14476) leaves out groups of equal rewards; a threshold is the same for rewards that
+    are not 0 or 1. The groups left out are missing in the loss's denominator too, so that the
+    others' losses are averaged over these others alone.
+
+    Args:
+        rewards: fp32 `[B, G]`.
+        min_std: 0 keeps all groups.
+    """
+    return group_std(rewards) >= min_std
 
 
 def adapt_entropy_coef(

@@ -51,17 +51,20 @@ def multiply(
 
     On a CPU, XLA multiplies bf16 in hardware only into fp32, so the result is rounded afterwards.
     """
-
-    def plain(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jax.lax.dot_general(x, y, (contract, ((), ())), precision)
-
-    def rounded(x: jax.Array, y: jax.Array) -> jax.Array:
-        full = jax.lax.dot_general(x, y, (contract, ((), ())), preferred_element_type=jnp.float32)
-        return full.astype(x.dtype)
-
+    dimensions = contract, ((), ())
+    plain = functools.partial(
+        jax.lax.dot_general, dimension_numbers=dimensions, precision=precision
+    )
     if x.dtype != jnp.bfloat16:
         return plain(x, y)
+    rounded = functools.partial(_rounded, dimensions=dimensions)
     return jax.lax.platform_dependent(x, y, cpu=rounded, default=plain)
+
+
+def _rounded(x: jax.Array, y: jax.Array, dimensions: Any) -> jax.Array:
+    """A product of bf16 arrays that is fp32 until it is whole."""
+    full = jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
+    return full.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

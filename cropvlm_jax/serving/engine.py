@@ -34,9 +34,18 @@ from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.serving import metrics
 from cropvlm_jax.serving.batcher import Batcher
 from cropvlm_jax.serving.lanes import Asked, ServedCropper, ServedTarget
-from cropvlm_jax.serving.looks import Answer, Box, Busy, Closed, DeadlineExceeded, Look, Policy
+from cropvlm_jax.serving.looks import (
+    Answer,
+    Box,
+    Busy,
+    Closed,
+    DeadlineExceeded,
+    Look,
+    Policy,
+    TooLarge,
+)
 
-__all__ = ["Answer", "Busy", "Closed", "DeadlineExceeded", "Engine", "Look", "Policy"]
+__all__ = ["Answer", "Busy", "Closed", "DeadlineExceeded", "Engine", "Look", "Policy", "TooLarge"]
 
 CHANNELS = 3  # of a decoded picture, bytes a pixel
 Result = TypeVar("Result")
@@ -224,6 +233,27 @@ class Engine:
                 milliseconds=self._observe(metrics.ANSWER, seconds),
             )
 
+    def check_room(self, pictures: Sequence[host.Picture]) -> None:
+        """Checks that there is room for the looks of one request at once, in an idle engine.
+
+        Args:
+            pictures: of the request, one a look.
+
+        Raises:
+            TooLarge: there never is.
+        """
+        if len(pictures) > self._queue:
+            raise TooLarge(
+                f"the request has {len(pictures)} pictures to look at, and {self._queue} may wait "
+                f"at once: send fewer, or start the server with --queue={len(pictures)}"
+            )
+        size = sum(map(_decoded_bytes, pictures))
+        if len(pictures) > 1 and size > self._picture_bytes:
+            raise TooLarge(
+                f"the request's {len(pictures)} pictures take {size / 1e6:,.1f} MB once decoded, "
+                f"over the limit of {self._picture_bytes / 1e6:,.1f} MB: send fewer or smaller ones"
+            )
+
     def expecting(self) -> contextlib.AbstractContextManager[None]:
         """Around what a caller does before `look`, so that the device waits a little for it."""
         return self._batcher.coming(metrics.LOOK)
@@ -277,7 +307,7 @@ class Engine:
             raise Closed("the server is starting or shutting down")
         for picture in pictures:
             check_picture(picture)
-        size = sum(CHANNELS * math.prod(host.picture_size(picture)) for picture in pictures)
+        size = sum(map(_decoded_bytes, pictures))
         full = self._bytes and self._bytes + size > self._picture_bytes
         if full or self._accepted[kind] >= self._queue:
             raise Busy(sum(self._accepted.values()), retry_after=self._seconds[kind])
@@ -308,6 +338,11 @@ class Engine:
 async def _in(pool: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
     """What a function returns that runs in a thread of a pool."""
     return await asyncio.get_running_loop().run_in_executor(pool, function)
+
+
+def _decoded_bytes(picture: host.Picture) -> int:
+    """Bytes that a picture takes as RGB."""
+    return CHANNELS * math.prod(host.picture_size(picture))
 
 
 def _prepare_answer(

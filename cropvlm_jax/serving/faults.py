@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from cropvlm_jax.serving.looks import Busy, Closed, DeadlineExceeded
+from cropvlm_jax.serving.looks import Busy, Closed, DeadlineExceeded, TooLarge
 
 STARTING_S = 2.0  # seconds after which a client may ask again that came too early
 LEFT = 499  # the status, in metrics, of a request whose client left
@@ -74,6 +74,8 @@ def fault_of(error: Exception, timeout_s: float) -> Fault:
             return error
         case Busy():
             return Fault(429, "queue_full", str(error), error.retry_after)
+        case TooLarge():
+            return Fault(413, "too_large", str(error))
         case Closed():
             return Fault(503, "not_ready", str(error), STARTING_S)
         case TimeoutError() | DeadlineExceeded():

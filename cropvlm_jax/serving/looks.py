@@ -26,6 +26,10 @@ class Busy(RuntimeError):
         self.retry_after = retry_after
 
 
+class TooLarge(ValueError):
+    """The request needs more room than there is, however long it waits."""
+
+
 class DeadlineExceeded(RuntimeError):
     """The request's deadline passed before its result was there."""
 

@@ -4,6 +4,7 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -110,6 +111,16 @@ class Server(uvicorn.Server):
             await send(message)
 
         await self._app(scope, receive, send_last)
+
+
+def leave_signals_to_uvicorn() -> None:
+    """Has SIGTERM and SIGINT do nothing but what a running server does about them.
+
+    Uvicorn raises a signal that it got once more when it has ended, which would end the process
+    with a status of that signal.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: None)
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -67,6 +67,7 @@ class Zoomer:
             Closed: the cropper is not there, yet or any more.
             DeadlineExceeded: the deadline has passed.
             Fault: a picture's address is refused.
+            TooLarge: there is never room for so many or such large pictures.
         """
         begun = time.monotonic()
         places = chat.places[: self._most]
@@ -77,6 +78,8 @@ class Zoomer:
                 [self._file(number, place.url, report) for number, place in enumerate(places)]
             )
         report.took("read", begun)
+        if chat.policy.looks:
+            self._engine.check_room([file for file in files if file is not None])
         seen = await _all(
             [self._look(number, file, chat, report, deadline) for number, file in enumerate(files)]
         )

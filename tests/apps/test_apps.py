@@ -8,8 +8,8 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -28,9 +28,7 @@ from cropvlm_jax.models import lora
 
 
 def run(app: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    program = [sys.executable, "-m", f"cropvlm_jax.apps.{app}", *arguments]
-    environment = os.environ | environment
-    return subprocess.run(program, capture_output=True, text=True, timeout=600, env=environment)
+    return forked.python("-m", f"cropvlm_jax.apps.{app}", *arguments, env=os.environ | environment)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,11 +1,12 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The console script: help that explains, and errors that say what to do, in processes of it."""
+"""The console script: help that explains, and errors that say what to do."""
 
 import os
 import subprocess
 import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -18,10 +19,9 @@ CONFIG = "--config=experiments/zoom_digits.py"
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs `cropvlm ARGUMENTS` in a process of its own."""
-    program = [sys.executable, "-m", "cropvlm_jax.apps.cli", *arguments]
+    """Runs `cropvlm ARGUMENTS`."""
     env = os.environ | environment
-    return subprocess.run(program, capture_output=True, text=True, timeout=300, env=env)
+    return forked.python("-m", "cropvlm_jax.apps.cli", *arguments, env=env)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("help",), ("-h",)])
@@ -60,7 +60,7 @@ def test_the_help_of_a_command_explains_its_own_flags_and_no_others(name):
         assert "--config.NAME=VALUE" in optional and "docs/config.md" in optional
 
 
-def test_help_is_the_same_by_the_module():
+def test_help_is_the_same_by_the_module_in_a_process_of_its_own():
     script = run("export", "--help").stdout
     module = [sys.executable, "-m", "cropvlm_jax.apps.export", "--help"]
     assert subprocess.run(module, capture_output=True, text=True).stdout == script

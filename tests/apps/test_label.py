@@ -3,9 +3,8 @@
 """Labelling as a user does it, with replies from a file; tests/labelling asks models."""
 
 import json
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,10 +32,9 @@ def folder(tmp_path):
 
 
 def run(folder, *arguments):
-    """Runs the app in a process of its own."""
-    command = [sys.executable, "-m", "cropvlm_jax.apps.label", "--source=jsonl"]
-    command += [f"--folder={folder}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    """Runs the app."""
+    command = ["cropvlm_jax.apps.label", "--source=jsonl", f"--folder={folder}", *arguments]
+    return forked.python("-m", *command)
 
 
 def test_replies_from_a_file_become_labels(folder, tmp_path, monkeypatch):

@@ -3,13 +3,10 @@
 """Wrong settings of `cropvlm train`, as flags and in files: one line, and nothing is made."""
 
 import inspect
-import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
+import forked
 import jax
 import pytest
 
@@ -19,44 +16,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"--config={ROOT / 'experiments/zoom_digits.py'}"
 SOURCE = "data.sources.zoom_digits"
 
-# Runs each command line in a process of its own that has imported everything: imports take seconds.
-RUN = """
-import json, os, sys, tempfile
-from cropvlm_jax import apps
-from cropvlm_jax.apps import train
-for arguments in json.load(sys.stdin):
-    with tempfile.TemporaryFile() as said:
-        child = os.fork()
-        if child == 0:
-            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
-            sys.argv, code = ["cropvlm-train", *arguments], 0
-            try:
-                apps.run(train.main)
-            except SystemExit as ended:
-                code = ended.code or 0
-            except BaseException:
-                code = 99
-                import traceback; traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(code)
-        _, status = os.waitpid(child, 0)
-        said.seek(0)
-        print(json.dumps([os.waitstatus_to_exitcode(status), said.read().decode()]))
-"""
-
 
 def train(commands: list[list[str]]) -> list[tuple[int, str]]:
     """Exit code and output of `cropvlm train` for each command line."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-    )
-    assert done.returncode == 0, done.stderr
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+    program = ("-m", "cropvlm_jax.apps.train")
+    done = [forked.python(*program, *arguments) for arguments in commands]
+    return [(each.returncode, each.stdout + each.stderr) for each in done]
 
 
 # Setting, value as a flag, and what the message says that it takes.

@@ -15,10 +15,9 @@ import re
 import shlex
 import shutil
 import string
-import subprocess
-import sys
 
 import chat_server
+import forked
 import pytest
 from command_lines import ROOT, blocks, calls, commands
 from PIL import Image
@@ -29,28 +28,6 @@ from cropvlm_jax.pixels import host
 PAGE = ROOT / "docs" / "own_data.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 READERS = {"HuggingFaceTB/": "vlm", "openai:": "endpoint", "rapidocr:": "ocr"}
-
-# Runs command lines one after the other, each in a process that has imported nearly everything.
-RUN = """
-import json, os, sys
-import cropvlm_jax.api, cropvlm_jax.training.loop, cropvlm_jax.evals.report
-from cropvlm_jax.apps import cli
-for arguments in json.load(sys.stdin):
-    child = os.fork()
-    if child == 0:
-        sys.argv, code = ["cropvlm", *arguments], 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        except BaseException:
-            import traceback; traceback.print_exc()
-            code = 99
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code == 0, arguments
-"""
 
 
 def rehearsal() -> dict[str, list[str]]:
@@ -91,17 +68,13 @@ def type_in(block, folder: pathlib.Path, environment: dict[str, str]) -> str:
                 arguments += changes["every train"]
                 arguments += changes["train, stage SFT"] if ":sft" in " ".join(words) else []
             lines.append([name, *arguments, *changes.get(name, [])])
-    done = subprocess.run(
-        [sys.executable, "-c", RUN],
-        input=json.dumps(lines),
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    said = ""
+    for name, *arguments in lines:
+        command = ("-m", "cropvlm_jax.apps.cli", name, *arguments)
+        done = forked.python(*command, cwd=folder, env=os.environ | environment)
+        assert done.returncode == 0, done.stderr
+        said += done.stdout
+    return said
 
 
 def run_python(number: int, folder: pathlib.Path) -> str:

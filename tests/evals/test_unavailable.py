@@ -7,9 +7,9 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 
+import forked
 import pytest
 from chat_server import KEY, endpoint, serving
 from tiny_evals import Reader, choice, folder_source, run, without_seconds
@@ -161,10 +161,8 @@ def test_items_that_never_get_an_answer_do_not_keep_the_others_from_being_report
 
 
 def evaluate(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "cropvlm_jax.apps.evaluate", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | environment
-    )
+    command = ("cropvlm_jax.apps.evaluate", *arguments)
+    return forked.python("-m", *command, env=os.environ | environment)
 
 
 @pytest.fixture

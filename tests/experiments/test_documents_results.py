@@ -3,10 +3,9 @@
 """What is chosen on validation questions, and the results of the documents experiment's records."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -23,8 +22,7 @@ RIGHT = {  # of 6 questions, in two seeds
 
 
 def _run(script, *flags):
-    command = [sys.executable, FOLDER / script, *flags]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return forked.python(FOLDER / script, *flags)
 
 
 def _evaluation(folder, seed, own_scale):

@@ -4,8 +4,8 @@
 
 import pathlib
 import subprocess
-import sys
 
+import forked
 import pytest
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
@@ -14,9 +14,8 @@ SCRIPTS = sorted(path.name for path in EXPERIMENTS.glob("*.py") if MAIN in path.
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A script of experiments/ in a process of its own."""
-    command = [sys.executable, EXPERIMENTS / arguments[0], *arguments[1:]]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    """Runs a script of experiments/."""
+    return forked.python(EXPERIMENTS / arguments[0], *arguments[1:])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pytest
 from chat_server import KEY, Server, serving
@@ -121,11 +122,9 @@ def test_a_killed_command_goes_on_and_asks_nothing_twice(source, tmp_path):
             process.kill()
         asked = path.read_text().count("\n")
         assert 8 <= asked < 30 and not out.exists()
-        planned = subprocess.run(
-            [*command, "--dry_run"], env=environment, capture_output=True, text=True, timeout=100
-        )
+        planned = forked.python(*command[1:], "--dry_run", env=environment)
         assert f"{30 - asked} of 30 have no reply yet" in planned.stdout, planned.stderr
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+        done = forked.python(*command[1:], env=environment)
     assert done.returncode == 0, done.stderr
     rows = path.read_text().splitlines()
     assert len(rows) == 30 == len(replies.read(path))

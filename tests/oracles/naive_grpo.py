@@ -446,11 +446,11 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     metrics["reward"] = reward[scored].mean()
     metrics["unscored"] = 1 - scored.mean()
     groups = [row[known] for row, known in zip(reward, scored, strict=True)]
-    metrics["reward_std"] = np.mean([group.std() if group.size else 0 for group in groups])
+    deviations = [np.std(group, ddof=1) if group.size > 1 else 0 for group in groups]
+    metrics["reward_std"] = np.mean(deviations)
     ties = [not group.size or np.ptp(group) < 1e-6 for group in groups]
     metrics["zero_variance_groups"] = np.mean(ties)
     metrics["area"] = geometry.area(boxes).mean()
-    deviations = [np.std(group, ddof=1) if group.size > 1 else 0 for group in groups]
     enough = np.array(deviations) >= config.min_reward_std
     if config.min_reward_std:
         assert 0 < enough.sum() < len(enough), deviations

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from served import data_url, file_of, picture_part, post, serving, turn
 from tiny_folder import PICTURES, make_folder
 
 from cropvlm_jax.api import CropVLM
@@ -207,6 +208,36 @@ def test_pictures_that_memory_is_not_meant_for_are_refused(run):
 
     first, *others = run(scenario, picture_bytes=400_000)
     assert first.boxes and [type(each) for each in others] == [Busy, Busy]
+
+
+class Idle(Engine):
+    """Takes requests, and has compiled nothing."""
+
+    async def start(self) -> None:
+        self.ready = True
+
+    async def close(self) -> None:
+        self.ready = False
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"picture_bytes": 500_000}, "2 pictures take 0.5 MB once decoded, over the limit of"),
+        ({"queue": 1}, "2 pictures to look at, and 1 may wait at once"),
+    ],
+)
+def test_a_request_that_can_never_fit_is_told_not_to_come_again(models, options, told):
+    picture = picture_part(data_url(file_of(300, 300)))
+    with serving(engine=Idle(models[0], batch_sizes=(1,), **options)) as served:
+        reply = post(served, {"messages": turn("What?", picture, picture)})
+        unseen = post(
+            served, {"messages": turn("What?", picture, picture), "cropvlm": {"looks": 0}}
+        )
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (413, "too_large")
+    assert error["message"].startswith("the request") and told in error["message"]
+    assert "retry-after" not in reply.headers and unseen.json()["error"]["code"] == "one_picture"
 
 
 def test_a_deadline_ends_the_wait(run):

@@ -24,11 +24,11 @@ from cropvlm_jax.serving.upstream import Upstream
 from cropvlm_jax.serving.web import make_app
 
 SCRIPT = """
-import asyncio, signal, sys
+import asyncio, sys
 sys.path.insert(0, "tests")
 from served import FakeEngine, Limits, Policy, PictureReader, Service, Server, LocalTarget, bound
 from served import make_app
-from cropvlm_jax.apps.serve import ignore
+from cropvlm_jax.serving.server import leave_signals_to_uvicorn
 engine = FakeEngine()
 engine.waits = 0.05
 reader = PictureReader(Limits())
@@ -36,8 +36,7 @@ service = Service(
     engine, LocalTarget(engine, "m"), reader, policy=Policy(), limits=Limits()
 )
 server = Server(make_app(service), service)
-for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, ignore)
+leave_signals_to_uvicorn()
 with bound("127.0.0.1", 0) as listening:
     print(listening.getsockname()[1], flush=True)
     asyncio.run(server.run_until_told(engine, listening, [reader]))
