@@ -117,6 +117,7 @@ def test_groups_of_too_little_spread_are_told_by_their_deviation():
         else 0
         for row in rewards
     ]
+    np.testing.assert_allclose(objective.group_std(jnp.array(rewards)), deviations, rtol=1e-6)
     for least in (0.0, 0.1, 0.24, 0.25, 0.5, 0.6):
         got = objective.spread_enough(jnp.array(rewards), least)
         np.testing.assert_array_equal(got, np.array(deviations) >= least, str(least))
