@@ -49,8 +49,8 @@ class GRPOConfig(Settings):
             standard deviation in the group before the weighted sum ("normalize_then_sum", as in
             GDPO), so that a part's weight does not depend on its unit. `scale_rewards` then applies
             to this sum; GDPO's own is "batch".
-        min_reward_std: groups whose rewards have a smaller standard deviation, with n - 1, than this
-            give no gradient, not even that of KL and format, and do not count in the mean over
+        min_reward_std: groups whose rewards have a standard deviation (with n - 1) below this give
+            no gradient, not even that of KL and format, and do not count in the mean over
             completions; 0 keeps all groups. The metric `reward_std` is the mean of the same one.
         entropy_target: nats of a choice below which the policy's entropy is rewarded: the weight of
             this reward starts at 0, and grows by 0.005 after every step whose mean entropy is not
