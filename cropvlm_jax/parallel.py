@@ -28,6 +28,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 AXES = ("data", "fsdp", "tensor")
+REPLICAS = "data"  # the axis whose devices hold the same weights
 
 # JAX sets both for the whole run when processes join, so they are to outlast the first step's
 # compilation, during which a busy host may be silent, and the start of the slowest host.
@@ -149,13 +150,14 @@ def _spec(
         shape: The array's shape.
         units: How many indivisible parts an axis of a meaning has, where that is not its size.
     """
-    spec = []
+    spec: list[Any] = []
     for logical, size in zip(axes, shape, strict=True):
-        name = RULES[logical] if logical else ()
-        parts = math.prod(mesh.shape[n] for n in np.atleast_1d(name))
+        names = np.atleast_1d(RULES[logical]).tolist() if logical else []
+        name = tuple(n for n in names if n not in mesh.manual_axes)
+        parts = math.prod(mesh.shape[n] for n in name)
         whole = units.get(logical or "", size)
         if whole % parts:
-            _log_once(f"{logical} stay whole: {whole} do not divide over {name}={parts}")
+            _log_once(f"{logical} stay whole: {whole} do not divide over {'x'.join(name)}={parts}")
         spec.append(name if parts > 1 and whole % parts == 0 else None)
     return PartitionSpec(*spec)
 
@@ -241,16 +243,94 @@ def split(
             return function(*arrays)
         spec = _spec(mesh, axes, arrays[0].shape, units)
         split_up = jax.shard_map(
-            function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+            function,
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=spec,
+            axis_names=set(AXES) - set(mesh.manual_axes),
+            check_vma=False,
         )
-        return split_up(*arrays)
+        # Unchecked, its results count as equal on all replicas, which those of `replicas_apart` are
+        # not.
+        vary = functools.partial(jax.lax.pcast, axis_name=tuple(mesh.manual_axes), to="varying")
+        return jax.tree.map(vary, split_up(*arrays))
 
     return call
+
+
+def replicas_apart(
+    function: Callable[[Tree, Tree], Tree], dtype: Any
+) -> Callable[[Tree, Tree], Tree]:
+    """Lets each replica of the weights run a function on its own rows of a batch.
+
+    The partitioner adds up the gradients of weights over replicas as soon as they are there: in a
+    loop, in each iteration. Here each replica adds up its own, and they are exchanged once. Weights
+    that `fsdp` splits are gathered for each use and their gradients scattered after it, anyway.
+
+    Args:
+        function: Of weights and a tree of arrays `[B, ...]`, to a tree of arrays `[B, ...]`.
+        dtype: That gradients have while they are exchanged.
+
+    Returns:
+        The function, to be called under `on_mesh`; elsewhere, where `fsdp` splits the weights, and
+        where the rows do not divide over the replicas, it is `function`.
+    """
+
+    def call(weights: Tree, batch: Tree) -> Tree:
+        mesh = jax.sharding.get_abstract_mesh()
+        replicas = 1 if mesh.empty or REPLICAS in mesh.manual_axes else mesh.shape[REPLICAS]
+        rows = len(jax.tree.leaves(batch)[0])
+        if replicas == 1 or mesh.shape["fsdp"] > 1 or rows % replicas:
+            return function(weights, batch)
+
+        def on_own_rows(weights: Tree, rows: Tree) -> Tree:
+            own = jax.tree.map(lambda weight: _exchanged_once(weight, dtype), weights)
+            return function(own, rows)
+
+        apart = jax.shard_map(
+            on_own_rows,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(REPLICAS)),
+            out_specs=PartitionSpec(REPLICAS),
+            axis_names={REPLICAS},
+        )
+        return apart(weights, batch)
+
+    return call
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _exchanged_once(weight: jax.Array, dtype: Any) -> jax.Array:
+    """A replica's own view of a weight: its gradient is added up over replicas here."""
+    del dtype
+    return jax.lax.pcast(weight, REPLICAS, to="varying")
+
+
+def _exchanged_once_forward(weight: jax.Array, dtype: Any) -> tuple[jax.Array, None]:
+    return _exchanged_once(weight, dtype), None
+
+
+def _exchanged_once_backward(dtype: Any, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    def exchange(gradient: jax.Array) -> jax.Array:
+        return jax.lax.psum(gradient.astype(dtype), REPLICAS).astype(gradient.dtype)
+
+    def as_it_is(gradient: jax.Array) -> jax.Array:  # bf16 sums end XLA's CPU compiler
+        return jax.lax.psum(gradient, REPLICAS)
+
+    return (jax.lax.platform_dependent(gradient, cpu=as_it_is, default=exchange),)
+
+
+_exchanged_once.defvjp(_exchanged_once_forward, _exchanged_once_backward)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of arrays whose leading axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def parts_of_a_batch(mesh: Mesh) -> int:
+    """Among how many devices the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def put_batch(mesh: Mesh, batch: Tree) -> Tree:

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Compiles a run's step for a TPU slice that is not there, and says what memory and time it takes.
 
+`--program=evaluation` compiles the evaluation of held-out batches instead.
+
 This is ahead-of-time compilation (AOT). The TPU compiler runs on any Linux machine:
 `pip install -e '.[tpu]'`. The times are lower bounds, at the chip's peak rates.
 
@@ -10,10 +12,11 @@ Example:
     cropvlm aot --topology=v5e-8 --config=experiments/paper/sft_512.py \
         --config.batch_size=64 --save=report.json
 
-No weights are read. A batch that does not fit is followed by a search for the largest that does.
+No weights are read. A batch that does not fit is followed by a search for the largest that does;
+with `--search`, for the fewest microbatches and the largest `grpo.reward_chunk` with which it does.
 """
 
-import bisect
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -22,20 +25,20 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cropvlm_jax import apps
+from cropvlm_jax import apps, parallel
 from cropvlm_jax.apps import config_flag, tpu_compiler
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.training.config import TrainConfig, load_config
 from cropvlm_jax.training.costs import CHIPS
+from cropvlm_jax.training.fitting import fastest, largest
 from cropvlm_jax.training.hlo import collectives
-from cropvlm_jax.training.planned_step import GIB, PlannedStep
+from cropvlm_jax.training.planned_step import GIB, PlannedEvaluation, PlannedStep
 
 CONFIG = config_flag.define_config()
 TOPOLOGY = flags.DEFINE_string(
@@ -46,49 +49,108 @@ TOPOLOGY = flags.DEFINE_string(
 )
 SAVE = flags.DEFINE_string("save", None, "JSON file to write the report to, besides printing it.")
 
+PROGRAM = flags.DEFINE_enum(
+    "program",
+    "step",
+    ["step", "evaluation"],
+    "What to compile: the training step, or the evaluation of held-out batches of as many prompts.",
+)
+SEARCH = flags.DEFINE_bool(
+    "search",
+    False,
+    "Whether to choose gradient_accumulation_steps and grpo.reward_chunk: the fastest that fit. "
+    "Each trial takes as long as compiling.",
+)
+
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
 
 
-def largest(fits: Callable[[int], bool], multiple: int, too_large: int) -> int:
-    """The largest multiple below `too_large` that fits, found by bisection; 0 if none does."""
-    sizes = range(multiple, too_large, multiple)
-    return multiple * bisect.bisect_left(sizes, True, key=lambda size: not fits(size))
-
-
-def make_report(config: TrainConfig, topology: str) -> dict[str, Any]:
-    """What the step of a run takes on a slice.
+def make_report(
+    config: TrainConfig, topology: str, program: str = "step", search: bool = False
+) -> dict[str, Any]:
+    """What a program of a run takes on a slice.
 
     Args:
         config: of the run.
         topology: name of the slice.
+        program: "step" or "evaluation".
+        search: whether to choose microbatches and `reward_chunk` of the step.
 
     Returns:
         What `table` prints. Sizes, times and traffic of the compiled program are None where the
         batch does not fit.
+
+    Raises:
+        ValueError: a setting is wrong, or there is no such program.
     """
     if config.stage == "grpo" and is_black_box(config.target):
         raise ValueError(
             f"target={config.target!r} is outside of the graph, so that there is no one step to "
             "compile: `cropvlm train --dry_run` tells what its parts take"
         )
-    tpu = PlannedStep(config, tpu_compiler.slice_devices(topology))
-    return describe(tpu, topology) | measure(tpu)
+    devices = tpu_compiler.slice_devices(topology)
+    if program == "evaluation":
+        if search:
+            raise ValueError(
+                "--search chooses settings of the step: leave out --program=evaluation"
+            )
+        planned = PlannedEvaluation(config, devices)
+        return describe(planned, topology, program) | measured(planned)
+    if search:
+        return found_by_search(config, topology, devices)
+    step = PlannedStep(config, devices)
+    return describe(step, topology, program) | measured(step)
 
 
-def describe(tpu: PlannedStep, topology: str) -> dict[str, Any]:
+def found_by_search(config: TrainConfig, topology: str, devices: list[Any]) -> dict[str, Any]:
+    """The report of the fastest settings that fit, with what was tried; of the last where none do.
+
+    Args:
+        config: of the run.
+        topology: name of the slice.
+        devices: of the slice.
+    """
+    trials: list[dict[str, Any]] = []
+
+    def fits(config: TrainConfig) -> bool:
+        step = PlannedStep(config, devices)
+        trials.append(describe(step, topology, "step") | compiled_sizes(step))
+        logging.info("%s: fits: %s", settings_of(trials[-1]), trials[-1]["fits"])
+        return trials[-1]["fits"]
+
+    mesh = parallel.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
+    fastest(config, parallel.parts_of_a_batch(mesh), fits)
+    best = next((trial for trial in reversed(trials) if trial["fits"]), trials[-1])
+    shown = ("microbatches", "reward_chunk", "fits", "peak_hbm_gib", "roofline_ms")
+    tried = [{name: trial[name] for name in shown} for trial in trials]
+    return best | {"searched": tried}
+
+
+def settings_of(report: dict[str, Any]) -> str:
+    """The flags of the settings that a search chooses."""
+    flag = f"--config.gradient_accumulation_steps={report['microbatches']}"
+    chunk = report["reward_chunk"]
+    return f"{flag} --config.grpo.reward_chunk={chunk}" if chunk else flag
+
+
+def describe(tpu: PlannedStep, topology: str, program: str) -> dict[str, Any]:
     """The part of a report that is known before compiling: the run, its work, and its bounds."""
     config, chip, batch = tpu.config, tpu.chip, tpu.batch(tpu.config.batch_size)
     assert chip is not None  # of every TPU that the compiler knows
     work = tpu.work()
-    is_grpo = config.stage == "grpo"
+    is_grpo, is_step = config.stage == "grpo", program == "step"
+    group = config.grpo.num_generations if is_grpo and is_step else None
     return {
         "topology": topology,
         "chip": chip.name,
         "chips": tpu.chips,
         "mesh": dict(tpu.mesh.shape),
         "stage": config.stage,
+        "program": program,
         "prompts": config.batch_size,
-        "group": config.grpo.num_generations if is_grpo else None,
+        "microbatches": config.gradient_accumulation_steps if is_step else 1,
+        "group": group,
+        "reward_chunk": group and (config.grpo.reward_chunk or group),
         "longest_edge": config.data.longest_edge,
         "tiles": jax.tree.leaves(batch.tiles if is_grpo else batch.images)[0].shape[1],
         "flops": work.flops,
@@ -99,8 +161,16 @@ def describe(tpu: PlannedStep, topology: str) -> dict[str, Any]:
     }
 
 
-def measure(tpu: PlannedStep) -> dict[str, Any]:
-    """The part of a report that is known from compiling: what fits, memory and exchanges."""
+def measured(tpu: PlannedStep) -> dict[str, Any]:
+    """The part of a report that is known from compiling, and how many prompts fit if not all."""
+    found = compiled_sizes(tpu)
+    if found["fits"]:
+        return found
+    return found | {"largest_prompts": largest(tpu.fits, tpu.multiple, tpu.config.batch_size)}
+
+
+def compiled_sizes(tpu: PlannedStep) -> dict[str, Any]:
+    """The part of a report that is known from compiling once: memory and exchanges."""
     rows, began = tpu.config.batch_size, time.monotonic()
     unknown = dict.fromkeys(
         ("largest_prompts", "hbm_gib", "compiler_flops", "collectives", "compile_seconds")
@@ -114,7 +184,6 @@ def measure(tpu: PlannedStep) -> dict[str, Any]:
         return unknown | {
             "fits": False,
             "peak_hbm_gib": float(needed[1]) if needed else None,
-            "largest_prompts": largest(tpu.fits, tpu.multiple, rows),
         }
     found = compiled.memory_analysis()
     parts = {
@@ -137,19 +206,30 @@ def table(report: dict[str, Any]) -> str:
     chip = next(chip for chip in CHIPS.values() if chip.name == report["chip"])
     mesh = ", ".join(f"{name}={size}" for name, size in report["mesh"].items())
     rollouts = f" x {report['group']} rollouts" if report["group"] else ""
+    program = "" if report["program"] == "step" else f" ({report['program']})"
+    parts = report["microbatches"]
     lines = [
         f"{report['topology']}: {report['chips']} x {chip.name}, mesh {mesh}",
-        f"{report['stage']}: {report['prompts']} prompts{rollouts}, {report['longest_edge']} px, "
-        f"tiles: {report['tiles']}",
+        f"{report['stage']}{program}: {report['prompts']} prompts{rollouts}, "
+        f"{report['longest_edge']} px, tiles: {report['tiles']}"
+        f"{f', in {parts} microbatches' if parts > 1 else ''}",
         "",
     ]
+    for trial in report.get("searched", ()):
+        verdict = "fits" if trial["fits"] else "does not fit"
+        peak = f"{trial['peak_hbm_gib'] or math.inf:.2f} GiB"
+        lines += [f"tried {settings_of(trial)}: {verdict}, {peak}"]
+    if "searched" in report:
+        lines += [f"take {settings_of(report)}" if report["fits"] else "none fits", ""]
     peak = f"{report['peak_hbm_gib'] or math.inf:.2f} of {chip.hbm_gib} GiB a chip"
     if report["fits"]:
-        parts = ", ".join(f"{name} {size:.2f}" for name, size in report["hbm_gib"].items())
-        lines += [f"fits: peak HBM {peak} ({parts})"]
+        sizes = ", ".join(f"{name} {size:.2f}" for name, size in report["hbm_gib"].items())
+        lines += [f"fits: peak HBM {peak} ({sizes})"]
         lines += [f"compiled in {report['compile_seconds']:.0f} s"]
     else:
-        lines += [f"does not fit: needs {peak}; {report['largest_prompts']} prompts do"]
+        fewer = report["largest_prompts"]
+        others = "" if fewer is None else f"; {fewer} prompts do"
+        lines += [f"does not fit: needs {peak}{others}"]
     lines += ["", f"{'phase':<10} {'TFLOP':>9} {'decoding GB/chip':>17} {'at least ms':>12}"]
     for phase, count in report["flops"].items():
         read = report["decode_bytes"].get(phase, 0)
@@ -161,7 +241,8 @@ def table(report: dict[str, Any]) -> str:
         counted = report["compiler_flops"] * report["chips"] / 1e12
         lines += [f"{'compiler':<10} {counted:>9.3f}  (its count: a loop's body once)", ""]
         lines += [
-            f"{kind}: {found['count']} a step, {found['bytes'] / 2**20:.1f} MiB a chip"
+            f"{kind}: {found['count']} a {report['program']}, {found['bytes'] / 2**20:.1f} MiB a "
+            f"chip, {found['gradient_bytes'] / 2**20:.1f} of them gradients"
             for kind, found in report["collectives"].items()
         ] or ["no collectives"]
     return "\n".join(lines)
@@ -173,7 +254,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.name=value")
     tpu_compiler.use()
     jax.config.update("jax_enable_compilation_cache", False)  # the time is to be the compiler's
-    report = make_report(load_config(CONFIG.value), TOPOLOGY.value)
+    config = load_config(CONFIG.value)
+    report = make_report(config, TOPOLOGY.value, PROGRAM.value, SEARCH.value)
     flag = flags.FLAGS["config"]
     report["config"] = config_flags.get_config_filename(flag)
     report["overrides"] = config_flags.get_override_values(flag)

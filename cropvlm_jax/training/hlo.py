@@ -7,9 +7,11 @@ import math
 import re
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+BACKWARD = "transpose("  # in the scope of what a backward pass computes
 CALLED = r"(?:body|condition|calls|_computation|_computations)=\{?(%[\w.-]+(?:, %[\w.-]+)*)"
 
-Traffic = collections.Counter[tuple[str, str]]  # by kind of exchange, and "count" or "bytes"
+# By kind of exchange, and "count", "bytes" or "gradient_bytes".
+Traffic = collections.Counter[tuple[str, str]]
 
 
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
@@ -20,7 +22,8 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
             counter below a constant, lets it run, and once where that says nothing.
 
     Returns:
-        By kind, `count` of the operations and `bytes` of their results.
+        By kind, `count` of the operations, `bytes` of their results, and `gradient_bytes` of those
+        that backward passes exchange.
     """
     computations, entry = read_computations(hlo)
     table: dict[str, dict[str, int]] = {}
@@ -48,8 +51,10 @@ def traffic(computations: dict[str, list[str]], name: str) -> Traffic:
     for line in computations[name]:
         # Of a start and its done, the done alone: its type is that of the result.
         if operation := re.search(rf" = (.*?) ({COLLECTIVES})(-done)?\(", line):
-            found[operation[2], "bytes"] += result_bytes(operation[1])
+            size = result_bytes(operation[1])
+            found[operation[2], "bytes"] += size
             found[operation[2], "count"] += 1
+            found[operation[2], "gradient_bytes"] += size * (BACKWARD in line)
         times = 1
         if condition := re.search(r"condition=%([\w.-]+)", line):
             times = iterations(computations[condition[1]])

@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A run's step before the run: no weights are read, and the devices need not be there."""
+"""A run's step or evaluation before the run: no weights are read, no devices need be there."""
 
 import dataclasses
 import re
@@ -15,8 +15,9 @@ from cropvlm_jax import geometry, parallel
 from cropvlm_jax.models import kernels
 from cropvlm_jax.pixels.canvas import empty
 from cropvlm_jax.training.config import TrainConfig
-from cropvlm_jax.training.costs import CHIPS, Chip
+from cropvlm_jax.training.costs import CHIPS, Chip, count_flops
 from cropvlm_jax.training.stages import open_stage
+from cropvlm_jax.training.stages.program import EVALUATION
 
 GIB = 2**30
 STEPS = 1000  # of the schedule where the config leaves it to the data: no program depends on it
@@ -74,10 +75,8 @@ class PlannedStep:
         """
         self.config, self.platform = config, devices[0].platform
         self.chips, self.chip = len(devices), CHIPS.get(devices[0].device_kind)
-        axes = dataclasses.asdict(config.mesh)
-        self.mesh = parallel.make_mesh(**axes, devices=devices)
-        batched = parallel.batch_sharding(self.mesh)
-        self.split = self.chips // batched.shard_shape((self.chips,))[0]
+        self.mesh = parallel.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
+        self.split = parallel.parts_of_a_batch(self.mesh)
         self.multiple = self.split * config.gradient_accumulation_steps
         if config.batch_size % self.multiple:
             raise ValueError(
@@ -112,8 +111,12 @@ class PlannedStep:
         flops = self.stage.cost(self._program.trace(self._state, self.batch(rows), self._key))
         return StepWork(self.chips, flops, self.stage.decoding(self.batch(rows // self.split)))
 
+    def lower(self, rows: int) -> jax.stages.Lowered:
+        """The program for batches of `rows`, to be compiled."""
+        return self._program.step.lower(self._state, self.batch(rows), self._key)
+
     def compile(self, rows: int, dump: str | None = None) -> Any:
-        """The step compiled for batches of `rows`, or what the compiler says if they do not fit.
+        """The program compiled for batches of `rows`, or what the compiler says if they do not fit.
 
         Args:
             rows: of a batch.
@@ -121,15 +124,10 @@ class PlannedStep:
                 read all that newer compilers make, three-part asynchronous operations for one.
         """
         options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if dump else None
-        step = self._program.step
-
-        def compiled() -> Any:
-            return step.lower(self._state, self.batch(rows), self._key).compile(options)
-
-        return _or_why_not(rows, compiled)
+        return _or_why_not(rows, lambda: self.lower(rows).compile(options))
 
     def fits(self, rows: int) -> bool:
-        """Whether the step fits the chips' memory with batches of `rows`."""
+        """Whether the program fits the chips' memory with batches of `rows`."""
         return not isinstance(self.compile(rows), str)
 
     def peak_memory(self) -> int | str:
@@ -140,6 +138,26 @@ class PlannedStep:
         return _or_why_not(
             rows, lambda: self._program.peak_memory(self._state, batch, self._key, self.platform)
         )
+
+
+class PlannedEvaluation(PlannedStep):
+    """The evaluation of held-out batches while a run trains: boxes proposed, shown and rewarded."""
+
+    def work(self) -> StepWork:
+        """What an evaluation of a whole batch has to do, one phase: one box a prompt."""
+        rows = self.config.batch_size
+        program = self._program.evaluate.trace(self._state, self.batch(rows)).jaxpr
+        alone = dataclasses.replace(
+            self.config.grpo, num_generations=1, reward_chunk=None, gradient_accumulation_steps=1
+        )
+        stage = dataclasses.replace(self.stage, config=dataclasses.replace(self.config, grpo=alone))
+        read = sum(stage.decoding(self.batch(rows // self.split)).values())
+        flops = count_flops(program, (EVALUATION,), backward=EVALUATION)
+        return StepWork(self.chips, flops, {EVALUATION: read})
+
+    def lower(self, rows: int) -> jax.stages.Lowered:
+        """The program for batches of `rows`, to be compiled."""
+        return self._program.evaluate.lower(self._state, self.batch(rows))
 
 
 def _placed(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:

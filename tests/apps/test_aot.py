@@ -69,6 +69,8 @@ def test_data_parallel_step_for_four_chips(compiled):
 
     # Gradients and metrics, nothing else: the decoder's come from two passes and are reduced twice.
     assert report["collectives"].keys() == {"all-reduce"}
+    reduced = report["collectives"]["all-reduce"]
+    assert 0 < reduced["bytes"] - reduced["gradient_bytes"] < 1024
     weights = jax.tree.leaves(Pretrained.open("zoom_digits/cropper").abstract())
     gradients = 4 * sum(x.size for x in weights)
     assert 1 <= report["collectives"]["all-reduce"]["bytes"] / gradients < 2
@@ -97,22 +99,22 @@ def test_a_dry_run_with_a_reader_outside_of_the_step_tells_of_a_slice(tmp_path, 
     assert not workdir.exists()
 
 
+def test_evaluation_for_four_chips(asked, tmp_path):
+    file = tmp_path / "report.json"
+    settings = ("batch_size=4", "data.canvas=(128,128)")
+    flags = [f"--config.{setting}" for setting in settings]
+    printed = asked("aot", "v5e:2x2", "--program=evaluation", f"--save={file}", *flags)
+    report = json.loads(file.read_text())
+    assert report["fits"] and "grpo (evaluation): 4 prompts, 64 px" in printed
+    assert list(report["flops"]) == ["evaluation"] and report["flops"]["evaluation"] > 0
+    assert report["decode_bytes"]["evaluation"] > 0
+    assert all(not found["gradient_bytes"] for found in report["collectives"].values())
+
+
 def test_a_step_that_does_not_fit(compiled):
     report, printed = compiled("v5e-1", "batch_size=1", "grpo.num_generations=65536")
     assert not report["fits"] and report["peak_hbm_gib"] > 15
     assert report["largest_prompts"] == 0 and "does not fit" in printed
-
-
-def test_search_for_the_largest_batch():
-    for limit in range(13):
-        tried = []
-
-        def fits(size, limit=limit, tried=tried):
-            tried.append(size)
-            return size <= 4 * limit
-
-        assert aot.largest(fits, multiple=4, too_large=48) == 4 * min(limit, 11)
-        assert len(tried) <= 4 and all(size % 4 == 0 for size in tried)
 
 
 def test_says_what_is_missing(monkeypatch):

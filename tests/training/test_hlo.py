@@ -4,6 +4,7 @@
 
 from cropvlm_jax.training import hlo
 
+NAME = '{op_name="update/transpose(jvp())/psum"}'
 HLO = """HloModule jit_step, is_scheduled=true
 
 %sum (a: f32[], b: f32[]) -> f32[] {
@@ -20,7 +21,7 @@ HLO = """HloModule jit_step, is_scheduled=true
 }
 
 %inner (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %r = (f32[4,8]{1,0:T(8,128)S(1)}, /*index=1*/bf16[8]{0:T(128)}) all-reduce(%x, %y), to_apply=%sum
+  %r = (f32[4,8]{1,0:T(8,128)S(1)}, /*index=1*/bf16[8]{0:T(128)}) all-reduce(%x, %y), {NAME}
 }
 
 %outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
@@ -40,11 +41,15 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %gd = f32[8]{0} all-gather-done(%gs)
   ROOT %f = f32[8]{0} add(%d, %d)
 }
-"""
+""".replace("{NAME}", NAME)
 
 
 def test_collectives_count_as_often_as_their_loops_run():
     assert hlo.collectives(HLO) == {
-        "all-gather": {"bytes": 64 + 32, "count": 2},
-        "all-reduce": {"bytes": 30 * (128 + 16) + 1 + 32, "count": 32},
+        "all-gather": {"bytes": 64 + 32, "count": 2, "gradient_bytes": 0},
+        "all-reduce": {
+            "bytes": 30 * (128 + 16) + 1 + 32,
+            "count": 32,
+            "gradient_bytes": 30 * (128 + 16),
+        },
     }

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from cropvlm_jax import parallel
 from cropvlm_jax.models import linear
 from cropvlm_jax.models.llama import Llama
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
@@ -52,14 +53,20 @@ class SmolVLM(VLMModule):
         """Image tokens for the decoder.
 
         The N pictures of a prompt go through the tower one after the other, so that its activations
-        are those of one picture a prompt.
+        are those of one picture a prompt. Replicas exchange the tower's gradient after the last.
 
         Args:
             images: uint8 pixels, or floats already normalised to [-1, 1].
         """
         if images.shape[1] == 1:  # a loop would copy what its gradient needs
             return self._encode(images[:, 0])[:, None]
-        return jax.lax.map(self._encode, images.swapaxes(0, 1)).swapaxes(0, 1)
+        graph, tower, others = nnx.split(self, lambda path, _: path[0] in TOWER, ...)
+
+        def encode(tower: nnx.State, images: jax.Array) -> jax.Array:
+            encode_one = nnx.merge(graph, tower, others)._encode
+            return jax.lax.map(encode_one, images.swapaxes(0, 1)).swapaxes(0, 1)
+
+        return parallel.replicas_apart(encode, self.dtype)(tower, images)
 
     def _encode(
         self, images: UInt8[Array, "B S S 3"] | Float[Array, "B S S 3"]

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from cropvlm_jax import parallel
 from cropvlm_jax.training.stages.base import Stage
-from cropvlm_jax.training.stages.program import Program, Step
+from cropvlm_jax.training.stages.program import EVALUATION, Program, Step
 
 
 def state_shardings(stage: Stage, mesh: Mesh, steps: int) -> Any:
@@ -46,7 +46,7 @@ def jit_program(stage: Stage, step: Step, mesh: Mesh, steps: int) -> Program:
             donate_argnums=0,
         ),
         evaluate=jax.jit(
-            parallel.on_mesh(mesh, stage.evaluate),
+            parallel.on_mesh(mesh, jax.named_scope(EVALUATION)(stage.evaluate)),
             in_shardings=(shardings, batched),
             out_shardings=replicated,
         ),

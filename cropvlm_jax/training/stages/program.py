@@ -21,6 +21,7 @@ from cropvlm_jax.training import compilation
 from cropvlm_jax.training.stages.halves import Halves
 from cropvlm_jax.training.stages.look import Look
 
+EVALUATION = "evaluation"  # the scope of what `Program.evaluate` computes
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
