@@ -123,7 +123,7 @@ class PlannedStep:
             dump: folder where the compiler writes the module as it understands it: jaxlib does not
                 read all that newer compilers make, three-part asynchronous operations for one.
         """
-        options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if dump else None
+        options: Any = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if dump else None
         return _or_why_not(rows, lambda: self.lower(rows).compile(options))
 
     def fits(self, rows: int) -> bool:
@@ -141,23 +141,28 @@ class PlannedStep:
 
 
 class PlannedEvaluation(PlannedStep):
-    """The evaluation of held-out batches while a run trains: boxes proposed, shown and rewarded."""
+    """The evaluation of held-out batches while a run trains, in no microbatches.
+
+    In GRPO the cropper proposes one box a prompt, which is shown to the target.
+    """
+
+    def __init__(self, config: TrainConfig, devices: Sequence[Any]):
+        """Builds the run; see `PlannedStep`."""
+        whole = dataclasses.replace(config.grpo, gradient_accumulation_steps=1)
+        super().__init__(
+            dataclasses.replace(config, gradient_accumulation_steps=1, grpo=whole), devices
+        )
+        self._evaluate: Any = self._program.evaluate  # jitted
 
     def work(self) -> StepWork:
-        """What an evaluation of a whole batch has to do, one phase: one box a prompt."""
-        rows = self.config.batch_size
-        program = self._program.evaluate.trace(self._state, self.batch(rows)).jaxpr
-        alone = dataclasses.replace(
-            self.config.grpo, num_generations=1, reward_chunk=None, gradient_accumulation_steps=1
-        )
-        stage = dataclasses.replace(self.stage, config=dataclasses.replace(self.config, grpo=alone))
-        read = sum(stage.decoding(self.batch(rows // self.split)).values())
-        flops = count_flops(program, (EVALUATION,), backward=EVALUATION)
-        return StepWork(self.chips, flops, {EVALUATION: read})
+        """Matmuls of a whole batch, as one phase; what decoding reads is not counted."""
+        batch = self.batch(self.config.batch_size)
+        program = self._evaluate.trace(self._state, batch).jaxpr
+        return StepWork(self.chips, count_flops(program, (EVALUATION,), backward=EVALUATION), {})
 
     def lower(self, rows: int) -> jax.stages.Lowered:
         """The program for batches of `rows`, to be compiled."""
-        return self._program.evaluate.lower(self._state, self.batch(rows))
+        return self._evaluate.lower(self._state, self.batch(rows))
 
 
 def _placed(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -60,10 +60,10 @@ class SmolVLM(VLMModule):
         """
         if images.shape[1] == 1:  # a loop would copy what its gradient needs
             return self._encode(images[:, 0])[:, None]
-        graph, tower, others = nnx.split(self, lambda path, _: path[0] in TOWER, ...)
+        graph, tower, *others = nnx.split(self, lambda path, _: path[0] in TOWER, ...)
 
         def encode(tower: nnx.State, images: jax.Array) -> jax.Array:
-            encode_one = nnx.merge(graph, tower, others)._encode
+            encode_one = nnx.merge(graph, tower, *others)._encode
             return jax.lax.map(encode_one, images.swapaxes(0, 1)).swapaxes(0, 1)
 
         return parallel.replicas_apart(encode, self.dtype)(tower, images)
