@@ -39,7 +39,8 @@ class Bucket(NamedTuple):
     def of(cls, number: int) -> "Bucket":
         """The bucket that has this number."""
         canvas, grid = divmod(number, _CANVAS)
-        return cls(canvas, *divmod(grid, _ROWS))
+        rows, columns = divmod(grid, _ROWS)
+        return cls(canvas, rows, columns)
 
     @property
     def number(self) -> int:
@@ -83,12 +84,14 @@ def bucket_examples(
     def bucket(index: int) -> int:
         try:
             height, width = source.picture_size(index)
-            grid = cropper_input.grid(height, width) if splits and cropper_input else (0, 0)
+            rows, columns = (
+                cropper_input.grid(height, width) if splits and cropper_input else (0, 0)
+            )
         except (ValueError, OSError) as error:
             unreadable.append(f"{source.name_of(index)}: {error}")
             return -1
         canvas = choose(height, width, canvases) if canvases else 0
-        return Bucket(canvas, *grid).number
+        return Bucket(canvas, rows, columns).number
 
     buckets = np.empty(count, np.int32)
     with futures.ThreadPoolExecutor() as pool:

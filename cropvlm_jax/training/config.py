@@ -170,7 +170,7 @@ class DataConfig(Settings):
     @property
     def canvases(self) -> tuple[Canvas, ...]:
         """What there is for the original pixels of a batch."""
-        return FITTED if self.canvas is None else (Canvas(*self.canvas),)
+        return FITTED if self.canvas is None else (Canvas(self.canvas[0], self.canvas[1]),)
 
 
 @dataclasses.dataclass(frozen=True)
