@@ -317,18 +317,19 @@ def test_package(monkeypatch):
         _ = cropvlm_jax.Crop
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import cropvlm_jax; assert not {'jax', 'flax'} & sys.modules.keys()",
-        # Grain itself imports jax where there is one, for its profiler; we do not need it.
-        "sys.modules['jax'] = None; import cropvlm_jax.data.batching\n"
-        "import cropvlm_jax.data.sources.zoom_digits",
-    ],
-)
-def test_data_workers_do_without_jax(code):
+# Grain itself imports jax where there is one, for its profiler; we do not need it.
+WORKER = """
+import sys, cropvlm_jax
+assert not {"jax", "flax"} & sys.modules.keys()
+sys.modules["jax"] = None
+import cropvlm_jax.data.batching
+import cropvlm_jax.data.sources.zoom_digits
+"""
+
+
+def test_data_workers_do_without_jax():
     root = pathlib.Path(cropvlm_jax.__file__).parents[1]
-    subprocess.run([sys.executable, "-c", f"import sys; {code}"], cwd=root, check=True)
+    subprocess.run([sys.executable, "-c", WORKER], cwd=root, check=True)
 
 
 ON_A_MESH = """

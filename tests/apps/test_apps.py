@@ -31,31 +31,22 @@ def run(app: str, *arguments: str, **environment: str) -> subprocess.CompletedPr
     return forked.python("-m", f"cropvlm_jax.apps.{app}", *arguments, env=os.environ | environment)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_compilation_cache(tmp_path_factory):
-    """The user's home stays as it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a run of three tiny steps."""
-    workdir = tmp_path_factory.mktemp("run")
+    workdir, compiled = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("compiled")
     settings = ("steps=3", "batch_size=2", "grpo.num_generations=2", "grpo.beta=0.01")
     done = run(
         "train",
         "--config=experiments/zoom_digits.py",
         f"--workdir={workdir}",
         *(f"--config.{setting}" for setting in settings),
+        JAX_COMPILATION_CACHE_DIR=str(compiled),
     )
     assert done.returncode == 0, done.stderr
     assert "3/3" in done.stderr  # progress, as plain lines where there is no terminal
     assert "checkpoint_manager" not in done.stderr  # which logs a lot
-    assert any(
-        name.startswith("jit_") for name in os.listdir(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    )
+    assert list(compiled.glob("jit_*"))
     return workdir
 
 
@@ -213,7 +204,7 @@ def test_compiled_programs_are_kept_at_home_unless_the_environment_says_where(mo
     monkeypatch.setenv("HOME", "/home/me")
     before = jax.config.jax_compilation_cache_dir
     try:
-        command.use_compilation_cache()  # of this module's fixture
+        command.use_compilation_cache()  # of conftest.py
         assert jax.config.jax_compilation_cache_dir == before
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         command.use_compilation_cache()

@@ -10,8 +10,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -194,21 +192,6 @@ def test_garbage_is_not_trained_on_for_long():
     rows = [row | {"question": "What? " * 2000} for row in source.rows]  # 10,000 characters
     with pytest.raises(ValueError, match="20 examples in a row"):
         planned(Source("long", rows, same), 2)[0]
-
-
-def test_data_workers_do_not_need_jax():
-    code = """
-import sys
-sys.modules["jax"] = None  # any import of it fails
-sys.modules["grain"] = type(sys)("grain")  # imports jax where it is installed
-from cropvlm_jax.data import order
-from cropvlm_jax.data import batching
-from cropvlm_jax.data import seed_boxes
-from cropvlm_jax.data import sources
-from cropvlm_jax.data.sources import zoom_digits
-from cropvlm_jax import scoring
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_settings_open_parts_labels_prepared_sets_and_scenes(tmp_path):

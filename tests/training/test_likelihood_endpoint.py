@@ -4,9 +4,8 @@
 
 import json
 import os
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import tiny_folder
@@ -58,15 +57,11 @@ def test_a_run_in_front_of_a_server_earns_likelihoods(tmp_path):
     }  # fmt: skip
     with serving(LikelihoodServer(VLMReader.from_pretrained("zoom_digits/target"))) as server:
         url = f"http://127.0.0.1:{server.server_port}/v1"
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "cropvlm_jax.apps.train", f"--workdir={tmp_path}/run"),
-                "--config=experiments/zoom_digits.py",
-                *(f"--config.{key}={value}" for key, value in settings.items()),
-            ],
+        done = forked.python(
+            *("-m", "cropvlm_jax.apps.train", f"--workdir={tmp_path}/run"),
+            "--config=experiments/zoom_digits.py",
+            *(f"--config.{key}={value}" for key, value in settings.items()),
             env=os.environ | {"OPENAI_BASE_URL": url, "HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
         )
         assert done.returncode == 0, done.stderr
         bodies = [body for *_, body in server.requests]
