@@ -65,9 +65,13 @@ LONGEST = (
     "test_step.py",
     "test_sharding.py",
     "test_loop.py",
+    "test_multihost.py",
     "test_apps.py",
     "test_aot.py",
-    "test_cli.py",
+    "test_black_box.py",
+    "test_own_data.py",
+    "test_speedrun.py",
+    "test_production_flags.py",
 )
 
 

@@ -1,6 +1,9 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A policy that can only name 36 boxes, so that means over all of them are exact."""
+"""A policy that can only name 36 boxes, so that means over all of them are exact.
+
+Shape letters: P prompts, T tokens of a reply.
+"""
 
 import dataclasses
 import functools
@@ -25,9 +28,19 @@ from cropvlm_jax.train_state import TrainState
 VALUES = ((0, 4), (0, 4), (9, 10, 100), (9, 10, 100))
 BOXES = np.array(list(itertools.product(*VALUES)))
 RNG = np.random.default_rng(1)
-PARTS = {name: RNG.normal(0, 1, len(BOXES)) for name in ("likelihood", "verification")}
-PARTS["accuracy"] = (RNG.random(len(BOXES)) < 0.4).astype(float)
 ENTROPY_COEF, TEMPERATURE = 0.2, 0.5
+EPSILON, EPSILON_HIGH = 0.2, 0.28  # of clipping
+PROMPTS = 2
+
+
+def draw_parts() -> dict[str, np.ndarray]:
+    """Parts of the reward of each box about one prompt."""
+    parts = {name: RNG.normal(0, 1, len(BOXES)) for name in ("likelihood", "verification")}
+    return parts | {"accuracy": (RNG.random(len(BOXES)) < 0.4).astype(float)}
+
+
+# By name `[P, 36]`.
+PARTS = jax.tree.map(lambda *parts: np.stack(parts), *(draw_parts() for _ in range(PROMPTS)))
 
 
 def successors() -> np.ndarray:
@@ -66,7 +79,8 @@ class TableStep(GRPOStep):
     """A step whose rewards are looked up."""
 
     def reward(self, state: Any, batch: Any, prompts: Any, boxes: Any) -> Any:
-        parts = {name: jnp.asarray(PARTS[name])[number(boxes)] for name in self.config.asked}
+        rows = jnp.arange(len(boxes))[:, None]
+        parts = {name: jnp.asarray(PARTS[name])[rows, number(boxes)] for name in self.config.asked}
         return prompts, weigh(self.config, boxes, parts)
 
 
@@ -78,7 +92,9 @@ def _is_trained(path: Any, value: Any) -> bool:
 GRAPHDEF, POLICY = tiny.make_model(0)
 REFERENCE = jax.tree.map(lambda a, b: 0.7 * a + 0.3 * b, POLICY, tiny.make_model(1)[1])
 POLICY_GRAPH, TRAINED, FROZEN = nnx.split(nnx.merge(GRAPHDEF, POLICY), _is_trained, ...)
-BATCH = jax.tree.map(jnp.asarray, tiny.make_batch(tiny.make_examples(1)))
+# Weights some updates later, at which ratios of probabilities are to be clipped.
+MOVED = jax.tree.map(lambda x: x + 0.3 * RNG.normal(size=x.shape).astype(np.float32), TRAINED)
+BATCH = jax.tree.map(jnp.asarray, tiny.make_batch(tiny.make_examples(PROMPTS)))
 OPTIMIZER = optax.sgd(1.0)
 
 
@@ -101,50 +117,63 @@ def make_state(config: GRPOConfig) -> TrainState:
     )
 
 
+def first(prompts: int) -> Any:
+    """The batch of the first prompts."""
+    return jax.tree.map(lambda x: x[:prompts], BATCH)
+
+
 @functools.cache
-def sampled(group: int, steps: int) -> Rollouts:
-    """Groups of boxes at `TEMPERATURE`, with different keys: arrays `[steps, 1, G, ...]`."""
+def sampled(group: int, steps: int, prompts: int) -> Rollouts:
+    """Groups of boxes at `TEMPERATURE`, with different keys: arrays `[steps, P, G, ...]`."""
     config = GRPOConfig(num_generations=group, temperature=TEMPERATURE, beta=0.0)
-    step, state = make_step(config), make_state(config)
+    step, state, batch = make_step(config), make_state(config), first(prompts)
 
     @quickly
     def run(keys: jax.Array) -> Rollouts:
-        prompts = step.read_prompts(state, BATCH)
-        return jax.vmap(lambda key: step.sample(state, BATCH, prompts, key))(keys)
+        read = step.read_prompts(state, batch)
+        return jax.vmap(lambda key: step.sample(state, batch, read, key))(keys)
 
     return run(jax.random.split(jax.random.key(3), steps))
 
 
-def sampled_gradients(config: GRPOConfig, steps: int) -> np.ndarray:
-    """Gradients `[steps, 32]` of steps that sample at `TEMPERATURE`."""
-    step, state = make_step(config), make_state(config)
+def sampled_gradients(config: GRPOConfig, steps: int, prompts: int) -> np.ndarray:
+    """Gradients `[steps, 32]` of steps that sample at `TEMPERATURE`.
+
+    With several updates a step it is that of an update at the weights `MOVED`.
+    """
+    step, state, batch = make_step(config), make_state(config), first(prompts)
 
     @quickly
     def run(rollouts: Rollouts) -> jax.Array:
-        prompts = step.read_prompts(state, BATCH)
+        read = step.read_prompts(state, batch)
 
         def learn(rollouts: Rollouts) -> jax.Array:
-            _, rewards = step.reward(state, BATCH, prompts, rollouts.boxes)
-            gradients, _ = step.learn(state, BATCH, prompts, rollouts, rewards)
+            _, rewards = step.reward(state, batch, read, rollouts.boxes)
+            gradients, experience = step.learn(state, batch, read, rollouts, rewards)
+            if config.num_iterations > 1:
+                gradients, _ = step.learn_again(state._replace(params=MOVED), batch, experience)
             (leaf,) = jax.tree.leaves(gradients.weights)
             return leaf / jnp.maximum(gradients.sums["loss"][1], 1)
 
         return jax.vmap(learn)(rollouts)
 
     assert config.temperature == TEMPERATURE
-    return np.asarray(run(sampled(config.num_generations, steps)), np.float64)
+    return np.asarray(run(sampled(config.num_generations, steps, prompts)), np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
 class Replies:
-    """The 36 replies: fp64 arrays by number of the box.
+    """The 36 replies to each prompt: fp64 arrays by number of the box.
 
     Attributes:
-        choices: `[36]`, how many a reply has.
-        values: by name `[36]`: log-probabilities of the replies as they are "sampled", at
+        choices: `[P, 36]`, how many a reply has.
+        values: by name `[P, 36]`: log-probabilities of the replies as they are "sampled", at
             `TEMPERATURE`, and "plain", at 1; and what else a loss may have, summed over the choices
-            of a reply: "exact" KL and, at temperature 1, "k3", "entropy" and "malformed".
-        slopes: `[36, 32]`, gradients of these values.
+            of a reply: "exact" KL and, at temperature 1, "k3", "entropy" and "malformed"; and what
+            is left of "sampled" by clipping where the advantage is positive, "raised", and where it
+            is negative, "lowered": ratios to the probabilities with the weights `TRAINED`, those
+            not stopped, times log-probabilities.
+        slopes: `[P, 36, 32]`, gradients of these values, ratios held fixed.
     """
 
     choices: np.ndarray
@@ -153,17 +182,16 @@ class Replies:
 
 
 @functools.cache
-def read_all() -> Replies:
-    """Reads all 36 replies at once."""
+def read_all() -> tuple[Replies, Replies]:
+    """Reads all 36 replies at once: with the weights `TRAINED`, and with `MOVED`."""
     step, state = make_step(GRPOConfig()), make_state(GRPOConfig())
-    every, last = jnp.asarray(BOXES)[None], BATCH.crop_prompt[:, -1]
+    every, last = jnp.asarray(np.stack([BOXES] * PROMPTS)), BATCH.crop_prompt[:, -1]
 
     def read(model: Any, temperature: float) -> Any:
         prefix = step.read_prefix(model, BATCH, None)
-        replies = rollout.reply_log_probs(model, GRAMMAR, prefix, last, every, temperature)
-        return jax.tree.map(lambda x: x[0], replies)
+        return rollout.reply_log_probs(model, GRAMMAR, prefix, last, every, temperature)
 
-    def sums(params: Any) -> tuple[dict[str, jax.Array], Any]:
+    def sums(params: Any, old: jax.Array) -> tuple[dict[str, jax.Array], Any]:
         model = step.policy_model(state._replace(params=params))
         replies, plain = read(model, TEMPERATURE), read(model, 1.0)
         reference = read(step.reference_model(state), TEMPERATURE)
@@ -171,19 +199,27 @@ def read_all() -> Replies:
         mask, p = allowed.any(-1), jnp.exp(replies.actions)
         gap = jnp.where(allowed, replies.actions - reference.actions, 0)
         one, two = plain.chosen, read(step.reference_model(state), 1.0).chosen
+        ratio = jnp.exp(jax.lax.stop_gradient(replies.chosen) - old)
         malformed = jnp.where(valid, -replies.well_formed, 0).sum(-1) / valid.sum(-1)
         of_choices = {
             "sampled": replies.chosen,
+            "raised": ratio * (ratio <= 1 + EPSILON_HIGH) * replies.chosen,
+            "lowered": ratio * (ratio >= 1 - EPSILON) * replies.chosen,
             "plain": plain.chosen,
             "exact": (p * gap).sum(-1),
             "k3": jnp.exp(two - one) - (two - one) - 1,
             "entropy": -jnp.where(allowed, p * replies.actions, 0).sum(-1),
-            "malformed": jnp.broadcast_to(malformed[:, None], mask.shape),
+            "malformed": jnp.broadcast_to(malformed[..., None], mask.shape),
         }
         of_replies = {name: jnp.where(mask, x, 0).sum(-1) for name, x in of_choices.items()}
         return of_replies, (of_replies, mask.sum(-1))
 
-    slopes, (values, choices) = quickly(jax.jacrev(sums, has_aux=True))(TRAINED)
-    slopes = {name: jax.tree.leaves(x)[0] for name, x in slopes.items()}
-    as_fp64 = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
-    return Replies(np.asarray(choices), as_fp64(values), as_fp64(slopes))
+    def all_replies(params: Any, old: jax.Array) -> Replies:
+        slopes, (values, choices) = derivatives(params, old)
+        slopes = {name: jax.tree.leaves(x)[0] for name, x in slopes.items()}
+        as_fp64 = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
+        return Replies(np.asarray(choices), as_fp64(values), as_fp64(slopes))
+
+    derivatives = quickly(jax.jacrev(sums, has_aux=True))
+    old = quickly(lambda: read(step.policy_model(state), TEMPERATURE).chosen)()
+    return all_replies(TRAINED, old), all_replies(MOVED, old)
