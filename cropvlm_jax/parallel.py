@@ -323,6 +323,29 @@ def _exchanged_once_backward(dtype: Any, _: None, gradient: jax.Array) -> tuple[
 _exchanged_once.defvjp(_exchanged_once_forward, _exchanged_once_backward)
 
 
+def by_rows(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Lets each device run a function, which takes row after row, on its rows of a batch.
+
+    Args:
+        function: Takes trees of arrays `[B, ...]` and returns such a tree.
+
+    Returns:
+        The function of whole batches, to be called under `on_mesh`; elsewhere it is `function`.
+    """
+
+    def call(*batches: Tree) -> Result:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+            return function(*batches)
+        spec = _spec(mesh, ("batch",), jax.tree.leaves(batches)[0].shape[:1], {})
+        split_up = jax.shard_map(
+            function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
+        return split_up(*batches)
+
+    return call
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of arrays whose leading axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))

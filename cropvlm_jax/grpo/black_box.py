@@ -31,6 +31,7 @@ from cropvlm_jax.grpo.rollout import Rollouts
 from cropvlm_jax.grpo.step import Experience, Gradients, GRPOStep, ReadPrompts
 from cropvlm_jax.microbatching import Sums, check_divides
 from cropvlm_jax.pixels import host
+from cropvlm_jax.pixels.plans import PlannedTiles
 from cropvlm_jax.readers import asking
 from cropvlm_jax.readers.base import REFUSAL, LikelihoodReader, Reader, ReaderUnavailable
 from cropvlm_jax.train_state import TrainState
@@ -168,6 +169,8 @@ def _warn_if_silent(reader: Reader, failures: Sequence[str]) -> None:
 
 def without_host_parts(batch: Batch) -> Batch:
     """The batch without what the host alone uses, so that it does not travel."""
+    if isinstance(batch.tiles, PlannedTiles):  # cut from the canvas on the devices
+        return batch._replace(spoken=None)
     return batch._replace(canvas=None, spoken=None)
 
 
@@ -214,6 +217,7 @@ class BlackBoxStep:
             state_shardings: of the state that comes out; None leaves them to `jit`.
         """
         self.step, self.reader, self.put = step, reader, put
+        self._see = jit(self.see)
         self._roll_out, self._learn = jit(self.roll_out), jit(self.learn)
         self._update = jit(step.update, donate_argnums=0, out_shardings=(state_shardings, None))
         self._propose = jit(step.propose)
@@ -269,10 +273,14 @@ class BlackBoxStep:
         host_thread: concurrent.futures.Executor,
     ) -> _Attempt:
         """Rolls out a microbatch and has the host score it."""
-        on_devices = self.put(without_host_parts(batch))
+        on_devices = self._see(state, self.put(without_host_parts(batch)))
         prompts, rollouts = self._roll_out(state, on_devices, key)
         scores = host_thread.submit(self.score, batch, rollouts.boxes)
         return _Attempt(on_devices, prompts, rollouts, scores)
+
+    def see(self, state: TrainState, batch: Batch) -> Batch:
+        """The batch with the cropper's tiles, without the canvases that they are cut from."""
+        return self.step.see(state, batch)._replace(canvas=None)
 
     def roll_out(
         self, state: TrainState, batch: Batch, key: jax.Array

@@ -32,7 +32,7 @@ from cropvlm_jax.grpo.rollout import ReplyLogProbs, Rollouts
 from cropvlm_jax.microbatching import Sums, accumulate, split
 from cropvlm_jax.models.decode import read_prompt
 from cropvlm_jax.models.llama import KVCache
-from cropvlm_jax.models.vlm import VLM
+from cropvlm_jax.models.vlm import VLM, cut_planned
 from cropvlm_jax.scoring.in_graph import Vocabulary
 from cropvlm_jax.train_state import TrainState
 
@@ -105,6 +105,10 @@ class GRPOStep:
         shared_tower: whether the cropper's tower before its training is the target's, and its one
             tile is the picture as the target sees it. Then target, reference and, where the tower
             is not trained, policy encode the picture once.
+        same_picture: whether the step cuts the cropper's one tile, and that is the picture as the
+            target sees it. Then it is cut once for both.
+        longest_edge: pixels of the longest edge of the pictures that the step cuts tiles of; not
+            read where the host has cut them.
     """
 
     policy: nnx.GraphDef
@@ -117,6 +121,8 @@ class GRPOStep:
     vocabulary: Vocabulary | None = None
     tower: tuple[str, ...] = ("vision", "connector")
     shared_tower: bool = False
+    same_picture: bool = False
+    longest_edge: int = 0
 
     def __call__(
         self, state: TrainState, batch: Batch, key: PRNGKeyArray
@@ -141,12 +147,19 @@ class GRPOStep:
         self, state: TrainState, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Gradients, Experience]:
         """A microbatch, from its prompts to its first gradients."""
+        batch = self.see(state, batch)
         prompts = self.read_prompts(state, batch)
         rollouts = self.sample(state, batch, prompts, key)
         prompts, rewards = self.reward(state, batch, prompts, rollouts.boxes)
         return self.learn(state, batch, prompts, rollouts, rewards)
 
     # 1. The policy reads each prompt once -----------------------------------------------------
+
+    def see(self, state: TrainState, batch: Batch) -> Batch:
+        """The batch with the cropper's tiles, cut from its canvases unless the host has done so."""
+        with jax.named_scope("prefix"):
+            tiles = cut_planned(self.policy_model(state), batch.tiles, batch, self.longest_edge)
+            return batch._replace(tiles=tiles)
 
     def read_prompts(self, state: TrainState, batch: Batch) -> ReadPrompts:
         """The policy reads the prompts; the pullback carries the gradient to its weights later."""
@@ -203,6 +216,8 @@ class GRPOStep:
             if self.shared_tower and prompts.image_tokens is None:
                 prompts = prompts._replace(image_tokens=target.encode_images(batch.tiles))
             whole = prompts.image_tokens if self.shared_tower else None
+            if self.same_picture and not self.shared_tower:
+                whole = target.encode_images(batch.tiles)
             return prompts, self.target_rewards(self.config)(target, batch, boxes, whole)
 
     # 4. Advantages, the reference's log-probabilities, and the gradient ------------------------
@@ -366,7 +381,7 @@ class GRPOStep:
     ) -> tuple[Gradients, None]:
         """A later gradient from the same rollouts, with the weights as they are by now."""
         with jax.named_scope("update"):
-            prompts = self.read_prompts(state, batch)
+            prompts = self.read_prompts(state, self.see(state, batch))
         return self.gradients(state, batch, prompts, experience)[0], None
 
     def apply(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Sums]:
@@ -381,7 +396,7 @@ class GRPOStep:
 
     def propose(self, state: TrainState, batch: Batch) -> Int[Array, "B 1 4"]:
         """The policy's likeliest box for each prompt."""
-        model = self.policy_model(state)
+        model, batch = self.policy_model(state), self.see(state, batch)
         image_tokens = model.encode_images(batch.tiles)
         boxes = rollout.propose(
             model, self.grammar, image_tokens, batch.crop_prompt, batch.crop_prompt_valid
@@ -390,10 +405,11 @@ class GRPOStep:
 
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
         """Sums and counts of reward, its parts and area of the policy's likeliest boxes."""
-        boxes = self.propose(state, batch)
+        batch = self.see(state, batch)
+        boxes, target = self.propose(state, batch), self.target_model(state)
         config = dataclasses.replace(self.config, reward_chunk=None)
-        rewards = self.target_rewards(config)(self.target_model(state), batch, boxes)
-        return evaluation_sums(boxes, rewards)
+        whole = target.encode_images(batch.tiles) if self.same_picture else None
+        return evaluation_sums(boxes, self.target_rewards(config)(target, batch, boxes, whole))
 
     # Models and settings --------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from cropvlm_jax.models.conversations import Conversations
 from cropvlm_jax.models.logical_axes import LogicalAxes
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.models.weight_table import Table
+from cropvlm_jax.pixels.plans import PlannedTiles
 
 HARDLY_SMALLER, FAR_FEWER = 0.95, 0.67  # shares of a longest edge, and of the tokens that it costs
 
@@ -48,12 +49,19 @@ class GridOf(Protocol):
         """The grid of a picture of `height` x `width` px."""
 
 
+class Plan(Protocol):
+    """What a device is to cut out of a picture's canvas, so that it need not be `See`n here."""
+
+    def __call__(self, config: Any, height: int, width: int, longest_edge: int) -> PlannedTiles:
+        """The plan of a picture of `height` x `width` px, which `VLM.cut_tiles` follows."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A kind of vision-language model.
 
-    `configure`, `see`, `grid` and `image_tokens` are functions of modules that do not import jax:
-    they can be sent to data workers, which must not either.
+    `configure`, `see`, `grid`, `plan` and `image_tokens` are functions of modules that do not
+    import jax: they can be sent to data workers, which must not either.
 
     Attributes:
         model_types: `model_type`s of the `config.json`s that it reads.
@@ -79,6 +87,8 @@ class Architecture:
             names a setting of the stored one that says otherwise.
         see: what the model sees of a picture.
         grid: how `see` splits a picture of a size.
+        plan: what a device is to cut in place of `see`; None where whole pictures of this kind of
+            model are seen on the host.
         image_tokens: `(config, height, width, longest_edge)` to the number of tokens that the
             decoder reads of a picture of this size.
         fewer_tokens: what makes pictures cost fewer tokens, for messages.
@@ -118,6 +128,7 @@ class Architecture:
     image_tokens: Callable[[Any, int, int, int], int]
     fewer_tokens: str
     processor_settings: tuple[str, ...] = ()
+    plan: Plan | None = None
     splits_pictures: bool = False
     can_crop: bool = False
     ask_for_box: str = ""

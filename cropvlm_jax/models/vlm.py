@@ -14,10 +14,30 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cropvlm_jax.models.llama import KVCache
+from cropvlm_jax.pixels.plans import PlannedCrops, PlannedTiles
+
+RESAMPLING = "resampling"  # the scope of what cuts crops and tiles
 
 # What the decoder reads of pictures: arrays `[B, G, I, ...]` with an entry for each token. Features
 # `[B, G, I, D]` alone, or a named tuple that has more: which tokens are real, where they stand.
 ImageTokens = Any
+
+
+class OnCanvases(Protocol):
+    """A batch that has its original pixels.
+
+    Attributes:
+        canvas: uint8 `[B, Hc, Wc, 3]`, padded at the bottom and right.
+        size: int `[B, 2]`, height and width inside the canvas.
+    """
+
+    @property
+    def canvas(self) -> Any:
+        """See above."""
+
+    @property
+    def size(self) -> Any:
+        """See above."""
 
 
 @runtime_checkable
@@ -73,6 +93,44 @@ class VLM(Protocol):
             others are not real, and `read` leaves them out.
         """
 
+    def cut(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        boxes: Int[Array, "B G 4"],
+    ) -> Any:
+        """Crops as `encode_images` takes them, by the same arithmetic as the host's `see`.
+
+        Args:
+            canvas: uint8 `[B, Hc, Wc, 3]`, original pixels padded at the bottom and right.
+            size: int `[B, 2]`, height and width inside the canvas.
+            boxes: int `[B, G, 4]` percent, maybe traced.
+
+        Returns:
+            Leaves `[B, G, ...]`.
+        """
+
+    def cut_tiles(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        planned: PlannedTiles,
+        longest_edge: int,
+    ) -> Any:
+        """Whole pictures as `encode_images` takes them, by the same arithmetic as the host's `see`.
+
+        Only of an architecture whose `plan` says what to cut.
+
+        Args:
+            canvas: uint8 `[B, Hc, Wc, 3]`, original pixels padded at the bottom and right.
+            size: int `[B, 2]`, height and width inside the canvas.
+            planned: what `Architecture.plan` says of pictures of these sizes, stacked.
+            longest_edge: pixels that their longest side is resized to.
+
+        Returns:
+            Leaves `[B, N, ...]`.
+        """
+
     def read(
         self,
         ids: Int[Array, "B G T"],
@@ -115,19 +173,18 @@ class VLMModule(nnx.Module):
         size: Int[Array, "B 2"],
         boxes: Int[Array, "B G 4"],
     ) -> Any:
-        """Crops as `encode_images` takes them, by the same arithmetic as the host's `see`.
-
-        Each architecture defines this and `encode_images`.
-
-        Args:
-            canvas: uint8 `[B, Hc, Wc, 3]`, original pixels padded at the bottom and right.
-            size: int `[B, 2]`, height and width inside the canvas.
-            boxes: int `[B, G, 4]` percent, maybe traced.
-
-        Returns:
-            Leaves `[B, G, ...]`.
-        """
+        """Crops with leaves `[B, G, ...]`; see `VLM`. Each architecture defines this."""
         raise NotImplementedError
+
+    def cut_tiles(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        planned: PlannedTiles,
+        longest_edge: int,
+    ) -> Any:
+        """Whole pictures as `encode_images` takes them; see `VLM`."""
+        raise NotImplementedError(f"a {type(self).__name__} does not split pictures")
 
     def encode_images(self, images: Any) -> ImageTokens:
         """Image tokens `[B, N, I, ...]` of images with leaves `[B, N, ...]`; see `VLM`."""
@@ -140,7 +197,7 @@ class VLMModule(nnx.Module):
         boxes: Int[Array, "B G 4"],
     ) -> ImageTokens:
         """Image tokens `[B, G, I, ...]` of boxes `[B, G, 4]`; see `VLM`."""
-        with jax.named_scope("crop"):
+        with jax.named_scope(RESAMPLING):
             images = self.cut(canvas, size, boxes)
         return self.encode_images(images)
 
@@ -175,6 +232,23 @@ class VLMModule(nnx.Module):
         image_tokens = one_row(self.encode_images(images))
         hidden, _ = self.read(ids[:, None], valid[:, None], image_tokens)
         return self.text.logits(hidden[:, 0])
+
+
+def cut_planned(model: VLM, images: Any, batch: OnCanvases, longest_edge: int = 0) -> Any:
+    """Images as `encode_images` takes them, cut from a batch's canvases where they are planned.
+
+    Args:
+        model: the model that is to see them.
+        images: plans of what it sees, or what the host has cut, which is returned as it is.
+        batch: the pictures.
+        longest_edge: pixels of the longest edge of pictures that are split into tiles.
+    """
+    with jax.named_scope(RESAMPLING):
+        if isinstance(images, PlannedTiles):
+            return model.cut_tiles(batch.canvas, batch.size, images, longest_edge)
+        if isinstance(images, PlannedCrops):
+            return model.cut(batch.canvas, batch.size, images.boxes)
+    return images
 
 
 def one_row(image_tokens: ImageTokens) -> ImageTokens:

@@ -52,6 +52,16 @@ class PlannedTiles(NamedTuple):
         return tiles + (tiles > 1)
 
 
+class PlannedCrops(NamedTuple):
+    """Parts of pictures, each of which a model sees as one picture.
+
+    Attributes:
+        boxes: Percent boxes, int32 `[B, N, 4]`.
+    """
+
+    boxes: Array
+
+
 def count_images(images: Any) -> int:
     """N: how many images a model sees of each row of a batch, cut already or planned."""
     if isinstance(images, PlannedTiles):

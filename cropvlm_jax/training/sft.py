@@ -20,7 +20,7 @@ from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models import lora
 from cropvlm_jax.models.decode import completion_logits
-from cropvlm_jax.models.vlm import VLM, ImageTokens
+from cropvlm_jax.models.vlm import VLM, ImageTokens, cut_planned
 from cropvlm_jax.train_state import TrainState
 
 
@@ -69,11 +69,14 @@ class SFTStep:
             `state.frozen`.
         optimizer: applied to the mean loss a completion token.
         gradient_accumulation_steps: microbatches a step, a divisor of the batch.
+        longest_edge: pixels of the longest edge of the pictures that the step cuts tiles of; not
+            read where the host has cut them.
     """
 
     policy: nnx.GraphDef
     optimizer: optax.GradientTransformation
     gradient_accumulation_steps: int = 1
+    longest_edge: int = 0
 
     def __call__(
         self, state: TrainState, batch: SupervisedBatch, key: jax.Array
@@ -104,6 +107,7 @@ class SFTStep:
         self, state: TrainState, batch: SupervisedBatch, key: jax.Array
     ) -> tuple[tuple[Any, jax.Array, jax.Array], None]:
         """The gradient of a microbatch's summed loss, that loss and its number of tokens."""
+        batch = self.see(state, batch)
 
         def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
             model = lora.with_dropout(nnx.merge(self.policy, params, *state.frozen), key)
@@ -112,12 +116,18 @@ class SFTStep:
         (loss, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         return (grads, loss, tokens), None
 
+    def see(self, state: TrainState, batch: SupervisedBatch) -> SupervisedBatch:
+        """The batch with what the model sees, cut from canvases unless the host has done so."""
+        model = nnx.merge(self.policy, state.params, *state.frozen)
+        return batch._replace(images=cut_planned(model, batch.images, batch, self.longest_edge))
+
     def evaluate(self, state: TrainState, batch: SupervisedBatch) -> Sums:
         """Sums and counts of the loss of a batch, and of the completions written exactly.
 
         There is no dropout.
         """
-        logits = reply_logits(nnx.merge(self.policy, state.params, *state.frozen), batch)
+        model = nnx.merge(self.policy, state.params, *state.frozen)
+        logits = reply_logits(model, self.see(state, batch))
         exact = written_exactly(logits, batch).astype(jnp.float32)
         return {
             "loss": completion_loss(logits, batch),

@@ -7,6 +7,7 @@ computed again.
 """
 
 import dataclasses
+import math
 import re
 
 from cropvlm_jax.geometry import Grammar
@@ -81,10 +82,22 @@ def logits(config: LlamaConfig, columns, lora: LoRAConfig | None = None) -> Flop
     return Flops(dense, dense * (1 + (lora is None)))
 
 
+def resize(picture, shape, shrinks, order) -> float:
+    """Resizing a picture to `shape` in windows; `order` names the axes in the order of passes."""
+    total, sides = 0.0, list(picture)
+    for axis in order:
+        rows = 32 * math.ceil(shape[axis] / 32)
+        reach = min(math.ceil((32 + 6 + 2) * max(shrinks, 1)) + 5, sides[axis])
+        total += 2.0 * 3 * rows * reach * sides[1 - axis]
+        sides[axis] = shape[axis]
+    return total
+
+
 def crop(canvas, side) -> float:
-    """Cutting one crop out of a canvas: three resampling passes, each a dense matmul."""
-    longest = max(canvas)
-    return 2.0 * 3 * side * (longest**2 + longest * side + side**2)
+    """Cutting one crop out of a canvas: the dearer order of the passes of the first resize."""
+    once, shrinks = (side, side), max(canvas) / side
+    first = max(resize(canvas, once, shrinks, order) for order in ((0, 1), (1, 0)))
+    return first + resize(once, once, 1, (1, 0))
 
 
 def grpo(

@@ -33,6 +33,7 @@ ARCHITECTURE = Architecture(
     see=image_processing.see,
     grid=image_processing.grid,
     image_tokens=image_processing.image_tokens,
+    plan=image_processing.plan,
     fewer_tokens="use a smaller longest_edge",
     splits_pictures=True,
     can_crop=True,

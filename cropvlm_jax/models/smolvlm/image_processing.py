@@ -15,6 +15,7 @@ from cropvlm_jax.models.config import check_supported, read_numbers
 from cropvlm_jax.models.image_processing import ALWAYS, PART, read_settings
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.pixels import host
+from cropvlm_jax.pixels.plans import PlannedTiles
 
 PROCESSORS = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")  # the same arithmetic
 
@@ -90,6 +91,11 @@ def grid(config: SmolVLMConfig, height: int, width: int, longest_edge: int) -> t
     if not config.split:
         return 0, 0
     return host.grid(height, width, config.vision.image_size, longest_edge)
+
+
+def plan(config: SmolVLMConfig, height: int, width: int, longest_edge: int) -> PlannedTiles:
+    """What a device is to cut out of a picture of this size to `see` it."""
+    return PlannedTiles.of(height, width, config.vision.image_size, longest_edge, config.split)
 
 
 def image_tokens(config: SmolVLMConfig, height: int, width: int, longest_edge: int) -> int:

@@ -6,6 +6,7 @@ Shape letters: B prompts, G continuations of each, N images, S pixels of a side,
 image, T text tokens, D text width.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from cropvlm_jax.models.llama import Llama
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.vision import Siglip
 from cropvlm_jax.models.vlm import VLMModule
-from cropvlm_jax.pixels import tile_crops
+from cropvlm_jax.pixels import tile_crops, tiles
+from cropvlm_jax.pixels.plans import PlannedTiles
 
 TOWER = ("vision", "connector")  # the parts that make image tokens
 
@@ -91,4 +93,21 @@ class SmolVLM(VLMModule):
         boxes: Int[Array, "B G 4"],
     ) -> UInt8[Array, "B G S S 3"]:
         """Crops as one tile each; see `VLMModule.cut`."""
-        return tile_crops.crops(canvas, size, boxes, self.config.vision.image_size)
+        cut = functools.partial(tile_crops.crops, side=self.config.vision.image_size)
+        return parallel.by_rows(cut)(canvas, size, boxes)
+
+    def cut_tiles(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        planned: PlannedTiles,
+        longest_edge: int,
+    ) -> UInt8[Array, "B N S S 3"]:
+        """Whole pictures as tiles; see `VLM.cut_tiles`."""
+        cut = functools.partial(
+            tiles.cut_tiles,
+            side=self.config.vision.image_size,
+            longest_edge=longest_edge,
+            split=self.config.split,
+        )
+        return parallel.by_rows(cut)(canvas, size, planned)
