@@ -77,6 +77,8 @@ class SupervisedBatch(NamedTuple):
         completion: Token ids, padded on the right; int32 `[B, C]`.
         completion_valid: Which of these are real, bool `[B, C]`.
         example_id: Index of the example in the source, int32 `[B]`, or None where there is none.
+        canvas: As of `Batch`, where the step cuts what the model sees; else None.
+        size: As of `Batch`, or None.
     """
 
     images: Array
@@ -85,6 +87,8 @@ class SupervisedBatch(NamedTuple):
     completion: Array
     completion_valid: Array
     example_id: Array = None
+    canvas: Array = None
+    size: Array = None
 
 
 def pad(sequence: np.ndarray, length: int, side: str) -> tuple[np.ndarray, np.ndarray]:

@@ -105,10 +105,8 @@ class GRPOStep:
         shared_tower: whether the cropper's tower before its training is the target's, and its one
             tile is the picture as the target sees it. Then target, reference and, where the tower
             is not trained, policy encode the picture once.
-        same_picture: whether the step cuts the cropper's one tile, and that is the picture as the
-            target sees it. Then it is cut once for both.
-        longest_edge: pixels of the longest edge of the pictures that the step cuts tiles of; not
-            read where the host has cut them.
+        same_picture: whether the step cuts such a tile, whatever the towers, and so once for both.
+        longest_edge: of the pictures that the step cuts tiles of, in pixels; 0 where it cuts none.
     """
 
     policy: nnx.GraphDef
@@ -159,7 +157,7 @@ class GRPOStep:
         """The batch with the cropper's tiles, cut from its canvases unless the host has done so."""
         with jax.named_scope("prefix"):
             tiles = cut_planned(self.policy_model(state), batch.tiles, batch, self.longest_edge)
-            return batch._replace(tiles=tiles)
+        return batch._replace(tiles=tiles)
 
     def read_prompts(self, state: TrainState, batch: Batch) -> ReadPrompts:
         """The policy reads the prompts; the pullback carries the gradient to its weights later."""
@@ -216,7 +214,7 @@ class GRPOStep:
             if self.shared_tower and prompts.image_tokens is None:
                 prompts = prompts._replace(image_tokens=target.encode_images(batch.tiles))
             whole = prompts.image_tokens if self.shared_tower else None
-            if self.same_picture and not self.shared_tower:
+            if self.same_picture and whole is None:
                 whole = target.encode_images(batch.tiles)
             return prompts, self.target_rewards(self.config)(target, batch, boxes, whole)
 

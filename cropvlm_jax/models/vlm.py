@@ -23,23 +23,6 @@ RESAMPLING = "resampling"  # the scope of what cuts crops and tiles
 ImageTokens = Any
 
 
-class OnCanvases(Protocol):
-    """A batch that has its original pixels.
-
-    Attributes:
-        canvas: uint8 `[B, Hc, Wc, 3]`, padded at the bottom and right.
-        size: int `[B, 2]`, height and width inside the canvas.
-    """
-
-    @property
-    def canvas(self) -> Any:
-        """See above."""
-
-    @property
-    def size(self) -> Any:
-        """See above."""
-
-
 @runtime_checkable
 class Decoder(Protocol):
     """The text half of a `VLM`."""
@@ -234,13 +217,14 @@ class VLMModule(nnx.Module):
         return self.text.logits(hidden[:, 0])
 
 
-def cut_planned(model: VLM, images: Any, batch: OnCanvases, longest_edge: int = 0) -> Any:
-    """Images as `encode_images` takes them, cut from a batch's canvases where they are planned.
+def cut_planned(model: VLM, images: Any, batch: Any, longest_edge: int = 0) -> Any:
+    """Images as `encode_images` takes them, cut from canvases where they are planned.
 
     Args:
         model: the model that is to see them.
         images: plans of what it sees, or what the host has cut, which is returned as it is.
-        batch: the pictures.
+        batch: has the pictures: `canvas`, uint8 `[B, Hc, Wc, 3]`, padded at the bottom and right,
+            and `size`, int `[B, 2]`, their height and width on it.
         longest_edge: pixels of the longest edge of pictures that are split into tiles.
     """
     with jax.named_scope(RESAMPLING):

@@ -119,7 +119,8 @@ class SFTStep:
     def see(self, state: TrainState, batch: SupervisedBatch) -> SupervisedBatch:
         """The batch with what the model sees, cut from canvases unless the host has done so."""
         model = nnx.merge(self.policy, state.params, *state.frozen)
-        return batch._replace(images=cut_planned(model, batch.images, batch, self.longest_edge))
+        images = cut_planned(model, batch.images, batch, self.longest_edge)
+        return batch._replace(images=images)
 
     def evaluate(self, state: TrainState, batch: SupervisedBatch) -> Sums:
         """Sums and counts of the loss of a batch, and of the completions written exactly.

@@ -159,6 +159,10 @@ def reward(model, config, template, batch, whole, seen) -> float:
             picture += passes(question + answer - 1, answer)
     if config.accuracy_weight:
         rollout += passes(asked + config.answer_tokens - 1, config.answer_tokens)
+        # Of what was asked, each token of the answer counts half: its cache is one loop's.
+        queries = model.text.num_attention_heads * model.text.head_dim
+        uncounted = (asked - 1) * config.answer_tokens / 2
+        rollout -= 4.0 * queries * uncounted * model.text.num_hidden_layers
     return prompts * (picture + config.num_generations * rollout)
 
 

@@ -168,9 +168,7 @@ def test_a_grpo_step_costs_what_its_shapes_say(case):
     program = grpo_program(config, adapters, shared, batch)
     got = costs.count_flops(program, PHASES, backward="update")
     want = oracle.grpo(tiny.CONFIG, config, tiny.GRAMMAR, tiny.TEMPLATE, batch, adapters, shared)
-    # Of the target's own answers half of the keys count, a little less than the mask leaves.
-    tolerance = 1e-2 if config.accuracy_weight else 1e-9
-    assert got == pytest.approx(want, rel=tolerance)
+    assert got == pytest.approx(want, rel=1e-9)
     assert list(got) == list(PHASES)
 
 
