@@ -44,14 +44,16 @@ CONVERSATIONS = SmolVLMConversations(TOKENIZER, CONFIG.image_seq_len)
 TEMPLATE = rewards.AnswerTemplate.from_conversations(CONVERSATIONS)
 
 
-def make_cropper_input(longest_edge: int) -> batching.CropperInput:
+def make_cropper_input(longest_edge: int, in_step: bool = False) -> batching.CropperInput:
     """What the model sees as a cropper, which splits pictures where `longest_edge` is > `SIDE`."""
+    plan = functools.partial(ARCHITECTURE.plan, CONFIG, longest_edge=longest_edge)
     return batching.CropperInput(
         conversations=CONVERSATIONS,
         see=functools.partial(ARCHITECTURE.see, CONFIG, longest_edge=longest_edge),
         grid=functools.partial(ARCHITECTURE.grid, CONFIG, longest_edge=longest_edge),
         splits=ARCHITECTURE.splits(CONFIG, longest_edge),
         question_tokens=20,
+        plan=plan if in_step else None,
     )
 
 
@@ -92,7 +94,10 @@ def make_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return examples
 
 
-def make_batch(examples: list[dict[str, Any]], longest_edge: int = SIDE) -> batching.Batch:
+def make_batch(
+    examples: list[dict[str, Any]], longest_edge: int = SIDE, in_step: bool = False
+) -> batching.Batch:
     """The examples as one batch of NumPy arrays, the cropper's pictures split above `SIDE` px."""
-    prepare = dataclasses.replace(PREPARE, cropper_input=make_cropper_input(longest_edge))
+    cropper_input = make_cropper_input(longest_edge, in_step)
+    prepare = dataclasses.replace(PREPARE, cropper_input=cropper_input)
     return batching.stack([prepare(example, i) for i, example in enumerate(examples)])

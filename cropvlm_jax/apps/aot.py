@@ -33,6 +33,7 @@ from ml_collections import config_flags
 
 from cropvlm_jax import apps, parallel
 from cropvlm_jax.apps import config_flag, tpu_compiler
+from cropvlm_jax.pixels.plans import count_images
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.training.config import TrainConfig, load_config
 from cropvlm_jax.training.costs import CHIPS
@@ -152,7 +153,7 @@ def describe(tpu: PlannedStep, topology: str, program: str) -> dict[str, Any]:
         "group": group,
         "reward_chunk": group and (config.grpo.reward_chunk or group),
         "longest_edge": config.data.longest_edge,
-        "tiles": jax.tree.leaves(batch.tiles if is_grpo else batch.images)[0].shape[1],
+        "tiles": count_images(batch.tiles if is_grpo else batch.images),
         "flops": work.flops,
         "decode_bytes": work.decoding_bytes,
         "roofline_ms": {name: 1e3 * seconds for name, seconds in work.at_least(chip).items()},

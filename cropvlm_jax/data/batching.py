@@ -18,7 +18,8 @@ import numpy as np
 from cropvlm_jax import geometry
 from cropvlm_jax.geometry.boxes import Array
 from cropvlm_jax.pixels import host
-from cropvlm_jax.pixels.canvas import Canvas, choose, empty, place
+from cropvlm_jax.pixels.canvas import Canvas, Placed, place
+from cropvlm_jax.pixels.plans import PlannedTiles
 from cropvlm_jax.scoring import GoldAnswers
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
         canvas: The original pixels, padded at the bottom and right; uint8 `[B, Hc, Wc, 3]`.
         size: Height and width of the picture inside the canvas, int32 `[B, 2]`.
         tiles: What the cropper sees of the picture, leaves `[B, N, ...]`; of a SmolVLM uint8
-            `[B, N, S, S, 3]`.
+            `[B, N, S, S, 3]`. Or `PlannedTiles`, which the step cuts from `canvas`.
         crop_prompt: The tokens that ask for a box, padded on the left; int32 `[B, P]`.
         crop_prompt_valid: Which of these are real, bool `[B, P]`.
         question: The tokens that ask the target, from after the crop to "Assistant:", padded on
@@ -70,7 +71,8 @@ class SupervisedBatch(NamedTuple):
 
     Attributes:
         images: What the model sees of the pictures, in the order of the prompt, leaves
-            `[B, N, ...]`; of a SmolVLM uint8 `[B, N, S, S, 3]`.
+            `[B, N, ...]`; of a SmolVLM uint8 `[B, N, S, S, 3]`. Or `PlannedTiles` or
+            `PlannedCrops`, which the step cuts from `canvas`.
         prompt: Token ids, padded on the left so that the completion follows at once; int32
             `[B, P]`.
         prompt_valid: Which of these are real, bool `[B, P]`.
@@ -79,6 +81,7 @@ class SupervisedBatch(NamedTuple):
         example_id: Index of the example in the source, int32 `[B]`, or None where there is none.
         canvas: As of `Batch`, where the step cuts what the model sees; else None.
         size: As of `Batch`, or None.
+        shrunk: As of `Batch`, or None.
     """
 
     images: Array
@@ -89,6 +92,7 @@ class SupervisedBatch(NamedTuple):
     example_id: Array = None
     canvas: Array = None
     size: Array = None
+    shrunk: Array = None
 
 
 def pad(sequence: np.ndarray, length: int, side: str) -> tuple[np.ndarray, np.ndarray]:
@@ -166,6 +170,13 @@ def supervised_row(
     )
 
 
+def with_canvas(row: SupervisedBatch, placed: Placed | None) -> SupervisedBatch:
+    """A row whose pictures the step is to cut from a canvas; as it is where there is none."""
+    if placed is None:
+        return row
+    return row._replace(canvas=placed.canvas, size=placed.size, shrunk=placed.shrunk)
+
+
 def gold_answer(answers: Sequence[str]) -> str:
     """The answer most annotators gave, up to case and outer spaces; of equals, the first.
 
@@ -218,6 +229,8 @@ class CropperInput:
         splits: Whether larger pictures are split into tiles, so that the shapes of a row depend on
             the grid, which is the rows and columns of the tiles.
         question_tokens: The most tokens of a question.
+        plan: Height and width of a picture to what the step is to cut of it in place of `see`; None
+            where the host cuts.
     """
 
     conversations: "Conversations"
@@ -225,6 +238,14 @@ class CropperInput:
     grid: Callable[[int, int], Any]
     splits: bool
     question_tokens: int
+    plan: Callable[[int, int], PlannedTiles] | None = None
+
+    def show(self, picture: np.ndarray) -> tuple[Any, Any]:
+        """Tiles of a picture uint8 `[H, W, 3]`, or their plan, and its grid."""
+        if self.plan is None:
+            return self.see(picture)
+        height, width = picture.shape[:2]
+        return self.plan(height, width), self.grid(height, width)
 
     def prompt_tokens(self, grid: Any) -> int:
         """P, the same for all pictures of a grid."""
@@ -266,16 +287,12 @@ class Preparer:
             OSError: The picture is broken.
             ValueError: A text does not fit the batch's shapes, or there is no answer.
         """
-        image = host.decoded(example["image"])
         question, answers = example["question"], example["answers"]
-        tiles, grid = self.cropper_input.see(image)
+        placed = place(example["image"], canvas, self.canvases)
+        tiles, grid = self.cropper_input.show(placed.picture)
         asking = self.cropper_input.conversations.crop(question, grid)
         length = self.cropper_input.prompt_tokens(grid)
         crop_prompt, crop_prompt_valid = pad(asking.ids, length, "left")
-        if canvas is None:
-            best = choose(image.shape[0], image.shape[1], self.canvases)
-            canvas = empty(1, self.canvases[best])[0]
-        placed = place(image, canvas)
         asked = answered = asked_valid = answered_valid = gold = spoken = None
         if self.target_conversations is None:
             spoken = write_spoken(question, answers)
@@ -290,7 +307,7 @@ class Preparer:
             )
             gold = None if self.gold is None else self.gold(answers)
         return Batch(
-            canvas=canvas,
+            canvas=placed.canvas,
             size=placed.size,
             tiles=tiles,
             crop_prompt=crop_prompt,
@@ -300,7 +317,7 @@ class Preparer:
             answer=answered,
             answer_valid=answered_valid,
             example_id=np.int32(index),
-            shrunk=np.bool_(placed.shrunk),
+            shrunk=placed.shrunk,
             gold=gold,
             spoken=spoken,
         )
@@ -320,15 +337,13 @@ class BoxPreparer:
     Attributes:
         cropper_input: What the cropper sees of the example.
         reply_tokens: C, the tokens of the longest reply that names a box.
+        canvases: What there is for the original pixels, where the step cuts what the cropper sees;
+            else empty.
     """
 
     cropper_input: CropperInput
     reply_tokens: int
-
-    @property
-    def canvases(self) -> tuple[Canvas, ...]:
-        """None: rows hold what the cropper sees, not the original pixels."""
-        return ()
+    canvases: Sequence[Canvas] = ()
 
     def __call__(
         self, example: Mapping[str, Any], index: int, canvas: np.ndarray | None = None
@@ -338,7 +353,7 @@ class BoxPreparer:
         Args:
             example: What the source has.
             index: Of the example in the source.
-            canvas: None.
+            canvas: As of `Preparer`; not read where `canvases` is empty.
 
         Raises:
             OSError: The picture is broken.
@@ -346,13 +361,16 @@ class BoxPreparer:
         """
         if "box" not in example:
             raise ValueError("there is no box to learn from: `cropvlm label` makes seed boxes")
-        tiles, grid = self.cropper_input.see(host.decoded(example["image"]))
+        placed = place(example["image"], canvas, self.canvases) if self.canvases else None
+        picture = host.decoded(example["image"]) if placed is None else placed.picture
+        tiles, grid = self.cropper_input.show(picture)
         box_text = geometry.to_text(example["box"])
         conversation = self.cropper_input.conversations.crop(example["question"], grid, box_text)
-        return supervised_row(
+        row = supervised_row(
             conversation,
             images=tiles,
             prompt_tokens=self.cropper_input.prompt_tokens(grid),
             completion_tokens=self.reply_tokens,
             example_id=index,
         )
+        return with_canvas(row, placed)

@@ -17,6 +17,7 @@ from absl import logging
 
 from cropvlm_jax.data import batching, faults
 from cropvlm_jax.data.source import Examples
+from cropvlm_jax.pixels import host
 from cropvlm_jax.pixels.canvas import Canvas, choose
 
 _CANVAS, _ROWS = 10_000, 100  # digits of a bucket's number
@@ -84,13 +85,16 @@ def bucket_examples(
     def bucket(index: int) -> int:
         try:
             height, width = source.picture_size(index)
+            canvas = choose(height, width, canvases) if canvases else 0
+            if canvases:  # what the cropper sees is the picture that is on it
+                most_high, most_wide = canvases[canvas]
+                height, width = host.size_to_fit(height, width, most_high, most_wide)
             rows, columns = (
                 cropper_input.grid(height, width) if splits and cropper_input else (0, 0)
             )
         except (ValueError, OSError) as error:
             unreadable.append(f"{source.name_of(index)}: {error}")
             return -1
-        canvas = choose(height, width, canvases) if canvases else 0
         return Bucket(canvas, rows, columns).number
 
     buckets = np.empty(count, np.int32)

@@ -7,15 +7,16 @@ No jax import: data workers do this.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cropvlm_jax import geometry
-from cropvlm_jax.data.batching import SupervisedBatch, gold_answer, supervised_row
+from cropvlm_jax.data.batching import SupervisedBatch, gold_answer, supervised_row, with_canvas
 from cropvlm_jax.pixels import host
-from cropvlm_jax.pixels.canvas import Canvas
+from cropvlm_jax.pixels.canvas import Canvas, place
+from cropvlm_jax.pixels.plans import PlannedCrops
 
 if TYPE_CHECKING:
     from cropvlm_jax.models.conversations import Conversations
@@ -61,6 +62,8 @@ class ReadingPreparer:
         seed: Of what is drawn.
         question_tokens: The most tokens of a question.
         answer_tokens: The most tokens of an answer.
+        canvases: What there is for the original pixels, where the step cuts what the reader sees;
+            else empty.
     """
 
     conversations: "Conversations"
@@ -71,11 +74,7 @@ class ReadingPreparer:
     seed: int
     question_tokens: int
     answer_tokens: int
-
-    @property
-    def canvases(self) -> tuple[Canvas, ...]:
-        """None: rows hold what the reader sees, not the original pixels."""
-        return ()
+    canvases: Sequence[Canvas] = ()
 
     def __call__(
         self, example: Mapping[str, Any], index: int, canvas: np.ndarray | None = None
@@ -85,25 +84,32 @@ class ReadingPreparer:
         Args:
             example: What the source has.
             index: Of the example in the source.
-            canvas: None.
+            canvas: As of `batching.Preparer`; not read where `canvases` is empty.
 
         Raises:
             OSError: The picture is broken.
             ValueError: A text does not fit the batch's shapes, or there is no answer.
         """
-        image = host.decoded(example["image"])
-        pictures = (image, host.cut(image, self.crop(example.get("box"), index)))
+        box = self.crop(example.get("box"), index)
         conversation = self.conversations.answer(
-            example["question"], len(pictures), gold_answer(example["answers"])
+            example["question"], 2, gold_answer(example["answers"])
         )
-        return supervised_row(
+        placed = place(example["image"], canvas, self.canvases) if self.canvases else None
+        planned = PlannedCrops(np.array([geometry.FULL, box], np.int32))
+        row = supervised_row(
             conversation,
-            images=np.concatenate([self.see(picture)[0] for picture in pictures]),
+            images=self.show(example["image"], box) if placed is None else planned,
             prompt_tokens=self.prompt_length,
             # The period and the end of the utterance follow the answer.
             completion_tokens=self.answer_tokens + 2,
             example_id=index,
         )
+        return with_canvas(row, placed)
+
+    def show(self, picture: host.Picture, box: np.ndarray) -> np.ndarray:
+        """What the reader sees of a picture and its crop, `[2, ...]`."""
+        image = host.decoded(picture)
+        return np.concatenate([self.see(part)[0] for part in (image, host.cut(image, box))])
 
     def crop(self, box: Any, index: int) -> np.ndarray:
         """The percent box of what an example shows beside its picture, int `[4]`."""

@@ -40,20 +40,19 @@ FITTED = (
 
 
 class Placed(NamedTuple):
-    """Height and width of a picture that is on a canvas.
+    """A picture that is on a canvas.
 
     Attributes:
-        original: Of the picture as it was.
-        size: Of the picture on the canvas, at its top left corner; int32 `[2]`.
+        canvas: uint8 `[Hc, Wc, 3]`.
+        picture: Its pixels as they are on the canvas, uint8 `[H, W, 3]`.
+        size: Height and width of the picture on the canvas, at its top left corner; int32 `[2]`.
+        shrunk: Whether it was too large for the canvas; bool.
     """
 
-    original: tuple[int, int]
+    canvas: np.ndarray
+    picture: np.ndarray
     size: np.ndarray
-
-    @property
-    def shrunk(self) -> bool:
-        """Whether the picture was too large for the canvas."""
-        return tuple(self.size) != self.original
+    shrunk: np.bool_
 
 
 def choose(height: int, width: int, canvases: Sequence[Canvas]) -> int:
@@ -82,22 +81,30 @@ def empty(count: int, canvas: Canvas) -> np.ndarray:
     return np.empty((count, canvas.height, canvas.width, 3), np.uint8)
 
 
-def place(image: host.Picture, canvas: np.ndarray) -> Placed:
+def place(
+    image: host.Picture, canvas: np.ndarray | None = None, canvases: Sequence[Canvas] = ()
+) -> Placed:
     """Decodes a picture onto a canvas.
 
     Args:
         image: What `host.to_rgb` takes; shrunk, its aspect kept, where it is larger than the
             canvas.
-        canvas: uint8 `[Hc, Wc, 3]`; all of it is written, with zeros beside the picture.
+        canvas: uint8 `[Hc, Wc, 3]`; all of it is written, with zeros beside the picture. None makes
+            one, the best of `canvases`.
+        canvases: What there is to choose from.
 
     Raises:
         OSError: The file is missing, broken or no picture.
         ValueError: The pixels cannot be understood, or are too many.
     """
     pixels = host.decoded(image)
+    if canvas is None:
+        best = choose(pixels.shape[0], pixels.shape[1], canvases)
+        canvas = empty(1, canvases[best])[0]
     fitted = host.shrink_to_fit(pixels, canvas.shape[0], canvas.shape[1])
     height, width = fitted.shape[:2]
     canvas[:height, :width] = fitted
     canvas[:height, width:] = 0
     canvas[height:] = 0
-    return Placed(pixels.shape[:2], np.array([height, width], np.int32))
+    size = np.array([height, width], np.int32)
+    return Placed(canvas, fitted, size, np.bool_(fitted.shape != pixels.shape))

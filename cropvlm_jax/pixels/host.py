@@ -224,12 +224,19 @@ def cut(image: np.ndarray, box: Any) -> np.ndarray:
     return image[top:bottom, left:right]
 
 
+def size_to_fit(height: int, width: int, most_high: int, most_wide: int) -> tuple[int, int]:
+    """Height and width of a picture that is shrunk, its aspect kept, where it exceeds these."""
+    scale = min(most_high / height, most_wide / width)
+    if scale >= 1:
+        return height, width
+    return max(int(height * scale), 1), max(int(width * scale), 1)
+
+
 def shrink_to_fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The picture `[H, W, 3]`, smaller and its aspect kept if it exceeds `height` x `width`."""
-    scale = min(height / image.shape[0], width / image.shape[1])
-    if scale >= 1:
+    high, wide = size_to_fit(image.shape[0], image.shape[1], height, width)
+    if (high, wide) == image.shape[:2]:
         return image
-    high, wide = (max(int(edge * scale), 1) for edge in image.shape[:2])
     return np.asarray(_lanczos(Image.fromarray(image), high, wide))
 
 

@@ -85,7 +85,7 @@ class PlannedStep:
                 "batch_size, gradient_accumulation_steps or mesh"
             )
         kernels.allow(config.attention != "xla")  # of devices that need not be there to be asked
-        self.stage = open_stage(config, abstract=True)
+        self.stage = open_stage(config, abstract=True, mesh=self.mesh)
         self._program = self.stage.compile(self.mesh, config.steps or STEPS)
         state = jax.eval_shape(self._program.create, self.stage.weights)
         self._state = jax.tree.map(_placed, state, self._program.shardings)

@@ -53,12 +53,16 @@ def make_state(config: GRPOConfig = CONFIG) -> TrainState:
     )
 
 
-def make_batches() -> tuple[batching.Batch, batching.Batch]:
+def make_batches(in_step: bool = False) -> tuple[batching.Batch, batching.Batch]:
     """The same examples for a target in the graph and for one outside."""
-    inside = tiny.make_batch(EXAMPLES)
+    inside = tiny.make_batch(EXAMPLES, in_step=in_step)
     gold = [scoring.encode_gold(answers, "anls", 3, 40) for answers in GOLD]
     inside = inside._replace(gold=jax.tree.map(lambda *x: np.stack(x), *gold))
-    prepare = dataclasses.replace(tiny.PREPARE, target_conversations=None)
+    prepare = dataclasses.replace(
+        tiny.PREPARE,
+        cropper_input=tiny.make_cropper_input(tiny.SIDE, in_step),
+        target_conversations=None,
+    )
     outside = batching.stack([prepare(example, i) for i, example in enumerate(EXAMPLES)])
     return inside, outside
 
@@ -77,7 +81,12 @@ def vlm(tmp_path_factory) -> VLMReader:
 
 def make_step(config, **target):
     return GRPOStep(
-        policy=GRAPHDEF, grammar=tiny.GRAMMAR, optimizer=OPTIMIZER, config=config, **target
+        policy=GRAPHDEF,
+        grammar=tiny.GRAMMAR,
+        optimizer=OPTIMIZER,
+        config=config,
+        longest_edge=tiny.SIDE,
+        **target,
     )
 
 
@@ -98,9 +107,15 @@ def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates, reward
     config = dataclasses.replace(
         CONFIG, gradient_accumulation_steps=accumulate, num_iterations=updates, **rewards
     )
-    inside, outside = make_batches()
-    vocabulary = in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER)
-    inner = make_step(config, target=GRAPHDEF, template=tiny.TEMPLATE, vocabulary=vocabulary)
+    in_step = accumulate > 1  # the devices cut the tiles
+    inside, outside = make_batches(in_step)
+    inner = make_step(
+        config,
+        target=GRAPHDEF,
+        template=tiny.TEMPLATE,
+        vocabulary=in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER),
+        same_picture=in_step,
+    )
     fused = jax.jit(inner)
     want, want_metrics = fused(make_state(config), inside, KEY)
     step = BlackBoxStep(make_step(config), vlm)

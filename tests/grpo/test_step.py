@@ -157,6 +157,7 @@ def build(case: Case, kind: Any = GRPOStep, **options: Any) -> GRPOStep:
         target=TARGET_GRAPHDEF,
         template=tiny.TEMPLATE,
         vocabulary=in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER),
+        longest_edge=case.longest_edge,
         **options,
     )
 

@@ -64,7 +64,7 @@ class Case:
 
     @functools.cached_property
     def batch(self) -> batching.Batch:
-        batch = tiny.make_batch(EXAMPLES, self.longest_edge)
+        batch = tiny.make_batch(EXAMPLES, self.longest_edge, in_step=self.grid != (0, 0))
         if not self.config.accuracy_weight:
             return batch
         gold = [scoring.encode_gold(a, self.config.accuracy, 3, 40) for a in GOLD]

@@ -6,8 +6,11 @@ import gc
 import weakref
 
 import jax
+import numpy as np
 import pytest
 
+from cropvlm_jax.data import batching
+from cropvlm_jax.pixels.plans import PlannedTiles
 from cropvlm_jax.readers.ocr import OCRReader
 from cropvlm_jax.training.config import default_config, load_config
 from cropvlm_jax.training.stages import BlackBoxStage, GRPOStage, SFTStage, black_box, open_stage
@@ -57,6 +60,38 @@ def test_when_the_target_holds_a_tower_of_its_own(changes, own):
     parts = {"text", "vision", "connector"} if own else {"text"}
     for abstract in (False, True):
         assert set(open_stage(shared_config(changes), abstract).weights["target"]) == parts
+
+
+def test_the_step_cuts_what_the_host_would():
+    changes = {"stage": "sft", "data.longest_edge": 128, "data.tiles": "device"}
+    in_step = open_stage(shared_config(changes))
+    on_host = open_stage(shared_config(changes | {"data.tiles": "auto"}))  # devices are CPUs
+    picture = np.random.default_rng(0).integers(0, 256, (200, 140, 3), np.uint8)
+    scene = {"image": picture, "question": "Which?", "box": (1, 2, 30, 40)}
+    rows = [batching.stack([stage.prepare(scene, 0)]) for stage in (in_step, on_host)]
+    assert isinstance(rows[0].images, PlannedTiles) and rows[1].canvas is None
+    assert rows[0].shrunk.tolist() == [True]
+    state = in_step.init(in_step.weights, 1)
+    got = jax.jit(in_step.step().see)(state, rows[0]).images.astype(int)
+    want, _ = in_step.prepare.cropper_input.see(rows[0].canvas[0, :128, :89])
+    assert rows[0].size.tolist() == [[128, 89]]
+    assert np.abs(got[0] - want).max() <= 1 and (got[0] != want).mean() < 1e-2
+    for stage, row in zip((in_step, on_host), rows, strict=True):
+        assert stage.work(row) == {"prompts": 1, "images": 1 + 2 * 2}
+
+
+@pytest.mark.parametrize(
+    ("platform", "tiles", "in_step"),
+    [
+        ("cpu", "auto", False),
+        ("tpu", "auto", True),
+        ("gpu", "auto", True),
+        ("cpu", "device", True),
+        ("tpu", "host", False),
+    ],
+)
+def test_where_pictures_become_tiles(platform, tiles, in_step):
+    assert shared_config({"data.tiles": tiles}).data.in_step(platform) == in_step
 
 
 def test_a_config_says_which_stage():

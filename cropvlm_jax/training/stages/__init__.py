@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run computes: one class a kind of run, behind the `Stage` protocol of `base.py`."""
 
+import jax
 from jax.sharding import Mesh
 
 from cropvlm_jax.readers.registry import is_black_box
@@ -22,20 +23,23 @@ def open_stage(config: TrainConfig, abstract: bool = False, mesh: Mesh | None = 
         config: settings of the run.
         abstract: read and download no weights; `Stage.weights` are shapes. The very step of a run
             can then be compiled for machines that are not there.
-        mesh: whose devices share the weights of a large target from the beginning.
+        mesh: of the devices, which share the weights of a large target from the beginning; None for
+            the default device.
 
     Raises:
         FileNotFoundError: a model is not there.
         ValueError: a setting is missing, or does not go with the models.
     """
     models_of(config)
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    in_step = config.data.in_step(platform)
     if config.stage == "reader":
-        return ReaderStage.open(config, abstract)
+        return ReaderStage.open(config, abstract, in_step)
     if config.stage == "sft":
-        return SFTStage.open(config, abstract)
+        return SFTStage.open(config, abstract, in_step)
     if is_black_box(config.target):
-        return BlackBoxStage.open(config, abstract)
-    return GRPOStage.open(config, abstract, mesh)
+        return BlackBoxStage.open(config, abstract, in_step)
+    return GRPOStage.open(config, abstract, in_step, mesh)
 
 
 def models_of(config: TrainConfig) -> list[str]:

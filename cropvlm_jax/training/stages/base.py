@@ -4,6 +4,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -19,6 +20,7 @@ from cropvlm_jax.hub.model_card import Role
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models import lora
+from cropvlm_jax.pixels.plans import PlannedTiles
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.config import TrainConfig
 from cropvlm_jax.training.stages.look import Look
@@ -132,12 +134,15 @@ class CropperModel(TrainedModel):
     input: CropperInput
 
     @classmethod
-    def open(cls, config: TrainConfig, abstract: bool) -> tuple["CropperModel", dict[str, Any]]:
+    def open(
+        cls, config: TrainConfig, abstract: bool, in_step: bool
+    ) -> tuple["CropperModel", dict[str, Any]]:
         """Opens the model and adds the adapters.
 
         Args:
             config: settings of the run.
             abstract: read no weights.
+            in_step: whether the step cuts what the model sees, see `DataConfig.tiles`.
 
         Returns:
             The model, and its weights by attribute of the train state; shapes where `abstract`.
@@ -163,6 +168,7 @@ class CropperModel(TrainedModel):
             grid=functools.partial(architecture.grid, pretrained.config, longest_edge=longest_edge),
             splits=architecture.splits(pretrained.config, longest_edge),
             question_tokens=limit,
+            plan=_plan(pretrained, longest_edge) if in_step else None,
         )
         policy, base, weights = load_trained(pretrained, config, abstract)
         cropper = cls(
@@ -177,6 +183,15 @@ class CropperModel(TrainedModel):
             input=cropper_input,
         )
         return cropper, weights
+
+
+def _plan(pretrained: Pretrained, longest_edge: int) -> Callable[[int, int], PlannedTiles]:
+    """What a step is to cut of a picture of a height and a width, to be sent to data workers."""
+    plan = pretrained.architecture.plan
+    if plan is None:
+        kind = pretrained.config.model_type
+        raise ValueError(f"data.tiles: a step cannot cut what a {kind} sees: set data.tiles='host'")
+    return functools.partial(plan, pretrained.config, longest_edge=longest_edge)
 
 
 def load_trained(

@@ -67,8 +67,14 @@ class BlackBoxStage:
     target: None = None
 
     @classmethod
-    def open(cls, config: TrainConfig, abstract: bool) -> "BlackBoxStage":
-        """Opens cropper and reader; of an `abstract` run neither weights nor reader."""
+    def open(cls, config: TrainConfig, abstract: bool, in_step: bool) -> "BlackBoxStage":
+        """Opens cropper and reader; of an `abstract` run neither weights nor reader.
+
+        Args:
+            config: settings of the run.
+            abstract: read no weights.
+            in_step: whether the step cuts the cropper's tiles.
+        """
         grpo, data = config.grpo, config.data
         if jax.process_count() > 1:
             raise ValueError(
@@ -81,7 +87,7 @@ class BlackBoxStage:
                 "the graph, does not tell: set it to False"
             )
         reader = Unopened(config.target) if abstract else _open_reader(config)
-        cropper, weights = CropperModel.open(config, abstract)
+        cropper, weights = CropperModel.open(config, abstract, in_step)
         prepare = Preparer(
             cropper_input=cropper.input,
             target_conversations=None,
@@ -98,6 +104,7 @@ class BlackBoxStage:
             optimizer=make_optimizer(self.config),
             config=self.config.grpo,
             base=self.trained.base,
+            longest_edge=self.trained.longest_edge,
         )
 
     def init(self, weights: dict[str, Any], steps: int) -> TrainState:

@@ -19,6 +19,7 @@ from cropvlm_jax.grpo.rewards import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.microbatching import Sums
+from cropvlm_jax.pixels.plans import count_images
 from cropvlm_jax.scoring.in_graph import Vocabulary
 from cropvlm_jax.scoring.text import Metric, encode_gold
 from cropvlm_jax.train_state import TrainState
@@ -44,8 +45,8 @@ class TargetModel:
         shapes: of its weights as `TrainState.target` holds them.
         template: the constant parts of its conversation.
         vocabulary: of its tokenizer; None where its own answers earn nothing.
-        sees_tiles: whether its picture is the cropper's one tile, seen by the same tower, so that
-            they are encoded once.
+        sees_tile: whether its picture is the cropper's one tile.
+        same_tower: whether its tower before the training is the cropper's.
     """
 
     pretrained: Pretrained
@@ -53,7 +54,8 @@ class TargetModel:
     shapes: nnx.State
     template: AnswerTemplate
     vocabulary: Vocabulary | None
-    sees_tiles: bool
+    sees_tile: bool
+    same_tower: bool
 
     @classmethod
     def open(
@@ -107,9 +109,10 @@ class TargetModel:
             template=AnswerTemplate.from_conversations(conversations),
             vocabulary=vocabulary,
             # A tile of fewer pixels is not what the target sees of the picture.
-            sees_tiles=same_tower
+            sees_tile=pretrained.architecture is cropper.pretrained.architecture
             and pretrained.architecture.splits_pictures
-            and config.data.longest_edge == cropper.pretrained.tile_size,
+            and config.data.longest_edge == cropper.pretrained.tile_size == pretrained.tile_size,
+            same_tower=same_tower,
         )
         return target, weights
 
@@ -125,15 +128,24 @@ class GRPOStage:
     weights: dict[str, Any]
 
     @classmethod
-    def open(cls, config: TrainConfig, abstract: bool, mesh: Mesh | None) -> "GRPOStage":
-        """Opens cropper and target: without weights if `abstract`, a large target over `mesh`."""
+    def open(
+        cls, config: TrainConfig, abstract: bool, in_step: bool, mesh: Mesh | None
+    ) -> "GRPOStage":
+        """Opens cropper and target.
+
+        Args:
+            config: settings of the run.
+            abstract: read no weights.
+            in_step: whether the step cuts the cropper's tiles.
+            mesh: whose devices share the weights of a large target from the beginning.
+        """
         grpo, data = config.grpo, config.data
         if grpo.accuracy not in get_args(Metric):
             raise ValueError(
                 f"grpo.accuracy={grpo.accuracy!r} is for targets outside of the graph, such as OCR "
                 f"readers; target={config.target!r} takes one of {get_args(Metric)}"
             )
-        cropper, weights = CropperModel.open(config, abstract)
+        cropper, weights = CropperModel.open(config, abstract, in_step)
         plain = cropper.plain(weights)
         target, weights["target"] = TargetModel.open(config, cropper, plain, abstract, mesh)
         gold = None
@@ -160,17 +172,20 @@ class GRPOStage:
 
     def step(self) -> GRPOStep:
         """The step of the run."""
+        target, in_step = self.frozen_target, self.trained.input.plan is not None
         return GRPOStep(
             policy=self.trained.policy,
             grammar=self.trained.grammar,
             optimizer=make_optimizer(self.config),
             config=self.config.grpo,
             base=self.trained.base,
-            target=self.frozen_target.model,
-            template=self.frozen_target.template,
-            vocabulary=self.frozen_target.vocabulary,
+            target=target.model,
+            template=target.template,
+            vocabulary=target.vocabulary,
             tower=self.trained.pretrained.architecture.tower,
-            shared_tower=self.frozen_target.sees_tiles,
+            shared_tower=target.sees_tile and target.same_tower,
+            same_picture=target.sees_tile and in_step,
+            longest_edge=self.trained.longest_edge,
         )
 
     def init(self, weights: dict[str, Any], steps: int) -> TrainState:
@@ -256,7 +271,7 @@ def init_grpo(
 
 def rollout_work(config: GRPOConfig, batch: Batch) -> dict[str, int]:
     """Prompts, rollouts and the cropper's tiles of a step."""
-    prompts, tiles = jax.tree.leaves(batch.tiles)[0].shape[:2]
+    prompts, tiles = batch.size.shape[0], count_images(batch.tiles)
     rollouts = prompts * config.num_generations
     return {"prompts": prompts, "rollouts": rollouts, "images": prompts * tiles}
 

@@ -41,7 +41,7 @@ class Halves:
             key: of the step.
         """
         count = self.step.step.config.gradient_accumulation_steps
-        part = jax.tree.map(functools.partial(_every, count), batch)
+        part = self.seen(state, jax.tree.map(functools.partial(_every, count), batch))
         rolling = jax.jit(parallel.on_mesh(self.mesh, self.step.roll_out))
         first = rolling.lower(state, part, key).compile()
         rolled = placed_outputs(first, jax.eval_shape(rolling, state, part, key))
@@ -56,6 +56,12 @@ class Halves:
         waiting = bytes_on_a_device(rolled) if count > 1 else 0
         kept = bytes_on_a_device(before)
         return max(peak_memory(first) + waiting + kept, peak_memory(second) + waiting)
+
+    def seen(self, state: Any, batch: Any) -> Any:
+        """The shapes of a microbatch whose tiles the devices have cut."""
+        see = jax.jit(parallel.on_mesh(self.mesh, self.step.see))
+        compiled = see.lower(state, batch).compile()
+        return placed_outputs(compiled, jax.eval_shape(see, state, batch))
 
 
 def placed_outputs(compiled: jax.stages.Compiled, shapes: Any) -> Any:

@@ -90,6 +90,7 @@ class BlackBoxProgram(Program):
         halves, count = self.step, self.step.step.config.gradient_accumulation_steps
 
         def learn(batch: Batch, key: jax.Array) -> Any:
+            batch = halves.see(state, batch)
             prompts, rollouts = halves.roll_out(state, batch, key)
             zeros = jnp.zeros(rollouts.boxes.shape[:2])
             scores = dict.fromkeys(halves.step.config.asked, zeros)

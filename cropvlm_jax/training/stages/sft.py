@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
 from flax import nnx
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
@@ -19,6 +18,7 @@ from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models.decode import greedy_decode, read_prompt
 from cropvlm_jax.models.vlm import VLM
+from cropvlm_jax.pixels.plans import count_images
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import costs
@@ -53,6 +53,7 @@ class SupervisedStage:
             policy=self.trained.policy,
             optimizer=optimizer,
             gradient_accumulation_steps=self.config.gradient_accumulation_steps,
+            longest_edge=self.trained.longest_edge,
         )
 
     def init(self, weights: dict[str, Any], steps: int) -> TrainState:
@@ -90,24 +91,34 @@ class SupervisedStage:
 
     def work(self, batch: SupervisedBatch) -> dict[str, int]:
         """Prompts and the model's tiles."""
-        rows, tiles = jax.tree.leaves(batch.images)[0].shape[:2]
-        return {"prompts": rows, "images": rows * tiles}
+        rows = batch.prompt.shape[0]
+        return {"prompts": rows, "images": rows * count_images(batch.images)}
 
 
 class SFTStage(SupervisedStage):
     """A cropper imitates the boxes of the sources."""
 
     @classmethod
-    def open(cls, config: TrainConfig, abstract: bool) -> "SFTStage":
-        """Opens the cropper, without its weights if `abstract`."""
-        cropper, weights = CropperModel.open(config, abstract)
-        prepare = BoxPreparer(cropper_input=cropper.input, reply_tokens=cropper.grammar.max_length)
+    def open(cls, config: TrainConfig, abstract: bool, in_step: bool) -> "SFTStage":
+        """Opens the cropper.
+
+        Args:
+            config: settings of the run.
+            abstract: read no weights.
+            in_step: whether the step cuts the cropper's tiles.
+        """
+        cropper, weights = CropperModel.open(config, abstract, in_step)
+        prepare = BoxPreparer(
+            cropper_input=cropper.input,
+            reply_tokens=cropper.grammar.max_length,
+            canvases=config.data.canvases if in_step else (),
+        )
         return cls(config, cropper, prepare, weights)
 
     def look(self, state: TrainState, batch: SupervisedBatch) -> Look:
         """The likeliest boxes."""
         assert isinstance(self.trained, CropperModel)
-        model = self.model(state)
+        model, batch = self.model(state), self.step().see(state, batch)
         tokens = model.encode_images(batch.images)
         grammar = self.trained.grammar
         return Look(propose(model, grammar, tokens, batch.prompt, batch.prompt_valid))
@@ -119,7 +130,7 @@ class ReaderStage(SupervisedStage):
     def look(self, state: TrainState, batch: SupervisedBatch) -> Look:
         """What the reader answers."""
         model, last = self.model(state), batch.prompt[:, -1:]
-        tokens = model.encode_images(batch.images)
+        tokens = model.encode_images(self.step().see(state, batch).images)
         replies = greedy_decode(
             model,
             read_prompt(model, tokens, batch.prompt, batch.prompt_valid),
@@ -130,8 +141,13 @@ class ReaderStage(SupervisedStage):
         return Look(replies=replies[:, 0])
 
     @classmethod
-    def open(cls, config: TrainConfig, abstract: bool) -> "ReaderStage":
-        """Opens the model that `config.target` names, without its weights if `abstract`.
+    def open(cls, config: TrainConfig, abstract: bool, in_step: bool) -> "ReaderStage":
+        """Opens the model that `config.target` names.
+
+        Args:
+            config: settings of the run.
+            abstract: read no weights.
+            in_step: whether the step cuts what the model sees.
 
         Raises:
             FileNotFoundError: the model is not there.
@@ -162,6 +178,7 @@ class ReaderStage(SupervisedStage):
             seed=config.seed,
             question_tokens=limit,
             answer_tokens=config.data.answer_tokens,
+            canvases=config.data.canvases if in_step else (),
         )
         policy, base, weights = load_trained(pretrained, config, abstract)
         reader = TrainedModel(
