@@ -149,9 +149,7 @@ class DataConfig(Settings):
             shrunk to fit. None takes for each batch the smallest canvas that holds its pictures, of
             1024 x 1024, 2368 x 1728, 4096 x 3072 and these two on their sides: only what fits none
             of them is shrunk. The step is compiled once for each that is used.
-        tiles: where whole pictures become what a model in training sees: "host", while a batch is
-            prepared, or "device", inside of the step. "auto" takes the device, but the host where
-            devices are CPUs, whose own resizing takes several times as long as Pillow's.
+        tiles: where pictures are cut into tiles, "host" or "device"; "auto": host if that is a CPU.
         question_tokens: examples whose question has more tokens are skipped.
         answer_tokens: examples whose right answer has more tokens are skipped.
         official_text: whether texts get the official code's capitalisation and final period.
@@ -170,10 +168,6 @@ class DataConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sources(self.sources)
-
-    def in_step(self, platform: str) -> bool:
-        """Whether steps on devices of this platform cut tiles from canvases, as `tiles` says."""
-        return self.tiles == "device" or (self.tiles == "auto" and platform != "cpu")
 
     @property
     def canvases(self) -> tuple[Canvas, ...]:

@@ -13,7 +13,14 @@ from cropvlm_jax.data import batching
 from cropvlm_jax.pixels.plans import PlannedTiles
 from cropvlm_jax.readers.ocr import OCRReader
 from cropvlm_jax.training.config import default_config, load_config
-from cropvlm_jax.training.stages import BlackBoxStage, GRPOStage, SFTStage, black_box, open_stage
+from cropvlm_jax.training.stages import (
+    BlackBoxStage,
+    GRPOStage,
+    SFTStage,
+    black_box,
+    cuts_in_step,
+    open_stage,
+)
 
 MODEL = "zoom_digits/target"
 
@@ -91,7 +98,7 @@ def test_the_step_cuts_what_the_host_would():
     ],
 )
 def test_where_pictures_become_tiles(platform, tiles, in_step):
-    assert shared_config({"data.tiles": tiles}).data.in_step(platform) == in_step
+    assert cuts_in_step(shared_config({"data.tiles": tiles}), platform) == in_step
 
 
 def test_a_config_says_which_stage():

@@ -32,7 +32,7 @@ def open_stage(config: TrainConfig, abstract: bool = False, mesh: Mesh | None = 
     """
     models_of(config)
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    in_step = config.data.in_step(platform)
+    in_step = cuts_in_step(config, platform)
     if config.stage == "reader":
         return ReaderStage.open(config, abstract, in_step)
     if config.stage == "sft":
@@ -40,6 +40,18 @@ def open_stage(config: TrainConfig, abstract: bool = False, mesh: Mesh | None = 
     if is_black_box(config.target):
         return BlackBoxStage.open(config, abstract, in_step)
     return GRPOStage.open(config, abstract, in_step, mesh)
+
+
+def cuts_in_step(config: TrainConfig, platform: str) -> bool:
+    """Whether the step cuts what the trained model sees from canvases, or the host prepares it.
+
+    A CPU resizes more slowly in the step than Pillow does: `docs/lab.md` has the measurement.
+
+    Args:
+        config: settings of the run; `data.tiles` decides.
+        platform: of the devices, such as "tpu".
+    """
+    return config.data.tiles == "device" or (config.data.tiles == "auto" and platform != "cpu")
 
 
 def models_of(config: TrainConfig) -> list[str]:
