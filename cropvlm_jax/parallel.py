@@ -323,25 +323,25 @@ def _exchanged_once_backward(dtype: Any, _: None, gradient: jax.Array) -> tuple[
 _exchanged_once.defvjp(_exchanged_once_forward, _exchanged_once_backward)
 
 
-def by_rows(function: Callable[..., Result]) -> Callable[..., Result]:
+def by_rows(function: Callable[[Tree], Result]) -> Callable[[Tree], Result]:
     """Lets each device run a function, which takes row after row, on its rows of a batch.
 
     Args:
-        function: Takes trees of arrays `[B, ...]` and returns such a tree.
+        function: Takes a tree of arrays `[B, ...]` and returns such a tree.
 
     Returns:
         The function of whole batches, to be called under `on_mesh`; elsewhere it is `function`.
     """
 
-    def call(*batches: Tree) -> Result:
+    def call(batch: Tree) -> Result:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1 or mesh.manual_axes:
-            return function(*batches)
-        spec = _spec(mesh, ("batch",), jax.tree.leaves(batches)[0].shape[:1], {})
+            return function(batch)
+        spec = _spec(mesh, ("batch",), jax.tree.leaves(batch)[0].shape[:1], {})
         split_up = jax.shard_map(
-            function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+            function, mesh=mesh, in_specs=(spec,), out_specs=spec, check_vma=False
         )
-        return split_up(*batches)
+        return split_up(batch)
 
     return call
 

@@ -40,7 +40,7 @@ class PlannedTiles(NamedTuple):
         resized = host.resized(height, width, longest_edge)
         rows, columns = (1, 1)
         if split:
-            fitted = host.fitted(*resized, tile_size)
+            fitted = host.fitted(resized[0], resized[1], tile_size)
             rows, columns = (edge // tile_size for edge in fitted)
         cells = np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
         return cls(cells, np.array(resized, np.int32))

@@ -80,8 +80,8 @@ def fit(
         bounds: Of both resizes.
     """
     once = _lanczos(canvas, down, across, bounds.between, bounds.first)
-    again = Axis(0, down.out, bounds.shape[0]), Axis(0, across.out, bounds.shape[1])
-    return _lanczos(once, *again, bounds.shape, bounds.second)
+    down, across = Axis(0, down.out, bounds.shape[0]), Axis(0, across.out, bounds.shape[1])
+    return _lanczos(once, down, across, bounds.shape, bounds.second)
 
 
 def _bounds(

@@ -116,10 +116,13 @@ class SFTStep:
         (loss, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         return (grads, loss, tokens), None
 
+    def model(self, state: TrainState) -> VLM:
+        """The model as it is trained, without dropout."""
+        return nnx.merge(self.policy, state.params, *state.frozen)
+
     def see(self, state: TrainState, batch: SupervisedBatch) -> SupervisedBatch:
         """The batch with what the model sees, cut from canvases unless the host has done so."""
-        model = nnx.merge(self.policy, state.params, *state.frozen)
-        images = cut_planned(model, batch.images, batch, self.longest_edge)
+        images = cut_planned(self.model(state), batch.images, batch, self.longest_edge)
         return batch._replace(images=images)
 
     def evaluate(self, state: TrainState, batch: SupervisedBatch) -> Sums:
@@ -127,8 +130,7 @@ class SFTStep:
 
         There is no dropout.
         """
-        model = nnx.merge(self.policy, state.params, *state.frozen)
-        logits = reply_logits(model, self.see(state, batch))
+        logits = reply_logits(self.model(state), self.see(state, batch))
         exact = written_exactly(logits, batch).astype(jnp.float32)
         return {
             "loss": completion_loss(logits, batch),

@@ -6,7 +6,6 @@ Shape letters: B prompts, G continuations of each, N images, S pixels of a side,
 image, T text tokens, D text width.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -93,8 +92,12 @@ class SmolVLM(VLMModule):
         boxes: Int[Array, "B G 4"],
     ) -> UInt8[Array, "B G S S 3"]:
         """Crops as one tile each; see `VLMModule.cut`."""
-        cut = functools.partial(tile_crops.crops, side=self.config.vision.image_size)
-        return parallel.by_rows(cut)(canvas, size, boxes)
+
+        def cut(rows: tuple[Array, Array, Array]) -> UInt8[Array, "B G S S 3"]:
+            canvas, size, boxes = rows
+            return tile_crops.crops(canvas, size, boxes, self.config.vision.image_size)
+
+        return parallel.by_rows(cut)((canvas, size, boxes))
 
     def cut_tiles(
         self,
@@ -104,10 +107,10 @@ class SmolVLM(VLMModule):
         longest_edge: int,
     ) -> UInt8[Array, "B N S S 3"]:
         """Whole pictures as tiles; see `VLM.cut_tiles`."""
-        cut = functools.partial(
-            tiles.cut_tiles,
-            side=self.config.vision.image_size,
-            longest_edge=longest_edge,
-            split=self.config.split,
-        )
-        return parallel.by_rows(cut)(canvas, size, planned)
+        side, split = self.config.vision.image_size, self.config.split
+
+        def cut(rows: tuple[Array, Array, PlannedTiles]) -> UInt8[Array, "B N S S 3"]:
+            canvas, size, planned = rows
+            return tiles.cut_tiles(canvas, size, planned, side, longest_edge, split)
+
+        return parallel.by_rows(cut)((canvas, size, planned))

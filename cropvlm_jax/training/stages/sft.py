@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from flax import nnx
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
@@ -17,7 +16,6 @@ from cropvlm_jax.grpo.rollout import propose
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models.decode import greedy_decode, read_prompt
-from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels.plans import count_images
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.train_state import TrainState
@@ -77,10 +75,6 @@ class SupervisedStage:
         """The texts of its replies."""
         return words_of(self.trained.pretrained, replies)
 
-    def model(self, state: TrainState) -> VLM:
-        """The model as it is trained, without dropout."""
-        return nnx.merge(self.trained.policy, state.params, *state.frozen)
-
     def cost(self, program: ClosedJaxpr) -> dict[str, float]:
         """Operations of a step, all of them of its "loss"."""
         return costs.count_flops(program, ("loss",), backward="loss")
@@ -118,7 +112,7 @@ class SFTStage(SupervisedStage):
     def look(self, state: TrainState, batch: SupervisedBatch) -> Look:
         """The likeliest boxes."""
         assert isinstance(self.trained, CropperModel)
-        model, batch = self.model(state), self.step().see(state, batch)
+        model, batch = self.step().model(state), self.step().see(state, batch)
         tokens = model.encode_images(batch.images)
         grammar = self.trained.grammar
         return Look(propose(model, grammar, tokens, batch.prompt, batch.prompt_valid))
@@ -129,7 +123,7 @@ class ReaderStage(SupervisedStage):
 
     def look(self, state: TrainState, batch: SupervisedBatch) -> Look:
         """What the reader answers."""
-        model, last = self.model(state), batch.prompt[:, -1:]
+        model, last = self.step().model(state), batch.prompt[:, -1:]
         tokens = model.encode_images(self.step().see(state, batch).images)
         replies = greedy_decode(
             model,
