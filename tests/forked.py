@@ -9,6 +9,7 @@ about the import itself, or about other flags of XLA, needs a real one.
 
 import atexit
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -86,6 +87,7 @@ def import_all() -> None:
 def serve() -> None:
     """Forks once a line of the standard input; a fork returns what it is asked to be."""
     import_all()
+    gc.freeze()  # what was imported: forks then share its memory
     while line := sys.stdin.readline():
         request = json.loads(line)
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out:
