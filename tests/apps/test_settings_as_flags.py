@@ -89,7 +89,7 @@ WRONG = [
     ("grpo.kl_loss_type", "k1", "is not one of 'exact', 'k3'"),
     ("cropper", "", "cropper='': say which model, by a folder or a Hugging Face id"),
     ("target", "", "target='': say which model, by a folder or a Hugging Face id"),
-    ("stpes", "3", "there are: adam_b2, batch_size, "),
+    ("stpes", "3", "there are: adam_b2, attention, batch_size, "),
     ("grpo.group", "8", "there are: accuracy, accuracy_weight, "),
     (f"{SOURCE}.foldr", "x", "there are: boxes, folder, kind, part, prepared, split, weight"),
     ("batch-size", "3", "Did you mean batch_size?"),
