@@ -359,7 +359,9 @@ def main(argv: list[str]) -> None:
     for need in found["needs"]:
         print(need)
     if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        pathlib.Path(JSON.value).write_text(
+            json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

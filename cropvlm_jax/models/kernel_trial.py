@@ -77,9 +77,9 @@ def measure(shape: Shape, seed: int = 0) -> dict[str, Error]:
 
     def results(attend: Any, dtype: Any, precision: Any) -> list[np.ndarray]:
         def run(arrays: jax.Array) -> tuple[jax.Array, ...]:
-            *inputs, gradient = arrays.astype(dtype)
+            queries, keys, values, gradient = arrays.astype(dtype)
             ours = functools.partial(attend, heads=shape.heads, precision=precision)
-            out, pull_back = jax.vjp(ours, *inputs)
+            out, pull_back = jax.vjp(ours, queries, keys, values)
             return (out, *pull_back(gradient))
 
         return [np.asarray(x, np.float32) for x in jax.jit(run)(rounded)]

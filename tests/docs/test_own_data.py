@@ -156,8 +156,8 @@ def assert_finished(folder: pathlib.Path, said: str, said_in_python: str) -> Non
     assert results["n"] == 4 and names <= results["accuracy"].keys()
     assert (folder / "runs/mine/evaluation/report.html").is_file()
     Image.open(folder / "runs/mine/zoom.png").verify()
-    found = dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
-    box = tuple(json.loads(found["box (percent)"]))
-    assert said_in_python.strip() == (
-        f"{box} {found['answer']} instead of {found['answer without the crop']}"
-    )
+    answers = r"answer: (.*)\nanswer without the crop: (.*)\n"  # of OCR with several lines
+    box, answer, without = re.search(
+        rf"box \(percent\): \[([\d, ]+)\]\n{answers}", said, re.DOTALL
+    ).groups()
+    assert said_in_python.strip() == f"({box}) {answer} instead of {without}"

