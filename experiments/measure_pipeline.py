@@ -212,6 +212,7 @@ def make_preparer(edge: int) -> batching.Preparer:
         grid=functools.partial(ARCHITECTURE.grid, config, longest_edge=edge),
         splits=ARCHITECTURE.splits(config, edge),
         question_tokens=64,
+        plan=functools.partial(ARCHITECTURE.plan, config, longest_edge=edge),  # the step cuts
     )
     return batching.Preparer(cropper_input, conversations, FITTED, 32)
 

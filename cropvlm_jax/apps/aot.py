@@ -157,6 +157,7 @@ def describe(tpu: PlannedStep, topology: str, program: str) -> dict[str, Any]:
         "flops": work.flops,
         "decode_bytes": work.decoding_bytes,
         "roofline_ms": {name: 1e3 * seconds for name, seconds in work.at_least(chip).items()},
+        "resampling_ms": 1e3 * work.resampling / tpu.chips / chip.flops,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "date": datetime.date.today().isoformat(),
     }
@@ -238,6 +239,7 @@ def table(report: dict[str, Any]) -> str:
         lines += [f"{phase:<10} {count / 1e12:>9.3f} {read / 1e9:>17.2f} {least:>12.2f}"]
     total, least = sum(report["flops"].values()), sum(report["roofline_ms"].values())
     lines += [f"{'step':<10} {total / 1e12:>9.3f} {'':>17} {least:>12.2f}"]
+    lines += [f"of it crops and tiles, each digit counted: {report['resampling_ms']:.2f} ms"]
     if report["fits"]:
         counted = report["compiler_flops"] * report["chips"] / 1e12
         lines += [f"{'compiler':<10} {counted:>9.3f}  (its count: a loop's body once)", ""]

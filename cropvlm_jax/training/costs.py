@@ -26,6 +26,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.extend.core import ClosedJaxpr, Literal, jaxprs_in_params
 from jax.interpreters import partial_eval
 
@@ -88,6 +89,17 @@ def count_flops(program: ClosedJaxpr, phases: Sequence[str], backward: str) -> d
     return found
 
 
+def count_scope(program: ClosedJaxpr, scope: str) -> float:
+    """Operations of all matmuls in a scope, each digit of an exact product among them."""
+    jaxpr, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
+    found = _matmuls(jaxpr, "")
+    return sum(
+        flops / _useful(where)
+        for where, flops in found.items()
+        if re.search(rf"(?<!\w){scope}(?!\w)", where)
+    )
+
+
 def _matmuls(jaxpr: Any, scope: str) -> Operations:
     """Operations of the matmuls of a program by the whole scope that they stand in."""
     found: Operations = {}
@@ -128,7 +140,14 @@ def _useful(scope: str) -> float:
 
 
 def _iterations(equation: Any) -> int:
-    """How often the body of a loop runs; 1 for what is no loop."""
+    """How often the body of a loop runs, or on how many parts of arrays that devices share; else 1.
+
+    Where devices do the same besides, as those along an axis that splits no array, it counts once.
+    """
+    if equation.primitive.name == "shard_map":
+        specs = equation.params["in_specs"] + equation.params["out_specs"]
+        names = {name for spec in specs for part in spec for name in jax.tree.leaves(part)}
+        return math.prod(equation.params["mesh"].shape[name] for name in names)
     if equation.primitive.name == "scan":
         return equation.params["length"]
     if equation.primitive.name != "while":

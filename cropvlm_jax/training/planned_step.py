@@ -13,9 +13,10 @@ from absl import logging
 
 from cropvlm_jax import geometry, parallel
 from cropvlm_jax.models import kernels
+from cropvlm_jax.models.vlm import RESAMPLING
 from cropvlm_jax.pixels.canvas import empty
 from cropvlm_jax.training.config import TrainConfig
-from cropvlm_jax.training.costs import CHIPS, Chip, count_flops
+from cropvlm_jax.training.costs import CHIPS, Chip, count_flops, count_scope
 from cropvlm_jax.training.stages import open_stage
 from cropvlm_jax.training.stages.program import EVALUATION
 
@@ -32,11 +33,14 @@ class StepWork:
         chips: how many share the work.
         flops: operations of its matmuls, over all chips.
         decoding_bytes: what decoding token by token reads from a chip's memory.
+        resampling: operations of cutting crops and tiles; part of the phases, where each exact
+            product counts once, and here each of its digits.
     """
 
     chips: int
     flops: dict[str, float]
     decoding_bytes: dict[str, float]
+    resampling: float = 0.0
 
     def at_least(self, chip: Chip) -> dict[str, float]:
         """Seconds of each phase at the peak rates of a chip: arithmetic or reading bounds it."""
@@ -108,8 +112,10 @@ class PlannedStep:
     def work(self) -> StepWork:
         """What a step on a whole batch has to do."""
         rows = self.config.batch_size
-        flops = self.stage.cost(self._program.trace(self._state, self.batch(rows), self._key))
-        return StepWork(self.chips, flops, self.stage.decoding(self.batch(rows // self.split)))
+        program = self._program.trace(self._state, self.batch(rows), self._key)
+        decoding = self.stage.decoding(self.batch(rows // self.split))
+        resampling = count_scope(program, RESAMPLING)
+        return StepWork(self.chips, self.stage.cost(program), decoding, resampling)
 
     def lower(self, rows: int) -> jax.stages.Lowered:
         """The program for batches of `rows`, to be compiled."""

@@ -11,9 +11,10 @@ import optax
 import pytest
 import tiny
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 from oracles import smolvlm_flops as oracle
 
-from cropvlm_jax import scoring
+from cropvlm_jax import parallel, scoring
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.step import GRPOStep
@@ -66,6 +67,17 @@ def test_products_count_by_scope_and_as_often_as_loops_run():
         return x @ x  # of no phase
 
     assert counted(function, SQUARE) == {"here": 6 * ONE, "there": 7 * ONE}
+
+
+def test_what_devices_do_on_their_own_rows_counts_on_all_of_them():
+    mesh = AbstractMesh((4, 1, 2), parallel.AXES, (AxisType.Auto,) * 3)
+
+    def function(x):
+        with jax.named_scope("here"), jax.sharding.use_abstract_mesh(mesh):
+            return parallel.by_rows(lambda x: jax.lax.map(lambda x: x @ x, x))(x)
+
+    rows = jnp.stack([SQUARE] * 8)
+    assert counted(function, rows) == {"here": 8 * ONE, "there": 0}
 
 
 def test_a_loop_without_a_bound_is_refused():
