@@ -3,8 +3,8 @@
 """Runs Python programs as forks of one process that has imported jax and the package.
 
 A process of its own needs three seconds to import them, and the commands are run a hundred times.
-The fork has the arguments, environment, folder, input and end of a process of its own. What is
-about the import itself, or about other flags of XLA, needs a real one.
+The fork has the arguments, environment, folder, input and end of a process of its own, and XLA
+reads its flags there. What is about imports, or about several processes, needs a real one.
 """
 
 import atexit

@@ -10,7 +10,6 @@ Shape letters: B prompts, G rollouts, T tokens, L characters, K gold answers of 
 import functools
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
+from cropvlm_jax.scoring import characters
 from cropvlm_jax.scoring.text import MAX_PERIODS, PUNCTUATION, WORDS, GoldAnswers, Metric
 
 Text = Int[Array, " L"]
@@ -230,9 +230,9 @@ def _strip(text: Text) -> Text:
 
 def _lower(text: Text) -> Text:
     """As `str.lower`: `İ` becomes two codepoints, `Σ` looks at the letters around it."""
-    lowered = text + _lookup(text, _shift)
-    cased = _lookup(text, _cased)
-    looked_at = (text >= 0) & ~_lookup(text, _ignorable)
+    lowered = text + _lookup(text, characters.shift)
+    cased = _lookup(text, characters.cased)
+    looked_at = (text >= 0) & ~_lookup(text, characters.ignorable)
 
     def follows_cased(looked_at: Bool[Array, " L"], cased: Bool[Array, " L"]) -> Bool[Array, " L"]:
         last = jax.lax.cummax(jnp.where(looked_at, 2 * jnp.arange(len(cased)) + cased, 0))
@@ -247,7 +247,7 @@ def _lower(text: Text) -> Text:
 
 def _raw_length(text: Text) -> Int[Array, ""]:
     """`len(text.upper())`."""
-    return jnp.sum(text >= 0) + jnp.sum(_lookup(text, _extra_capitals))
+    return jnp.sum(text >= 0) + jnp.sum(_lookup(text, characters.extra_capitals))
 
 
 # Decoding -----------------------------------------------------------------------------------------
@@ -318,37 +318,8 @@ def _behind(values: Shaped[Array, " L"], fill: int | bool = -1, by: int = 1) -> 
 
 def _lookup(text: Text, of: Callable[[str], int]) -> Shaped[Array, " L"]:
     """`of` of every character in the text, and 0 where the text has ended (-1)."""
-    page, pages = map(jnp.asarray, _table(of))
+    page, pages = map(jnp.asarray, characters.table(of))
     return pages[page[text >> 8], text & 0xFF]
-
-
-@functools.cache
-def _table(of: Callable[[str], int]) -> tuple[np.ndarray, np.ndarray]:
-    """The page of every 256 codepoints, and the pages that differ `[pages, 256]`."""
-    codes = np.r_[:0x20000, 0xE0000:0xE1000]  # all others are ideographs, private or unassigned
-    found = np.array([of(chr(code)) for code in codes.tolist()])
-    values = np.zeros(sys.maxunicode + 1, found.dtype)
-    values[codes] = found
-    pages, page = np.unique(values.reshape(-1, 256), axis=0, return_inverse=True)
-    return page.ravel(), pages
-
-
-def _shift(character: str) -> int:
-    return ord(character.lower()[0]) - ord(character)
-
-
-def _cased(character: str) -> bool:
-    """Whether a `Σ` after it is final, and one before it is not."""
-    return (character + "Σ").lower()[-1] == "ς"
-
-
-def _ignorable(character: str) -> bool:
-    """Whether `Σ` looks past it for a cased letter."""
-    return ("a" + character + "Σ").lower()[-1] == "ς" and not _cased(character)
-
-
-def _extra_capitals(character: str) -> int:
-    return len(character.upper()) - 1
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 """The step on one device and on meshes of eight pretended ones, in a process of its own."""
 
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -269,4 +270,5 @@ def test_shardings_of_the_256m_shape(caplog):
 
 
 if __name__ == "__main__":
+    gc.set_threshold(50_000, 10, 10)  # as conftest.py
     main(pathlib.Path(sys.argv[1]))

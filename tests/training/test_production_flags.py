@@ -4,9 +4,8 @@
 
 import json
 import os
-import subprocess
-import sys
 
+import forked
 import numpy as np
 
 QUICKLY = ("--xla_backend_optimization_level", "--xla_cpu_use_fusion_emitters")  # of conftest.py
@@ -16,10 +15,10 @@ COMPARED = ("loss", "reward", "reward/likelihood", "entropy", "area", "grad_norm
 
 def train(workdir, flags: str) -> list[dict[str, float]]:
     """Two steps of GRPO on the tiny models under compiler flags; gives the metrics of each."""
-    command = [sys.executable, "-m", "cropvlm_jax.apps.train", f"--workdir={workdir}"]
+    command = ["-m", "cropvlm_jax.apps.train", f"--workdir={workdir}"]
     command += ["--config=experiments/zoom_digits.py", *(f"--config.{s}" for s in SETTINGS)]
     env = os.environ | {"XLA_FLAGS": flags}  # which the names of kept programs depend on
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    done = forked.python(*command, env=env)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
