@@ -74,7 +74,7 @@ def read_parts(source: Any, indices: Iterable[int]) -> Iterator[list[Item]]:
 def begin_record(item: Item) -> Record:
     """The record of an item before anything was asked about it."""
     example: Mapping[str, Any] = item.example
-    record: Record = {"boxes": {}, "replies": {}, "image_tokens": {}}
+    record: Record = {"boxes": {}, "replies": {}, "image_tokens": {}, "tokens": {}}
     if item.unreadable:
         record = {}
     record |= {"index": item.number, "example_id": example["example_id"]}

@@ -41,8 +41,18 @@ class Cropper(Protocol):
 
 
 class Asked(NamedTuple):
-    """What a target is asked about an item under a condition."""
+    """What a target is asked about an item, under all conditions that show it the same.
 
+    Attributes:
+        record: of the item.
+        conditions: their names.
+        pictures: what it is shown.
+        question: the question.
+        example: the item.
+    """
+
+    record: Record
+    conditions: list[str]
     pictures: list[np.ndarray]
     question: str
     example: Example
@@ -201,40 +211,46 @@ class Study:
             _propose(name, cropper, kept, begun)
         for record in begun:
             record["boxes"] = self.conditions.boxes(record["index"], record["boxes"])
-        conditions = dict.fromkeys(self.conditions.without_box)
-        conditions |= dict.fromkeys(name for record in begun for name in record["boxes"])
+        asked = [
+            each
+            for item, record in zip(kept, begun, strict=True)
+            for each in self._asked(item, record)
+        ]
         for target in self.targets:
-            for condition in conditions:
-                self._answer(target, condition, kept, begun)
+            self._answer(target, asked, begun)
         return records
 
-    def _answer(
-        self, target: Reader, condition: str, items: Sequence[Item], records: Sequence[Record]
-    ) -> None:
-        """Asks a target under a condition, and writes its replies into the records."""
-        pairs = [
-            (item, record)
-            for item, record in zip(items, records, strict=True)
-            if condition in self.conditions.without_box or condition in record["boxes"]
-        ]
-        asked = [
-            Asked(
-                pictures=shown_pictures(item.image, condition, record["boxes"]),
-                question=self.benchmark.ask(item.example),
-                example=item.example,
-            )
-            for item, record in pairs
-        ]
-        began = time.perf_counter()
+    def _asked(self, item: Item, record: Record) -> list[Asked]:
+        """What targets are asked about an item; crops of the same box are shown once."""
+        question = self.benchmark.ask(item.example)
+        asked: dict[Any, Asked] = {}
+        for condition in [*self.conditions.without_box, *record["boxes"]]:
+            shown = tuple(record["boxes"].get(condition, [condition]))
+            if shown not in asked:
+                pictures = shown_pictures(item.image, condition, record["boxes"])
+                asked[shown] = Asked(record, [], pictures, question, item.example)
+            asked[shown].conditions.append(condition)
+        return list(asked.values())
+
+    def _answer(self, target: Reader, asked: Sequence[Asked], records: Sequence[Record]) -> None:
+        """Asks a target under all conditions at once, and writes its replies into the records.
+
+        So a reader that can share a picture between questions reads each whole picture once.
+        """
+        clock = Clock(target)
         replies = _replies(target, asked, self.benchmark.likelihood)
-        seconds = (time.perf_counter() - began) / len(asked)
-        stage = f"answer/{target.name}/{condition}"
-        for (_, record), row, reply in zip(pairs, asked, replies, strict=True):
+        clock.stop(f"answer/{target.name}", records)
+        for record in records:
+            in_order = dict.fromkeys([*self.conditions.without_box, *record["boxes"]])
+            record["replies"][target.name] = in_order
+        for row, reply in zip(asked, replies, strict=True):
             scored = self._scored(reply, row.example)
-            record["replies"].setdefault(target.name, {})[condition] = scored
-            record["seconds"][stage] = seconds
+            row.record["replies"][target.name] |= dict.fromkeys(row.conditions, scored)
             if hasattr(target, "image_tokens") and not reply.unanswered:
-                record["image_tokens"][stage] = target.image_tokens([row.pictures])
+                tokens = target.image_tokens([row.pictures])
+                for condition in row.conditions:
+                    stage = f"answer/{target.name}/{condition}"
+                    row.record["image_tokens"][stage] = tokens
 
     def _scored(self, reply: Reply, example: Example) -> dict[str, Any]:
         """A reply and its scores, as records have them."""
@@ -255,14 +271,30 @@ def _propose(name: str, cropper: Cropper, items: Sequence[Item], records: Sequen
         questions = [item.example["question"] for item in rows]
         return list(cropper.propose([item.image for item in rows], questions))
 
-    began = time.perf_counter()
+    clock = Clock(cropper)
     boxes = refused_alone(propose, items, lambda reason: INVALID)
-    seconds = (time.perf_counter() - began) / len(items)
+    clock.stop(f"propose/{name}", records)
     for item, record, box in zip(items, records, boxes, strict=True):
         record["boxes"][name] = [int(v) for v in box]
-        record["seconds"][f"propose/{name}"] = seconds
         if hasattr(cropper, "tokens_of"):
             record["image_tokens"][f"propose/{name}"] = cropper.tokens_of(*item.image.shape[:2])
+
+
+class Clock:
+    """Measures what a model takes for a stage: seconds, and the tokens that it reads and writes."""
+
+    def __init__(self, model: Any):
+        self._work: collections.Counter[str] | None = getattr(model, "work", None)
+        self._tokens = self._work["tokens"] if self._work is not None else 0
+        self._began = time.perf_counter()
+
+    def stop(self, stage: str, records: Sequence[Record]) -> None:
+        """Writes into records the share of each, under the name of the stage."""
+        seconds = time.perf_counter() - self._began
+        for record in records:
+            record["seconds"][stage] = seconds / len(records)
+            if self._work is not None:
+                record["tokens"][stage] = (self._work["tokens"] - self._tokens) / len(records)
 
 
 def _replies(target: Any, asked: Sequence[Asked], likelihood: bool) -> list[Reply]:

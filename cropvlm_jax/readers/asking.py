@@ -78,7 +78,11 @@ def refused_alone(
     rows: Sequence[Row],
     failed: Callable[[str], Result],
 ) -> list[Result]:
-    """The results of `function` by row; `failed` makes that of a row which it refuses alone."""
+    """The results of `function` by row; `failed` makes that of a row which it refuses alone.
+
+    Where it refuses several rows, each half of them is asked again, so that neighbours stay
+    together.
+    """
     if not rows:
         return []
     try:
@@ -87,4 +91,6 @@ def refused_alone(
         if len(rows) == 1:
             logging.warning("an item was refused: %s", error)
             return [failed(str(error))]
-        return [result for row in rows for result in refused_alone(function, [row], failed)]
+        middle = len(rows) // 2
+        halves = rows[:middle], rows[middle:]
+        return [result for half in halves for result in refused_alone(function, half, failed)]

@@ -82,7 +82,7 @@ def as_arrays(images: Sequence[Shown], questions: Sequence[str]) -> list[list[np
         for picture in pictures:
             if id(picture) not in arrays:
                 with blamed_on_item(number, len(nested)):
-                    arrays[id(picture)] = _array(picture)
+                    arrays[id(picture)] = as_array(picture)
     return [[arrays[id(picture)] for picture in pictures] for pictures in nested]
 
 
@@ -109,7 +109,7 @@ def blamed_on_item(number: int, total: int) -> Iterator[None]:
         raise kind(f"item {number}: {error}") from error
 
 
-def _array(picture: Picture) -> np.ndarray:
+def as_array(picture: Picture) -> np.ndarray:
     """A picture as uint8 RGB `[H, W, 3]`; the same object where it is that already."""
     check_picture(picture)
     if isinstance(picture, np.ndarray):

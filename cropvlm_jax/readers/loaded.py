@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vision-language model in memory, run on conversations about pictures of any sizes."""
 
+import collections
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,9 +16,8 @@ from cropvlm_jax import parallel
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.conversations import Conversation
 from cropvlm_jax.models.vlm import VLM
-from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.batches import Row, make_batches
-from cropvlm_jax.readers.inputs import Picture, check_picture
+from cropvlm_jax.readers.inputs import Picture, as_array
 
 
 class LoadedModel:
@@ -29,6 +30,8 @@ class LoadedModel:
         longest_edge: pixels that pictures' longest sides are resized to before they are split.
         conversations: how questions become token ids.
         mesh: whose devices hold the weights; None where one does.
+        work: what it has read and written in all: "pictures" that the decoder read, "tiles" that
+            the tower read, and the decoder's "tokens".
     """
 
     def __init__(self, source: Pretrained, model: VLM, longest_edge: int, mesh: Mesh | None = None):
@@ -38,6 +41,7 @@ class LoadedModel:
         self.source, self.longest_edge, self.mesh = source, longest_edge, mesh
         self.conversations = source.conversations()
         self.graphdef, self.params = nnx.split(model)
+        self.work: collections.Counter[str] = collections.Counter()
 
     def see(self, pictures: Sequence[Picture]) -> tuple[Any, list[Any]]:
         """What the model sees of the pictures of a conversation.
@@ -48,8 +52,7 @@ class LoadedModel:
         """
         seen, grids = [], []
         for picture in pictures:
-            check_picture(picture)
-            images, grid = self.source.see(host.to_rgb(picture), self.longest_edge)
+            images, grid = self.source.see(as_array(picture), self.longest_edge)
             seen.append(images)
             grids.append(grid)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *seen), grids
@@ -66,6 +69,20 @@ class LoadedModel:
             conversation: its token ids and spans.
             reply_tokens: longest reply, which must find room after the prompt.
         """
+        self.check_length(conversation, reply_tokens)
+        start = conversation.completion.start
+        return Row(
+            images=images,
+            prompt=conversation.ids[:start],
+            completion=conversation.ids[conversation.completion],
+        )
+
+    def check_length(self, conversation: Conversation, reply_tokens: int) -> None:
+        """Checks that a conversation and a reply of at most `reply_tokens` have room.
+
+        Raises:
+            ValueError: the model has fewer positions.
+        """
         start = conversation.completion.start
         limit = self.source.config.text.max_position_embeddings
         if start + reply_tokens > limit:
@@ -73,11 +90,6 @@ class LoadedModel:
                 f"{start} prompt tokens and {reply_tokens} for the reply are over the model's "
                 f"{limit} positions: shorten the texts or {self.source.architecture.fewer_tokens}"
             )
-        return Row(
-            images=images,
-            prompt=conversation.ids[:start],
-            completion=conversation.ids[conversation.completion],
-        )
 
     def run(
         self, function: Callable[..., jax.Array], rows: Iterable[Row], *options: Any
@@ -110,9 +122,16 @@ class LoadedModel:
             options: as of `run`.
             **batching: most_rows and prompt_multiple, as of `make_batches`.
         """
-        for indices, batch in make_batches(rows, **batching):
+        for indices, batch in make_batches(map(self._counted, rows), **batching):
             outputs = self.call(function, batch, *options)
             yield from zip(indices, outputs[: len(indices)], strict=True)
+
+    def _counted(self, row: Row) -> Row:
+        """The same row, added to what the model has read."""
+        tiles = len(jax.tree.leaves(row.images)[0])
+        tokens = len(row.prompt) + len(row.completion)
+        self.work.update(pictures=1, tiles=tiles, tokens=tokens)
+        return row
 
     def text_of(self, reply: np.ndarray) -> str:
         """What the tokens of a reply say, int `[T]`, the end tokens left out."""
@@ -120,8 +139,13 @@ class LoadedModel:
 
     def call(self, function: Callable[..., jax.Array], batch: Any, *options: Any) -> np.ndarray:
         """What jitted `function` returns for a batch, run on the devices that hold the weights."""
-        if self.mesh is None:
-            return np.asarray(function(self.graphdef, self.params, batch, *options))
-        with jax.set_mesh(self.mesh):
-            batch = parallel.put_batch(self.mesh, batch)
-            return np.asarray(function(self.graphdef, self.params, batch, *options))
+        return np.asarray(self.launch(function, self.on_devices(batch), *options))
+
+    def on_devices(self, batch: Any) -> Any:
+        """A batch; where several devices hold the weights, split over them by its rows."""
+        return batch if self.mesh is None else parallel.put_batch(self.mesh, batch)
+
+    def launch(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What `function(graphdef, params, *arguments)` returns, maybe before it is computed."""
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            return function(self.graphdef, self.params, *arguments)

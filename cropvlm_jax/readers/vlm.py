@@ -6,6 +6,7 @@ Shape letters: n questions, B rows of a batch, N pictures or tiles of a row, S p
 side, T tokens, V vocabulary.
 """
 
+import collections
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +22,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.models.decode import completion_logits, greedy_decode, read_prompt
+from cropvlm_jax.models.conversations import Conversation
+from cropvlm_jax.models.decode import greedy_decode, read_prompt
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
+from cropvlm_jax.readers import together
 from cropvlm_jax.readers.base import Likelihood, Reply, reply_from
-from cropvlm_jax.readers.batches import PROMPT_MULTIPLE, Row, power_of_two, round_up
-from cropvlm_jax.readers.inputs import Shown, as_lists, blamed_on_item, check_texts
+from cropvlm_jax.readers.batches import PROMPT_MULTIPLE, power_of_two, round_up
+from cropvlm_jax.readers.inputs import Picture, Shown, as_lists, blamed_on_item, check_texts
 from cropvlm_jax.readers.loaded import LoadedModel
+from cropvlm_jax.readers.together import Group, Question
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -48,26 +52,6 @@ def greedy_replies(
         model, prefix, last_token, end_token=end_token, max_tokens=max_tokens, limits=limits
     )
     return replies[:, 0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _log_likelihood(
-    graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch
-) -> Float[Array, "B 2"]:
-    """Summed log-probabilities of the completions, and how many tokens they have, fp32."""
-    model = nnx.merge(graphdef, params)
-    logits = completion_logits(
-        model,
-        model.encode_images(batch.images),
-        batch.prompt,
-        batch.prompt_valid,
-        batch.completion,
-        batch.completion_valid,
-    )
-    log_probs = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(log_probs, batch.completion[..., None], -1)[..., 0]
-    valid = batch.completion_valid
-    return jnp.stack([jnp.where(valid, chosen, 0.0).sum(-1), valid.sum(-1, jnp.float32)], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -158,10 +142,11 @@ class VLMReader(LoadedModel):
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens={max_tokens} must be at least 1")
-        rows = self._rows(images, questions, None, max_tokens)
-        end = self.source.end_token_id
-        replies = self.run(greedy_replies, rows, end, max_tokens)
-        return [reply_from(self.text_of(reply)) for reply in replies]
+        groups, end = self._groups(images, questions, None, max_tokens), self.source.end_token_id
+        replies = together.run(self, together.greedy_answers, groups, end, max_tokens)
+        for reply in replies.values():
+            self.work["tokens"] += min(int((reply != end).sum()) + 1, max_tokens)
+        return [reply_from(self.text_of(replies[number])) for number in range(len(replies))]
 
     def check_likelihoods(self) -> None:
         """Does nothing: a model in memory can always tell likelihoods."""
@@ -179,9 +164,11 @@ class VLMReader(LoadedModel):
             questions: the questions.
             answers: an answer to each; the model's conversations say how it is written.
         """
-        rows = self._rows(images, questions, answers, 0)
-        told = self.run(_log_likelihood, rows)
-        return [Likelihood(float(nats), int(tokens)) for nats, tokens in told]
+        told = together.run(
+            self, together.log_likelihoods, self._groups(images, questions, answers, 0)
+        )
+        pairs = (told[number] for number in range(len(told)))
+        return [Likelihood(float(nats), int(tokens)) for nats, tokens in pairs]
 
     def log_likelihood(
         self,
@@ -251,23 +238,87 @@ class VLMReader(LoadedModel):
             )
         return real
 
-    def _rows(
+    def _groups(
         self,
         images: Sequence[Shown],
         questions: Sequence[str],
         answers: Sequence[str] | None,
         max_tokens: int,
-    ) -> Iterator[Row]:
-        """The conversations, with `answers` or with room for a reply of `max_tokens`."""
+    ) -> Iterator[Group]:
+        """The conversations, with `answers` or with room for a reply of `max_tokens`.
+
+        Those whose first picture is the same object are put together.
+        """
         check_texts(images, questions=questions)
         if answers is not None:
             check_texts(images, answers=answers)
         nested = as_lists(images)
-        for i, (pictures, question) in enumerate(zip(nested, questions, strict=True)):
-            with blamed_on_item(i + 1, len(nested)):
-                seen, grids = self.see(pictures)
-                answer = None if answers is None else answers[i]
-                conversation = self.conversations.answer(question, len(pictures), answer, grids)
-                completion = conversation.completion
-                row = self.row(seen, conversation, max_tokens or completion.stop - completion.start)
-            yield row
+        same: dict[int, list[int]] = collections.defaultdict(list)
+        for number, pictures in enumerate(nested):
+            same[id(pictures[0])].append(number)
+        for numbers in same.values():
+            seen = _Seen(self)
+            asked = []
+            for number in numbers:
+                with blamed_on_item(number + 1, len(nested)):
+                    looks = [seen.look(picture) for picture in nested[number]]
+                    conversation = self.conversations.answer(
+                        questions[number],
+                        len(looks),
+                        None if answers is None else answers[number],
+                        [grid for _, grid in looks],
+                    )
+                    reply = conversation.completion
+                    self.check_length(conversation, max_tokens or reply.stop - reply.start)
+                crop = looks[1][0] if len(looks) == 2 else range(0)
+                asked.append((number, crop, conversation))
+            yield _group(seen, asked)
+
+
+class _Seen:
+    """What a model sees of pictures, each of which it looks at once.
+
+    Attributes:
+        images: of all pictures, leaves `[tiles, ...]`.
+    """
+
+    def __init__(self, model: LoadedModel):
+        self.images: list[Any] = []
+        self._model, self._tiles = model, 0
+        self._known: dict[int, tuple[range, Any]] = {}  # the caller keeps the pictures alive
+
+    def look(self, picture: Picture) -> tuple[range, Any]:
+        """The numbers of a picture's tiles among all, and its grid."""
+        if id(picture) not in self._known:
+            images, (grid,) = self._model.see([picture])
+            self.images.append(images)
+            start = self._tiles
+            self._tiles += len(jax.tree.leaves(images)[0])
+            self._known[id(picture)] = range(start, self._tiles), grid
+        return self._known[id(picture)]
+
+
+def _group(seen: _Seen, asked: Sequence[tuple[int, range, Conversation]]) -> Group:
+    """Questions about one picture.
+
+    Args:
+        seen: the picture and its crops.
+        asked: numbers of the questions, the tiles of their crops, and their conversations, which
+            are the same up to the end of the picture.
+    """
+    first = asked[0][2]
+    end = first.images[0].stop
+    return Group(
+        images=jax.tree.map(lambda *parts: np.concatenate(parts), *seen.images),
+        whole=len(jax.tree.leaves(seen.images[0])[0]),
+        prefix=first.ids[:end],
+        questions=[
+            Question(
+                number=number,
+                crop=crop,
+                prompt=conversation.ids[end : conversation.completion.start],
+                completion=conversation.ids[conversation.completion],
+            )
+            for number, crop, conversation in asked
+        ],
+    )
