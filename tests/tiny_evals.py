@@ -46,7 +46,7 @@ def run(out, source, name="zoom_digits", readers=None, croppers=None, **options)
 
 
 def without_seconds(told):
-    return {key: value for key, value in told.items() if key != "seconds"}
+    return {key: value for key, value in told.items() if key not in ("seconds", "throughput")}
 
 
 def folder_source(tmp_path, rows):
@@ -64,3 +64,9 @@ def choice(i, **more):
     label = "ABCD"[i % 4]
     row = {"example_id": f"item{i}", "question": f"Which {i}?", "answers": [options[i % 4]]}
     return row | {"options": options, "label": label, "category": "xy"[i % 2]} | more
+
+
+def questions(records, controls=True):
+    """How many questions a target is asked: crops of the same box are shown once."""
+    boxes = [len(set(map(tuple, record["boxes"].values()))) for record in records]
+    return sum(boxes) + 2 * controls * len(records)

@@ -13,7 +13,8 @@ Example:
         --croppers=sft=zoom_digits/cropper,grpo=runs/zoom_digits/cropper \
         --expansions=0.25,0.5,2,4,8 --out=runs/zoom_digits --report
 
-Given again after a kill, the same command goes on where it stopped.
+Given again after a kill, the same command goes on where it stopped. On several hosts, give the same
+command on each with --distributed, and a folder --out that all of them see: they share the items.
 """
 
 import json
@@ -28,7 +29,7 @@ from PIL import Image
 
 from cropvlm_jax import apps, json_lines, parallel
 from cropvlm_jax.api import CropVLM
-from cropvlm_jax.apps import target_processor
+from cropvlm_jax.apps import processes, target_processor
 from cropvlm_jax.evals import best_scale
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.registry import BENCHMARKS, SCORERS
@@ -116,13 +117,14 @@ DTYPE = flags.DEFINE_enum(
 FSDP = flags.DEFINE_integer(
     "fsdp",
     1,
-    "How many devices share one copy of the weights, which a 7B reader needs. All devices of the "
-    "machine share the batches in any case.",
+    "How many devices of a host share one copy of the weights, which a 7B reader needs. All "
+    "devices of a host share its batches in any case.",
     lower_bound=1,
 )
 REPORT = flags.DEFINE_bool(
     "report", False, "Also write report.html, which works offline, and its charts."
 )
+processes.define()
 SCENES = 1000
 PANELS = 6  # items of the picture sheet
 
@@ -149,7 +151,17 @@ def table(results: dict[str, Any]) -> str:
         for name in ("coverage", "area", "valid")
         if results[name] is not None
     ]
-    return "\n".join([*lines, "boxes of the last cropper: " + ", ".join(figures)])
+    lines.append("boxes of the last cropper: " + ", ".join(figures))
+    return "\n".join([*lines, pace_line(results["throughput"])])
+
+
+def pace_line(throughput: dict[str, Any]) -> str:
+    """How fast the evaluation was."""
+    line = f"{throughput['items_per_second']:.3g} items a second"
+    if throughput["tokens_per_second"] is not None:
+        line += f", {throughput['tokens_per_second']:,.0f} tokens a second"
+    many = f"{throughput['devices']} devices" if throughput["devices"] > 1 else "one device"
+    return f"{line}, on {many}"
 
 
 def condition_line(row: dict[str, Any], items: int) -> str:
@@ -266,15 +278,26 @@ def main(argv: list[str]) -> None:
     """Evaluates as the flags say."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    models, expansions = read_croppers(CROPPERS.value), read_expansions(EXPANSIONS.value)
     if REPORT.value:
-        from cropvlm_jax.evals import report  # needs matplotlib: say so before the work, not after
+        from cropvlm_jax.evals import report  # noqa: F401  needs matplotlib: say so before the work
+    with processes.joined():
+        results = evaluate_and_write()
+        parallel.on_all_hosts(True)  # or the others would end while the results are written
+        if told := unscored(results):
+            raise ReaderUnavailable(f"not scored, and asked again by the same command: {told[0]}")
+
+
+def evaluate_and_write() -> dict[str, Any]:
+    """Evaluates; process 0 writes and prints the results, which all processes return."""
+    models, expansions = read_croppers(CROPPERS.value), read_expansions(EXPANSIONS.value)
     out, benchmark = pathlib.Path(OUT.value), BENCHMARKS[BENCHMARK.value]
     if METRIC.value:
         benchmark.with_metric(METRIC.value)  # or it would be refused once the models are loaded
     source, trained = benchmark.open(FOLDER.value, SEED.value, SPLIT.value), runs(models)
     summary = read_json(out / "summary.json")
     results = run_evaluation(source, models, expansions, out)
+    if jax.process_index():
+        return results
     items = results["n"] + len(results["unreadable"])
     records = read_records(out / results["records"])[:items]
     results["trained_with"] = {name: run["target"] for name, run in trained.items()}
@@ -283,12 +306,13 @@ def main(argv: list[str]) -> None:
     (out / "results.json").write_text(text, encoding="utf-8")
     picture_sheet(source, results, records).save(out / "before_after.png")
     if REPORT.value:
+        from cropvlm_jax.evals import report
+
         curves = {name: run["metrics"] for name, run in trained.items()}
         report.write(out, results, records, source, curves)
     print(table(results))
     logging.info("results are in %s", out)
-    if told := unscored(results):
-        raise ReaderUnavailable(f"not scored, and asked again by the same command: {told[0]}")
+    return results
 
 
 def run_evaluation(

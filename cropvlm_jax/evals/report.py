@@ -19,7 +19,7 @@ import numpy as np
 
 from cropvlm_jax import texts
 from cropvlm_jax.evals import examples, figures
-from cropvlm_jax.evals.conditions import NO_CROP, UPSCALED
+from cropvlm_jax.evals.conditions import NO_CROP
 from cropvlm_jax.evals.examples import Kind
 from cropvlm_jax.evals.figures import (
     Figure,
@@ -363,20 +363,22 @@ def _by_category(results: Results, target: str) -> str:
 
 
 def _costs(results: Results) -> str:
-    """Milliseconds and image tokens of each stage."""
+    """Milliseconds and image tokens of each stage, for one item."""
+    tokens = results["image_tokens"]
+    shown = {"picture alone": NO_CROP, "with a crop": last_of(results)}
     rows = []
     for stage, seconds in results["seconds"].items():
-        kind, _, rest = stage.partition("/")
-        target, _, condition = rest.rpartition("/")
-        if kind == "answer" and condition not in (NO_CROP, last_of(results), UPSCALED):
-            continue  # crops cost the same
-        shown = figures.NAMES.get(condition, "with a crop")
+        kind, _, name = stage.partition("/")
         words = {
             "read": "read the picture",
-            "propose": f"propose a box: {rest}",
-            "answer": f"answer, {shown}: {target}",
+            "propose": f"propose a box: {name}",
+            "answer": f"answer under all conditions: {name}",
         }[kind]
-        tokens = results["image_tokens"].get(stage)
-        count = "" if tokens is None else f"{tokens:,.0f}"
-        rows.append(_cells("td", [html.escape(words), f"{1000 * seconds:,.1f}", count]))
+        counts = [f"{tokens[stage]:,.0f}"] if stage in tokens else []
+        counts += [
+            f"{tokens[key]:,.0f} {what}"
+            for what, condition in shown.items()
+            if (key := f"{stage}/{condition}") in tokens
+        ]
+        rows.append(_cells("td", [html.escape(words), f"{1000 * seconds:,.1f}", ", ".join(counts)]))
     return _table_of(_cells("th", ["stage", "milliseconds", "image tokens"]), rows)

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from cropvlm_jax.evals.best_scale import Validation, choose_scale
 from cropvlm_jax.evals.conditions import CONTROLS, Conditions, best_scale_of, sorted_expansions
 from cropvlm_jax.evals.items import check_answers
 from cropvlm_jax.evals.registry import BENCHMARKS
-from cropvlm_jax.evals.statistics import summarise
+from cropvlm_jax.evals.statistics import summarise, throughput
 from cropvlm_jax.evals.study import Cropper, Study
 from cropvlm_jax.readers.base import Reader, require_likelihoods
 
@@ -43,14 +45,15 @@ def evaluate(
     expanded, such as "sft x4", and, where there are two croppers and validation items, the first
     one's box at its best scale, such as "sft_best_scale". Records are appended to
     `{name}.{digest}.jsonl`, whose digest is of the protocol and the models' weights: the same call
-    goes on, another one begins anew.
+    goes on, another one begins anew. Several processes that `parallel.joined` has joined share the
+    items; all of them call this alike, and get the same results.
 
     Args:
         name: of the benchmark, one of `BENCHMARKS`.
         source: its items, from `Benchmark.open`.
         targets: answer; of different names; the one to report first.
         croppers: by name; the one to compare with first, the one to report last.
-        out: folder for the records.
+        out: folder for the records, which all processes see.
         expansions: factors of the boxes' areas besides 1.
         limit: only the first items.
         seed: of the random crops.
@@ -60,14 +63,14 @@ def evaluate(
             benchmark's own, or one that is fair to all targets, as `Benchmark.for_readers` says.
 
     Returns:
-        What `summarise` returns, with `records`, the name of their file, and in `best_scale` how
-        that was chosen.
+        What `summarise` returns, with `records`, the name of their file, `throughput`, and in
+        `best_scale` how that was chosen.
 
     Raises:
         ValueError: there is no cropper, names are not unique or are taken, an item has no answers,
             a target has no likelihoods where the benchmark is about them, or replies cannot be
             scored by `metric`.
-        OSError: another process works on the same evaluation.
+        OSError: another command works on the same evaluation, or a process of this one has failed.
         ReaderUnavailable: a target answers nothing; what was answered before is in the records.
     """
     _check(name, targets, croppers)
@@ -91,7 +94,8 @@ def evaluate(
     file, records = study.collect(source, total, out, name, protocol)
     results = summarise(protocol, records)
     results["best_scale"] |= {"validation": dict(best.validation)} if best.validation else {}
-    return results | {"records": file}
+    pace = throughput(records, jax.process_count(), jax.device_count())
+    return results | {"throughput": pace, "records": file}
 
 
 def _check(name: str, targets: Sequence[Reader], croppers: Mapping[str, Cropper]) -> None:

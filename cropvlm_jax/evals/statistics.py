@@ -81,6 +81,43 @@ def summarise(protocol: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
     }
 
 
+def throughput(
+    records: Sequence[Mapping[str, Any]], processes: int, devices: int
+) -> dict[str, Any]:
+    """How fast the evaluation was, compilation and the reading of pictures included.
+
+    Tokens are those that decoders read, a picture once for all questions about it, and those of
+    replies; endpoints and OCR engines tell none.
+
+    Args:
+        records: of the evaluation.
+        processes: that asked side by side, each about its share.
+        devices: of all of them.
+
+    Returns:
+        `processes`; `devices`; `items_per_second` and `tokens_per_second` of all processes together
+        (None where no model tells its tokens); and the same by stage, such as "propose/sft", in
+        `stages`, while a process was in that stage.
+    """
+    usable = [record for record in records if "unreadable" not in record]
+    seconds = _totals(usable, "seconds")
+    tokens = _totals([record for record in usable if "tokens" in record], "tokens")
+
+    def rates(taken: float, read: float | None) -> dict[str, float | None]:
+        pace = processes / max(taken, 1e-9)
+        return {
+            "items_per_second": len(usable) * pace,
+            "tokens_per_second": None if read is None else read * pace,
+        }
+
+    return {
+        "processes": processes,
+        "devices": devices,
+        **rates(sum(seconds.values()), sum(tokens.values()) if tokens else None),
+        "stages": {stage: rates(taken, tokens.get(stage)) for stage, taken in seconds.items()},
+    }
+
+
 def score_of(replies: Mapping[str, Any], condition: str, metric: str) -> float:
     """The score of the reply under a condition; NaN where there is none or it has no score.
 
@@ -225,3 +262,8 @@ def _stages(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[fl
             if value is not None:
                 by_stage.setdefault(stage, []).append(value)
     return by_stage
+
+
+def _totals(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
+    """The sums of the values that records have under `key`, by stage."""
+    return {stage: sum(values) for stage, values in _stages(records, key).items()}

@@ -4,8 +4,10 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,17 +17,18 @@ import jax
 import numpy as np
 from absl import logging
 
+from cropvlm_jax import parallel
 from cropvlm_jax.data import faults
 from cropvlm_jax.data.source import Example
 from cropvlm_jax.evals.conditions import CONTROLS, INVALID, Conditions, shown_pictures
 from cropvlm_jax.evals.items import Item, begin_record, read_item, read_parts
 from cropvlm_jax.evals.records import Record, RecordFile, name_records, open_records
 from cropvlm_jax.evals.registry import SCORERS, Benchmark
+from cropvlm_jax.evals.shares import ask_in_shares, check_others, own_chunks
 from cropvlm_jax.progress import Progress
 from cropvlm_jax.readers.asking import ask, ask_likelihoods, refused_alone
 from cropvlm_jax.readers.base import EMPTY, LikelihoodReader, Reader, ReaderUnavailable, Reply
 
-CHUNK = 32  # items that are worked on together, always the same ones
 PACKAGES = ("cropvlm-jax", "jax", "flax", "numpy", "pillow", "tokenizers")
 
 
@@ -117,16 +120,14 @@ class Study:
             ReaderUnavailable: a target answers nothing; it says where the records are.
         """
         name = name_records(stem, protocol)
-        with open_records(out / name, protocol) as file:
-            try:
-                self._ask_again(source, file, file.records(total))
-                self._ask_on(source, file, total, stem)
-            except ReaderUnavailable as error:
-                raise ReaderUnavailable(
-                    f"{error}. Of {total} items, {len(file)} are in {out / name}: the same command "
-                    "goes on from there"
-                ) from error
-            records = file.records(total)
+        parallel.check_same_on_all_hosts(name, "evaluation: models, data or settings differ")
+        ask = functools.partial(self._ask_share, source, out / name, total)
+        if jax.process_count() > 1:
+            records = ask_in_shares(out / name, protocol, total, ask)
+        else:
+            with open_records(out / name, protocol) as file:
+                ask(file)
+                records = file.records(total)
         unreadable = [
             f"{record['example_id']}: {record['unreadable']}"
             for record in records
@@ -138,30 +139,60 @@ class Study:
         )
         return name, records
 
-    def _ask_again(self, source: Any, file: RecordFile, known: Sequence[Record]) -> None:
+    def _ask_share(self, source: Any, path: Path, total: int, file: RecordFile) -> None:
+        """Asks about the items of this process that have no record, or no answer.
+
+        Args:
+            source: of the items.
+            path: of the records.
+            total: how many items there are.
+            file: what is known of them; gets the new records.
+
+        Raises:
+            ReaderUnavailable: a target answers nothing.
+        """
+        try:
+            self._ask_again(source, file, total)
+            self._ask_on(source, path, file, total)
+        except ReaderUnavailable as error:
+            raise ReaderUnavailable(
+                f"{error}. Of {total} items, {len(file.records(total))} are in {path}: the same "
+                "command goes on from there"
+            ) from error
+
+    def _ask_again(self, source: Any, file: RecordFile, total: int) -> None:
         """Asks again what a target did not answer, by a server that may be back."""
+        known = file.records(total)
         silent = len(self._heard(known)) < len(self.targets)  # it may have been set up wrongly
         again = [r for r in known if "unreadable" not in r and (silent or _unanswered(r))]
+        own = {index for chunk in own_chunks(total) for index in chunk}
         try:
             for record in again:
-                file.append([self.ask_one(source, record["index"])])
+                if record["index"] in own:
+                    file.append([self.ask_one(source, record["index"])])
         except ReaderUnavailable as error:
             if silent:
                 raise
             logging.warning("items without an answer stay without: %s", error)
 
-    def _ask_on(self, source: Any, file: RecordFile, total: int, stem: str) -> None:
+    def _ask_on(self, source: Any, path: Path, file: RecordFile, total: int) -> None:
         """Asks about the items that come next, in chunks that are done as a whole."""
-        done, heard = len(file), self._heard(file.records(total))
-        progress = Progress(total, done, what=f"{stem} item")
-        for start in range(done - done % CHUNK, total, CHUNK):
-            for part in read_parts(source, range(start, min(start + CHUNK, total))):
-                if part[-1].number < done:
+        heard = self._heard(file.records(total))
+        pending = [
+            chunk for chunk in own_chunks(total) if any(index not in file for index in chunk)
+        ]
+        done = 0
+        progress = Progress(sum(map(len, pending)), what=f"{self.name} item")
+        for chunk in pending:
+            for part in read_parts(source, chunk):
+                done += len(part)
+                if all(item.number in file for item in part):
                     continue
-                new = [r for r in self.ask(part) if r["index"] >= done]
+                new = [record for record in self.ask(part) if record["index"] not in file]
                 file.append(new)
                 heard |= self._heard(new)
-                progress.update(len(file))
+                progress.update(done)
+                check_others(path)
             self._check_heard(heard, file.records(total))
         self._check_heard(heard, file.records(total))
 
@@ -211,11 +242,10 @@ class Study:
             _propose(name, cropper, kept, begun)
         for record in begun:
             record["boxes"] = self.conditions.boxes(record["index"], record["boxes"])
-        asked = [
-            each
-            for item, record in zip(kept, begun, strict=True)
-            for each in self._asked(item, record)
-        ]
+        each = [self._asked(item, record) for item, record in zip(kept, begun, strict=True)]
+        # Items take turns, so that one that a server fails on is not many failures in a row.
+        turns = itertools.zip_longest(*each)
+        asked = [question for turn in turns for question in turn if question is not None]
         for target in self.targets:
             self._answer(target, asked, begun)
         return records

@@ -16,7 +16,7 @@ from tiny_folder import LIMIT, PICTURES, SPLIT
 from cropvlm_jax.models.decode import greedy_decode, read_prompt
 from cropvlm_jax.models.smolvlm.conversations import END
 from cropvlm_jax.models.smolvlm.processor_files import CHAT_TEMPLATE
-from cropvlm_jax.readers import vlm
+from cropvlm_jax.readers import together, vlm
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.vlm import VLMReader
 
@@ -160,7 +160,7 @@ def test_greedy_stops_at_the_end_token(reader):
 
 
 def test_no_compilation_for_the_same_shapes(reader):
-    functions = (vlm.greedy_replies, vlm._log_likelihood, vlm._logits)
+    functions = (together.greedy_answers, together.log_likelihoods, vlm._logits)
     ids = np.full((2, 40), 9)
     pixels = np.zeros((2, 1, 3, tiny.SIDE, tiny.SIDE))
 
