@@ -15,7 +15,7 @@ Shape letters: n questions, B rows of a batch.
 import functools
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.upload import upload
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.ahead import ahead
 from cropvlm_jax.readers.asking import ask
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.batches import Row
@@ -190,13 +191,13 @@ class CropVLM(LoadedModel):
         questions = for_each(images, questions)
         check_texts(images, questions=questions)
 
-        def rows() -> Iterator[Row]:
-            for number, (picture, question) in enumerate(zip(images, questions, strict=True), 1):
-                with blamed_on_item(number, len(images)):
-                    row = self.crop_row(picture, question)
-                yield row
+        def row(asked: tuple[int, tuple[Picture, str]]) -> Row:
+            number, (picture, question) = asked
+            with blamed_on_item(number, len(images)):
+                return self.crop_row(picture, question)
 
-        looks = np.array(self.run(likeliest_boxes, rows(), self.grammar), np.float32).reshape(-1, 5)
+        rows = ahead(row, enumerate(zip(images, questions, strict=True), 1))
+        looks = np.array(self.run(likeliest_boxes, rows, self.grammar), np.float32).reshape(-1, 5)
         return looks[:, :4].astype(np.int32), looks[:, 4]
 
     def crop_row(self, picture: Picture, question: str) -> Row:

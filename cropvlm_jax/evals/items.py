@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The items of a benchmark: their pictures in memory, a few at once, and how a record begins."""
 
+import functools
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from cropvlm_jax.data.source import Example
 from cropvlm_jax.evals.conditions import ORACLE
 from cropvlm_jax.evals.records import Record
 from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.ahead import ahead
 
 PIXELS = 2**26  # most pixels of the pictures in memory
 KEPT = ("question", "answers", "options", "label", "category", "cycle_category")  # in records
@@ -57,17 +59,19 @@ def read_item(source: Any, index: int) -> Item:
 
 
 def read_parts(source: Any, indices: Iterable[int]) -> Iterator[list[Item]]:
-    """Reads items, as many at once as there may be pixels in memory."""
+    """Items, as many at once as there may be pixels in memory; threads read the next ones."""
     part: list[Item] = []
     pixels = 0
-    for index in indices:
-        item = read_item(source, index)
+    began = time.perf_counter()
+    for item in ahead(functools.partial(read_item, source), indices):
+        item = item._replace(seconds=time.perf_counter() - began)  # that it was waited for
         size = item.image.size // 3
         if part and pixels + size > PIXELS:
             yield part
             part, pixels = [], 0
         part.append(item)
         pixels += size
+        began = time.perf_counter()
     yield part
 
 

@@ -26,6 +26,7 @@ from cropvlm_jax.evals.records import Record, RecordFile, name_records, open_rec
 from cropvlm_jax.evals.registry import SCORERS, Benchmark
 from cropvlm_jax.evals.shares import ask_in_shares, check_others, own_chunks
 from cropvlm_jax.progress import Progress
+from cropvlm_jax.readers.ahead import ahead
 from cropvlm_jax.readers.asking import ask, ask_likelihoods, refused_alone
 from cropvlm_jax.readers.base import EMPTY, LikelihoodReader, Reader, ReaderUnavailable, Reply
 
@@ -242,7 +243,7 @@ class Study:
             _propose(name, cropper, kept, begun)
         for record in begun:
             record["boxes"] = self.conditions.boxes(record["index"], record["boxes"])
-        each = [self._asked(item, record) for item, record in zip(kept, begun, strict=True)]
+        each = ahead(lambda pair: self._asked(*pair), zip(kept, begun, strict=True))
         # Items take turns, so that one that a server fails on is not many failures in a row.
         turns = itertools.zip_longest(*each)
         asked = [question for turn in turns for question in turn if question is not None]

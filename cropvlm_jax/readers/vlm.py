@@ -27,6 +27,7 @@ from cropvlm_jax.models.decode import greedy_decode, read_prompt
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers import together
+from cropvlm_jax.readers.ahead import ahead
 from cropvlm_jax.readers.base import Likelihood, Reply, reply_from
 from cropvlm_jax.readers.batches import PROMPT_MULTIPLE, power_of_two, round_up
 from cropvlm_jax.readers.inputs import Picture, Shown, as_lists, blamed_on_item, check_texts
@@ -256,7 +257,8 @@ class VLMReader(LoadedModel):
         same: dict[int, list[int]] = collections.defaultdict(list)
         for number, pictures in enumerate(nested):
             same[id(pictures[0])].append(number)
-        for numbers in same.values():
+
+        def group(numbers: Sequence[int]) -> Group:
             seen = _Seen(self)
             asked = []
             for number in numbers:
@@ -272,7 +274,9 @@ class VLMReader(LoadedModel):
                     self.check_length(conversation, max_tokens or reply.stop - reply.start)
                 crop = looks[1][0] if len(looks) == 2 else range(0)
                 asked.append((number, crop, conversation))
-            yield _group(seen, asked)
+            return _group(seen, asked)
+
+        return ahead(group, same.values())
 
 
 class _Seen:

@@ -176,7 +176,7 @@ def test_no_compilation_for_the_same_shapes(reader):
     assert after == before
     # The same model loaded again is no other program.
     again = VLMReader.from_pretrained(reader.source.folder)
-    again.answer([[A]] * 2, ["Who signed?"] * 2, 4)
+    again.answer([[A], [E], [D, B]], ["Who signed?"] * 3, 4)
     assert functions[0]._cache_size() == before[0]
 
 
