@@ -8,11 +8,13 @@ that fails leaves a note beside the records, so that the others end soon and say
 
 import contextlib
 import glob
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from cropvlm_jax import parallel
 from cropvlm_jax.evals.records import Record, RecordFile, open_part, open_records, read_records
@@ -20,6 +22,23 @@ from cropvlm_jax.evals.records import Record, RecordFile, open_part, open_record
 CHUNK = 32  # items that are worked on together, always the same ones
 FAILED = ".failed-"  # after the file's name and before the number of a process
 GO_ON = "What was recorded stays: the same command, on all hosts, goes on from there"
+
+
+def check_same(name: str) -> None:
+    """Checks that all processes are at the same evaluation.
+
+    Args:
+        name: of the file of records, which has a digest of all that they depend on.
+
+    Raises:
+        ValueError: they are not.
+    """
+    digest = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint8)[None]
+    if len(np.unique(_gathered(digest), axis=0)) > 1:
+        raise ValueError(
+            f"this process is to make {name} and others another file: all hosts need the same "
+            "command, models, data and versions"
+        )
 
 
 def own_chunks(total: int) -> list[range]:
@@ -114,8 +133,17 @@ def _wait_for_all() -> None:
     Raises:
         ConnectionError: one of them has ended.
     """
+    _gathered(np.zeros(1, np.uint8))
+
+
+def _gathered(rows: np.ndarray) -> np.ndarray:
+    """The rows of all processes.
+
+    Raises:
+        ConnectionError: one of them has ended.
+    """
     try:
-        parallel.on_all_hosts(True)
+        return np.asarray(parallel.gather(rows))
     except jax.errors.JaxRuntimeError as error:
         raise ConnectionError(
             f"another process has ended, its own log says why. {GO_ON}"

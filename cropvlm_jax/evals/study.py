@@ -17,14 +17,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from cropvlm_jax import parallel
 from cropvlm_jax.data import faults
 from cropvlm_jax.data.source import Example
 from cropvlm_jax.evals.conditions import CONTROLS, INVALID, Conditions, shown_pictures
 from cropvlm_jax.evals.items import Item, begin_record, read_item, read_parts
 from cropvlm_jax.evals.records import Record, RecordFile, name_records, open_records
 from cropvlm_jax.evals.registry import SCORERS, Benchmark
-from cropvlm_jax.evals.shares import ask_in_shares, check_others, own_chunks
+from cropvlm_jax.evals.shares import ask_in_shares, check_others, check_same, own_chunks
 from cropvlm_jax.progress import Progress
 from cropvlm_jax.readers.ahead import ahead
 from cropvlm_jax.readers.asking import ask, ask_likelihoods, refused_alone
@@ -121,13 +120,14 @@ class Study:
             ReaderUnavailable: a target answers nothing; it says where the records are.
         """
         name = name_records(stem, protocol)
-        parallel.check_same_on_all_hosts(name, "evaluation: models, data or settings differ")
+        check_same(name)
         ask = functools.partial(self._ask_share, source, out / name, total)
         if jax.process_count() > 1:
             records = ask_in_shares(out / name, protocol, total, ask)
         else:
             with open_records(out / name, protocol) as file:
                 ask(file)
+                file.take_parts()
                 records = file.records(total)
         unreadable = [
             f"{record['example_id']}: {record['unreadable']}"

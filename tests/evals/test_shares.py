@@ -101,12 +101,12 @@ from cropvlm_jax import parallel
 from cropvlm_jax.apps import command
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.readers.base import ReaderUnavailable
-class Failing(tiny_evals.Reader):
+class Reader(tiny_evals.Reader):
     def answer(self, images, questions):
         raise ReaderUnavailable("the server is gone")
 out, address, number = sys.argv[1:]
 with parallel.joined(address, 2, int(number), explain=command.explain):
-    reader = Failing() if number == "1" else tiny_evals.Reader(pause=3)
+    reader = Reader() if number == "1" else tiny_evals.Reader(pause=3)
     tiny_evals.run(pathlib.Path(out), ZoomDigits("test", 1000), readers=[reader], limit=130)
 """
 
