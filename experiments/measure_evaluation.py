@@ -123,10 +123,10 @@ def main(argv: list[str]) -> None:
     """Measures, prints the results and writes them."""
     del argv
     if WORKER.value:
-        print(json.dumps(time_turn(ITEMS.value)))
+        print(json.dumps(time_turn(ITEMS.value), allow_nan=False))
         return
     results = compare()
-    text = json.dumps(results, indent=2) + "\n"
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     if JSON.value:
         pathlib.Path(JSON.value).write_text(text, encoding="utf-8")
     print(text, end="")

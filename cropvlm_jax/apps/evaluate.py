@@ -13,8 +13,8 @@ Example:
         --croppers=sft=zoom_digits/cropper,grpo=runs/zoom_digits/cropper \
         --expansions=0.25,0.5,2,4,8 --out=runs/zoom_digits --report
 
-Given again after a kill, the same command goes on where it stopped. On several hosts, give the same
-command on each with --distributed, and a folder --out that all of them see: they share the items.
+Given again after a kill, the same command goes on where it stopped. On several hosts, which share
+the items, give it on each with --distributed and an --out that all of them see.
 """
 
 import json
@@ -51,15 +51,13 @@ FOLDER = flags.DEFINE_string(
 SPLIT = flags.DEFINE_string(
     "split",
     None,
-    "The part of the benchmark's data to report on, such as val. Default: the part whose results "
-    "are usually reported, as docs/evaluate.md lists them.",
+    "The part of the data to report on, such as val. Default: as docs/evaluate.md lists them.",
 )
 METRIC = flags.DEFINE_enum(
     "metric",
     None,
     sorted(SCORERS),
-    "The metric to report first. Default: the benchmark's own; contains, where a target is an OCR "
-    "engine, which says all the text that it sees.",
+    "What to report first. Default: the benchmark's own; contains, with an OCR engine as target.",
 )
 TARGETS = flags.DEFINE_list(
     "targets",
@@ -85,15 +83,13 @@ EXPANSIONS = flags.DEFINE_list(
 BEST_SCALE_SPLIT = flags.DEFINE_string(
     "best_scale_split",
     None,
-    "With two croppers or more, the split on which the best scale of the first one's boxes is "
-    "chosen, such as validation or val. By default the benchmark's own; where it has none, the "
-    "control is left out.",
+    "The split on which the best scale of the first of several croppers is chosen, such as val. "
+    "By default the benchmark's own; where it has none, the control is left out.",
 )
 BEST_SCALE_ITEMS = flags.DEFINE_integer(
     "best_scale_items",
     best_scale.ITEMS,
-    "At most so many items of that split, each read by the first target at nine scales; 0 leaves "
-    "the control out.",
+    "At most so many items of that split; 0 leaves the control out.",
     lower_bound=0,
 )
 OUT = flags.DEFINE_string(
@@ -105,8 +101,7 @@ OUT = flags.DEFINE_string(
 LIMIT = flags.DEFINE_integer(
     "limit",
     None,
-    "Take only so many items, the first ones. Default: all; of zoom_digits, which never ends, "
-    "1,000.",
+    "Take only the first items. Default: all; of zoom_digits, which never ends, 1,000.",
     lower_bound=1,
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of zoom_digits' scenes and of the random crops.")
@@ -117,8 +112,7 @@ DTYPE = flags.DEFINE_enum(
 FSDP = flags.DEFINE_integer(
     "fsdp",
     1,
-    "How many devices of a host share one copy of the weights, which a 7B reader needs. All "
-    "devices of a host share its batches in any case.",
+    "How many devices of a host share one copy of the weights, which a 7B reader needs.",
     lower_bound=1,
 )
 REPORT = flags.DEFINE_bool(

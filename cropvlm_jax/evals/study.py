@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -243,10 +242,10 @@ class Study:
             _propose(name, cropper, kept, begun)
         for record in begun:
             record["boxes"] = self.conditions.boxes(record["index"], record["boxes"])
-        each = ahead(lambda pair: self._asked(*pair), zip(kept, begun, strict=True))
+        each = ahead(lambda i: self._asked(kept[i], begun[i]), range(len(kept)))
         # Items take turns, so that one that a server fails on is not many failures in a row.
-        turns = itertools.zip_longest(*each)
-        asked = [question for turn in turns for question in turn if question is not None]
+        turns = [pair for questions in each for pair in enumerate(questions)]
+        asked = [question for _, question in sorted(turns, key=lambda pair: pair[0])]
         for target in self.targets:
             self._answer(target, asked, begun)
         return records

@@ -46,6 +46,11 @@ def power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
+def concatenate(trees: Sequence[Any], join: Callable[[Any], Any] = np.concatenate) -> Any:
+    """Trees of arrays as one tree, in which `join` has put the arrays one after the other."""
+    return jax.tree.map(lambda *arrays: join(arrays), *trees)
+
+
 def make_batches(
     rows: Iterable[Row],
     *,

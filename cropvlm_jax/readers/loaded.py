@@ -16,7 +16,7 @@ from cropvlm_jax import parallel
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.conversations import Conversation
 from cropvlm_jax.models.vlm import VLM
-from cropvlm_jax.readers.batches import Row, make_batches
+from cropvlm_jax.readers.batches import Row, concatenate, make_batches
 from cropvlm_jax.readers.inputs import Picture, as_array
 
 
@@ -55,7 +55,7 @@ class LoadedModel:
             images, grid = self.source.see(as_array(picture), self.longest_edge)
             seen.append(images)
             grids.append(grid)
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *seen), grids
+        return concatenate(seen), grids
 
     def tokens_of(self, height: int, width: int) -> int:
         """How many tokens the model reads of a picture of this size."""
@@ -139,13 +139,14 @@ class LoadedModel:
 
     def call(self, function: Callable[..., jax.Array], batch: Any, *options: Any) -> np.ndarray:
         """What jitted `function` returns for a batch, run on the devices that hold the weights."""
-        return np.asarray(self.launch(function, self.on_devices(batch), *options))
+        with self.on_mesh():
+            batch = self.on_devices(batch)
+            return np.asarray(function(self.graphdef, self.params, batch, *options))
 
     def on_devices(self, batch: Any) -> Any:
         """A batch; where several devices hold the weights, split over them by its rows."""
         return batch if self.mesh is None else parallel.put_batch(self.mesh, batch)
 
-    def launch(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What `function(graphdef, params, *arguments)` returns, maybe before it is computed."""
-        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            return function(self.graphdef, self.params, *arguments)
+    def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        """In which jitted functions are called that take the weights."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

@@ -30,6 +30,7 @@ from cropvlm_jax.readers.batches import (
     REPLY_MULTIPLE,
     TILE_BYTES,
     TILES,
+    concatenate,
     power_of_two,
     round_up,
 )
@@ -76,6 +77,14 @@ class Group(NamedTuple):
     def tiles(self) -> int:
         """Tiles of the picture and its crops."""
         return len(jax.tree.leaves(self.images)[0])
+
+
+class Lengths(NamedTuple):
+    """How long the arrays about a question are: S, C and M."""
+
+    prompt: int
+    completion: int
+    crop: int
 
 
 class Asked(NamedTuple):
@@ -184,7 +193,7 @@ def _tokens_of(tokens: ImageTokens, tiles: Int[Array, "B G M"]) -> ImageTokens |
     """Image tokens of tiles, one after the other: `[B, G, M * I, ...]`; None where M is 0."""
     if not tiles.shape[-1]:
         return None
-    return jax.tree.map(lambda x: x[tiles].reshape(*tiles.shape[:2], -1, *x.shape[2:]), tokens)
+    return jax.tree.map(lambda x: x[tiles].reshape((*tiles.shape[:2], -1, *x.shape[2:])), tokens)
 
 
 def _few_at_a_time(function: Callable[[Asked], jax.Array], asked: Asked) -> jax.Array:
@@ -194,54 +203,58 @@ def _few_at_a_time(function: Callable[[Asked], jax.Array], asked: Asked) -> jax.
     if parts == 1:
         return function(asked)
     divided = jax.tree.map(
-        lambda x: x.reshape(count, parts, -1, *x.shape[2:]).swapaxes(0, 1), asked
+        lambda x: x.reshape((count, parts, questions // parts, *x.shape[2:])).swapaxes(0, 1),
+        asked,
     )
     told = jax.lax.map(function, divided).swapaxes(0, 1)
-    return told.reshape(count, questions, *told.shape[3:])
+    return told.reshape((count, questions, *told.shape[3:]))
 
 
 def run(
-    model: LoadedModel, function: Callable[..., jax.Array], groups: Iterable[Group], *options: Any
-) -> dict[int, np.ndarray]:
+    model: LoadedModel, ask: Callable[[ImageTokens, GroupBatch], jax.Array], groups: Iterable[Group]
+) -> list[np.ndarray]:
     """Asks a model, batch by batch; the host prepares a batch while the devices read another.
 
     Args:
         model: is asked. Its `work` counts what it reads.
-        function: `greedy_answers` or `log_likelihoods`.
+        ask: `greedy_answers` or `log_likelihoods` with the model's weights.
         groups: the questions.
-        *options: what `function` takes besides.
 
     Returns:
-        The result of each question by its number.
+        The result of each question, by its number.
     """
     results: dict[int, np.ndarray] = {}
+    waiting: list[tuple[list[Group], jax.Array]] = []
     devices = 1 if model.mesh is None else model.mesh.size
-    waiting: tuple[list[Group], jax.Array] | None = None
     for batch in make_batches(groups, devices):
-        encoded = [
-            model.launch(encode_tiles, model.on_devices(tiles))
-            for tiles in tower_batches(batch, devices)
-        ]
-        tokens = jax.tree.map(_concatenated, *encoded)
-        arrays = model.on_devices(stack_groups(batch))
-        told = model.launch(function, tokens, arrays, *options)
+        with model.on_mesh():
+            encoded = [
+                encode_tiles(model.graphdef, model.params, model.on_devices(tiles))
+                for tiles in tower_batches(batch, devices)
+            ]
+            tokens = concatenate(encoded, _padded_tiles)
+            waiting.append((batch, ask(tokens, model.on_devices(stack_groups(batch)))))
         model.work.update(work_of(batch))
-        if waiting is not None:
-            results |= _by_number(*waiting)
-        waiting = batch, told
-    return results if waiting is None else results | _by_number(*waiting)
+        if len(waiting) > 1:
+            results |= _by_number(waiting.pop(0))
+    for each in waiting:
+        results |= _by_number(each)
+    return [results[number] for number in range(len(results))]
 
 
-def _concatenated(*parts: jax.Array) -> jax.Array:
-    """Image tokens of K tiles `[K, I, ...]`, padded to one of few numbers of tiles."""
+def _padded_tiles(parts: Sequence[jax.Array]) -> jax.Array:
+    """Arrays of tiles one after the other, with zeros up to one of few numbers of tiles."""
     total = sum(map(len, parts))
-    room = power_of_two(total) if total <= TILE_MULTIPLE else round_up(total, TILE_MULTIPLE)
-    padding = [jnp.zeros((room - total, *parts[0].shape[1:]), parts[0].dtype)]
-    return jnp.concatenate([*parts, *padding]) if room > total or len(parts) > 1 else parts[0]
+    few = total <= TILE_MULTIPLE
+    missing = (power_of_two(total) if few else round_up(total, TILE_MULTIPLE)) - total
+    if len(parts) == 1 and not missing:
+        return parts[0]
+    return jnp.concatenate([*parts, jnp.zeros((missing, *parts[0].shape[1:]), parts[0].dtype)])
 
 
-def _by_number(groups: Sequence[Group], told: jax.Array) -> dict[int, np.ndarray]:
+def _by_number(asked: tuple[list[Group], jax.Array]) -> dict[int, np.ndarray]:
     """Results of a batch `[B, G, ...]` by the numbers of the questions."""
+    groups, told = asked
     return {
         question.number: row[i]
         for group, row in zip(groups, np.asarray(told), strict=False)
@@ -302,16 +315,16 @@ def stack_groups(groups: Sequence[Group]) -> GroupBatch:
     most = max(len(group.questions) for group in groups)
     count = round_up(most, -(-most // QUESTIONS))
     every = [question for group in groups for question in group.questions]
-    lengths = (
-        padded(max(len(question.prompt) for question in every)),
-        round_up(max(len(question.completion) for question in every), REPLY_MULTIPLE),
-        max(len(question.crop) for question in every),
+    lengths = Lengths(
+        prompt=padded(max(len(question.prompt) for question in every)),
+        completion=round_up(max(len(question.completion) for question in every), REPLY_MULTIPLE),
+        crop=max(len(question.crop) for question in every),
     )
     prefix_length = padded(max(len(group.prefix) for group in groups))
     most_whole = max(group.whole for group in groups)
     rows = []
     for group, start in zip(groups, first, strict=False):
-        questions = [_question_row(question, start, *lengths) for question in group.questions]
+        questions = [_question_row(question, start, lengths) for question in group.questions]
         questions += questions[-1:] * (count - len(questions))
         prefix, prefix_valid = batching.pad(group.prefix, prefix_length, "left")
         whole = np.full(most_whole, start, np.int32)
@@ -322,22 +335,18 @@ def stack_groups(groups: Sequence[Group]) -> GroupBatch:
     return batch
 
 
-def _question_row(
-    question: Question, start: int, prompt_length: int, completion_length: int, tiles: int
-) -> Asked:
+def _question_row(question: Question, start: int, lengths: Lengths) -> Asked:
     """A question as NumPy arrays.
 
     Args:
         question: the question.
         start: number of its group's first tile.
-        prompt_length: S.
-        completion_length: C.
-        tiles: M.
+        lengths: of the arrays.
     """
-    crop = np.zeros(tiles, np.int32)
+    crop = np.zeros(lengths.crop, np.int32)
     crop[: len(question.crop)] = np.asarray(question.crop, np.int32) + start
-    prompt, prompt_valid = batching.pad(question.prompt, prompt_length, "left")
-    completion, completion_valid = batching.pad(question.completion, completion_length, "right")
+    prompt, prompt_valid = batching.pad(question.prompt, lengths.prompt, "left")
+    completion, completion_valid = batching.pad(question.completion, lengths.completion, "right")
     return Asked(crop, prompt, prompt_valid, completion, completion_valid)
 
 
@@ -351,7 +360,7 @@ def tower_batches(groups: Sequence[Group], devices: int = 1) -> Iterator[Any]:
         groups: the groups.
         devices: that share a batch.
     """
-    images = jax.tree.map(lambda *parts: np.concatenate(parts), *(g.images for g in groups))
+    images = concatenate([group.images for group in groups])
     total = len(jax.tree.leaves(images)[0])
     step = TOWER_TILES * devices
     for start in range(0, total, step):

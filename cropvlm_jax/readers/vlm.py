@@ -24,15 +24,15 @@ from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.conversations import Conversation
 from cropvlm_jax.models.decode import greedy_decode, read_prompt
-from cropvlm_jax.models.vlm import VLM
+from cropvlm_jax.models.vlm import VLM, ImageTokens
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers import together
 from cropvlm_jax.readers.ahead import ahead
 from cropvlm_jax.readers.base import Likelihood, Reply, reply_from
-from cropvlm_jax.readers.batches import PROMPT_MULTIPLE, power_of_two, round_up
+from cropvlm_jax.readers.batches import PROMPT_MULTIPLE, concatenate, power_of_two, round_up
 from cropvlm_jax.readers.inputs import Picture, Shown, as_lists, blamed_on_item, check_texts
 from cropvlm_jax.readers.loaded import LoadedModel
-from cropvlm_jax.readers.together import Group, Question
+from cropvlm_jax.readers.together import Group, GroupBatch, Question
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -144,10 +144,16 @@ class VLMReader(LoadedModel):
         if max_tokens < 1:
             raise ValueError(f"max_tokens={max_tokens} must be at least 1")
         groups, end = self._groups(images, questions, None, max_tokens), self.source.end_token_id
-        replies = together.run(self, together.greedy_answers, groups, end, max_tokens)
-        for reply in replies.values():
+
+        def ask(tokens: ImageTokens, batch: GroupBatch) -> jax.Array:
+            return together.greedy_answers(
+                self.graphdef, self.params, tokens, batch, end, max_tokens
+            )
+
+        replies = together.run(self, ask, groups)
+        for reply in replies:
             self.work["tokens"] += min(int((reply != end).sum()) + 1, max_tokens)
-        return [reply_from(self.text_of(replies[number])) for number in range(len(replies))]
+        return [reply_from(self.text_of(reply)) for reply in replies]
 
     def check_likelihoods(self) -> None:
         """Does nothing: a model in memory can always tell likelihoods."""
@@ -165,11 +171,9 @@ class VLMReader(LoadedModel):
             questions: the questions.
             answers: an answer to each; the model's conversations say how it is written.
         """
-        told = together.run(
-            self, together.log_likelihoods, self._groups(images, questions, answers, 0)
-        )
-        pairs = (told[number] for number in range(len(told)))
-        return [Likelihood(float(nats), int(tokens)) for nats, tokens in pairs]
+        tell = functools.partial(together.log_likelihoods, self.graphdef, self.params)
+        told = together.run(self, tell, self._groups(images, questions, answers, 0))
+        return [Likelihood(float(nats), int(tokens)) for nats, tokens in told]
 
     def log_likelihood(
         self,
@@ -313,7 +317,7 @@ def _group(seen: _Seen, asked: Sequence[tuple[int, range, Conversation]]) -> Gro
     first = asked[0][2]
     end = first.images[0].stop
     return Group(
-        images=jax.tree.map(lambda *parts: np.concatenate(parts), *seen.images),
+        images=concatenate(seen.images),
         whole=len(jax.tree.leaves(seen.images[0])[0]),
         prefix=first.ids[:end],
         questions=[
