@@ -51,13 +51,13 @@ FOLDER = flags.DEFINE_string(
 SPLIT = flags.DEFINE_string(
     "split",
     None,
-    "The part of the data to report on, such as val. Default: as docs/evaluate.md lists them.",
+    "The part of the data to report on, such as val. docs/evaluate.md lists the defaults.",
 )
 METRIC = flags.DEFINE_enum(
     "metric",
     None,
     sorted(SCORERS),
-    "What to report first. Default: the benchmark's own; contains, with an OCR engine as target.",
+    "What to report first. Default: the benchmark's own; contains, with an OCR target.",
 )
 TARGETS = flags.DEFINE_list(
     "targets",
@@ -101,7 +101,7 @@ OUT = flags.DEFINE_string(
 LIMIT = flags.DEFINE_integer(
     "limit",
     None,
-    "Take only the first items. Default: all; of zoom_digits, which never ends, 1,000.",
+    "Take only the first items. Default: all; of zoom_digits 1,000.",
     lower_bound=1,
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of zoom_digits' scenes and of the random crops.")
@@ -112,7 +112,7 @@ DTYPE = flags.DEFINE_enum(
 FSDP = flags.DEFINE_integer(
     "fsdp",
     1,
-    "How many devices of a host share one copy of the weights, which a 7B reader needs.",
+    "How many devices of a host share one copy of the weights, as a 7B reader needs.",
     lower_bound=1,
 )
 REPORT = flags.DEFINE_bool(
