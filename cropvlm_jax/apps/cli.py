@@ -24,6 +24,10 @@ class Command:
 
 
 COMMANDS = {
+    "check": Command(
+        "Prove on this machine that training computes what it should, and measure how fast.",
+        "cropvlm check --json=check.json",
+    ),
     "train": Command(
         "Train a cropper on boxes (SFT) or with a frozen reader as the reward (GRPO).",
         "cropvlm train --config=experiments/zoom_digits.py --workdir=runs/zoom_digits",

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from jax.extend import core
 
+from cropvlm_jax.training import phases
+
 RATES = {"float32": {"torch": 2e9, "jax": 1e9}, "bfloat16": {"torch": 4e9, "jax": 1e9}}
 OURS = {
     "seconds": 4.0,
@@ -76,7 +78,7 @@ def test_pieces_of_a_step_compute_what_it_computes():
     inputs = jnp.arange(6.0).reshape(2, 3) / 9, jnp.array([0.5, -1.0, 0.1])
     whole = jax.make_jaxpr(step)(*inputs)
     values = dict(zip(whole.jaxpr.invars, inputs, strict=True))
-    pieces = bench_step.cut(whole.jaxpr)
+    pieces = phases.cut(whole.jaxpr)
     assert list(pieces) == ["prefix", "rollout", "update"]
     for piece in pieces.values():
         run = core.jaxpr_as_fun(core.ClosedJaxpr(piece, ()))
@@ -84,7 +86,7 @@ def test_pieces_of_a_step_compute_what_it_computes():
     results = [values[x] for x in whole.jaxpr.outvars]
     for result, expected in zip(results, jax.tree.leaves(step(*inputs)), strict=True):
         np.testing.assert_allclose(result, expected, rtol=1e-6)
-    assert all(seconds > 0 for seconds in bench_step.time_apart(step, inputs, 0).values())
+    assert all(seconds > 0 for seconds in phases.time_apart(step, inputs, 0).values())
 
 
 def test_our_step_is_measured():
