@@ -67,9 +67,11 @@ def plan_of_flags() -> checks.Plan:
         UsageError: they do not go together, or ask for what this machine or the step does not have.
     """
     if TINY.value:
-        if LONGEST_EDGES.present:
-            raise app.UsageError("--longest_edges is not for --tiny, which has a size of its own")
         plan = checks.TINY
+        if LONGEST_EDGES.present:
+            if LONGEST_EDGES.value:
+                raise app.UsageError("--tiny has a size of its own: leave out --longest_edges")
+            plan = dataclasses.replace(plan, workloads=[])
     elif jax.default_backend() == "cpu":
         raise app.UsageError(
             "JAX sees no accelerator here, only a CPU. Where there is one, install JAX for it: "

@@ -6,6 +6,7 @@ The CPU's step is taken by a process of its own that sees no accelerator: `JAX_P
 this process from having a CPU backend, and only one process may hold a TPU.
 """
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -48,6 +49,7 @@ def check_two_devices() -> Verdict:
     return compare(TWO_DEVICES, take_on(2), take_on(1), SAME_DEVICE, TWO_DEVICES_REMEDY)
 
 
+@functools.cache
 def take_on(devices: int) -> StepResults:
     """The step on the first devices of this process."""
     return tiny_step.take(jax.local_devices()[:devices])

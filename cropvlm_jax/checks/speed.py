@@ -33,6 +33,7 @@ from cropvlm_jax.training.training_data import TrainingData
 GIB = 2**30
 SPREAD = 0.02  # of random weights, as small as those of a new model
 MEMORY_OF_4_PROMPTS = 16 * GIB  # at any number of pixels, with room to spare
+PLANNED = 2000  # steps of the run; fewer are taken
 PREFETCHED = 6  # batches that may be ready before the first step, at most
 
 
@@ -74,7 +75,7 @@ class Workload:
         config.lora.rank = 0
         config.grpo.num_generations = self.group
         config.batch_size, config.gradient_accumulation_steps = prompts * devices, 1
-        config.steps = 1_000_000  # more than are ever taken
+        config.steps = PLANNED
         if self.canvas is not None:
             config.data.canvas = self.canvas
         values = config.to_dict()

@@ -55,12 +55,13 @@ class Chip(NamedTuple):
 
 # By `jax.Device.device_kind`. Source: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; the links' 1600,
 # 4800 and 3200 Gbit/s are what a chip sends, and it receives as much at the same time. NVIDIA's
-# data sheet of the H100 SXM: without sparsity, and half of NVLink's 900 GB/s.
+# data sheets of the H100 SXM and the H200: without sparsity, and half of NVLink's 900 GB/s.
 CHIPS = {
     "TPU v5 lite": Chip("v5e", 197e12, 16, 819e9, 200e9),
     "TPU v5": Chip("v5p", 459e12, 95, 2765e9, 600e9),
     "TPU v6 lite": Chip("v6e", 918e12, 32, 1640e9, 400e9),
     "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80, 3350e9, 450e9),
+    "NVIDIA H200": Chip("H200", 989e12, 141, 4800e9, 450e9),
 }
 
 UTILISATION = 0.25  # of the peak rate, in times that are computed: one H100 reached 0.26

@@ -34,12 +34,13 @@ def raise_as_a_compiler_does(*_, **__):
     raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed\nand more")
 
 
-def test_a_tiny_check_of_two_devices_from_the_command_line(tmp_path):
-    """In a process of its own, as all of it goes by devices, which cannot be changed here."""
+def test_the_command_on_two_devices(tmp_path):
+    """In a process of its own, as the number of devices cannot be changed here."""
     file = tmp_path / "check.json"
+    arguments = ["check", "--tiny", "--longest_edges=", f"--json={file}"]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     done = subprocess.run(
-        [sys.executable, "-m", "cropvlm_jax.apps.cli", "check", "--tiny", f"--json={file}"],
+        [sys.executable, "-m", "cropvlm_jax.apps.cli", *arguments],
         env=os.environ | {"XLA_FLAGS": flags, "NPROC": "32"},
         capture_output=True,
         text=True,
@@ -49,15 +50,33 @@ def test_a_tiny_check_of_two_devices_from_the_command_line(tmp_path):
     report = json.loads(file.read_text())
     assert report["ok"] and report["devices"] == 2
     checks = report["checks"]
-    assert [checks[letter]["outcome"] for letter in ("a", "b", "c", "d", "e1")] == ["ok"] * 5
+    assert {letter: one["outcome"] for letter, one in checks.items()} == dict.fromkeys("abcd", "ok")
     assert checks["b"]["figures"]["boxes"] == 200
     assert checks["c"]["figures"]["boxes"] == 16 and checks["d"]["figures"]["unequal_boxes"] == 0
-    timed = checks["e1"]["figures"]
-    phases = {"prefix", "rollout", "reward", "reference", "update"}
-    assert set(timed["flops"]) == set(timed["phase_seconds"]) == phases
-    assert min(timed["phase_seconds"].values()) > 0 and timed["mfu"] is None
+
+
+def test_a_step_is_timed_alone_and_fed(monkeypatch):
+    """Its phases are timed in tests/training/test_phases.py."""
+    (workload,) = run.TINY.workloads
+    apart = {}
+    monkeypatch.setattr(speed.phases, "time_apart", lambda *given: apart.update(given=given))
+    found = run.time_step(workload)
+    assert found.outcome == "ok" and "1 x 2 rollouts, MFU not known" in found.found
+    timed = found.figures
+    assert set(timed["flops"]) == {"prefix", "rollout", "reward", "reference", "update"}
     assert min(timed[name] for name in ("step_seconds", "compile_seconds", "peak_gib")) > 0
-    assert timed["prompts"] == 2 and 0 <= timed["fed"]["data_wait_share"] <= 1
+    assert timed["fed"]["steps"] == 2 and 0 <= timed["fed"]["data_wait_share"] <= 1
+    _, (state, batch, _), at_least = apart["given"]
+    assert len(batch.canvas) == 1 and at_least == workload.seconds
+    assert json.dumps(run.as_json({"e1": found}), allow_nan=False)
+
+
+def test_a_step_that_is_not_finite_fails():
+    def step(state, batch, key):
+        return state, {"loss": np.float32(0), "grad_norm": np.float32("inf")}
+
+    with pytest.raises(FloatingPointError, match="grad_norm of step 1 is inf"):
+        speed.time_alone(step, (), (), jax.random.key(0), 0)
 
 
 def test_each_wrong_part_fails_and_the_others_are_made_all_the_same(monkeypatch):
