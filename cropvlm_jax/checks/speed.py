@@ -6,12 +6,14 @@ It is the very step of a run: all weights of the cropper are trained, with a KL 
 reports of `experiments/aot`, so that what was computed there is measured here.
 """
 
+import contextlib
 import dataclasses
+import functools
 import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import compilation, phases
 from cropvlm_jax.training.config import TrainConfig, load_config
 from cropvlm_jax.training.costs import CHIPS
+from cropvlm_jax.training.feed import Fed, one_ahead
 from cropvlm_jax.training.metrics import PEAK, Throughput
 from cropvlm_jax.training.presets import paper_grpo
 from cropvlm_jax.training.stages.grpo import GRPOStage
@@ -34,7 +37,7 @@ GIB = 2**30
 SPREAD = 0.02  # of random weights, as small as those of a new model
 MEMORY_OF_4_PROMPTS = 16 * GIB  # at any number of pixels, with room to spare
 PLANNED = 2000  # steps of the run; fewer are taken
-PREFETCHED = 6  # batches that may be ready before the first step, at most
+PREFETCHED = 6  # batches that were prepared while nothing read them, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +130,17 @@ def _measure(workload: Workload, prompts: int, folder: pathlib.Path) -> dict[str
     program = stage.compile(mesh, config.steps)
     rows = parallel.local_rows(parallel.batch_sharding(mesh), config.batch_size)
     batches = TrainingData.open(config, stage, rows).batches(0)
-    batch = program.put(next(batches), config.batch_size)
+    put = functools.partial(program.put, batch_size=config.batch_size)
+    with contextlib.closing(one_ahead(batches, put)) as feed:
+        return _measure_on(feed, workload, stage, program)
+
+
+def _measure_on(
+    feed: Generator[Fed], workload: Workload, stage: GRPOStage, program: Program
+) -> dict[str, Any]:
+    """`measure` on the batches of a run."""
+    config, mesh = stage.config, program.mesh
+    batch = next(feed).on_devices
     key = jax.device_put(jax.random.key(0), parallel.replicated(mesh))
     state = random_state(stage, program, config.steps)
     flops = stage.cost(program.trace(state, batch, key))
@@ -152,8 +165,9 @@ def _measure(workload: Workload, prompts: int, folder: pathlib.Path) -> dict[str
         "peak_gib_of_process": peak_of_process(),
         "flops": flops,
     }
-    state, found["fed"] = time_fed(step, program, state, batches, key, workload.seconds)
-    found["phase_seconds"] = phases_on_one_device(stage, state, batch, prompts, workload.seconds)
+    state, found["fed"] = time_fed(step, state, feed, key, workload.seconds)
+    share = jax.tree.map(lambda x: x[: config.batch_size // mesh.size], batch)
+    found["phase_seconds"] = phases_on_one_device(stage, state, share, workload.seconds)
     return found
 
 
@@ -205,20 +219,14 @@ def time_alone(
 
 
 def time_fed(
-    step: Step,
-    program: Program,
-    state: TrainState,
-    batches: Iterator[Any],
-    key: jax.Array,
-    at_least: float,
+    step: Step, state: TrainState, feed: Iterator[Fed], key: jax.Array, at_least: float
 ) -> tuple[TrainState, dict[str, float]]:
     """Times steps that read JPEG files, as a run takes them.
 
     Args:
         step: compiled; it takes the state for good.
-        program: of the step.
         state: of the run.
-        batches: as the run's data gives them.
+        feed: batches of the run.
         key: of the run.
         at_least: seconds that the timed steps take.
 
@@ -227,16 +235,15 @@ def time_fed(
         data.
     """
     clock, taken, metrics = Throughput(jax.device_count()), 0, None
-    for _ in range(PREFETCHED):  # what was prepared while nothing ran
-        next(batches)
+    for _ in range(PREFETCHED):
+        next(feed)
     clock.restart()
     began = time.monotonic()
     while taken < 2 or time.monotonic() - began < at_least:
         with clock.waiting():
-            batch = next(batches)
+            batch = next(feed).on_devices
         before = metrics
-        placed = program.put(batch, len(batch.example_id))
-        state, metrics = step(state, placed, jax.random.fold_in(key, taken))
+        state, metrics = step(state, batch, jax.random.fold_in(key, taken))
         jax.block_until_ready(before)  # a run reads them now
         taken += 1
     jax.block_until_ready(metrics)
@@ -246,20 +253,17 @@ def time_fed(
 
 
 def phases_on_one_device(
-    stage: GRPOStage, state: TrainState, batch: Any, prompts: int, at_least: float
+    stage: GRPOStage, state: TrainState, batch: Any, at_least: float
 ) -> dict[str, float] | None:
-    """Seconds of the phases of one device's share of a step; None where they do not fit.
+    """Seconds of the phases of a step on one device; None where they do not fit its memory.
 
     Args:
         stage: of the step.
         state: of the run.
-        batch: of a step.
-        prompts: a device.
+        batch: one device's share of a batch.
         at_least: seconds that the timed rounds take together.
     """
-    device = jax.local_devices()[0]
-    share = jax.tree.map(lambda x: x[:prompts], batch)
-    inputs = jax.device_put((state, share, jax.random.key(0)), device)
+    inputs = jax.device_put((state, batch, jax.random.key(0)), jax.local_devices()[0])
     try:
         return phases.time_apart(stage.step(), inputs, at_least)
     except jax.errors.JaxRuntimeError as error:
