@@ -98,7 +98,8 @@ def compare_crops(boxes: Boxes) -> Difference:
     for number in range(boxes.pictures):
         picture = random_picture(rng, boxes.canvas, number)
         drawn = random_boxes(rng, boxes.each)
-        got.append(crop(*on_canvas(picture, boxes.canvas), drawn[None])[0])
+        canvas, size = on_canvas(picture, boxes.canvas)
+        got.append(crop(canvas, size, drawn[None])[0])
         cut = [host.cut(picture, box) for box in drawn]
         want.append([host.tile(part, boxes.side, boxes.side)[0][0] for part in cut])
     return Difference.of(np.concatenate(got), np.concatenate(want))
@@ -114,17 +115,19 @@ def compare_tiles(boxes: Boxes) -> Difference:
         picture = random_picture(rng, boxes.canvas, 0 if number == 0 else number + 2)
         # No wider than high and more than half as wide: of this grid.
         picture = picture[:, : picture.shape[0]][: picture.shape[1] * 3 // 2]
-        plan = PlannedTiles.of(*picture.shape[:2], boxes.side, edge)
+        plan = PlannedTiles.of(picture.shape[0], picture.shape[1], boxes.side, edge)
         plan = jax.tree.map(lambda x: x[None], plan)
-        got.append(cut(*on_canvas(picture, boxes.canvas), plan)[0])
+        canvas, size = on_canvas(picture, boxes.canvas)
+        got.append(cut(canvas, size, plan)[0])
         want.append(host.tile(picture, boxes.side, edge)[0])
     return Difference.of(np.concatenate(got), np.concatenate(want))
 
 
 def on_canvas(picture: np.ndarray, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """A picture on a canvas, uint8 `[1, Hc, Wc, 3]`, and its height and width, int32 `[1, 2]`."""
-    padded = host.pad_to_canvas(picture, *canvas)
-    return padded[None], np.array([picture.shape[:2]], np.int32)
+    padded = np.zeros((1, *canvas, 3), np.uint8)
+    padded[0, : picture.shape[0], : picture.shape[1]] = picture
+    return padded, np.array([picture.shape[:2]], np.int32)
 
 
 def random_picture(rng: np.random.Generator, canvas: tuple[int, int], number: int) -> np.ndarray:

@@ -75,8 +75,8 @@ def take(devices: Sequence[Any]) -> StepResults:
     jitted = jax.jit(
         parallel.on_mesh(mesh, run), in_shardings=(whole, batched, whole), out_shardings=whole
     )
-    inputs = jax.device_put((state, batch, jax.random.key(0)), (whole, batched, whole))
-    boxes, rewards, loss, gradients = jax.device_get(jitted(*inputs))
+    state, batch, key = jax.device_put((state, batch, jax.random.key(0)), (whole, batched, whole))
+    boxes, rewards, loss, gradients = jax.device_get(jitted(state, batch, key))
     flat = np.concatenate([x.ravel() for x in jax.tree.leaves(gradients)])
     return StepResults(boxes, rewards, loss, flat)
 
