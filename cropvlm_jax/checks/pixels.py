@@ -16,7 +16,10 @@ from cropvlm_jax.pixels.plans import PlannedTiles
 from cropvlm_jax.pixels.tiles import cut_tiles
 
 NAME = "crops, tiles = PIL's"
-REMEDY = "nothing can be switched off: do not train on this device, and please report it"
+REMEDY = (
+    "wrong tiles alone: --config.data.tiles=host; wrong crops cannot be switched off: do not train "
+    "on this device; please report it"
+)
 TILED = 4  # pictures whose tiles are cut
 
 

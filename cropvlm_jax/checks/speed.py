@@ -29,6 +29,7 @@ from cropvlm_jax.training.costs import CHIPS
 from cropvlm_jax.training.feed import Fed, one_ahead
 from cropvlm_jax.training.metrics import PEAK, Throughput
 from cropvlm_jax.training.presets import paper_grpo
+from cropvlm_jax.training.stages import open_stage
 from cropvlm_jax.training.stages.grpo import GRPOStage
 from cropvlm_jax.training.stages.program import Program, Step
 from cropvlm_jax.training.training_data import TrainingData
@@ -126,7 +127,8 @@ def _measure(workload: Workload, prompts: int, folder: pathlib.Path) -> dict[str
     """`measure` at a number of prompts a device."""
     mesh = parallel.make_mesh()
     config = workload.config(prompts, mesh.size, folder)
-    stage = GRPOStage.open(config, abstract=True, mesh=None)
+    stage = open_stage(config, abstract=True, mesh=mesh)
+    assert isinstance(stage, GRPOStage)
     program = stage.compile(mesh, config.steps)
     rows = parallel.local_rows(parallel.batch_sharding(mesh), config.batch_size)
     batches = TrainingData.open(config, stage, rows).batches(0)

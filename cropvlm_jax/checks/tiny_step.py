@@ -21,6 +21,7 @@ from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training.config import load_config
+from cropvlm_jax.training.stages import open_stage
 from cropvlm_jax.training.stages.grpo import GRPOStage
 
 PROMPTS = 4
@@ -34,6 +35,7 @@ SETTINGS = {
         "canvas": (512, 512),
         "question_tokens": 16,
         "answer_tokens": 2,
+        "tiles": "device",  # on all devices alike
     },
 }
 
@@ -61,7 +63,8 @@ def take(devices: Sequence[Any]) -> StepResults:
         devices: that share the prompts.
     """
     mesh = parallel.make_mesh(devices=devices)
-    stage = GRPOStage.open(load_config(SETTINGS), abstract=False, mesh=mesh)
+    stage = open_stage(load_config(SETTINGS), mesh=mesh)
+    assert isinstance(stage, GRPOStage)
     step = with_gradients_kept(stage.step())
     state = TrainState.create(optimizer=step.optimizer, **stage.weights)
     scenes = ZoomDigits("train", PROMPTS)
