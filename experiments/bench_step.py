@@ -221,7 +221,9 @@ def measure(case: Case, model: str, at_least: float, apart: bool) -> Iterator[di
         "mfu": sum(flops.values()) / (median * chip.flops) if chip else None,
     }
     if apart:
-        yield {"phases": time_apart(stage.step(), (state, batch, key), at_least)}
+        whole = stage.step()
+        taken = time_apart(lambda given: whole(*given), (state, batch, key), at_least)
+        yield {"phases": taken}
 
 
 def matmul_rates() -> dict[str, dict[str, float]]:

@@ -265,9 +265,14 @@ def phases_on_one_device(
         batch: one device's share of a batch.
         at_least: seconds that the timed rounds take together.
     """
-    inputs = jax.device_put((state, batch, jax.random.key(0)), jax.local_devices()[0])
+    step = stage.step()
+
+    def take(inputs: tuple[TrainState, Any]) -> Any:
+        return step(inputs[0], inputs[1], jax.random.key(0))
+
+    inputs = jax.device_put((state, batch), jax.local_devices()[0])
     try:
-        return phases.time_apart(stage.step(), inputs, at_least)
+        return phases.time_apart(take, inputs, at_least)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -156,7 +156,8 @@ def _flash_forward(
 def _flash_backward(
     channels: int, residuals: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, ...]:
-    return _run(_backward_kernel, 3, channels, *residuals, gradient)
+    query, keys, values = residuals
+    return _run(_backward_kernel, 3, channels, query, keys, values, gradient)
 
 
 flash.defvjp(_flash_forward, _flash_backward)

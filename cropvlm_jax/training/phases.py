@@ -49,20 +49,19 @@ def enough(seconds: list[float], at_least: float) -> bool:
     return len(seconds) > 1 and sum(seconds[1:]) >= at_least
 
 
-def time_apart(step: Callable[..., Any], inputs: Any, at_least: float) -> dict[str, float]:
+def time_apart(step: Callable[[Any], Any], inputs: Any, at_least: float) -> dict[str, float]:
     """Times the pieces of a step.
 
     Args:
-        step: not jitted; its phases stand in `jax.named_scope`s.
-        inputs: its arguments, arrays; they are not given away.
+        step: of one argument, not jitted; its phases stand in `jax.named_scope`s.
+        inputs: a tree of arrays, its argument; they are not given away.
         at_least: seconds that all rounds but the first take together.
 
     Returns:
         Seconds by phase, medians over the rounds but the first.
     """
-    whole = jax.make_jaxpr(step)(
-        *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
-    )
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    whole = jax.make_jaxpr(step)(shapes)
     pieces = cut(whole.jaxpr)
     runs = {p: jax.jit(core.jaxpr_as_fun(core.ClosedJaxpr(pieces[p], ()))) for p in pieces}
     seconds: dict[str, list[float]] = collections.defaultdict(list)
