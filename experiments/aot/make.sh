@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-# Writes the reports beside this file: a GRPO step of SmolVLM-256M on slices of TPUs, no chip needed.
+# Writes the reports beside this file: steps of SmolVLM-256M on slices of TPUs, no chip needed.
 # The hard case: all weights are trained, with Adam and a KL reference. A report takes minutes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -24,6 +24,19 @@ for pixels in 512 1024 2048; do
     report v6e-8 "$pixels" 32 1
     report v5p-8 "$pixels" 16 1  # eight cores are four chips
     report v5e-256 "$pixels" 1024 1
+done
+
+# SFT and the evaluation of held-out batches, of the same cropper.
+for pixels in 512 1024 2048; do
+    python -m cropvlm_jax.apps.aot --topology=v5e-8 --config="experiments/paper/sft_$pixels.py" \
+        --config.cropper="$shape" --config.lora.rank=0 \
+        --config.batch_size=32 --config.gradient_accumulation_steps=1 \
+        --save="experiments/aot/v5e-8_sft_$pixels.json"
+    python -m cropvlm_jax.apps.aot --topology=v5e-8 --program=evaluation \
+        --config="experiments/paper/grpo_likelihood_$pixels.py" \
+        --config.cropper="$shape" --config.target="$shape" --config.lora.rank=0 \
+        --config.batch_size=32 --config.gradient_accumulation_steps=1 \
+        --save="experiments/aot/v5e-8_evaluation_$pixels.json"
 done
 
 # The paper's adapters before a frozen 7B target, whose weights the eight chips share.

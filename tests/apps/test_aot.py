@@ -42,9 +42,9 @@ def asked():
 def compiled(tmp_path, asked):
     """Runs `aot` and gives its report, and what it prints."""
 
-    def run(topology, *settings):
+    def run(topology, *settings, extra=()):
         file = tmp_path / "report.json"
-        flags = [f"--config.{setting}" for setting in settings]
+        flags = [*extra, *(f"--config.{setting}" for setting in settings)]
         printed = asked("aot", topology, f"--save={file}", *flags)
         return json.loads(file.read_text()), printed
 
@@ -53,7 +53,11 @@ def compiled(tmp_path, asked):
 
 def test_data_parallel_step_for_four_chips(compiled):
     settings = ("batch_size=4", "grpo.num_generations=2", "grpo.beta=0.01", "data.canvas=(128,128)")
-    report, printed = compiled("v5e:2x2", *settings)
+    report, printed = compiled("v5e:2x2", *settings, extra=["--search"])
+    (tried,) = report["searched"]
+    assert (tried["microbatches"], tried["reward_chunk"], tried["fits"]) == (1, 2, True)
+    found = "--config.gradient_accumulation_steps=1 --config.grpo.reward_chunk=2"
+    assert f"tried {found}: fits, 0." in printed and f"take {found}\n" in printed
     assert report["fits"] and 0 < report["peak_hbm_gib"] < 1
     assert report["hbm_gib"].keys() == {"arguments", "temporaries", "code"}
     shown = ("topology", "chips", "prompts", "group", "longest_edge", "tiles")
@@ -99,12 +103,9 @@ def test_a_dry_run_with_a_reader_outside_of_the_step_tells_of_a_slice(tmp_path, 
     assert not workdir.exists()
 
 
-def test_evaluation_for_four_chips(asked, tmp_path):
-    file = tmp_path / "report.json"
+def test_evaluation_for_four_chips(compiled):
     settings = ("batch_size=4", "data.canvas=(128,128)")
-    flags = [f"--config.{setting}" for setting in settings]
-    printed = asked("aot", "v5e:2x2", "--program=evaluation", f"--save={file}", *flags)
-    report = json.loads(file.read_text())
+    report, printed = compiled("v5e:2x2", *settings, extra=["--program=evaluation"])
     assert report["fits"] and "grpo (evaluation): 4 prompts, 64 px" in printed
     assert list(report["flops"]) == ["evaluation"] and report["flops"]["evaluation"] > 0
     assert all(not found["gradient_bytes"] for found in report["collectives"].values())
