@@ -8,6 +8,7 @@ import jaxtyping
 import numpy as np
 import PIL
 import pytest
+from made_pictures import make_picture, on_canvas
 from PIL import Image
 
 from cropvlm_jax import geometry
@@ -36,27 +37,6 @@ def _boxes(rng, n):
 
 
 _jitted_crops = jax.jit(tile_crops.crops, static_argnums=3)
-
-
-def _picture(rng, kind, height, width):
-    if kind == "noise":
-        return rng.integers(0, 256, (height, width, 3), np.uint8)
-    if kind == "extremes":  # the largest overshoots
-        return rng.choice(np.array([0, 255], np.uint8), (height, width, 3))
-    row, column = np.mgrid[:height, :width]
-    if kind == "gradient":  # its halves and quarters are full of ties
-        return (row[..., None] * rng.integers(0, 3, 3) + column[..., None]).astype(np.uint8)
-    if kind == "checks":
-        return np.repeat((100 + (row + column) % 2)[..., None], 3, -1).astype(np.uint8)
-    row, column = row / max(height, width), column / max(height, width)
-    waves = [np.sin(a * row + b * column) for a, b in rng.uniform(-20, 20, (3, 2))]
-    return np.rint(127.5 + 127.5 * np.stack(waves, -1)).astype(np.uint8)
-
-
-def _canvas(rng, picture, height, width):
-    canvas = rng.integers(0, 256, (height, width, 3), np.uint8)  # padding must not be seen
-    canvas[: picture.shape[0], : picture.shape[1]] = picture
-    return canvas
 
 
 @functools.cache
@@ -126,8 +106,8 @@ def test_crop_equals_pil_and_the_transformers_processor(side, canvas_shape, shap
     rng = np.random.default_rng(sum(canvas_shape))
     for i, shape in enumerate(shapes):
         kind = ("noise", "smooth", "extremes", "noise", "gradient")[i % 5]
-        picture, boxes = _picture(rng, kind, *shape), _boxes(rng, n)
-        got = crop(_canvas(rng, picture, *canvas_shape), np.array(shape), boxes)
+        picture, boxes = make_picture(rng, kind, *shape), _boxes(rng, n)
+        got = crop(on_canvas(rng, picture, *canvas_shape), np.array(shape), boxes)
         assert got.shape == (n, side, side, 3) and got.dtype == np.uint8
         for box, ours in zip(boxes, np.asarray(got, int), strict=True):
             difference = np.abs(ours - _reference(picture, box, side))
@@ -154,8 +134,8 @@ def test_bicubic_squares_equal_those_of_the_host(side, canvas_shape, shapes, fil
     crop = jax.jit(functools.partial(device.bicubic_square, side=side, fill=fill))
     for i, shape in enumerate(shapes):
         kind = ("noise", "smooth", "extremes", "gradient")[i % 4]
-        picture, boxes = _picture(rng, kind, *shape), _boxes(rng, 14)
-        got = np.asarray(crop(_canvas(rng, picture, *canvas_shape), np.array(shape), boxes), int)
+        picture, boxes = make_picture(rng, kind, *shape), _boxes(rng, 14)
+        got = np.asarray(crop(on_canvas(rng, picture, *canvas_shape), np.array(shape), boxes), int)
         assert got.shape == (14, side, side, 3)
         pixels = geometry.to_pixels(boxes, np.broadcast_to(np.array(shape), (14, 2)))
         for (left, top, right, bottom), ours in zip(pixels, got, strict=True):
@@ -191,8 +171,8 @@ def test_smart_tiles_equal_pil_and_the_transformers_processor(tokens, canvas_sha
     rng = np.random.default_rng(sum(canvas_shape))
     for i, shape in enumerate(shapes):
         kind = ("noise", "smooth", "extremes", "gradient")[i % 4]
-        picture, boxes = _picture(rng, kind, *shape), _boxes(rng, n)
-        tiles, grids = cut(_canvas(rng, picture, *canvas_shape), np.array(shape), boxes)
+        picture, boxes = make_picture(rng, kind, *shape), _boxes(rng, n)
+        tiles, grids = cut(on_canvas(rng, picture, *canvas_shape), np.array(shape), boxes)
         assert tiles.shape == (n, limits.most_tiles, 28, 28, 3) and tiles.dtype == np.uint8
         pixel_boxes = geometry.to_pixels(boxes, np.array([shape] * n))
         rows = zip(boxes, pixel_boxes, np.asarray(tiles, int), np.asarray(grids), strict=True)
@@ -249,9 +229,9 @@ def test_grids_equal_smart_resize_of_every_size(tokens):
 @pytest.mark.parametrize("shape", [(128, 128), (128, 96), (192, 128), (256, 100)])
 def test_ties_round_as_in_pil(kind, shape):
     rng = np.random.default_rng(0)
-    picture = _picture(rng, kind, *shape)
+    picture = make_picture(rng, kind, *shape)
     halves = [geometry.FULL, (0, 0, 50, 50), (0, 0, 50, 100), (0, 0, 100, 50), (50, 25, 100, 75)]
-    canvas = _canvas(rng, picture, 256, 128)
+    canvas = on_canvas(rng, picture, 256, 128)
     (got,) = _jitted_crops(canvas[None], np.array([shape]), np.array([halves]), 64)
     for box, ours in zip(np.array(halves), np.asarray(got, int), strict=True):
         difference = np.abs(ours - _reference(picture, box, 64))
@@ -269,8 +249,8 @@ def test_ties_round_as_in_pil(kind, shape):
 def test_crops_by_blocks_equal_those_of_the_whole_canvas(side, canvas_shape, shapes):
     rng = np.random.default_rng(0)
     sizes = np.array(shapes, np.int32)
-    pictures = [_picture(rng, "noise", *shape) for shape in shapes]
-    canvases = np.stack([_canvas(rng, picture, *canvas_shape) for picture in pictures])
+    pictures = [make_picture(rng, "noise", *shape) for shape in shapes]
+    canvases = np.stack([on_canvas(rng, picture, *canvas_shape) for picture in pictures])
     boxes = np.stack([_boxes(rng, 14)] + [_boxes(rng, 14)[::-1] for _ in sizes[1:]])
     blocks = jax.jit(tile_crops._crops_by_blocks, static_argnums=3)
     whole = jax.jit(jax.vmap(functools.partial(tile_crops._crops_of_whole, side=side)))

@@ -7,6 +7,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from made_pictures import make_picture, on_canvas
 
 from cropvlm_jax import geometry
 from cropvlm_jax.pixels import host, resampling, tile_crops, tiles
@@ -14,24 +15,6 @@ from cropvlm_jax.pixels.plans import PlannedTiles, count_images
 
 SIDE = 32
 KINDS = ("noise", "smooth", "extremes", "gradient")
-
-
-def make_picture(rng, kind, height, width):
-    if kind == "noise":
-        return rng.integers(0, 256, (height, width, 3), np.uint8)
-    if kind == "extremes":  # the largest overshoots
-        return rng.choice(np.array([0, 255], np.uint8), (height, width, 3))
-    row, column = np.mgrid[:height, :width]
-    if kind == "gradient":  # its halves and quarters are full of ties
-        return (row[..., None] * rng.integers(0, 3, 3) + column[..., None]).astype(np.uint8)
-    waves = [np.sin(a * row + b * column) for a, b in rng.uniform(-0.1, 0.1, (3, 2))]
-    return np.rint(127.5 + 127.5 * np.stack(waves, -1)).astype(np.uint8)
-
-
-def on_canvas(rng, picture, height, width):
-    canvas = rng.integers(0, 256, (height, width, 3), np.uint8)  # padding must not be seen
-    canvas[: picture.shape[0], : picture.shape[1]] = picture
-    return canvas
 
 
 def check_equal(ours, theirs, where):
