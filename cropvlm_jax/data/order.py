@@ -318,16 +318,19 @@ def iterate(batches: PlannedBatches, start: int = 0, workers: int = 0) -> Iterat
 
 
 def _by_threads(batches: PlannedBatches, start: int) -> Iterator[Any]:
-    """Batches whose rows are shared among threads; at most `AHEAD` are in memory before use."""
+    """Batches whose rows are shared among threads; at most `AHEAD` are in memory before use.
+
+    What was yielded is not kept here.
+    """
     threads = futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), "rows")
     ahead: collections.deque[BatchAhead] = collections.deque()
     steps = iter(range(start, len(batches)))
     try:
         ahead.extend(batches.begin(step, threads) for step in itertools.islice(steps, AHEAD))
         while ahead:
-            batch = ahead.popleft().result()
+            futures.wait(ahead[0].rows)
             ahead.extend(batches.begin(step, threads) for step in itertools.islice(steps, 1))
-            yield batch
+            yield ahead.popleft().result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
 

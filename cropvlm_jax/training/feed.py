@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches on their way to the devices: the next one travels while a step runs."""
 
+import collections
 from collections.abc import Callable, Generator, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ def one_ahead(batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Fe
     """Batches, each put on the devices by a thread while the one before is used.
 
     While a step runs and the next one waits behind it, a third batch may be on its way: so many are
-    on the devices at most.
+    on the devices at most. What was yielded is not kept here.
 
     Args:
         batches: NumPy arrays.
@@ -35,7 +36,7 @@ def one_ahead(batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Fe
         return None if batch is None else Fed(batch, put(batch))
 
     with futures.ThreadPoolExecutor(1, "feed") as thread:
-        coming = thread.submit(load)
-        while (fed := coming.result()) is not None:
-            coming = thread.submit(load)
-            yield fed
+        coming = collections.deque([thread.submit(load)])
+        while coming[0].result() is not None:
+            coming.append(thread.submit(load))
+            yield coming.popleft().result()

@@ -3,6 +3,8 @@
 """Which examples may be in one batch, and the canvases that a batch's pictures are on."""
 
 import io
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import tiny
@@ -41,10 +43,12 @@ def make_source(count: int, broken: int = -1) -> Source:
     return Source("pictures", rows, same)
 
 
-def planned(source: Source, batch_size: int, steps: int) -> tuple[order.Plan, list[batching.Batch]]:
+def planned(
+    source: Source, batch_size: int, steps: int
+) -> tuple[order.Plan, Iterator[batching.Batch]]:
     buckets = bucket_examples(source, tiny.CROPPER_INPUT, CANVASES, batch_size)
     plan = order.plan_batches(order.Mixture([source]).order(0), buckets, batch_size, steps)
-    return plan, list(order.iterate(order.PlannedBatches(source, PREPARE, plan)))
+    return plan, order.iterate(order.PlannedBatches(source, PREPARE, plan))
 
 
 @given(canvas=st.integers(0, 9), rows=st.integers(0, 64), columns=st.integers(0, 64))
@@ -55,7 +59,8 @@ def test_a_bucket_has_its_own_number(canvas, rows, columns):
 
 def test_pictures_keep_their_pixels_on_the_smallest_canvas():
     source = make_source(24)
-    _, batches = planned(source, 2, 16)
+    _, ahead = planned(source, 2, 16)
+    batches = list(ahead)
     seen = {batch.canvas.shape[1:3] for batch in batches}
     assert seen == {(32, 32), (64, 48), (96, 72)}
     for batch in batches:
@@ -70,7 +75,7 @@ def test_pictures_keep_their_pixels_on_the_smallest_canvas():
 
 
 def test_metrics_tell_what_travels_in_vain_and_what_was_shrunk():
-    _, batches = planned(make_source(24), 2, 16)
+    batches = list(planned(make_source(24), 2, 16)[1])
     for batch in batches:
         told = batching.canvas_facts(batch)
         shown = sum(int(height) * int(width) for height, width in batch.size)
@@ -78,6 +83,12 @@ def test_metrics_tell_what_travels_in_vain_and_what_was_shrunk():
         assert told["shrunk_pictures"] == batch.shrunk.sum()
     assert any(batch.shrunk.any() for batch in batches)
     assert batching.canvas_facts(batching.SupervisedBatch(*[None] * 6)) == {}
+
+
+def test_a_batch_that_was_taken_is_not_kept():
+    _, batches = planned(make_source(24), 2, 4)
+    canvas = weakref.ref(next(batches).canvas)
+    assert canvas() is None and len(list(batches)) == 3
 
 
 def test_a_broken_jpeg_in_a_batch_costs_one_example_and_is_named(caplog):

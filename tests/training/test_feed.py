@@ -3,7 +3,9 @@
 """The next batch is on its way while a step runs, and no more than that one."""
 
 import threading
+import weakref
 
+import numpy as np
 import pytest
 
 from cropvlm_jax.training.feed import one_ahead
@@ -47,3 +49,12 @@ def test_a_run_that_stops_leaves_no_thread():
     assert threading.active_count() == before + 1
     feed.close()
     assert threading.active_count() == before
+
+
+def test_what_was_taken_is_not_kept():
+    feed = one_ahead((np.full(2, number) for number in range(3)), np.copy)
+    fed = next(feed)
+    parts = [weakref.ref(part) for part in fed]
+    del fed
+    assert [part() for part in parts] == [None, None]
+    assert next(feed).batch.tolist() == [1, 1]
