@@ -312,6 +312,51 @@ def step_gpu() -> str:
     return table(head, rows)
 
 
+# The input pipeline -------------------------------------------------------------------------------
+
+PICTURES = {
+    "jpeg_2200x1700": "JPEG, page of 2200 x 1700 px",
+    "parquet_2200x1700": "the same, in parquet",
+    "jpeg_4032x3024": "JPEG, photo of 4032 x 3024 px",
+    "png_1024": "PNG, page of 1024 x 1024 px",
+}
+
+
+def pipeline() -> str:
+    """Pictures a second that one core prepares, by kind, at all resolutions."""
+    cases = {(one["kind"], one["longest_edge"]): one for one in load("pipeline.json")["cases"]}
+
+    def cell(kind: str, figure: str) -> str:
+        return " / ".join(f"{cases[kind, edge][figure]:.1f}" for edge in EDGES)
+
+    figures = ("ours_per_core", "decode_per_core", "huggingface_per_core", "ratio")
+    rows = [[title, *(cell(kind, one) for one in figures)] for kind, title in PICTURES.items()]
+    return table(["pictures", "here", "decoding alone", "Hugging Face", "ratio"], rows)
+
+
+def pipeline_machine() -> str:
+    """What the pipeline was measured on, and with."""
+    found = load("pipeline.json")["machine"]
+    names = ("pillow", "simplejpeg", "transformers")
+    return ", ".join([found["processor"], found["date"], *(f"{n} {found[n]}" for n in names)])
+
+
+def pipeline_needs() -> str:
+    """Cores that chips need to be fed with pages and photos, beside those of their hosts."""
+    rows = []
+    needs = load("pipeline.json")["needs"]
+    for name in dict.fromkeys(need["slice"] for need in needs):
+        of_slice = {need["longest_edge"]: need for need in needs if need["slice"] == name}
+        cells = [
+            " / ".join(f"{of_slice[edge]['cores'][kind]:.1f}" for edge in EDGES)
+            for kind in ("jpeg_2200x1700", "jpeg_4032x3024")
+        ]
+        asked = " / ".join(f"{of_slice[edge]['pictures_per_second']:.0f}" for edge in EDGES)
+        rows.append([name, asked, *cells, str(of_slice[EDGES[0]]["host_cores"])])
+    head = ["chips", "pictures a second", "cores for pages", "cores for photos", "cores they have"]
+    return table(head, rows)
+
+
 # TPUs, from the compiler --------------------------------------------------------------------------
 
 
@@ -445,6 +490,9 @@ def results_page() -> str:
         step_cpu=step_cpu("bench_step.json"),
         step_cpu_other=step_cpu("bench_step_213_gflops.json"),
         step_gpu=step_gpu(),
+        pipeline=pipeline(),
+        pipeline_machine=pipeline_machine(),
+        pipeline_needs=pipeline_needs(),
         memory=memory(),
         memory_7b=memory_7b(),
         computed_cost=computed_cost(),

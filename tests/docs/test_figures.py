@@ -108,3 +108,16 @@ def test_the_page_of_the_server_tells_what_was_measured():
         f"takes {measured['proxy']['overhead_p50_ms']:.1f} ms more",
     ):
         assert figure in told, figure
+
+
+def test_the_page_of_evaluations_tells_what_was_measured():
+    found = make_results.load("evaluation_speed.json")
+    told = " ".join((ROOT / "docs/evaluate.md").read_text(encoding="utf-8").split())
+    assert found["ratio"] == round(found["before_seconds_an_item"] / found["seconds_an_item"], 2)
+    for figure in (
+        f"takes {found['seconds_an_item']:.4f} seconds, and took "
+        f"{found['before_seconds_an_item']:.4f} before ({found['ratio']:.2f} times",
+        f"with {found['equal_replies']} of {found['replies']} replies equal",
+        f"time {found['cpu_seconds_an_item']:.4f} and {found['before_cpu_seconds_an_item']:.4f},",
+    ):
+        assert figure in told, figure
