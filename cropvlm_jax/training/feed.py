@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches on their way to the devices: the next one travels while a step runs."""
 
-import collections
+import itertools
 from collections.abc import Callable, Generator, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -31,12 +31,12 @@ def one_ahead(batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Fe
         put: what puts a batch on the devices.
     """
 
-    def load() -> Fed | None:
-        batch = next(batches, None)
-        return None if batch is None else Fed(batch, put(batch))
+    def load() -> list[Fed]:
+        """The next batch; nothing after the last."""
+        return [Fed(batch, put(batch)) for batch in itertools.islice(batches, 1)]
 
     with futures.ThreadPoolExecutor(1, "feed") as thread:
-        coming = collections.deque([thread.submit(load)])
-        while coming[0].result() is not None:
-            coming.append(thread.submit(load))
-            yield coming.popleft().result()
+        coming = thread.submit(load)
+        while ready := coming.result():
+            coming = thread.submit(load)
+            yield ready.pop()
