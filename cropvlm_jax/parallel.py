@@ -273,14 +273,16 @@ def replicas_apart(
 
     Returns:
         The function, to be called under `on_mesh`; elsewhere, where `fsdp` splits the weights, and
-        where the rows do not divide over the replicas, it is `function`.
+        where the rows do not divide over the replicas, it is `function`. So it is where there are
+        random keys among the weights: rows of different replicas are not to draw the same.
     """
 
     def call(weights: Tree, batch: Tree) -> Tree:
         mesh = jax.sharding.get_abstract_mesh()
         replicas = 1 if mesh.empty or REPLICAS in mesh.manual_axes else mesh.shape[REPLICAS]
         rows = len(jax.tree.leaves(batch)[0])
-        if replicas == 1 or mesh.shape["fsdp"] > 1 or rows % replicas:
+        draws = any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(weights))
+        if replicas == 1 or mesh.shape["fsdp"] > 1 or rows % replicas or draws:
             return function(weights, batch)
 
         def on_own_rows(weights: Tree, rows: Tree) -> Tree:

@@ -104,6 +104,8 @@ def main(folder: pathlib.Path) -> None:
     np.savez(folder / "start.npz", *jax.tree.leaves(policy))
     for name in TILED:
         encode_tiles(folder, name, MESHES[name])
+    for name in ("one", "8x1x1"):
+        drop(folder, name, MESHES[name])
 
 
 def encode_tiles(folder: pathlib.Path, name: str, sizes: tuple[int, ...]) -> None:
@@ -126,6 +128,25 @@ def encode_tiles(folder: pathlib.Path, name: str, sizes: tuple[int, ...]) -> Non
     (folder / f"tiles_{name}.hlo").write_text(compiled.as_text())
     found = compiled(*jax.device_put((model, tiles), compiled.input_shardings[0]))
     np.savez(folder / f"tiles_{name}.npz", *jax.tree.leaves(jax.device_get(found)))
+
+
+def drop(folder: pathlib.Path, name: str, sizes: tuple[int, ...]) -> None:
+    """Leaves image tokens of eight pictures' tiles, made with dropout before a tower's adapters."""
+    mesh = parallel.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
+    graphdef, plain = tiny.make_model(0)
+    config = lora.LoRAConfig(rank=2, dropout=0.5, targets=r"vision\.layers\.fc1")
+    model = lora.add(nnx.merge(graphdef, plain), config, nnx.Rngs(0))
+    graphdef, adapters, others = nnx.split(model, lora.LoRAParam, ...)
+    adapters = jax.tree.map(lambda x: x + 0.1, adapters)
+    tiles = tiny.make_batch(tiny.make_examples(8), longest_edge=2 * tiny.SIDE).tiles
+
+    def encode(tiles: jax.Array) -> jax.Array:
+        adapted = nnx.merge(graphdef, adapters, others)
+        return lora.with_dropout(adapted, jax.random.key(1)).encode_images(tiles)
+
+    batched = parallel.batch_sharding(mesh)
+    encoded = jax.jit(parallel.on_mesh(mesh, encode), in_shardings=batched)(tiles)
+    np.save(folder / f"dropped_{name}.npy", encoded)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +210,11 @@ def test_the_towers_gradient_is_exchanged_once_whatever_the_number_of_tiles(runs
     for leaf in one.files:
         for other in others:
             np.testing.assert_allclose(other[leaf], one[leaf], rtol=1e-4, atol=1e-4)
+
+
+def test_replicas_drop_what_one_device_drops(runs):
+    one, other = (np.load(runs / f"dropped_{name}.npy") for name in ("one", "8x1x1"))
+    np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4 * np.abs(one).max())
 
 
 def test_fsdp_gathers_weights_and_not_activations(runs):
