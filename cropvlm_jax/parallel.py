@@ -281,7 +281,9 @@ def replicas_apart(
         mesh = jax.sharding.get_abstract_mesh()
         replicas = 1 if mesh.empty or REPLICAS in mesh.manual_axes else mesh.shape[REPLICAS]
         rows = len(jax.tree.leaves(batch)[0])
-        draws = any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(weights))
+        draws = any(
+            jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(weights)
+        )
         if replicas == 1 or mesh.shape["fsdp"] > 1 or rows % replicas or draws:
             return function(weights, batch)
 

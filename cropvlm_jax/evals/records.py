@@ -125,8 +125,12 @@ def open_part(path: Path, process: int) -> Iterator[RecordFile]:
         BlockingIOError: another process has the part open.
     """
     with _locked(part_of(path, process)) as file:
-        known = [*read_records(path), *(record for _, part in parts_of(path) for record in part)]
-        yield RecordFile(path, file, known)
+        yield RecordFile(path, file, known_records(path))
+
+
+def known_records(path: Path) -> list[Record]:
+    """The records in a file and its parts: of all processes, also while they are at work."""
+    return [*read_records(path), *(record for _, part in parts_of(path) for record in part)]
 
 
 def part_of(path: Path, process: int) -> Path:

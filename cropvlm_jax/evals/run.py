@@ -18,6 +18,7 @@ from cropvlm_jax.evals.best_scale import Validation, choose_scale
 from cropvlm_jax.evals.conditions import CONTROLS, Conditions, best_scale_of, sorted_expansions
 from cropvlm_jax.evals.items import check_answers
 from cropvlm_jax.evals.registry import BENCHMARKS
+from cropvlm_jax.evals.shares import by_process
 from cropvlm_jax.evals.statistics import summarise, throughput
 from cropvlm_jax.evals.study import Cropper, Study
 from cropvlm_jax.readers.base import Reader, require_likelihoods
@@ -94,7 +95,7 @@ def evaluate(
     file, records = study.collect(source, total, out, name, protocol)
     results = summarise(protocol, records)
     results["best_scale"] |= {"validation": dict(best.validation)} if best.validation else {}
-    pace = throughput(records, jax.process_count(), jax.device_count())
+    pace = throughput(by_process(records), jax.device_count())
     return results | {"throughput": pace, "records": file}
 
 

@@ -9,7 +9,7 @@ that fails leaves a note beside the records, so that the others end soon and say
 import contextlib
 import glob
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,14 @@ def check_same(name: str) -> None:
             f"this process is to make {name} and others another file: all hosts need the same "
             "command, models, data and versions"
         )
+
+
+def by_process(records: Sequence[Record]) -> list[list[Record]]:
+    """The records of each process's own chunks."""
+    shares: list[list[Record]] = [[] for _ in range(jax.process_count())]
+    for record in records:
+        shares[record["index"] // CHUNK % len(shares)].append(record)
+    return shares
 
 
 def own_chunks(total: int) -> list[range]:

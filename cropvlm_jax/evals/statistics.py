@@ -81,17 +81,15 @@ def summarise(protocol: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
     }
 
 
-def throughput(
-    records: Sequence[Mapping[str, Any]], processes: int, devices: int
-) -> dict[str, Any]:
+def throughput(shares: Sequence[Sequence[Mapping[str, Any]]], devices: int) -> dict[str, Any]:
     """How fast the evaluation was, compilation and the reading of pictures included.
 
-    Tokens are those that decoders read, a picture once for all questions about it, and those of
-    replies; endpoints and OCR engines tell none.
+    Processes ask side by side, so that the slowest share takes the time. Tokens are those that
+    decoders read, a picture once for all questions about it, and those of replies; endpoints and
+    OCR engines tell none.
 
     Args:
-        records: of the evaluation.
-        processes: that asked side by side, each about its share.
+        shares: the records of each process.
         devices: of all of them.
 
     Returns:
@@ -99,22 +97,27 @@ def throughput(
         (None where no model tells its tokens); and the same by stage, such as "propose/sft", in
         `stages`, while a process was in that stage.
     """
-    usable = [record for record in records if "unreadable" not in record]
-    seconds = _totals(usable, "seconds")
-    tokens = _totals([record for record in usable if "tokens" in record], "tokens")
+    usable = [[record for record in share if "unreadable" not in record] for share in shares]
+    items = sum(map(len, usable))
+    seconds = [_totals(share, "seconds") for share in usable]
+    tokens = _totals([r for share in usable for r in share if "tokens" in r], "tokens")
 
     def rates(taken: float, read: float | None) -> dict[str, float | None]:
-        pace = processes / max(taken, 1e-9)
+        taken = max(taken, 1e-9)
         return {
-            "items_per_second": len(usable) * pace,
-            "tokens_per_second": None if read is None else read * pace,
+            "items_per_second": items / taken,
+            "tokens_per_second": None if read is None else read / taken,
         }
 
+    stages = dict.fromkeys(stage for share in seconds for stage in share)
+    slowest = {stage: max(share.get(stage, 0.0) for share in seconds) for stage in stages}
     return {
-        "processes": processes,
+        "processes": len(shares),
         "devices": devices,
-        **rates(sum(seconds.values()), sum(tokens.values()) if tokens else None),
-        "stages": {stage: rates(taken, tokens.get(stage)) for stage, taken in seconds.items()},
+        **rates(
+            max(sum(share.values()) for share in seconds), sum(tokens.values()) if tokens else None
+        ),
+        "stages": {stage: rates(taken, tokens.get(stage)) for stage, taken in slowest.items()},
     }
 
 

@@ -3,12 +3,13 @@
 """Asking targets about items under conditions, into a file of records."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,9 +21,15 @@ from cropvlm_jax.data import faults
 from cropvlm_jax.data.source import Example
 from cropvlm_jax.evals.conditions import CONTROLS, INVALID, Conditions, shown_pictures
 from cropvlm_jax.evals.items import Item, begin_record, read_item, read_parts
-from cropvlm_jax.evals.records import Record, RecordFile, name_records, open_records
+from cropvlm_jax.evals.records import (
+    Record,
+    RecordFile,
+    known_records,
+    name_records,
+    open_records,
+)
 from cropvlm_jax.evals.registry import SCORERS, Benchmark
-from cropvlm_jax.evals.shares import ask_in_shares, check_others, check_same, own_chunks
+from cropvlm_jax.evals.shares import CHUNK, ask_in_shares, check_others, check_same, own_chunks
 from cropvlm_jax.progress import Progress
 from cropvlm_jax.readers.ahead import ahead
 from cropvlm_jax.readers.asking import ask, ask_likelihoods, refused_alone
@@ -128,6 +135,8 @@ class Study:
                 ask(file)
                 file.take_parts()
                 records = file.records(total)
+        with _saying_where(out / name, total):
+            self._check_heard(records)
         unreadable = [
             f"{record['example_id']}: {record['unreadable']}"
             for record in records
@@ -151,14 +160,9 @@ class Study:
         Raises:
             ReaderUnavailable: a target answers nothing.
         """
-        try:
+        with _saying_where(path, total):
             self._ask_again(source, file, total)
             self._ask_on(source, path, file, total)
-        except ReaderUnavailable as error:
-            raise ReaderUnavailable(
-                f"{error}. Of {total} items, {len(file.records(total))} are in {path}: the same "
-                "command goes on from there"
-            ) from error
 
     def _ask_again(self, source: Any, file: RecordFile, total: int) -> None:
         """Asks again what a target did not answer, by a server that may be back."""
@@ -176,7 +180,10 @@ class Study:
             logging.warning("items without an answer stay without: %s", error)
 
     def _ask_on(self, source: Any, path: Path, file: RecordFile, total: int) -> None:
-        """Asks about the items that come next, in chunks that are done as a whole."""
+        """Asks about the items that come next, in chunks that are done as a whole.
+
+        A target that is silent in a whole chunk, and was never heard by any process, ends the work.
+        """
         heard = self._heard(file.records(total))
         pending = [
             chunk for chunk in own_chunks(total) if any(index not in file for index in chunk)
@@ -193,8 +200,8 @@ class Study:
                 heard |= self._heard(new)
                 progress.update(done)
                 check_others(path)
-            self._check_heard(heard, file.records(total))
-        self._check_heard(heard, file.records(total))
+            if len(chunk) == CHUNK and len(heard) < len(self.targets):
+                self._check_heard(known_records(path))
 
     def _heard(self, records: Sequence[Record]) -> set[str]:
         """The targets that have said anything, about any item."""
@@ -207,12 +214,13 @@ class Study:
             )
         }
 
-    def _check_heard(self, heard: set[str], records: Sequence[Record]) -> None:
+    def _check_heard(self, records: Sequence[Record]) -> None:
         """Checks that every target has said something.
 
         Raises:
             ReaderUnavailable: one has not, and 0% would be the score of nothing.
         """
+        heard = self._heard(records)
         readable = [record for record in records if "unreadable" not in record]
         for target in self.targets:
             if readable and target.name not in heard:
@@ -292,6 +300,19 @@ class Study:
             scores = dict.fromkeys(scores)
         scored: dict[str, Any] = {"text": reply.text, "scores": scores}
         return scored | {"failure": reply.failure} if reply.failure else scored
+
+
+@contextlib.contextmanager
+def _saying_where(path: Path, total: int) -> Iterator[None]:
+    """Says of a target that answers nothing where the records are that there are."""
+    try:
+        yield
+    except ReaderUnavailable as error:
+        known = {record["index"] for record in known_records(path)} & set(range(total))
+        raise ReaderUnavailable(
+            f"{error}. Of {total} items, {len(known)} are in {path}: the same command goes on from "
+            "there"
+        ) from error
 
 
 def _propose(name: str, cropper: Cropper, items: Sequence[Item], records: Sequence[Record]) -> None:

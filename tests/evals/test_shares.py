@@ -9,16 +9,22 @@ import socket
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 from tiny_evals import Reader, questions, run, without_seconds
 
+from cropvlm_jax import parallel
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.evals import shares, study
 from cropvlm_jax.evals.best_scale import open_validation
-from cropvlm_jax.evals.records import PART, read_records
+from cropvlm_jax.evals.records import PART, open_records, read_records
 from cropvlm_jax.evals.run import evaluate
 from cropvlm_jax.evals.shares import CHUNK
+from cropvlm_jax.evals.statistics import throughput
 from cropvlm_jax.json_lines import encode
+from cropvlm_jax.readers.base import Reply
 from cropvlm_jax.readers.vlm import VLMReader
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -128,6 +134,55 @@ def test_a_host_that_fails_is_told_in_one_line_and_its_items_are_asked_later(tmp
     _, unbroken = run(tmp_path / "unbroken", source, limit=130)
     assert [without_seconds(row) for row in records] == [without_seconds(row) for row in unbroken]
     assert not list(tmp_path.glob(f"*{PART}*"))
+
+
+class SilentOnOne(Reader):
+    """Says nothing about one picture."""
+
+    def __init__(self, picture):
+        super().__init__()
+        self.picture = picture
+
+    def answer(self, images, questions):
+        replies = super().answer(images, questions)
+        silent = [np.array_equal(pictures[0], self.picture) for pictures in images]
+        return [Reply("") if s else reply for s, reply in zip(silent, replies, strict=True)]
+
+
+def test_a_share_of_one_item_that_gets_no_answer_ends_nothing(tmp_path, monkeypatch):
+    """The last item is all that process 1 of 2 has, and process 0 has recorded nothing yet."""
+    for module in (shares, study):
+        monkeypatch.setattr(module, "CHUNK", 2)
+    source = ZoomDigits("test", 3)
+    reader = SilentOnOne(source[2]["image"])
+    expected, records = run(tmp_path / "alone", source, readers=[reader])
+    assert not any(reply["text"] for reply in records[-1]["replies"]["reader"].values())
+
+    path = tmp_path / expected["records"]
+    with open_records(path, expected["protocol"]):
+        pass
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parallel, "gather", lambda rows: rows)  # waits for nobody
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(ValueError, match="there is no result"):  # process 0 gathers them
+        run(tmp_path, source, readers=[reader])
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    results, found = run(tmp_path, source, readers=[reader])
+    assert [without_seconds(row) for row in found] == [without_seconds(row) for row in records]
+    assert without_seconds(results) == without_seconds(expected)
+
+
+def test_the_slowest_share_takes_the_time():
+    """Process 0 has 32 items, of 2 s each, process 1 has 8, one of them without a picture."""
+    record = {"seconds": {"read": 0.5, "answer/m": 1.5}, "tokens": {"answer/m": 10}}
+    pace = throughput([[record] * 32, [record] * 7 + [{"unreadable": "gone"}]], devices=2)
+    assert (pace["processes"], pace["devices"]) == (2, 2)
+    assert pace["items_per_second"] == 39 / 64 and pace["tokens_per_second"] == 390 / 64
+    assert pace["stages"]["answer/m"] == {
+        "items_per_second": 39 / 48,
+        "tokens_per_second": 390 / 48,
+    }
+    assert pace["stages"]["read"] == {"items_per_second": 39 / 16, "tokens_per_second": None}
 
 
 @pytest.mark.parametrize("limit", [40, 100])
