@@ -30,6 +30,7 @@ from PIL import Image
 from cropvlm_jax import apps, json_lines, parallel
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.apps import processes, target_processor
+from cropvlm_jax.data import sources
 from cropvlm_jax.evals import best_scale
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.registry import BENCHMARKS, SCORERS
@@ -46,7 +47,7 @@ BENCHMARK = flags.DEFINE_enum(
     "The questions to answer, and how answers are scored.",
 )
 FOLDER = flags.DEFINE_string(
-    "folder", None, "Where the benchmark's data lies; zoom_digits needs none."
+    "folder", None, "Where the benchmark's data lies; drawn sets (zoom_digits) need none."
 )
 SPLIT = flags.DEFINE_string(
     "split",
@@ -101,10 +102,10 @@ OUT = flags.DEFINE_string(
 LIMIT = flags.DEFINE_integer(
     "limit",
     None,
-    "Take only the first items. Default: all; of zoom_digits 1,000.",
+    "Take only the first items. Default: all; of drawn sets 1,000.",
     lower_bound=1,
 )
-SEED = flags.DEFINE_integer("seed", 0, "Seed of zoom_digits' scenes and of the random crops.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of drawn scenes and of the random crops.")
 PROCESSOR = target_processor.define()
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Precision in which VLMs of this package compute."
@@ -332,7 +333,7 @@ def run_evaluation(
         {name: CropVLM.from_pretrained(model, **options) for name, model in models.items()},
         out,
         expansions=expansions,
-        limit=LIMIT.value or (SCENES if BENCHMARK.value == "zoom_digits" else None),
+        limit=LIMIT.value or (SCENES if BENCHMARK.value in sources.DRAWN else None),
         seed=SEED.value,
         split=SPLIT.value,
         metric=METRIC.value,

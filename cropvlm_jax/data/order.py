@@ -23,11 +23,10 @@ from absl import logging
 from cropvlm_jax.data import batching, seed_boxes
 from cropvlm_jax.data.buckets import Bucket
 from cropvlm_jax.data.source import Examples
-from cropvlm_jax.data.sources import open_source
-from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.data.sources import DRAWN, open_drawn, open_source
 from cropvlm_jax.pixels.canvas import Canvas, empty
 
-SCENES = 1_000_000  # of zoom_digits, each drawn when it is asked for
+SCENES = 1_000_000  # of a drawn set, each drawn when it is asked for
 ATTEMPTS = 20  # examples tried for one place in a batch before the data is called broken
 AHEAD = 2  # batches that threads prepare while the one before them is used
 
@@ -99,8 +98,8 @@ def open_mixture(sources: Mapping[str, Any], seed: int) -> Mixture:
 
     Args:
         sources: Settings by name, as training configures them. The data set is `kind`, or the name
-            itself: one of `sources.NAMES`, or "zoom_digits", which has no folder.
-        seed: Seed of the scenes of "zoom_digits".
+            itself: one of `sources.NAMES`, or of `sources.DRAWN`, which have no folder.
+        seed: Seed of the scenes of drawn sets.
 
     Raises:
         ValueError: A setting is wrong, or no source is named.
@@ -108,8 +107,8 @@ def open_mixture(sources: Mapping[str, Any], seed: int) -> Mixture:
     opened: list[Examples] = []
     for name, settings in sources.items():
         kind = settings.kind or name
-        if kind == "zoom_digits":
-            opened.append(ZoomDigits(settings.split, SCENES, seed))
+        if kind in DRAWN:
+            opened.append(open_drawn(kind, settings.split, SCENES, seed))
             continue
         if settings.prepared:
             from cropvlm_jax.data import builders  # takes packages that the others do not

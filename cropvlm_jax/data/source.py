@@ -31,6 +31,9 @@ class Example(_Required, total=False):
         question: The question as the data set words it.
         answers: The gold answers of all annotators; empty in splits that hide them.
         box: Percent box of the evidence, where the data set knows it.
+        boxes: Percent boxes of all places to look at, in the lexicographic order of (x1, y1, x2,
+            y2), where the data set knows them; none where the whole picture is enough.
+        around: Percent box of the place in which `box` is found by a second look.
         options: The choices of a multiple-choice question.
         label: The letter of the right option.
         category: The data set's own grouping, for reports.
@@ -38,6 +41,8 @@ class Example(_Required, total=False):
     """
 
     box: Box
+    boxes: list[Box]
+    around: Box
     options: list[str]
     label: str
     category: str

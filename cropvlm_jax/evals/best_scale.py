@@ -68,7 +68,7 @@ def open_validation(
         name: of the benchmark.
         reported: the items that are reported, which must not be among these.
         folder: where the data are.
-        seed: of the scenes of zoom_digits.
+        seed: of the scenes of drawn sets.
         split: the part of the data set; None takes the benchmark's own, and where that is not there
             or holds items that are reported, the control is left out.
         limit: most items; 0 leaves the control out.

@@ -12,7 +12,6 @@ from absl import logging
 from cropvlm_jax import scoring
 from cropvlm_jax.data import sources
 from cropvlm_jax.data.source import Example
-from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.readers.base import Reader
 
 
@@ -78,7 +77,7 @@ class Benchmark:
     """A data set and how it is asked and scored.
 
     Attributes:
-        source: one of `sources.NAMES`, or "zoom_digits".
+        source: one of `sources.NAMES` or `sources.DRAWN`.
         split: the part of it whose results are reported.
         metrics: names in `SCORERS`, the one to report first.
         validation: the part of it on which `sft_best_scale` is chosen, which is never `split`;
@@ -101,8 +100,8 @@ class Benchmark:
         """Opens the data set.
 
         Args:
-            folder: where it is; zoom_digits needs none.
-            seed: of the scenes of zoom_digits.
+            folder: where it is; drawn sets need none.
+            seed: of the scenes of drawn sets.
             split: the part to open; None takes the one whose results are reported.
 
         Raises:
@@ -110,8 +109,8 @@ class Benchmark:
             ValueError: no folder is given, or `sources.open_source` refuses it.
         """
         split = self.split if split is None else split
-        if self.source == "zoom_digits":
-            return ZoomDigits(split, 10**6, seed)
+        if self.source in sources.DRAWN:
+            return sources.open_drawn(self.source, split, 10**6, seed)
         if folder is None:
             raise ValueError(f"{self.source} is read from a local folder: tell which")
         return sources.open_source(self.source, folder, split)
@@ -160,13 +159,17 @@ class Benchmark:
         return self.prompt.format(question=example["question"], options=options)
 
 
+_DIGITS = ("exact", "contains")
 _VQA = ("vqa_evalai", "vqa_vicrop", "vqa_official")
 _HR_PROMPT = "{question}\n{options}\nAnswer the option letter directly."
 _VSTAR_PROMPT = (
     "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
 )
 BENCHMARKS = {
-    "zoom_digits": Benchmark("zoom_digits", "test", ("exact", "contains"), "validation"),
+    "zoom_digits": Benchmark("zoom_digits", "test", _DIGITS, "validation"),
+    "zoom_digits_mixed": Benchmark("zoom_digits_mixed", "test", _DIGITS, "validation"),
+    "zoom_digits_pairs": Benchmark("zoom_digits_pairs", "test", _DIGITS, "validation"),
+    "zoom_digits_deep": Benchmark("zoom_digits_deep", "test", _DIGITS, "validation"),
     "textvqa": Benchmark("textvqa", "val", _VQA, "train"),
     "docvqa": Benchmark("docvqa", "val", ("anls",), "train"),
     "infographicvqa": Benchmark("infographicvqa", "val", ("anls",), "train"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cropvlm_jax.data.sources import zoom_digits
+from cropvlm_jax.data.sources import digit_drawing, zoom_digits
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 
 
@@ -83,11 +83,11 @@ def test_scenes_are_pure_functions_of_seed_split_and_index():
 
 
 def test_splits_are_disjoint_and_stratified():
-    indices = {split: zoom_digits.digit_indices(split) for split in zoom_digits.SPLITS}
+    indices = {split: digit_drawing.digit_indices(split) for split in zoom_digits.SPLITS}
     together = np.concatenate(list(indices.values()))
     assert sorted(together) == list(range(1797))
     for split, share in zip(zoom_digits.SPLITS, (0.60, 0.15, 0.25), strict=True):
-        labels = zoom_digits._split_digits(split)[1]
+        labels = digit_drawing.split_digits(split)[1]
         assert abs(len(labels) / 1797 - share) < 0.01
         counts = np.bincount(labels, minlength=10)
         assert counts.min() > 0.9 * share * 1797 / 10

@@ -4,8 +4,9 @@
 
 import importlib
 import os
+from typing import Any
 
-from cropvlm_jax.data.source import Source
+from cropvlm_jax.data.source import Examples, Source
 
 # Modules are imported on use: some need packages that others do not.
 _OPENERS = {
@@ -22,8 +23,15 @@ _OPENERS = {
     "pages": ("pages", "open"),
 }
 NAMES = tuple(_OPENERS)
-# Sets whose pictures are drawn when they are asked for, without a folder; and their splits.
-DRAWN = {"zoom_digits": ("train", "validation", "test")}
+# Sets whose pictures are drawn when they are asked for, without a folder.
+_DRAWERS = {
+    "zoom_digits": ("zoom_digits", "ZoomDigits"),
+    "zoom_digits_mixed": ("zoom_digits_looks", "MixedScenes"),
+    "zoom_digits_pairs": ("zoom_digits_looks", "PairScenes"),
+    "zoom_digits_deep": ("zoom_digits_looks", "DeepScenes"),
+}
+# Their splits.
+DRAWN = dict.fromkeys(_DRAWERS, ("train", "validation", "test"))
 
 # Questions of splits as their publishers count them, for plans made before the data are there.
 PUBLISHED = {
@@ -53,7 +61,26 @@ def open_source(name: str, folder: str | os.PathLike, split: str) -> Source:
         if split != "test":
             raise ValueError(f"HR-Bench has one split, 'test', not {split!r}")
         split = name.removeprefix("hrbench_")
-    module, function = _OPENERS[name]
-    return getattr(importlib.import_module(f"cropvlm_jax.data.sources.{module}"), function)(
-        folder, split
-    )
+    return _found(*_OPENERS[name])(folder, split)
+
+
+def open_drawn(name: str, split: str, num_scenes: int, seed: int = 0) -> Examples:
+    """Opens a set whose pictures are drawn when they are asked for.
+
+    Args:
+        name: one of `DRAWN`.
+        split: one of its splits.
+        num_scenes: how many scenes there are to be.
+        seed: of the scenes.
+
+    Raises:
+        ValueError: name or split is unknown, or there are to be no scenes.
+    """
+    if name not in _DRAWERS:
+        raise ValueError(f"unknown drawn data set {name!r}: use one of {', '.join(_DRAWERS)}")
+    return _found(*_DRAWERS[name])(split, num_scenes, seed)
+
+
+def _found(module: str, name: str) -> Any:
+    """What a module of this folder calls `name`."""
+    return getattr(importlib.import_module(f"cropvlm_jax.data.sources.{module}"), name)

@@ -8,30 +8,27 @@ whole at a model's input size the frame's colour survives and the digit does not
 original pixels both do. Nothing is stored or downloaded: a scene is computed from its index.
 """
 
-import functools
 import math
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from cropvlm_jax.data.source import Box
-
-SPLITS = ("train", "validation", "test")
-_SPLIT_ENDS = (0.60, 0.75, 1.0)
-
-COLORS = {
-    "red": (215, 22, 30),
-    "green": (25, 150, 45),
-    "blue": (30, 65, 215),
-    "yellow": (225, 205, 15),
-    "purple": (120, 35, 165),
-    "orange": (228, 118, 10),
-    "pink": (228, 105, 175),
-    "cyan": (15, 195, 210),
-}
+from cropvlm_jax.data.sources.digit_drawing import (
+    COLORS,
+    GAP,
+    MAX_SIDE,
+    SPLITS,
+    add_grain,
+    background,
+    framed,
+    percent_box,
+    place,
+    put,
+    resized,
+    split_digits,
+)
 
 QUESTIONS = (
     "What digit is in the {color} frame?",
@@ -45,9 +42,6 @@ QUESTIONS = (
 )
 
 _MIN_SIZE = 512
-_MAX_SIDE = 46  # of a frame, in pixels
-_GAP = 4  # pixels of canvas kept around each frame
-_GRAIN = 15  # the canvas is drawn in [0, 255 - _GRAIN] so that grain can be added without clipping
 
 
 class ZoomDigits:
@@ -84,10 +78,10 @@ class ZoomDigits:
             )
         if min(size) < _MIN_SIZE:
             raise ValueError(f"size (height, width) must be at least {_MIN_SIZE} px, got {size}.")
-        side = math.ceil(_MAX_SIDE * enlarge[1])
+        side = math.ceil(MAX_SIDE * enlarge[1])
         # Each frame keeps another's corner out of a square twice as wide.
-        kept_out = (digits[1] - 1) * (2 * (side + _GAP)) ** 2
-        room = max(min(size) - side - 2 * _GAP, 0) ** 2
+        kept_out = (digits[1] - 1) * (2 * (side + GAP)) ** 2
+        room = max(min(size) - side - 2 * GAP, 0) ** 2
         if not 1 <= enlarge[0] <= enlarge[1] or kept_out >= room:
             raise ValueError(
                 f"enlarge must be (least, most), from 1 to what leaves room for {digits[1]} "
@@ -146,130 +140,28 @@ class ZoomDigits:
         if not 0 <= index < self.num_scenes:
             raise IndexError(f"Scene {index} is outside of 0..{self.num_scenes - 1} of {self!r}.")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        images, labels = _split_digits(self.split)
+        images, labels = split_digits(self.split)
         height, width = self.size
 
         count = int(rng.integers(self.digits[0], self.digits[1] + 1))
         colors = rng.permutation(list(COLORS))[:count]
         chosen = rng.integers(len(images), size=count)
-        canvas = _background(rng, height, width)
+        canvas = background(rng, height, width)
         corners: list[tuple[int, int, int]] = []  # (left, top, side) of each frame
         for color, digit in zip(colors, chosen, strict=True):
-            picture = _framed(rng, images[digit], COLORS[color])
+            picture = framed(rng, images[digit], COLORS[color])
             if self.enlarge[1] > 1:
                 least, most = self.enlarge
-                side = round(len(picture) * rng.uniform(least, most))
-                larger = Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR)
-                picture = np.asarray(larger)
+                picture = resized(picture, round(len(picture) * rng.uniform(least, most)))
             side = len(picture)
-            left, top = _place(rng, side, corners, height, width)
-            canvas[top : top + side, left : left + side] = picture
+            left, top = place(rng, side, corners, height, width)
+            put(canvas, picture, left, top)
             corners.append((left, top, side))
-        # The grain goes over everything, so that frames look like part of the picture.
-        grain = np.frombuffer(rng.bytes(64 * width * 3), np.uint8).reshape(64, width, 3) & _GRAIN
-        for top in range(0, height, 64):
-            canvas[top : top + 64] += grain[: height - top]
+        add_grain(rng, canvas)
 
         questions = []
-        for color, digit, (left, top, side) in zip(colors, chosen, corners, strict=True):
-            box = (
-                math.floor(100 * left / width),
-                math.floor(100 * top / height),
-                math.ceil(100 * (left + side) / width),
-                math.ceil(100 * (top + side) / height),
-            )
+        for color, digit, corner in zip(colors, chosen, corners, strict=True):
+            box = percent_box(corner, self.size)
             question = QUESTIONS[rng.integers(len(QUESTIONS))].format(color=color)
             questions.append((question, str(labels[digit]), box))
         return canvas, questions
-
-
-def digit_indices(split: str) -> np.ndarray:
-    """Indices into `load_digits` of the digit images of a split, stratified by class, `[N]`."""
-    labels = _load_digits()[1]
-    order = np.random.default_rng(0).permutation(len(labels))
-    ends = (0.0, *_SPLIT_ENDS)
-    first, last = ends[SPLITS.index(split)], ends[SPLITS.index(split) + 1]
-    by_class = [order[labels[order] == label] for label in range(10)]
-    return np.concatenate([c[round(first * len(c)) : round(last * len(c))] for c in by_class])
-
-
-@functools.cache
-def _load_digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits  # importing it takes a second: only when needed
-
-    dataset = load_digits()
-    return dataset.images, dataset.target
-
-
-@functools.cache
-def _split_digits(split: str) -> tuple[list[Image.Image], np.ndarray]:
-    """The ink of each digit image of a split as 8x8 grey-level pictures, and their labels `[N]`."""
-    images, labels = _load_digits()
-    indices = digit_indices(split)
-    inks = np.round(images[indices] * (255 / 16)).astype(np.uint8)
-    return [Image.fromarray(ink) for ink in inks], labels[indices]
-
-
-def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A greyish canvas of two scales of smooth noise with a few faint marks, `[H, W, 3]`."""
-    tone = rng.uniform(95, 165) * rng.uniform([1.0, 0.94, 0.84], [1.04, 1.0, 1.0])
-    noise = rng.normal(0, 16, (6, 6, 1)) + rng.normal(0, 2.5, (6, 6, 3))
-    coarse = Image.fromarray(np.clip(tone + noise, 40, 215).astype(np.uint8))
-    fine = np.asarray(coarse.resize((40, 40), Image.Resampling.BICUBIC), np.float32)
-    fine = np.clip(fine + rng.normal(0, 9, (40, 40, 1)), 30, 225).astype(np.uint8)
-    # Smooth noise at half resolution is as good under the grain, and costs a third.
-    half = Image.fromarray(fine).resize((width // 2, height // 2), Image.Resampling.BILINEAR)
-    picture = half.resize((width, height), Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(picture)
-    for mark in rng.integers(4, size=rng.integers(8, 15)):
-        x, y = int(rng.integers(-20, width)), int(rng.integers(-20, height))
-        w, h = (int(v) for v in rng.integers(14, 110, 2))
-        shade = tuple(int(v) for v in rng.integers(60, 205) + rng.integers(-7, 8, 3))
-        box = (x, y, x + w, y + h)
-        _MARKS[mark](draw, box, shade)
-    return np.asarray(picture).copy()
-
-
-_MARKS: tuple[Callable[[ImageDraw.ImageDraw, tuple, tuple], None], ...] = (
-    lambda draw, box, shade: draw.line(box, fill=shade, width=3),
-    lambda draw, box, shade: draw.ellipse(box, outline=shade, width=3),
-    lambda draw, box, shade: draw.rectangle(box, outline=shade, width=4),
-    lambda draw, box, shade: draw.arc(box, 20, 230, fill=shade, width=4),
-)
-
-
-def _framed(rng: np.random.Generator, ink: Image.Image, color: tuple[int, int, int]) -> np.ndarray:
-    """A dark digit on a light plate in a coloured ring, `[S, S, 3]` with S in 38..46."""
-    size, ring = int(rng.integers(20, 27)), int(rng.integers(5, 8))
-    side = int(rng.integers(max(38, size + 2 * ring + 4), _MAX_SIDE + 1))
-    limit = 255 - _GRAIN
-    picture = np.empty((side, side, 3), np.uint8)
-    picture[:] = np.clip(np.add(color, rng.integers(-12, 13, 3)), 0, limit)
-    plate = rng.integers(215, limit, endpoint=True) - rng.integers(0, 8, 3)
-    picture[ring:-ring, ring:-ring] = plate
-    strokes = ink.resize((size, size), Image.Resampling.BICUBIC)
-    # Steeper edges than the smooth enlargement's: pen strokes, not fog.
-    alpha = np.clip(np.asarray(strokes, np.float32)[..., None] / 180 - 0.15, 0, 1)
-    start = (side - size) // 2
-    area = picture[start : start + size, start : start + size]
-    area[:] = area + alpha * (rng.integers(15, 55, 3) - plate)
-    return picture
-
-
-def _place(
-    rng: np.random.Generator,
-    side: int,
-    others: list[tuple[int, int, int]],
-    height: int,
-    width: int,
-) -> tuple[int, int]:
-    """A random left and top for a square clear of the others (there is always ample room)."""
-    while True:
-        left = int(rng.integers(_GAP, width - side - _GAP))
-        top = int(rng.integers(_GAP, height - side - _GAP))
-        if all(
-            left > x + s + _GAP or x > left + side + _GAP or
-            top > y + s + _GAP or y > top + side + _GAP
-            for x, y, s in others
-        ):  # fmt: skip
-            return left, top
