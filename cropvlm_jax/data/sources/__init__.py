@@ -61,7 +61,8 @@ def open_source(name: str, folder: str | os.PathLike, split: str) -> Source:
         if split != "test":
             raise ValueError(f"HR-Bench has one split, 'test', not {split!r}")
         split = name.removeprefix("hrbench_")
-    return _found(*_OPENERS[name])(folder, split)
+    module, function = _OPENERS[name]
+    return _found(module, function)(folder, split)
 
 
 def open_drawn(name: str, split: str, num_scenes: int, seed: int = 0) -> Examples:
@@ -78,7 +79,8 @@ def open_drawn(name: str, split: str, num_scenes: int, seed: int = 0) -> Example
     """
     if name not in _DRAWERS:
         raise ValueError(f"unknown drawn data set {name!r}: use one of {', '.join(_DRAWERS)}")
-    return _found(*_DRAWERS[name])(split, num_scenes, seed)
+    module, drawer = _DRAWERS[name]
+    return _found(module, drawer)(split, num_scenes, seed)
 
 
 def _found(module: str, name: str) -> Any:

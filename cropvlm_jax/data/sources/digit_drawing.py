@@ -96,8 +96,9 @@ def split_digits(split: str) -> tuple[list[Image.Image], np.ndarray]:
     return [Image.fromarray(ink) for ink in inks], labels[indices]
 
 
-def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """A greyish canvas of two scales of smooth noise with a few faint marks, `[H, W, 3]`."""
+    height, width = size
     tone = rng.uniform(95, 165) * rng.uniform([1.0, 0.94, 0.84], [1.04, 1.0, 1.0])
     noise = rng.normal(0, 16, (6, 6, 1)) + rng.normal(0, 2.5, (6, 6, 3))
     coarse = Image.fromarray(np.clip(tone + noise, 40, 215).astype(np.uint8))
@@ -146,8 +147,7 @@ def place(
     rng: np.random.Generator,
     side: int,
     others: Sequence[tuple[int, int, int]],
-    height: int,
-    width: int,
+    size: tuple[int, int],
     gap: int = GAP,
 ) -> tuple[int, int]:
     """A random left and top for a square that keeps clear of the others and of the edges.
@@ -156,10 +156,10 @@ def place(
         rng: What is drawn from.
         side: Of the square, in pixels.
         others: (left, top, side) of squares that are there. They must leave room.
-        height: Of the canvas.
-        width: Of the canvas.
+        size: Height and width of the canvas.
         gap: Pixels kept clear around each square.
     """
+    height, width = size
     while True:
         left = int(rng.integers(gap, width - side - gap))
         top = int(rng.integers(gap, height - side - gap))

@@ -141,12 +141,11 @@ class ZoomDigits:
             raise IndexError(f"Scene {index} is outside of 0..{self.num_scenes - 1} of {self!r}.")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         images, labels = split_digits(self.split)
-        height, width = self.size
 
         count = int(rng.integers(self.digits[0], self.digits[1] + 1))
         colors = rng.permutation(list(COLORS))[:count]
         chosen = rng.integers(len(images), size=count)
-        canvas = background(rng, height, width)
+        canvas = background(rng, self.size)
         corners: list[tuple[int, int, int]] = []  # (left, top, side) of each frame
         for color, digit in zip(colors, chosen, strict=True):
             picture = framed(rng, images[digit], COLORS[color])
@@ -154,7 +153,7 @@ class ZoomDigits:
                 least, most = self.enlarge
                 picture = resized(picture, round(len(picture) * rng.uniform(least, most)))
             side = len(picture)
-            left, top = place(rng, side, corners, height, width)
+            left, top = place(rng, side, corners, self.size)
             put(canvas, picture, left, top)
             corners.append((left, top, side))
         add_grain(rng, canvas)

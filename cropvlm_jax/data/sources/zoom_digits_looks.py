@@ -171,7 +171,7 @@ class MixedScenes(LookScenes):
 
     def _draw(self, rng: np.random.Generator) -> Scene:
         images, labels = split_digits(self.split)
-        canvas = background(rng, *self.size)
+        canvas = background(rng, self.size)
         colors = rng.permutation(list(COLORS))[:4]
         chosen = rng.integers(len(images), size=4)
         corners: list[Corner] = []
@@ -179,7 +179,7 @@ class MixedScenes(LookScenes):
             picture = framed(rng, images[digit], COLORS[color])
             if large:
                 picture = resized(picture, round(len(picture) * rng.uniform(5.5, 6.5)))
-            left, top = place(rng, len(picture), corners, *self.size)
+            left, top = place(rng, len(picture), corners, self.size)
             put(canvas, picture, left, top)
             corners.append((left, top, len(picture)))
         add_grain(rng, canvas)
@@ -206,7 +206,7 @@ class PairScenes(LookScenes):
 
     def _draw(self, rng: np.random.Generator) -> Scene:
         images, labels = split_digits(self.split)
-        canvas = background(rng, *self.size)
+        canvas = background(rng, self.size)
         colors = rng.permutation(list(COLORS))[:4]
         chosen = rng.integers(len(images), size=4)
         while labels[chosen[1]] == labels[chosen[0]]:
@@ -232,12 +232,14 @@ class PairScenes(LookScenes):
         while True:
             corners: list[Corner] = []
             for side in sides[:2]:
-                corners.append((*place(rng, side, corners, *self.size), side))
+                left, top = place(rng, side, corners, self.size)
+                corners.append((left, top, side))
             (left, top, _), (other_left, other_top, _) = corners
             if min(abs(left - other_left), abs(top - other_top)) >= self.far:
                 break
         for side in sides[2:]:
-            corners.append((*place(rng, side, corners, *self.size), side))
+            left, top = place(rng, side, corners, self.size)
+            corners.append((left, top, side))
         return corners
 
     @staticmethod
@@ -274,13 +276,13 @@ class DeepScenes(LookScenes):
     frames = 3  # of a neighbourhood
 
     def _draw(self, rng: np.random.Generator) -> Scene:
-        canvas = background(rng, *self.size)
+        canvas = background(rng, self.size)
         colors = rng.permutation(list(COLORS))[:4]
         corners: list[Corner] = []
         found = []
         for color in colors:
             picture, frame, label = self._neighbourhood(rng, color)
-            left, top = place(rng, len(picture), corners, *self.size)
+            left, top = place(rng, len(picture), corners, self.size)
             put(canvas, picture, left, top)
             corners.append((left, top, len(picture)))
             found.append(((left + frame[0], top + frame[1], frame[2]), label))
@@ -308,7 +310,7 @@ class DeepScenes(LookScenes):
         for shade, digit in zip((color, *others), chosen, strict=False):
             frame = framed(rng, images[digit], COLORS[shade])
             frame = resized(frame, int(rng.integers(15, 18)))
-            left, top = place(rng, len(frame), corners, len(inside), len(inside), gap=2)
+            left, top = place(rng, len(frame), corners, (len(inside),) * 2, gap=2)
             put(inside, frame, left, top)
             corners.append((left, top, len(frame)))
         left, top, small = corners[0]
