@@ -207,7 +207,7 @@ class PairScenes(LookScenes):
     def _draw(self, rng: np.random.Generator) -> Scene:
         images, labels = split_digits(self.split)
         canvas = background(rng, self.size)
-        colors = rng.permutation(list(COLORS))[:4]
+        colors = rng.permutation(list(COLORS))[:4].tolist()
         chosen = rng.integers(len(images), size=4)
         while labels[chosen[1]] == labels[chosen[0]]:
             chosen[1] = rng.integers(len(images))
