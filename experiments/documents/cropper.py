@@ -44,7 +44,7 @@ def get_config(variant: str = "grpo_likelihood") -> ml_collections.ConfigDict:
     if variant == "sft":
         config.stage = "sft"
         config.cropper = "runs/documents/start/cropper"
-        config.steps = 200
+        config.steps = 1000
         config.learning_rate = 5e-4
         return config
     config.cropper = "runs/documents/sft_0/cropper"

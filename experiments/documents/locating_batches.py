@@ -112,6 +112,7 @@ class Locating:
         patch: of the tower, pixels.
         batch_size: B.
         prompt_tokens: of the longest prompt.
+        reply_tokens: of the longest box.
         steps: of the phase.
         seed: of the choice of documents and of their changes.
     """
@@ -124,10 +125,9 @@ class Locating:
     patch: int
     batch_size: int
     prompt_tokens: int
+    reply_tokens: int
     steps: int
     seed: int
-
-    REPLY_TOKENS = 18
 
     def __call__(self, step: int) -> LocatingBatch:
         """The batch of a step."""
@@ -184,7 +184,7 @@ class Locating:
             self.conversations.crop(answer.question, (0, 0), text),
             images=None,
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.REPLY_TOKENS,
+            completion_tokens=self.reply_tokens,
         )
 
     def _places(self, kinds: list[int], boxes: np.ndarray) -> np.ndarray:

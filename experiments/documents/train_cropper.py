@@ -34,6 +34,7 @@ from locating_batches import (
 from pretraining import Phase, begin, make_tokenizer, save
 
 from cropvlm_jax import apps
+from cropvlm_jax.geometry.grammar import Grammar
 from cropvlm_jax.models.config import LlamaConfig
 from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import IMAGE, SmolVLMConversations
@@ -139,6 +140,7 @@ def main(argv: list[str]) -> None:
             patch=PATCH,
             batch_size=BATCH,
             prompt_tokens=longest,
+            reply_tokens=Grammar.from_tokenizer(tokenizer).max_length,
             steps=steps,
             seed=3 * seed + number,
         )

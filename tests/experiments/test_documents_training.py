@@ -16,6 +16,8 @@ import pytest
 import reading_batches
 import real_crops
 
+from cropvlm_jax.geometry.grammar import Grammar
+from cropvlm_jax.models.smolvlm.conversations import SmolVLMConversations
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.scoring.in_graph import Metric
 from cropvlm_jax.training.config import load_config
@@ -128,3 +130,25 @@ def test_a_pretraining_that_stopped_goes_on_as_if_it_had_not(tmp_path):
 def test_the_accuracy_of_a_reward_in_the_step_is_one_of_those_in_the_graph(variant):
     config = load_config(cropper.get_config(variant))
     assert is_black_box(config.target or "") or config.grpo.accuracy in get_args(Metric)
+
+
+def test_the_longest_box_has_room_in_the_start_croppers_batches():
+    question = "What is the total amount?"
+    tokenizer = pretraining.make_tokenizer([question])
+    longest = Grammar.from_tokenizer(tokenizer).max_length
+    locating = locating_batches.Locating(
+        conversations=SmolVLMConversations(tokenizer, 9),
+        questions={"receipts": {"total": question}},
+        folder="",
+        chunks=slice(None),
+        side=64,
+        patch=16,
+        batch_size=1,
+        prompt_tokens=64,
+        reply_tokens=longest,
+        steps=1,
+        seed=0,
+    )
+    answer = locating_batches.Answer(question, np.array([0.1, 0.1, 1.0, 1.0]))
+    row = locating._conversation(answer)
+    assert row.completion_valid.sum() == longest
