@@ -1,19 +1,19 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What rewards and answers need of a vision-language model, whatever its architecture.
+"""What the modules of all architectures are to rewards, answers and trainings.
 
 Shape letters: B prompts, G continuations of each, N pictures of a prompt, I tokens of a picture,
 T text tokens, S key slots, D text width.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from cropvlm_jax.models.llama import KVCache
+from cropvlm_jax.models.llama import KVCache, Llama
 from cropvlm_jax.pixels.plans import PlannedCrops, PlannedTiles
 
 RESAMPLING = "resampling"  # the scope of what cuts crops and tiles
@@ -23,30 +23,20 @@ RESAMPLING = "resampling"  # the scope of what cuts crops and tiles
 ImageTokens = Any
 
 
-@runtime_checkable
-class Decoder(Protocol):
-    """The text half of a `VLM`."""
-
-    def logits(
-        self, hidden: Float[Array, "*N D"], tokens: Int[Array, " A"] | None = None
-    ) -> Float[Array, "*N V"]:
-        """fp32 logits of hidden states; of the A token ids that are wanted, or of all V."""
-
-
-@runtime_checkable
-class VLM(Protocol):
+class VLM(nnx.Module):
     """A model that answers a question about a picture and a crop of it.
+
+    An architecture's own class has `config` and `text`, and defines `encode_images`, `cut` and,
+    where its `Architecture.plan` says what to cut of whole pictures, `cut_tiles`.
 
     Attributes:
         config: its shape: `text`, which `KVCache.empty` understands, `image_seq_len` (I),
             `image_token_id`, and `heads` of each tower, as `parallel.state_shardings` wants them.
+        text: its decoder.
     """
 
     config: Any
-
-    @property
-    def text(self) -> Decoder:
-        """Its decoder."""
+    text: Llama
 
     def encode_images(self, images: Any) -> ImageTokens:
         """Image tokens of pictures that the host has prepared.
@@ -57,24 +47,7 @@ class VLM(Protocol):
         Returns:
             `[B, N, I, ...]`.
         """
-
-    def encode_crops(
-        self,
-        canvas: UInt8[Array, "B Hc Wc 3"],
-        size: Int[Array, "B 2"],
-        boxes: Int[Array, "B G 4"],
-    ) -> ImageTokens:
-        """Image tokens of crops, as `encode_images` makes them of the same pixels.
-
-        Args:
-            canvas: uint8 `[B, Hc, Wc, 3]`, original pixels padded at the bottom and right.
-            size: int `[B, 2]`, height and width inside the canvas.
-            boxes: int `[B, G, 4]` percent, maybe traced.
-
-        Returns:
-            `[B, G, I, ...]`. I does not depend on the boxes: where a crop has fewer tokens, the
-            others are not real, and `read` leaves them out.
-        """
+        raise NotImplementedError
 
     def cut(
         self,
@@ -92,6 +65,7 @@ class VLM(Protocol):
         Returns:
             Leaves `[B, G, ...]`.
         """
+        raise NotImplementedError
 
     def cut_tiles(
         self,
@@ -102,8 +76,6 @@ class VLM(Protocol):
     ) -> Any:
         """Whole pictures as `encode_images` takes them, by the same arithmetic as the host's `see`.
 
-        Only of an architecture whose `plan` says what to cut.
-
         Args:
             canvas: uint8 `[B, Hc, Wc, 3]`, original pixels padded at the bottom and right.
             size: int `[B, 2]`, height and width inside the canvas.
@@ -113,6 +85,28 @@ class VLM(Protocol):
         Returns:
             Leaves `[B, N, ...]`.
         """
+        raise NotImplementedError
+
+    def encode_crops(
+        self,
+        canvas: UInt8[Array, "B Hc Wc 3"],
+        size: Int[Array, "B 2"],
+        boxes: Int[Array, "B G 4"],
+    ) -> ImageTokens:
+        """Image tokens of crops, as `encode_images` makes them of the same pixels.
+
+        Args:
+            canvas: as of `cut`.
+            size: as of `cut`.
+            boxes: as of `cut`.
+
+        Returns:
+            `[B, G, I, ...]`. I does not depend on the boxes: where a crop has fewer tokens, the
+            others are not real, and `read` leaves them out.
+        """
+        with jax.named_scope(RESAMPLING):
+            images = self.cut(canvas, size, boxes)
+        return self.encode_images(images)
 
     def read(
         self,
@@ -139,61 +133,6 @@ class VLM(Protocol):
         Returns:
             Final hidden states `[B, G, T, D]` and the own slots, as `Llama.__call__`.
         """
-
-
-class VLMModule(nnx.Module):
-    """What the modules of all architectures share: image tokens take their places in the text.
-
-    A module of its own has `config`, `text`, `cut` and `encode_images`.
-    """
-
-    config: Any
-    text: Any
-
-    def cut(
-        self,
-        canvas: UInt8[Array, "B Hc Wc 3"],
-        size: Int[Array, "B 2"],
-        boxes: Int[Array, "B G 4"],
-    ) -> Any:
-        """Crops with leaves `[B, G, ...]`; see `VLM`. Each architecture defines this."""
-        raise NotImplementedError
-
-    def cut_tiles(
-        self,
-        canvas: UInt8[Array, "B Hc Wc 3"],
-        size: Int[Array, "B 2"],
-        planned: PlannedTiles,
-        longest_edge: int,
-    ) -> Any:
-        """Whole pictures as `encode_images` takes them; see `VLM`."""
-        raise NotImplementedError(f"a {type(self).__name__} does not split pictures")
-
-    def encode_images(self, images: Any) -> ImageTokens:
-        """Image tokens `[B, N, I, ...]` of images with leaves `[B, N, ...]`; see `VLM`."""
-        raise NotImplementedError
-
-    def encode_crops(
-        self,
-        canvas: UInt8[Array, "B Hc Wc 3"],
-        size: Int[Array, "B 2"],
-        boxes: Int[Array, "B G 4"],
-    ) -> ImageTokens:
-        """Image tokens `[B, G, I, ...]` of boxes `[B, G, 4]`; see `VLM`."""
-        with jax.named_scope(RESAMPLING):
-            images = self.cut(canvas, size, boxes)
-        return self.encode_images(images)
-
-    def read(
-        self,
-        ids: Int[Array, "B G T"],
-        valid: Bool[Array, "B G T"],
-        image_tokens: ImageTokens | None = None,
-        prefix: KVCache | None = None,
-        cache: KVCache | None = None,
-        slot: jax.Array | int = 0,
-    ) -> tuple[Float[Array, "B G T D"], KVCache]:
-        """Embeds and decodes T new tokens `[B, G, T]`; see `VLM`."""
         x = self.text.embedding(ids)
         if image_tokens is not None:
             x = put_in_place(x, ids == self.config.image_token_id, image_tokens)

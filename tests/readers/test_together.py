@@ -13,7 +13,7 @@ from tiny_folder import PICTURES, SPLIT
 
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.models.conversations import Conversations
-from cropvlm_jax.models.vlm import VLMModule
+from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.readers import together
 from cropvlm_jax.readers.vlm import VLMReader
 
@@ -25,7 +25,7 @@ class Counted:
 
     def __init__(self, monkeypatch, kind):
         self.tiles, self.pictures, self.passes = [], 0, 0
-        encode, read = kind.encode_images, VLMModule.read
+        encode, read = kind.encode_images, VLM.read
 
         def counted_encode(model, images):
             jax.debug.callback(self._encoded, images)
@@ -39,7 +39,7 @@ class Counted:
             return read(model, ids, valid, tokens, prefix, cache, slot)
 
         monkeypatch.setattr(kind, "encode_images", counted_encode)
-        monkeypatch.setattr(VLMModule, "read", counted_read)
+        monkeypatch.setattr(VLM, "read", counted_read)
         programs = {"encode_tiles": 0, "greedy_answers": (0, 4, 5)}  # compiled anew, to be counted
         for name, static in programs.items():
             again = functools.partial(getattr(together, name).__wrapped__)

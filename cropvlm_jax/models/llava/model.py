@@ -19,7 +19,7 @@ from cropvlm_jax.models.llama import Llama
 from cropvlm_jax.models.llava.config import LlavaConfig
 from cropvlm_jax.models.llava.vision import Clip
 from cropvlm_jax.models.vit import clip_normalised
-from cropvlm_jax.models.vlm import VLMModule
+from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import device
 
 
@@ -36,8 +36,8 @@ class Projector(nnx.Module):
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
-class Llava(VLMModule):
-    """The model, a `models.vlm.VLM`."""
+class Llava(VLM):
+    """The model: CLIP, a projector and a Llama."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Llava(VLMModule):
         size: Int[Array, "B 2"],
         boxes: Int[Array, "B G 4"],
     ) -> UInt8[Array, "B G S S 3"]:
-        """Crops as one square each; see `VLMModule.cut`."""
+        """Crops as one square each; see `VLM.cut`."""
         cut = functools.partial(
             device.bicubic_square, side=self.config.vision.image_size, fill=self.config.fill
         )

@@ -23,7 +23,7 @@ from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig, QwenVisionConfig
 from cropvlm_jax.models.qwen2_5_vl.image_processing import TiledImages
 from cropvlm_jax.models.qwen2_5_vl.vision import EPSILON, QwenVision
 from cropvlm_jax.models.vit import clip_normalised
-from cropvlm_jax.models.vlm import VLMModule, put_in_place
+from cropvlm_jax.models.vlm import VLM, put_in_place
 from cropvlm_jax.pixels import device
 
 
@@ -62,7 +62,7 @@ class Merger(nnx.Module):
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
-class Qwen2_5_VL(VLMModule):
+class Qwen2_5_VL(VLM):
     """The model; `text` is used directly for cached decoding."""
 
     vision: Any
@@ -113,7 +113,7 @@ class Qwen2_5_VL(VLMModule):
         size: Int[Array, "B 2"],
         boxes: Int[Array, "B G 4"],
     ) -> TiledImages:
-        """Crops as tiles, leaves `[B, G, ...]`; see `VLMModule.cut`."""
+        """Crops as tiles, leaves `[B, G, ...]`; see `VLM.cut`."""
         cut = functools.partial(device.smart_tiles, limits=self.config.limits)
         tiles, grid = jax.vmap(cut)(canvas, size, boxes)
         return TiledImages(tiles, grid)

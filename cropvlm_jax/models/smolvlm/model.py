@@ -18,14 +18,14 @@ from cropvlm_jax.models import linear
 from cropvlm_jax.models.llama import Llama
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.vision import Siglip
-from cropvlm_jax.models.vlm import VLMModule
+from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import tile_crops, tiles
 from cropvlm_jax.pixels.plans import PlannedTiles
 
 TOWER = ("vision", "connector")  # the parts that make image tokens
 
 
-class SmolVLM(VLMModule):
+class SmolVLM(VLM):
     """The model; `text` is used directly for cached decoding."""
 
     def __init__(
@@ -91,7 +91,7 @@ class SmolVLM(VLMModule):
         size: Int[Array, "B 2"],
         boxes: Int[Array, "B G 4"],
     ) -> UInt8[Array, "B G S S 3"]:
-        """Crops as one tile each; see `VLMModule.cut`."""
+        """Crops as one tile each; see `VLM.cut`."""
 
         def cut(rows: tuple[Array, Array, Array]) -> UInt8[Array, "B G S S 3"]:
             canvas, size, boxes = rows
