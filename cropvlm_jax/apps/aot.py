@@ -20,7 +20,6 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-import math
 import pathlib
 import re
 import tempfile
@@ -219,11 +218,10 @@ def table(report: dict[str, Any]) -> str:
     ]
     for trial in report.get("searched", ()):
         verdict = "fits" if trial["fits"] else "does not fit"
-        peak = f"{trial['peak_hbm_gib'] or math.inf:.2f} GiB"
-        lines += [f"tried {settings_of(trial)}: {verdict}, {peak}"]
+        lines += [f"tried {settings_of(trial)}: {verdict}, {gib(trial['peak_hbm_gib'])} GiB"]
     if "searched" in report:
         lines += [f"take {settings_of(report)}" if report["fits"] else "none fits", ""]
-    peak = f"{report['peak_hbm_gib'] or math.inf:.2f} of {chip.hbm_gib} GiB a chip"
+    peak = f"{gib(report['peak_hbm_gib'])} of {chip.hbm_gib} GiB a chip"
     if report["fits"]:
         sizes = ", ".join(f"{name} {size:.2f}" for name, size in report["hbm_gib"].items())
         lines += [f"fits: peak HBM {peak} ({sizes})"]
@@ -238,7 +236,7 @@ def table(report: dict[str, Any]) -> str:
         least = report["roofline_ms"][phase]
         lines += [f"{phase:<10} {count / 1e12:>9.3f} {read / 1e9:>17.2f} {least:>12.2f}"]
     total, least = sum(report["flops"].values()), sum(report["roofline_ms"].values())
-    lines += [f"{'step':<10} {total / 1e12:>9.3f} {'':>17} {least:>12.2f}"]
+    lines += [f"{'all':<10} {total / 1e12:>9.3f} {'':>17} {least:>12.2f}"]
     lines += [f"of it crops and tiles, each digit counted: {report['resampling_ms']:.2f} ms"]
     if report["fits"]:
         counted = report["compiler_flops"] * report["chips"] / 1e12
@@ -249,6 +247,11 @@ def table(report: dict[str, Any]) -> str:
             for kind, found in report["collectives"].items()
         ] or ["no collectives"]
     return "\n".join(lines)
+
+
+def gib(size: float | None) -> str:
+    """A size in GiB; None where the compiler did not tell."""
+    return "unknown" if size is None else f"{size:.2f}"
 
 
 def main(argv: list[str]) -> None:

@@ -44,8 +44,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     plan = plan_of_flags()
-    if JSON.value and not pathlib.Path(JSON.value).absolute().parent.is_dir():
-        raise app.UsageError(f"--json={JSON.value}: there is no such folder")
+    if JSON.value:
+        check_file(pathlib.Path(JSON.value))
     if not TINY.value:
         jax.config.update("jax_enable_compilation_cache", False)  # the time is the compiler's
     devices = jax.local_devices()
@@ -58,6 +58,18 @@ def main(argv: list[str]) -> None:
         pathlib.Path(JSON.value).write_text(text, encoding="utf-8")
     if not report["ok"]:
         sys.exit(1)
+
+
+def check_file(path: pathlib.Path) -> None:
+    """Checks, before minutes of work, that a file can be written.
+
+    Raises:
+        UsageError: its folder is not there, or it is a folder itself.
+    """
+    if not path.absolute().parent.is_dir():
+        raise app.UsageError(f"--json={path}: there is no such folder")
+    if path.is_dir():
+        raise app.UsageError(f"--json={path} is a folder: name a file")
 
 
 def plan_of_flags() -> checks.Plan:
@@ -74,8 +86,8 @@ def plan_of_flags() -> checks.Plan:
             plan = dataclasses.replace(plan, workloads=[])
     elif jax.default_backend() == "cpu":
         raise app.UsageError(
-            "JAX sees no accelerator here, only a CPU. Where there is one, install JAX for it: "
-            "docs/train_tpu.md says how. --tiny checks the CPU."
+            "JAX sees no accelerator here, only a CPU. Where there is one, JAX for it must be "
+            "installed, and no other process may hold it: docs/check.md. --tiny checks the CPU."
         )
     else:
         plan = checks.full([pixels(edge) for edge in LONGEST_EDGES.value])

@@ -20,6 +20,7 @@ PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 CACHE = "~/.cache/cropvlm_jax/xla"
 WRONG_COMMAND_LINE = 2  # exit code, as of other programs
 FAILED = 1
+NO_DEVICE = "Unable to initialize backend"  # how JAX's errors about it begin
 INTERRUPTED = 128 + 2  # what a process ended by SIGINT exits with
 
 
@@ -95,11 +96,14 @@ def explain(error: BaseException) -> str:
 def is_users(error: BaseException) -> bool:
     """Whether a user, rather than a programmer, can put an error right.
 
-    So it is where the system or a server refuses something, such as a file that is missing, and
-    where this package refuses something or cannot go on: its messages say what to do. A ValueError
-    that another package raised is most likely our bug.
+    So it is where the system or a server refuses something, such as a file that is missing, where
+    JAX cannot have a device, which another process may hold, and where this package refuses
+    something or cannot go on: its messages say what to do. A ValueError that another package raised
+    is most likely our bug.
     """
     if is_usage(error) or is_out_of_memory(error) or isinstance(error, OSError):
+        return True
+    if str(error).startswith(NO_DEVICE):
         return True
     if not isinstance(error, ValueError | ImportError | FloatingPointError):
         return False

@@ -24,7 +24,7 @@ WITH_CPU = "a tiny step = the CPU's"
 WITH_CPU_REMEDY = "nothing can be switched off: do not train on this device, and please report it"
 TWO_DEVICES = "two devices = one"
 TWO_DEVICES_REMEDY = (
-    "train on one device (TPU_VISIBLE_CHIPS=0 or CUDA_VISIBLE_DEVICES=0), and please report it"
+    "train on one device (CUDA_VISIBLE_DEVICES=0; of a TPU, docs/check.md), and please report it"
 )
 MINUTES = 10  # until the CPU's step is given up
 # Other devices round weights of the resampling and sums in another way.

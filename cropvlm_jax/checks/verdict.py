@@ -52,10 +52,12 @@ def guarded(name: str, remedy: str, check: Callable[[], Verdict]) -> Verdict:
     """
     logging.info("checking: %s", name)
     try:
-        return check()
+        verdict = check()
     except Exception as error:  # compilers and devices raise what they like
         logging.debug("%s", name, exc_info=True)
-        return Verdict(name, "FAILED", in_one_line(error), remedy)
+        verdict = Verdict(name, "FAILED", in_one_line(error), remedy)
+    logging.info("%s: %s", verdict.outcome, verdict.found)  # lest a later check hangs
+    return verdict
 
 
 def in_one_line(error: BaseException) -> str:

@@ -99,6 +99,7 @@ def test_version():
         (["check"], "JAX sees no accelerator here, only a CPU."),
         (["check", "--tiny", "--longest_edges=512"], "--tiny has a size of its own"),
         (["check", "--tiny", "--json=no/such/check.json"], "there is no such folder"),
+        (["check", "--tiny", "--json=tests"], "--json=tests is a folder: name a file"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(arguments, message):
@@ -161,3 +162,5 @@ def test_errors_that_other_packages_raise_are_bugs_and_keep_their_traceback():
     full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\nmore")
     assert command.explain(full).startswith("out of memory: RESOURCE_EXHAUSTED: Out of memory all")
     assert command.explain(jax.errors.JaxRuntimeError("INTERNAL: a bug")) == ""
+    held = "Unable to initialize backend 'tpu': ABORTED: in use by process 9"
+    assert command.explain(RuntimeError(held)) == held

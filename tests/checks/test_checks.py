@@ -14,7 +14,7 @@ import pytest
 from cropvlm_jax.checks import agreement, attention, pixels, run, speed, verdict
 from cropvlm_jax.checks.tiny_step import StepResults
 from cropvlm_jax.models import attention as attention_of_models
-from cropvlm_jax.models import kernels
+from cropvlm_jax.models import kernel_trial, kernels
 from cropvlm_jax.pixels import tile_crops
 
 RESULTS = StepResults(
@@ -124,6 +124,14 @@ def test_a_process_on_the_cpu_that_fails_says_why(monkeypatch):
 def test_attention_of_this_device_is_judged():
     found = attention.check(attention.TINY)
     assert found.outcome == "ok" and found.found.startswith("no kernel here: XLA; ")
+
+
+def test_of_attention_the_part_that_is_wrong_is_named(monkeypatch):
+    right, wrong = kernel_trial.Error(4e-3, 4e-3), kernel_trial.Error(float("nan"), 4e-3)
+    errors = dict.fromkeys(kernel_trial.PARTS, right) | {"gradient of keys": wrong}
+    monkeypatch.setattr(kernel_trial, "measure", lambda shape: errors)
+    found = attention.check(attention.TINY)
+    assert found.failed and "gradient of keys off by nan" in found.found
 
 
 @pytest.mark.parametrize(
