@@ -53,10 +53,9 @@ def likeliest_boxes(
     """The likeliest box of each row, percent, and then the probability of its reply, 0..1."""
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
-    boxes, log_probs = rollout.likeliest(
-        model, grammar, image_tokens, batch.prompt, batch.prompt_valid
-    )
-    return jnp.concatenate([boxes[:, 0].astype(jnp.float32), jnp.exp(log_probs)], -1)
+    replies = rollout.likeliest(model, grammar, image_tokens, batch.prompt, batch.prompt_valid)
+    boxes = replies.boxes[:, 0, 0].astype(jnp.float32)
+    return jnp.concatenate([boxes, jnp.exp(replies.log_probs)], -1)
 
 
 class Zoom(NamedTuple):

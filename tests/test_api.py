@@ -55,9 +55,8 @@ def test_confidence_is_the_probability_of_the_reply(cropper):
     prompt = jnp.asarray(row.prompt)[None]
     tokens = model.encode_images(jnp.asarray(row.images)[None])
     prefix = read_prompt(model, tokens, prompt, jnp.ones_like(prompt, bool))
-    told = rollout.reply_log_probs(
-        model, cropper.grammar, prefix, prompt[:, -1], jnp.asarray(boxes)[:, None], 1.0
-    )
+    replies = jnp.asarray(boxes)[:, None, None], jnp.ones((1, 1), int)
+    told = rollout.reply_log_probs(model, cropper.grammar, prefix, prompt[:, -1], *replies, 1.0)
     choices = jnp.where(told.reply.allowed.any(-1), told.chosen, 0.0)
     np.testing.assert_allclose(sure[0], np.exp(choices.sum()), rtol=1e-4)
     assert cropper.zoom([A], "What?", compare=False)[0].confidence == sure[0]

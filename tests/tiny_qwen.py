@@ -253,7 +253,7 @@ def assert_rewards(oracle: Oracle) -> None:
         """A step whose rollouts are these boxes."""
 
         def sample(self, *args: Any) -> Any:
-            return super().sample(*args)._replace(boxes=jnp.asarray(boxes))
+            return super().sample(*args)._replace(boxes=jnp.asarray(boxes)[:, :, None])
 
     policy, params = tiny.make_model(0)
     optimizer = optax.sgd(1e-2)

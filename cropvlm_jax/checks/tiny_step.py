@@ -73,7 +73,12 @@ def take(devices: Sequence[Any]) -> StepResults:
 
     def run(state: TrainState, batch: Any, key: jax.Array) -> tuple[Any, ...]:
         state, metrics, experience = step.run(state, batch, key)
-        return experience.boxes, experience.rewards.total, metrics["loss"], state.opt_state.trace
+        return (
+            experience.boxes[:, :, 0],
+            experience.rewards.total,
+            metrics["loss"],
+            state.opt_state.trace,
+        )
 
     jitted = jax.jit(
         parallel.on_mesh(mesh, run), in_shardings=(whole, batched, whole), out_shardings=whole

@@ -5,11 +5,15 @@
 from cropvlm_jax import geometry
 
 geometry.to_text((12, 5, 40, 33))  # "[12, 5, 40, 33]."
+geometry.to_text()  # "Not needed."
 geometry.to_pixels(box, size)  # percent to pixels, rounded as PIL rounds
 """
 
+from cropvlm_jax.geometry.automaton import DONE, LAST, MORE, OPENING, STOP, GrammarState
 from cropvlm_jax.geometry.boxes import (
     FULL,
+    MAX_BOXES,
+    NOT_NEEDED,
     PAPER_BOUNDS,
     QUINTILE_FACTORS,
     area,
@@ -17,10 +21,13 @@ from cropvlm_jax.geometry.boxes import (
     coverage,
     expand,
     expand_by_quintile,
+    in_order,
     intersection,
     iou,
     is_valid,
     parse,
+    parse_all,
+    successor,
     to_text,
 )
 from cropvlm_jax.geometry.frames import (
@@ -35,22 +42,21 @@ from cropvlm_jax.geometry.frames import (
     to_percent,
     to_pixels,
 )
-from cropvlm_jax.geometry.grammar import (
-    END_OF_UTTERANCE,
-    LAST,
-    STOP,
-    BoxTokens,
-    Grammar,
-    GrammarState,
-)
+from cropvlm_jax.geometry.grammar import BoxTokens, Grammar
+from cropvlm_jax.geometry.spelling import END_OF_UTTERANCE
 
 __all__ = [
+    "DONE",
     "END_OF_UTTERANCE",
     "FRAMES",
     "FULL",
     "LAST",
     "MAX_ASPECT",
+    "MAX_BOXES",
     "MAX_PIXELS",
+    "MORE",
+    "NOT_NEEDED",
+    "OPENING",
     "PAPER_BOUNDS",
     "QUINTILE_FACTORS",
     "STOP",
@@ -65,12 +71,15 @@ __all__ = [
     "expand_by_quintile",
     "frame_size",
     "from_pixels",
+    "in_order",
     "intersection",
     "iou",
     "is_valid",
     "parse",
+    "parse_all",
     "rescale",
     "smart_resize",
+    "successor",
     "to_percent",
     "to_pixels",
     "to_text",

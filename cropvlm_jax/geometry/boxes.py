@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Percent boxes: their text, area, overlap and expansion.
+"""Percent boxes: their text, order, area, overlap and expansion.
 
 A box is four integers `x1, y1, x2, y2` in percent of the image's width and height, 0..100, with
 x2 > x1 and y2 > y1. All functions take NumPy arrays (in data workers) and JAX arrays (under jit)
@@ -8,14 +8,18 @@ alike, and JAX is not imported here.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 Array = Any  # np.ndarray or jax.Array
+Box = tuple[int, int, int, int]
 FULL = (0, 0, 100, 100)
 QUINTILE_FACTORS = (45, 10, 4, 2, 1)  # of the smallest fifth of the boxes first
 PAPER_BOUNDS = (0.0016, 0.0038, 0.0091, 0.0351)  # quintiles of seed areas, CropVLM's table 2
+MAX_BOXES = 4  # that a reply may have
+NOT_NEEDED = "Not needed."  # the reply that names no box
 _REPLY = re.compile(r"\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\]")
 
 
@@ -49,20 +53,81 @@ def zero_where_not_finite(converted: Array, boxes: Array) -> Array:
     return xp.where(finite, converted, xp.zeros_like(converted))
 
 
-def to_text(box: Any) -> str:
-    """The reply that names `box`, such as `[12, 5, 40, 33].`; raises as `check_finite` does."""
-    check_finite(np.asarray(box))
-    x1, y1, x2, y2 = (int(edge) for edge in box)
-    return f"[{x1}, {y1}, {x2}, {y2}]."
+def to_text(*boxes: Any) -> str:
+    """The reply that names boxes, such as `[12, 5, 40, 33], [50, 0, 60, 9].`.
+
+    Args:
+        *boxes: Four numbers each; none at all is the reply that nothing is to be looked at.
+
+    Raises:
+        ValueError: A coordinate is NaN or infinite.
+    """
+    written = []
+    for box in boxes:
+        check_finite(np.asarray(box))
+        x1, y1, x2, y2 = (int(edge) for edge in box)
+        written.append(f"[{x1}, {y1}, {x2}, {y2}]")
+    return ", ".join(written) + "." if written else NOT_NEEDED
 
 
-def parse(text: str) -> tuple[int, int, int, int] | None:
+def parse(text: str) -> Box | None:
     """The first box in `text`, or None where there is none or it is not valid."""
     match = _REPLY.search(text)
-    if match is None:
-        return None
+    return None if match is None else _valid(match)
+
+
+def parse_all(text: str) -> tuple[Box, ...] | None:
+    """The boxes of a reply in canonical order, or None where it is no reply.
+
+    Args:
+        text: What a cropper wrote, with other words around it or not.
+
+    Returns:
+        The valid boxes, each once; none where the reply is `NOT_NEEDED`.
+    """
+    boxes = [box for match in _REPLY.finditer(text) if (box := _valid(match)) is not None]
+    if boxes:
+        return in_order(boxes)
+    return () if NOT_NEEDED.rstrip(".") in text else None
+
+
+def _valid(match: re.Match[str]) -> Box | None:
+    """The box of a match of `_REPLY`, where it is a valid one."""
     x1, y1, x2, y2 = (int(v) for v in match.groups())
     return (x1, y1, x2, y2) if is_valid(np.array([x1, y1, x2, y2])) else None
+
+
+def in_order(boxes: Iterable[Any]) -> tuple[Box, ...]:
+    """Boxes as a reply names them: each once, by x1, then y1, then x2, then y2.
+
+    So a set of boxes has one reply.
+    """
+    whole: set[Box] = set()
+    for box in boxes:
+        x1, y1, x2, y2 = (int(edge) for edge in box)
+        whole.add((x1, y1, x2, y2))
+    return tuple(sorted(whole))
+
+
+def successor(boxes: Array) -> Array:
+    """The next box in the order of `in_order`, of all that there are.
+
+    Args:
+        boxes: Valid boxes, int `[..., 4]`.
+
+    Returns:
+        Int `[..., 4]`; after the last box, 99, 99, 100, 100, comes none: there x1 is 100.
+    """
+    xp = boxes.__array_namespace__()
+    x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
+    found = xp.stack([x1 + 1, x1 * 0, x1 + 2, x1 * 0 + 1], axis=-1)
+    for possible, following in (
+        (y1 < 99, (x1, y1 + 1, x1 + 1, y1 + 2)),
+        (x2 < 100, (x1, y1, x2 + 1, y1 + 1)),
+        (y2 < 100, (x1, y1, x2, y2 + 1)),
+    ):
+        found = xp.where(possible[..., None], xp.stack(following, axis=-1), found)
+    return found
 
 
 def is_valid(boxes: Array) -> Array:

@@ -275,7 +275,7 @@ class BlackBoxStep:
         """Rolls out a microbatch and has the host score it."""
         on_devices = self._see(state, self.put(without_host_parts(batch)))
         prompts, rollouts = self._roll_out(state, on_devices, key)
-        scores = host_thread.submit(self.score, batch, rollouts.boxes)
+        scores = host_thread.submit(self.score, batch, rollouts.boxes[:, :, 0])
         return _Attempt(on_devices, prompts, rollouts, scores)
 
     def see(self, state: TrainState, batch: Batch) -> Batch:
@@ -303,19 +303,19 @@ class BlackBoxStep:
         total: Gradients | None,
     ) -> tuple[Gradients, Experience]:
         """The second half, on the devices: gradients, added to those of earlier microbatches."""
-        rewards = weigh(self.step.config, rollouts.boxes, scores)
+        rewards = weigh(self.step.config, rollouts.boxes[:, :, 0], scores)
         gradients, experience = self.step.learn(state, batch, prompts, rollouts, rewards)
         if total is not None:
             gradients = jax.tree.map(jnp.add, total, gradients)
         return gradients, experience
 
-    def propose(self, state: TrainState, batch: Batch) -> jax.Array:
-        """The policy's likeliest box for each prompt, int `[B, 1, 4]`."""
+    def propose(self, state: TrainState, batch: Batch) -> Rollouts:
+        """The policy's likeliest reply to each prompt, G = 1."""
         return self._propose(state, self.put(without_host_parts(batch)))
 
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
         """Sums and counts of reward, its parts and area of the policy's likeliest boxes."""
-        boxes = self.propose(state, batch)
+        boxes = self.propose(state, batch).boxes[:, :, 0]
         scores = self.put(self.score(batch, boxes))
         return evaluation_sums(boxes, weigh(self.step.config, boxes, scores))
 

@@ -34,7 +34,7 @@ def rollout_metrics(
 
     deviation = objective.group_std(rewards.total)
     tied = objective.zero_variance(rewards.total)
-    area = geometry.area(rollouts.boxes)
+    area = geometry.area(rollouts.boxes[:, :, 0])
     sums = {
         "reward": over_scored(rewards.total),
         **{f"reward/{name}": over_scored(part) for name, part in rewards.parts.items()},

@@ -1,9 +1,9 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling a group of boxes on a shared prompt, and the log-probabilities of given boxes.
+"""Sampling a group of replies on a shared prompt, and the log-probabilities of given ones.
 
-Shape letters: B prompts, G rollouts a prompt, P prompt tokens, T reply tokens, A actions, I tokens
-of a picture, D width.
+Shape letters: B prompts, G rollouts a prompt, K boxes of a reply, P prompt tokens, T reply tokens,
+A actions, I tokens of a picture, D width.
 """
 
 import dataclasses
@@ -13,28 +13,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from cropvlm_jax.geometry import BoxTokens, Grammar, GrammarState
+from cropvlm_jax.geometry import DONE, OPENING, BoxTokens, Grammar, GrammarState
 from cropvlm_jax.models.decode import read_prompt
 from cropvlm_jax.models.llama import NEGATIVE, KVCache
 from cropvlm_jax.models.vlm import VLM
 
-CHOICES = 12  # numbers of choices that `Grammar.choice` gives: three a coordinate
-
 
 class Rollouts(NamedTuple):
-    """Sampled boxes.
+    """Sampled replies.
 
     Attributes:
-        boxes: int32 `[B, G, 4]`.
+        boxes: int32 `[B, G, K, 4]`, in increasing order; those beyond `count` are the whole
+            picture's.
+        count: int32 `[B, G]`, how many boxes a reply names, 0 to K.
         log_probs: fp32 `[B, G]`, the log-probability of each reply as the decoding saw it.
     """
 
     boxes: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # not the method of tuples
     log_probs: jax.Array
 
 
 class ReplyLogProbs(NamedTuple):
-    """Teacher-forced log-probabilities of the replies that name given boxes.
+    """Teacher-forced log-probabilities of given replies.
 
     Attributes:
         reply: the replies' tokens, arrays `[B, G, T, ...]`.
@@ -77,7 +78,7 @@ def masked_log_softmax(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Writes one box a rollout, under the grammar, in `grammar.iterations` passes.
+    """Writes a reply a rollout, under the grammar, in `grammar.iterations` passes.
 
     A pass reads what was chosen last together with the tokens that this choice forces, and chooses
     the next action. With SmolVLM's tokenizer the reply "[12, 5, 40, 100]." is written so:
@@ -97,12 +98,16 @@ class Sampler:
     no reply needs a ninth pass, and no device waits to hear from the others. What follows the last
     choice ("].", the end token) is forced, so it is never read.
 
+    A box which another may follow takes one pass more: what ends it is chosen, after its last
+    digit. Where a reply may name no box, pass 1 makes two choices as well: between " [" and "Not
+    needed." after the last prompt token, and that of x1's first digit after "[".
+
     Attributes:
         model: the cropper.
         grammar: of its tokenizer.
         prefix: the prompts without their last tokens, G = 1.
-        noise: fp32 `[CHOICES, B, G, A]`, Gumbel noise of each choice, by its `grammar.choice`;
-            zeros choose the likeliest actions. Results do not depend on how the batch is sharded.
+        noise: fp32 `[grammar.choices, B, G, A]`, Gumbel noise of each choice, by its number; zeros
+            choose the likeliest actions. Results do not depend on how the batch is sharded.
         temperature: of the sampling.
         log_prob_temperature: of the log-probabilities that are returned.
     """
@@ -115,10 +120,10 @@ class Sampler:
     log_prob_temperature: float
 
     def __call__(self, last_token: Int[Array, " B"]) -> Rollouts:
-        """Samples G boxes for each prompt, whose last token is `last_token`."""
+        """Samples G replies to each prompt, whose last token is `last_token`."""
         carry = self.start(last_token)
         carry = jax.lax.fori_loop(0, self.grammar.iterations, self.decode_pass, carry)
-        return Rollouts(carry.state.box, carry.log_probs)
+        return Rollouts(carry.state.boxes, carry.state.count, carry.log_probs)
 
     def start(self, last_token: Int[Array, " B"]) -> SamplerCarry:
         """The carry before the first pass, which reads the last prompt token and the opening."""
@@ -130,7 +135,7 @@ class Sampler:
         tokens = jnp.broadcast_to(opening, (batch, group, grammar.chunk))
         tokens = tokens.at[:, :, 0].set(last_token[:, None])
         return SamplerCarry(
-            state=grammar.start(jnp.zeros((batch, group, 4), jnp.int32)),
+            state=grammar.start(jnp.zeros((batch, group, grammar.max_boxes, 4), jnp.int32)),
             tokens=tokens,
             valid=jnp.broadcast_to(jnp.arange(grammar.chunk) <= len(grammar.opening), tokens.shape),
             cache=KVCache.empty(
@@ -140,7 +145,7 @@ class Sampler:
         )
 
     def decode_pass(self, i: jax.Array, carry: SamplerCarry) -> SamplerCarry:
-        """Pass `i`: reads `carry.tokens`, and makes one choice, or two after a 0 on trial."""
+        """Pass `i`: reads `carry.tokens`, and makes a choice, or two: see the class."""
         grammar, slot = self.grammar, i * self.grammar.chunk
         newest = jnp.where(carry.valid, jnp.arange(grammar.chunk), 0).max(-1)
         # What precedes a 0 on trial is a digit alone, so the slot after it is free.
@@ -155,24 +160,30 @@ class Sampler:
             slot,
         )
         last = jnp.take_along_axis(hidden, newest[..., None, None], 2)[:, :, 0]
+        on_trial = hidden[:, :, 1]
+        if grammar.abstain:
+            begins = (carry.state.coordinate == OPENING)[..., None]
+            on_trial = jnp.where(begins, last, on_trial)
+            last = jnp.where(begins, hidden[:, :, grammar.shared], last)
         action, log_prob = self.choose(carry.state, last)
         after = grammar.advance(carry.state, action)
-        second, second_log_prob = self.choose(after[0], hidden[:, :, 1])
+        second, second_log_prob = self.choose(after[0], on_trial)
         after_second = grammar.advance(after[0], second)
 
         is_ten = trial & (action == 0)
+        two = is_ten | (action == grammar.open) if grammar.abstain else is_ten
         state, tokens, valid = jax.tree.map(
-            lambda two, one: jnp.where(jnp.expand_dims(is_ten, range(2, two.ndim)), two, one),
+            lambda both, one: jnp.where(jnp.expand_dims(two, range(2, one.ndim)), both, one),
             after_second,
             after,
         )
-        on_trial = trial[..., None] & (jnp.arange(cache.valid.shape[-1]) == slot + 1)
+        tried = trial[..., None] & (jnp.arange(cache.valid.shape[-1]) == slot + 1)
         return SamplerCarry(
             state=state,
             tokens=tokens,
             valid=valid,
-            cache=cache._replace(valid=cache.valid & (~on_trial | is_ten[..., None])),
-            log_probs=carry.log_probs + log_prob + jnp.where(is_ten, second_log_prob, 0.0),
+            cache=cache._replace(valid=cache.valid & (~tried | is_ten[..., None])),
+            log_probs=carry.log_probs + log_prob + jnp.where(two, second_log_prob, 0.0),
         )
 
     def choose(
@@ -182,12 +193,12 @@ class Sampler:
         grammar = self.grammar
         allowed = grammar.allowed(state)
         logits = self.model.text.logits(hidden, jnp.asarray(grammar.actions))
-        number = jnp.minimum(grammar.choice(state), CHOICES - 1)[None, ..., None]
+        number = jnp.minimum(grammar.choice(state), grammar.choices - 1)[None, ..., None]
         noise = jnp.take_along_axis(self.noise, number, 0)[0]
         action = jnp.argmax(masked_log_softmax(logits, allowed, self.temperature) + noise, -1)
         log_probs = masked_log_softmax(logits, allowed, self.log_prob_temperature)
         chosen = jnp.take_along_axis(log_probs, action[..., None], -1)[..., 0]
-        return action, jnp.where(state.coordinate < 4, chosen, 0.0)
+        return action, jnp.where(state.coordinate < DONE, chosen, 0.0)
 
 
 def sample(
@@ -201,7 +212,7 @@ def sample(
     temperature: float,
     log_prob_temperature: float,
 ) -> Rollouts:
-    """Samples `group` boxes for each prompt, by a `Sampler` with random noise.
+    """Samples `group` replies to each prompt, by a `Sampler` with random noise.
 
     Args:
         model: the cropper.
@@ -213,7 +224,7 @@ def sample(
         temperature: of the sampling, above 0.
         log_prob_temperature: of the log-probabilities that are returned.
     """
-    shape = (CHOICES, last_token.shape[0], group, len(grammar.actions))
+    shape = (grammar.choices, last_token.shape[0], group, len(grammar.actions))
     sampler = Sampler(
         model=model,
         grammar=grammar,
@@ -223,17 +234,6 @@ def sample(
         log_prob_temperature=log_prob_temperature,
     )
     return sampler(last_token)
-
-
-def propose(
-    model: VLM,
-    grammar: Grammar,
-    image_tokens: Float[Array, "B N I D"],
-    prompt: Int[Array, "B P"],
-    prompt_valid: Bool[Array, "B P"],
-) -> Int[Array, "B 4"]:
-    """The likeliest box for each prompt; see `likeliest`."""
-    return likeliest(model, grammar, image_tokens, prompt, prompt_valid).boxes[:, 0]
 
 
 def likeliest(
@@ -260,7 +260,7 @@ def likeliest(
         model=model,
         grammar=grammar,
         prefix=read_prompt(model, image_tokens, prompt, prompt_valid),
-        noise=jnp.zeros((CHOICES, prompt.shape[0], 1, len(grammar.actions))),
+        noise=jnp.zeros((grammar.choices, prompt.shape[0], 1, len(grammar.actions))),
         temperature=1.0,
         log_prob_temperature=1.0,
     )
@@ -272,20 +272,22 @@ def reply_log_probs(
     grammar: Grammar,
     prefix: KVCache,
     last_token: Int[Array, " B"],
-    boxes: Int[Array, "B G 4"],
+    boxes: Int[Array, "B G K 4"],
+    count: Int[Array, "B G"],
     temperature: float,
 ) -> ReplyLogProbs:
-    """Log-probabilities of the replies that name `boxes`, read at once on the shared prefix.
+    """Log-probabilities of the replies that name boxes, read at once on the shared prefix.
 
     Args:
         model: policy or reference.
         grammar: of its tokenizer.
         prefix: what `models.decode.read_prompt` returned.
         last_token: the last prompt token.
-        boxes: what the replies name.
+        boxes: what the replies name, in increasing order.
+        count: how many of these K boxes they name.
         temperature: that the logits are divided by.
     """
-    reply = grammar.encode(boxes)
+    reply = grammar.encode(boxes, count)
     first = jnp.broadcast_to(last_token[:, None, None], (*boxes.shape[:2], 1))
     tokens = jnp.concatenate([first, reply.tokens[..., :-1]], -1)
     valid = jnp.concatenate([jnp.ones_like(first, bool), reply.valid[..., :-1]], -1)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import Batch
@@ -57,7 +57,8 @@ class Experience(NamedTuple):
     """What the policy learns from: found once a step, used `num_iterations` times.
 
     Attributes:
-        boxes: int32 `[B, G, 4]`, the rollouts.
+        boxes: int32 `[B, G, K, 4]`, those of the rollouts.
+        count: int32 `[B, G]`, how many of these K a rollout has.
         rewards: what they are worth.
         advantages: fp32 `[B, G]`.
         reference_log_probs: fp32 `[B, G, T, A]`, of every action; None where beta is 0.
@@ -66,6 +67,7 @@ class Experience(NamedTuple):
     """
 
     boxes: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # not the method of tuples
     rewards: Rewards
     advantages: jax.Array
     reference_log_probs: jax.Array | None
@@ -148,7 +150,7 @@ class GRPOStep:
         batch = self.see(state, batch)
         prompts = self.read_prompts(state, batch)
         rollouts = self.sample(state, batch, prompts, key)
-        prompts, rewards = self.reward(state, batch, prompts, rollouts.boxes)
+        prompts, rewards = self.reward(state, batch, prompts, rollouts)
         return self.learn(state, batch, prompts, rollouts, rewards)
 
     # 1. The policy reads each prompt once -----------------------------------------------------
@@ -201,9 +203,9 @@ class GRPOStep:
     # 3. The frozen target reads picture and crops ----------------------------------------------
 
     def reward(
-        self, state: TrainState, batch: Batch, prompts: ReadPrompts, boxes: Int[Array, "B G 4"]
+        self, state: TrainState, batch: Batch, prompts: ReadPrompts, rollouts: Rollouts
     ) -> tuple[ReadPrompts, Rewards]:
-        """What the target says that the boxes are worth.
+        """What the target says that the replies are worth.
 
         Returns:
             The prompts, with the image tokens where a shared tower has made them now for target
@@ -216,6 +218,7 @@ class GRPOStep:
             whole = prompts.image_tokens if self.shared_tower else None
             if self.same_picture and whole is None:
                 whole = target.encode_images(batch.tiles)
+            boxes = rollouts.boxes[:, :, 0]
             return prompts, self.target_rewards(self.config)(target, batch, boxes, whole)
 
     # 4. Advantages, the reference's log-probabilities, and the gradient ------------------------
@@ -239,8 +242,8 @@ class GRPOStep:
             with jax.named_scope("reference"):
                 model = self.reference_model(state)
                 prefix = self.read_prefix(model, batch, prompts.image_tokens)
-                reference = self.log_probs(model, prefix, batch, rollouts.boxes).actions
-        experience = Experience(rollouts.boxes, rewards, advantages, reference)
+                reference = self.log_probs(model, prefix, batch, rollouts).actions
+        experience = Experience(rollouts.boxes, rollouts.count, rewards, advantages, reference)
         gradients, log_probs = self.gradients(state, batch, prompts, experience)
         spread = self.config.min_reward_std
         gradients.sums.update(rollout_metrics(rollouts, rewards, log_probs, spread))
@@ -260,7 +263,7 @@ class GRPOStep:
             def loss(params: Any, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, Any]:
                 model = self.policy_model(state._replace(params=params))
                 shared = KVCache(keys, values, prefix.valid)
-                replies = self.log_probs(model, shared, batch, experience.boxes)
+                replies = self.log_probs(model, shared, batch, experience)
                 return self.objective(replies, experience, state.entropy_coef)
 
             gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
@@ -392,19 +395,19 @@ class GRPOStep:
 
     # Evaluation -----------------------------------------------------------------------------------
 
-    def propose(self, state: TrainState, batch: Batch) -> Int[Array, "B 1 4"]:
-        """The policy's likeliest box for each prompt."""
+    def propose(self, state: TrainState, batch: Batch) -> Rollouts:
+        """The policy's likeliest reply to each prompt, G = 1."""
         model, batch = self.policy_model(state), self.see(state, batch)
         image_tokens = model.encode_images(batch.tiles)
-        boxes = rollout.propose(
+        return rollout.likeliest(
             model, self.grammar, image_tokens, batch.crop_prompt, batch.crop_prompt_valid
         )
-        return boxes[:, None]
 
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
-        """Sums and counts of reward, its parts and area of the policy's likeliest boxes."""
+        """Sums and counts of reward, its parts and area of the policy's likeliest replies."""
         batch = self.see(state, batch)
-        boxes, target = self.propose(state, batch), self.target_model(state)
+        replies, target = self.propose(state, batch), self.target_model(state)
+        boxes = replies.boxes[:, :, 0]
         config = dataclasses.replace(self.config, reward_chunk=None)
         whole = target.encode_images(batch.tiles) if self.same_picture else None
         return evaluation_sums(boxes, self.target_rewards(config)(target, batch, boxes, whole))
@@ -417,12 +420,18 @@ class GRPOStep:
         return self.config.temperature if self.config.temperature_in_log_probs else 1.0
 
     def log_probs(
-        self, model: VLM, prefix: KVCache, batch: Batch, boxes: Int[Array, "B G 4"]
+        self, model: VLM, prefix: KVCache, batch: Batch, replies: Rollouts | Experience
     ) -> ReplyLogProbs:
-        """Teacher-forced log-probabilities of the replies that name `boxes`."""
+        """Teacher-forced log-probabilities of the replies."""
         last_token = batch.crop_prompt[:, -1]
         return rollout.reply_log_probs(
-            model, self.grammar, prefix, last_token, boxes, self.log_prob_temperature
+            model,
+            self.grammar,
+            prefix,
+            last_token,
+            replies.boxes,
+            replies.count,
+            self.log_prob_temperature,
         )
 
     def policy_model(self, state: TrainState) -> VLM:

@@ -70,7 +70,7 @@ def test_a_box_becomes_the_reply_that_names_it():
     box = (12, 5, 40, 100)
     row = prepare(example | {"box": box}, 7)
     written = row.completion[row.completion_valid].tolist()
-    expected = tiny.GRAMMAR.encode(np.array(box))
+    expected = tiny.GRAMMAR.encode(np.array([box]), np.array(1))
     assert written == expected.tokens[expected.valid].tolist()
     assert row.example_id == 7
     assert tiny.TOKENIZER.decode(written).strip() == geometry.to_text(box)

@@ -32,6 +32,11 @@ def _grammar(name="trained"):
     return Grammar.from_tokenizer(_tokenizer(name))
 
 
+def _encode(grammar, boxes):
+    """Replies of one box each, `[..., 4]`."""
+    return grammar.encode(boxes[..., None, :], np.ones(boxes.shape[:-1], int))
+
+
 def _written(box_list, name):
     """What the tokenizer makes of the replies that name boxes."""
     texts = [f" {geometry.to_text(box)}{geometry.END_OF_UTTERANCE}" for box in box_list]
@@ -111,14 +116,16 @@ def test_unfit_tokenizers_are_refused(tokenizer, message):
 
 def _check_encoding(name, some):
     grammar = _grammar(name)
-    reply = grammar.encode(some)
+    reply = _encode(grammar, some)
     assert reply.tokens.shape == (len(some), grammar.max_length)
     for row, valid, want in zip(
         reply.tokens.tolist(), reply.valid, _written(some.tolist(), name), strict=True
     ):
         assert row == want + [0] * (len(row) - len(want))
         assert valid[: len(want)].all() and not valid[len(want) :].any()
-    np.testing.assert_array_equal(grammar.decode(reply.tokens), some)
+    boxes, count = grammar.decode(reply.tokens)
+    np.testing.assert_array_equal(boxes[:, 0], some)
+    assert (count == 1).all()
 
     actions = np.array(grammar.actions)
     choices = reply.allowed.sum(-1)
@@ -142,8 +149,8 @@ def test_encode_and_decode_every_pair(axis):
 @given(some=st.lists(valid_boxes, min_size=1, max_size=20))
 def test_encode_and_decode_any_box(name, some):
     _check_encoding(name, np.array(some))
-    one = _grammar(name).encode(np.array(some[0]))
-    np.testing.assert_array_equal(one.tokens, _grammar(name).encode(np.array(some)).tokens[0])
+    one = _encode(_grammar(name), np.array(some[0]))
+    np.testing.assert_array_equal(one.tokens, _encode(_grammar(name), np.array(some)).tokens[0])
 
 
 def _run(grammar, n, choose):
@@ -153,7 +160,7 @@ def _run(grammar, n, choose):
         The final state, tokens `[n, T]` of the replies padded with the end of utterance, decode
         iterations `[n]`, where 10 and what follows it are chosen in one.
     """
-    state = grammar.start(np.zeros((n, 4), np.int32))
+    state = grammar.start(np.zeros((n, 1, 4), np.int32))
     shape = (n, grammar.max_length + grammar.chunk)
     tokens = np.full(shape, grammar.closing[-1])
     tokens[:, : len(grammar.opening)] = grammar.opening
@@ -191,7 +198,7 @@ def test_advance_replays_encode(name):
     grammar = _grammar(name)
     some = random_boxes(np.random.default_rng(0), 5_000)
     some[: len(SPANS) // 2] = np.repeat(SPANS[::2], 2, axis=1)  # corners at the same percentages
-    reply = grammar.encode(some)
+    reply = _encode(grammar, some)
 
     def choose(state, position):
         at = position[:, None]
@@ -202,7 +209,7 @@ def test_advance_replays_encode(name):
         return np.where(live, np.take_along_axis(reply.action, at, 1)[:, 0], LAST)
 
     state, tokens, _ = _run(grammar, len(some), choose)
-    np.testing.assert_array_equal(state.box, some)
+    np.testing.assert_array_equal(state.boxes[:, 0], some)
     np.testing.assert_array_equal(tokens[reply.valid], reply.tokens[reply.valid])
     assert (tokens[~reply.valid] == grammar.closing[-1]).all()
 
@@ -219,27 +226,28 @@ def test_random_policies_write_boxes(name):
         return np.where(grammar.allowed(state), logits + noise, -np.inf).argmax(-1)
 
     state, tokens, iterations = _run(grammar, n, choose)
-    assert geometry.is_valid(state.box).all()
-    np.testing.assert_array_equal(grammar.decode(tokens), state.box)
-    reply = grammar.encode(state.box)
+    box = state.boxes[:, 0]
+    assert geometry.is_valid(box).all()
+    np.testing.assert_array_equal(grammar.decode(tokens)[0], state.boxes)
+    reply = _encode(grammar, box)
     np.testing.assert_array_equal(tokens[reply.valid], reply.tokens[reply.valid])
     texts = tokenizer.decode_batch(tokens[:: n // 2_000].tolist())
-    for text, box in zip(texts, state.box[:: n // 2_000], strict=True):
-        assert text == f" {geometry.to_text(box)}"
-        assert geometry.parse(text) == tuple(box)
+    for text, one in zip(texts, box[:: n // 2_000], strict=True):
+        assert text == f" {geometry.to_text(one)}"
+        assert geometry.parse(text) == tuple(one)
 
     assert iterations.max() <= grammar.iterations
-    two_digits = ((state.box >= 10) & (state.box < 100)).all(-1)
+    two_digits = ((box >= 10) & (box < 100)).all(-1)
     assert two_digits.sum() > n / 10
     assert reply.valid.sum(-1)[two_digits].mean() >= 2 * iterations[two_digits].mean()
     if name == "trained":  # nothing is out of reach
-        assert all(len(np.unique(state.box[:, i])) == 100 for i in range(4))
+        assert all(len(np.unique(box[:, i])) == 100 for i in range(4))
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (9, 10, 99, 100), (99, 99, 100, 100)])
 def test_a_complete_reply_stays_complete(box):
     grammar = _grammar()
-    state = geometry.GrammarState(np.array([4]), np.array([0]), np.array([box]))
+    state = geometry.GrammarState(np.array([4]), np.array([0]), np.array([[box]]), np.array([1]))
     allowed = grammar.allowed(state)
     assert allowed.sum() == 1 and allowed[0, LAST]
     after, _, counts = grammar.advance(state, np.array([LAST]))
@@ -250,22 +258,25 @@ def test_a_complete_reply_stays_complete(box):
 
 def _state(rng, n):
     """States in the middle of replies."""
-    box = random_boxes(rng, n)
+    boxes = random_boxes(rng, n)[:, None]
     coordinate = rng.integers(0, 5, n).astype(np.int32)
     written = rng.integers(0, 102, n).astype(np.int32)
-    return geometry.GrammarState(coordinate, written, box)
+    return geometry.GrammarState(coordinate, written, boxes, (coordinate == 4).astype(np.int32))
 
 
 @pytest.mark.parametrize(
     ("function", "make"),
     [
-        (lambda b: _grammar().start(b), lambda rng: (random_boxes(rng, 500),)),
+        (lambda b: _grammar().start(b[:, None]), lambda rng: (random_boxes(rng, 500),)),
         (lambda s: _grammar().allowed(s), lambda rng: (_state(rng, 500),)),
         (
             lambda s, a: _grammar().advance(s, a),
             lambda rng: (_state(rng, 500), rng.integers(0, 12, 500)),
         ),
-        (lambda b: _grammar().encode(b), lambda rng: (random_boxes(rng, 500),)),
+        (
+            lambda b: _grammar().encode(b[:, None], b[:, 0] * 0 + 1),
+            lambda rng: (random_boxes(rng, 500),),
+        ),
         (lambda t: _grammar().decode(t), lambda rng: (_written_array(random_boxes(rng, 500)),)),
         (  # no reply at all: any box, but the same one and no crash
             lambda t: _grammar().decode(t),
@@ -278,8 +289,8 @@ def test_numpy_and_jax_agree(function, make):
 
 
 def test_the_worked_example():
-    """The table in the docstring of `geometry/grammar.py`."""
-    reply = _grammar().encode(np.array([12, 5, 40, 100]))
+    """The table in the docstring of `geometry/automaton.py`."""
+    reply = _encode(_grammar(), np.array([12, 5, 40, 100]))
     tokenizer, valid = _tokenizer("trained"), reply.valid
     assert valid.sum() == 17
     tokens = [tokenizer.decode([token]) for token in reply.tokens[valid].tolist()[:-1]]

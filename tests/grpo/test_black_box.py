@@ -190,7 +190,7 @@ def test_what_kept_the_target_from_answering_teaches_nothing():
 
     step = make_step(config)
     roll_out = jax.jit(BlackBoxStep(step, ruler).roll_out)
-    rollouts = roll_out(make_state(), without_host_parts(batch), KEY)[1].boxes
+    rollouts = roll_out(make_state(), without_host_parts(batch), KEY)[1].boxes[:, :, 0]
     widths = geometry.to_pixels(np.asarray(rollouts[0]), batch.size[0])[:, 2]
     widths -= geometry.to_pixels(np.asarray(rollouts[0]), batch.size[0])[:, 0]
     failing = Ruler(lambda width: "HTTP 500: no" if width == widths[0] else "")

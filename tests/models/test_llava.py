@@ -245,7 +245,7 @@ def test_step_rewards_what_transformers_says(pair):
     _, metrics, experience = run(state, batch, jax.random.key(3))
 
     target, likelihoods, scores = VLMReader.from_pretrained(folder), [], []
-    for example, boxes in zip(examples, np.asarray(experience.boxes), strict=True):
+    for example, boxes in zip(examples, np.asarray(experience.boxes[:, :, 0]), strict=True):
         picture, question, answer = example["image"], example["question"], example["answers"][0]
         for box in boxes:
             left, top, right, bottom = geometry.to_pixels(box, np.array(picture.shape[:2]))

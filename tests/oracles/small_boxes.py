@@ -78,7 +78,8 @@ def number(boxes: Any) -> Any:
 class TableStep(GRPOStep):
     """A step whose rewards are looked up."""
 
-    def reward(self, state: Any, batch: Any, prompts: Any, boxes: Any) -> Any:
+    def reward(self, state: Any, batch: Any, prompts: Any, rollouts: Any) -> Any:
+        boxes = rollouts.boxes[:, :, 0]
         rows = jnp.arange(len(boxes))[:, None]
         parts = {name: jnp.asarray(PARTS[name])[rows, number(boxes)] for name in self.config.asked}
         return prompts, weigh(self.config, boxes, parts)
@@ -148,7 +149,7 @@ def sampled_gradients(config: GRPOConfig, steps: int, prompts: int) -> np.ndarra
         read = step.read_prompts(state, batch)
 
         def learn(rollouts: Rollouts) -> jax.Array:
-            _, rewards = step.reward(state, batch, read, rollouts.boxes)
+            _, rewards = step.reward(state, batch, read, rollouts)
             gradients, experience = step.learn(state, batch, read, rollouts, rewards)
             if config.num_iterations > 1:
                 gradients, _ = step.learn_again(state._replace(params=MOVED), batch, experience)
@@ -185,11 +186,12 @@ class Replies:
 def read_all() -> tuple[Replies, Replies]:
     """Reads all 36 replies at once: with the weights `TRAINED`, and with `MOVED`."""
     step, state = make_step(GRPOConfig()), make_state(GRPOConfig())
-    every, last = jnp.asarray(np.stack([BOXES] * PROMPTS)), BATCH.crop_prompt[:, -1]
+    every, last = jnp.asarray(np.stack([BOXES] * PROMPTS))[:, :, None], BATCH.crop_prompt[:, -1]
+    ones = jnp.ones(every.shape[:2], int)
 
     def read(model: Any, temperature: float) -> Any:
         prefix = step.read_prefix(model, BATCH, None)
-        return rollout.reply_log_probs(model, GRAMMAR, prefix, last, every, temperature)
+        return rollout.reply_log_probs(model, GRAMMAR, prefix, last, every, ones, temperature)
 
     def sums(params: Any, old: jax.Array) -> tuple[dict[str, jax.Array], Any]:
         model = step.policy_model(state._replace(params=params))

@@ -170,7 +170,7 @@ def look(step: BlackBoxStep, state: TrainState, batch: Batch) -> Look:
         state: of the run.
         batch: NumPy arrays.
     """
-    proposed = step.propose(state, batch)[:SHOWN]
+    proposed = step.propose(state, batch).boxes[:SHOWN, :, 0]
     few = jax.tree.map(lambda x: x[:SHOWN], batch)
     parts = jax.tree.map(jnp.asarray, step.score(few, proposed))
     worth, boxes = weigh(step.step.config, proposed, parts), np.asarray(proposed)

@@ -205,7 +205,7 @@ class GRPOStage:
         step = self.step()
         template = step.template
         assert template is not None
-        boxes, target = step.propose(state, batch), step.target_model(state)
+        boxes, target = step.propose(state, batch).boxes[:, :, 0], step.target_model(state)
         grpo = dataclasses.replace(self.config.grpo, reward_chunk=None)
         whole = rewards.encode_whole(target, batch.canvas, batch.size)
         worth = step.target_rewards(grpo)(target, batch, boxes, whole)

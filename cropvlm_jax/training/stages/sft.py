@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from cropvlm_jax.data.batching import BoxPreparer, SupervisedBatch
 from cropvlm_jax.data.order import Prepare
 from cropvlm_jax.data.reading import ReadingPreparer
-from cropvlm_jax.grpo.rollout import propose
+from cropvlm_jax.grpo.rollout import likeliest
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models.decode import greedy_decode, read_prompt
@@ -115,7 +115,8 @@ class SFTStage(SupervisedStage):
         model, batch = self.step().model(state), self.step().see(state, batch)
         tokens = model.encode_images(batch.images)
         grammar = self.trained.grammar
-        return Look(propose(model, grammar, tokens, batch.prompt, batch.prompt_valid))
+        replies = likeliest(model, grammar, tokens, batch.prompt, batch.prompt_valid)
+        return Look(replies.boxes[:, 0, 0])
 
 
 class ReaderStage(SupervisedStage):
