@@ -8,7 +8,7 @@ canvas that the original pixels are on. A step is compiled once for each bucket.
 
 import collections
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import NamedTuple
 
@@ -48,8 +48,21 @@ class Bucket(NamedTuple):
         """A number that no other bucket has."""
         return _CANVAS * self.canvas + _ROWS * self.rows + self.columns
 
-    def __str__(self) -> str:
-        return f"{self.rows}x{self.columns} tiles"
+
+def tell(counts: Mapping[int, int], canvases: Sequence[Canvas] = ()) -> str:
+    """Numbers of examples by bucket in words, such as "3 of 2x2 tiles on 1024x1024 px".
+
+    Args:
+        counts: How many examples there are, by `Bucket.number`.
+        canvases: What there is for the original pixels, told where there are several.
+    """
+    told = []
+    for number, count in counts.items():
+        bucket = Bucket.of(number)
+        tiles = f"{bucket.rows}x{bucket.columns} tiles" if bucket.rows else "one tile"
+        on = f" on {canvases[bucket.canvas]}" if len(canvases) > 1 else ""
+        told.append(f"{count} of {tiles}{on}")
+    return ", ".join(told) or "none"
 
 
 def bucket_examples(

@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 
 from cropvlm_jax.data import batching, seed_boxes
-from cropvlm_jax.data.buckets import Bucket
+from cropvlm_jax.data.buckets import Bucket, tell
 from cropvlm_jax.data.source import Examples
 from cropvlm_jax.data.sources import DRAWN, open_drawn, open_source
 from cropvlm_jax.pixels.canvas import Canvas, empty
@@ -130,23 +130,28 @@ class Plan(NamedTuple):
         batches: Indices of examples, int64 `[steps, B]`; those of a batch are of one bucket.
         buckets: `Bucket.number` of each example, -1 for those that are left out; int32 `[n]`.
         waiting: How many examples were drawn for batches that never filled, by bucket.
+        canvases: What there is for the original pixels.
     """
 
     batches: np.ndarray
     buckets: np.ndarray
     waiting: dict[int, int]
+    canvases: Sequence[Canvas] = ()
 
     def left_out(self) -> str:
         """How many examples no batch holds, for the log."""
         unreadable = int((self.buckets < 0).sum())
-        waiting = ", ".join(f"{n} of {Bucket.of(b)}" for b, n in self.waiting.items())
-        return (
-            f"{unreadable} pictures unreadable; in batches that never filled: {waiting or 'none'}"
-        )
+        waiting = tell(self.waiting, self.canvases)
+        return f"{unreadable} pictures unreadable; in batches that never filled: {waiting}"
+
 
 
 def plan_batches(
-    order: Iterable[int], buckets: np.ndarray, batch_size: int, steps: int | None = None
+    order: Iterable[int],
+    buckets: np.ndarray,
+    batch_size: int,
+    steps: int | None = None,
+    canvases: Sequence[Canvas] = (),
 ) -> Plan:
     """Fills batches with examples of one bucket, in the order in which they fill up.
 
@@ -155,6 +160,7 @@ def plan_batches(
         buckets: The bucket of every example, -1 for those to leave out; int `[n]`.
         batch_size: B.
         steps: How many batches are wanted, at least 1; None fills as many as `order` has examples.
+        canvases: What there is for the original pixels, for messages.
 
     Raises:
         ValueError: No batch can be filled.
@@ -174,8 +180,11 @@ def plan_batches(
                 break
     left = {bucket: len(indices) for bucket, indices in waiting.items()}
     if not batches:
-        raise ValueError(f"no batch of {batch_size} can be filled: examples by bucket are {left}")
-    return Plan(np.array(batches, np.int64).reshape(-1, batch_size), buckets, left)
+        raise ValueError(
+            f"no batch of {batch_size} can be filled: there are {tell(left, canvases)}; take more "
+            "examples, a smaller batch_size, or one data.canvas for all"
+        )
+    return Plan(np.array(batches, np.int64).reshape(-1, batch_size), buckets, left, canvases)
 
 
 class Prepare(Protocol):

@@ -51,7 +51,7 @@ class TrainingData:
         steps = steps_of(config, len(source))
         canvases = stage.prepare.canvases
         buckets = bucket_examples(source, stage.trained.input, canvases, size)
-        plan = order.plan_batches(source.order(config.seed), buckets, size, steps)
+        plan = order.plan_batches(source.order(config.seed), buckets, size, steps, canvases)
         planned = order.PlannedBatches(source, stage.prepare, plan, rows)
         logging.info("%d steps over %d examples; %s", steps, len(source), plan.left_out())
         if stage.trained.input is not None:
@@ -109,13 +109,10 @@ def steps_of(config: TrainConfig, examples: int) -> int:
 def _open_held_out(config: TrainConfig, stage: Stage, rows: np.ndarray) -> order.PlannedBatches:
     """The batches that the run is evaluated on."""
     source = order.open_mixture(config.eval.sources, config.seed)
+    canvases, size = stage.prepare.canvases, config.batch_size
     buckets = bucket_examples(
-        source,
-        stage.trained.input,
-        stage.prepare.canvases,
-        config.batch_size,
-        first=config.eval.examples,
+        source, stage.trained.input, canvases, size, first=config.eval.examples
     )
-    plan = order.plan_batches(range(len(buckets)), buckets, config.batch_size)
+    plan = order.plan_batches(range(len(buckets)), buckets, size, canvases=canvases)
     logging.info("held out: %s", plan.left_out())
     return order.PlannedBatches(source, stage.prepare, plan, rows)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,6 +126,18 @@ def test_what_is_left_over_goes_on_a_larger_canvas_in_use(examples, batch_size):
         ]
         if larger:
             assert (moved == bucket.number).sum() % batch_size == 0
+
+
+def test_messages_tell_canvases_where_there_are_several():
+    buckets = np.array([Bucket(1, 0, 0).number] * 5 + [Bucket(2, 2, 1).number] * 3)
+    plan = order.plan_batches(range(8), buckets, 4, canvases=CANVASES)
+    left = "1 of one tile on 64x48 px, 3 of 2x1 tiles on 48x64 px"
+    assert plan.left_out() == f"0 pictures unreadable; in batches that never filled: {left}"
+    with pytest.raises(ValueError, match="are 5 of one tile on 64x48 px, 3 of .*one data.canvas"):
+        order.plan_batches(range(8), buckets, 6, canvases=CANVASES)
+    one = order.plan_batches(range(5), np.zeros(5, int), 2, canvases=CANVASES[:1])
+    assert one.left_out().endswith("never filled: 1 of one tile")
+    assert one._replace(waiting={}).left_out().endswith("never filled: none")
 
 
 def test_one_canvas_is_as_it_was():
