@@ -175,7 +175,7 @@ def compiled_sizes(tpu: PlannedStep) -> dict[str, Any]:
     rows, began = tpu.config.batch_size, time.monotonic()
     unknown = dict.fromkeys(
         ("largest_prompts", "hbm_gib", "compiler_flops", "collectives", "compile_seconds")
-    )
+    ) | {"next_batches_gib": tpu.next_batches(rows) / GIB}
     with tempfile.TemporaryDirectory() as folder:
         compiled = tpu.compile(rows, folder)
         modules = [path.read_text() for path in pathlib.Path(folder).glob("*.after_codegen.txt")]
@@ -193,7 +193,7 @@ def compiled_sizes(tpu: PlannedStep) -> dict[str, Any]:
         "code": found.generated_code_size_in_bytes,
     }
     return unknown | {
-        "fits": True,
+        "fits": tpu.has_room(found.peak_memory_in_bytes, rows),
         "compile_seconds": round(time.monotonic() - began, 1),
         "peak_hbm_gib": found.peak_memory_in_bytes / GIB,
         "hbm_gib": {name: size / GIB for name, size in parts.items()},
@@ -222,14 +222,15 @@ def table(report: dict[str, Any]) -> str:
     if "searched" in report:
         lines += [f"take {settings_of(report)}" if report["fits"] else "none fits", ""]
     peak = f"{gib(report['peak_hbm_gib'])} of {chip.hbm_gib} GiB a chip"
+    beside = f"next batches beside it {report['next_batches_gib']:.2f}"
     if report["fits"]:
         sizes = ", ".join(f"{name} {size:.2f}" for name, size in report["hbm_gib"].items())
-        lines += [f"fits: peak HBM {peak} ({sizes})"]
+        lines += [f"fits: peak HBM {peak} ({sizes}; {beside})"]
         lines += [f"compiled in {report['compile_seconds']:.0f} s"]
     else:
         fewer = report["largest_prompts"]
         others = "" if fewer is None else f"; {fewer} prompts do"
-        lines += [f"does not fit: needs {peak}{others}"]
+        lines += [f"does not fit: needs {peak}, {beside}{others}"]
     lines += ["", f"{'phase':<10} {'TFLOP':>9} {'decoding GB/chip':>17} {'at least ms':>12}"]
     for phase, count in report["flops"].items():
         read = report["decode_bytes"].get(phase, 0)

@@ -145,7 +145,6 @@ class Plan(NamedTuple):
         return f"{unreadable} pictures unreadable; in batches that never filled: {waiting}"
 
 
-
 def plan_batches(
     order: Iterable[int],
     buckets: np.ndarray,

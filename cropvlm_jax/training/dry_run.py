@@ -46,9 +46,10 @@ class Footprint:
     """What a step takes on the devices.
 
     Attributes:
-        peak: bytes on a device at most; None where they do not fit and the compiler does not say.
+        peak: bytes on a device at most, with the batches that wait there; None where the step does
+            not fit and the compiler does not say.
         limit: bytes that a device has; None where that is not known.
-        fits: whether the compiler could fit the step in.
+        fits: whether they fit in.
         compile_seconds: what compiling took.
         step_seconds: of a step; None where the peak rates of the devices are not known.
     """
@@ -77,8 +78,8 @@ class Footprint:
             needed = re.search(r"([\d.]+)G\b", found)  # the first figure; then what there is
             peak = float(needed[1]) * GIB if needed else None
         else:
-            peak = float(found)
-        fits = not isinstance(found, str) and (limit is None or found <= limit)
+            peak = float(found + planned.next_batches(planned.config.batch_size))
+        fits = not isinstance(found, str) and (limit is None or float(peak or 0) <= limit)
         return cls(peak, limit, fits, time.monotonic() - began, seconds)
 
 
@@ -177,7 +178,7 @@ def _on_devices(footprint: Footprint | None, devices: Sequence[Any]) -> list[tup
     there = f" of {footprint.limit / GIB:.1f}" if footprint.limit else ""
     peak = f"{footprint.peak / GIB:.2f}{there} GiB a device" if footprint.peak else "too much"
     verdict = "fits" if footprint.fits else "does NOT fit: docs/troubleshooting.md says what helps"
-    lines.append(("memory", f"{peak}, as the compiler says; {verdict}"))
+    lines.append(("memory", f"{peak}, by the compiler, next batches included; {verdict}"))
     lines.append(("compiling", f"{footprint.compile_seconds:.0f} s on this machine"))
     if footprint.step_seconds is None:
         text = f"not known on this device: {kind!r} has no peak rate here; --topology tells of TPUs"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
 
+WAITING = 2  # batches on the devices at most, beside the one that a step runs on
+
 
 class Fed(NamedTuple):
     """A batch that is ready for a step.
@@ -23,8 +25,8 @@ class Fed(NamedTuple):
 def one_ahead(batches: Iterator[Any], put: Callable[[Any], Any]) -> Generator[Fed]:
     """Batches, each put on the devices by a thread while the one before is used.
 
-    While a step runs and the next one waits behind it, a third batch may be on its way: so many are
-    on the devices at most. What was yielded is not kept here.
+    While a step runs and the next one waits behind it, a third batch may be on its way: `WAITING`
+    of them beside the step's own. What was yielded is not kept here.
 
     Args:
         batches: NumPy arrays.

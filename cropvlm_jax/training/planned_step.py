@@ -15,10 +15,11 @@ from cropvlm_jax import geometry, parallel
 from cropvlm_jax.models import kernels
 from cropvlm_jax.models.vlm import RESAMPLING
 from cropvlm_jax.pixels.canvas import empty
+from cropvlm_jax.training import feed
 from cropvlm_jax.training.config import TrainConfig
 from cropvlm_jax.training.costs import CHIPS, Chip, count_flops, count_scope
 from cropvlm_jax.training.stages import open_stage
-from cropvlm_jax.training.stages.program import EVALUATION
+from cropvlm_jax.training.stages.program import EVALUATION, BlackBoxProgram
 
 GIB = 2**30
 STEPS = 1000  # of the schedule where the config leaves it to the data: no program depends on it
@@ -134,7 +135,21 @@ class PlannedStep:
 
     def fits(self, rows: int) -> bool:
         """Whether the program fits the chips' memory with batches of `rows`."""
-        return not isinstance(self.compile(rows), str)
+        compiled = self.compile(rows)
+        if isinstance(compiled, str):
+            return False
+        return self.has_room(compiled.memory_analysis().peak_memory_in_bytes, rows)
+
+    def has_room(self, peak: float, rows: int) -> bool:
+        """Whether the next batches lie beside a program that takes `peak` bytes of a chip."""
+        return self.chip is None or peak + self.next_batches(rows) <= self.chip.hbm_gib * GIB
+
+    def next_batches(self, rows: int) -> int:
+        """Bytes on a chip of the batches of `rows` that wait there while a step runs."""
+        if isinstance(self._program, BlackBoxProgram):  # where they wait on the host
+            return 0
+        of_chip = jax.tree.leaves(self.batch(rows // self.split))
+        return feed.WAITING * sum(x.size * x.dtype.itemsize for x in of_chip)
 
     def peak_memory(self) -> int | str:
         """Bytes that a step takes on a device at most, or what the compiler says if it cannot."""

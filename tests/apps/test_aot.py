@@ -60,6 +60,7 @@ def test_data_parallel_step_for_four_chips(compiled):
     assert f"tried {found}: fits, 0." in printed and f"take {found}\n" in printed
     assert report["fits"] and 0 < report["peak_hbm_gib"] < 1
     assert report["hbm_gib"].keys() == {"arguments", "temporaries", "code"}
+    assert 2 * 128 * 128 * 3 < report["next_batches_gib"] * 2**30 < 3 * 128 * 128 * 3
     shown = ("topology", "chips", "prompts", "group", "longest_edge", "tiles")
     assert [report[name] for name in shown] == ["v5e:2x2", 4, 4, 2, 64, 1]
     assert report["versions"]["jax"] == jax.__version__ and report["date"]

@@ -111,6 +111,18 @@ def test_no_weights_are_read_and_hours_and_dollars_follow_from_the_peak_rate(mon
     assert lines["requests"].startswith("none")
 
 
+def test_batches_that_wait_beside_a_step_take_memory_too():
+    planned = planned_step.PlannedStep(load_config(small("grpo")), jax.devices()[:1])
+    rows = planned.config.batch_size
+    waiting = planned.next_batches(rows)
+    canvas = planned.batch(rows).canvas
+    assert 2 * canvas.size < waiting < 3 * canvas.size
+    planned.chip = costs.Chip("here", 1e9, (waiting + 100) / planned_step.GIB, 1e12, 1e9)
+    assert planned.has_room(100, rows) and not planned.has_room(101, rows)
+    outside_of_it = planned_step.PlannedStep(load_config(outside()), jax.devices()[:1])
+    assert outside_of_it.next_batches(outside_of_it.config.batch_size) == 0
+
+
 def test_the_halves_around_a_reader_have_a_memory_and_no_reader_is_opened(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     adaptive = {"grpo.entropy_target": 2.0, "grpo.min_reward_std": 0.1}
