@@ -14,15 +14,13 @@ why.
 import dataclasses
 import functools
 import pathlib
-import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags, logging
+from digit_lessons import misplaced, noisy_box, supervised_batch, train
 from flax import nnx
 
 from cropvlm_jax import apps, geometry
@@ -33,7 +31,6 @@ from cropvlm_jax.hub import tokenizer as tokenizer_lib
 from cropvlm_jax.hub.export import export, write_processor_files
 from cropvlm_jax.hub.model_card import Run
 from cropvlm_jax.hub.pretrained import Pretrained
-from cropvlm_jax.models.conversations import Conversation
 from cropvlm_jax.models.smolvlm.config import SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import (
     ANSWER_INSTRUCTION,
@@ -43,7 +40,6 @@ from cropvlm_jax.models.smolvlm.conversations import (
 )
 from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.pixels import host
-from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import sft
 
 OUT = flags.DEFINE_string("out", None, "Folder for `target` and `cropper`.", required=True)
@@ -109,37 +105,11 @@ CROPPER = (
 BATCH = 64
 
 
-def noisy_box(rng: np.random.Generator, box: np.ndarray, stage: Stage) -> np.ndarray:
+def stage_box(rng: np.random.Generator, box: np.ndarray, stage: Stage) -> np.ndarray:
     """The box of `stage` for a true percent box int `[4]`."""
     if rng.random() < stage.wrong:
-        side = box[2:] - box[:2]
-        low = rng.integers(0, 101 - side)
-        box = np.concatenate([low, low + side])
-    factor = np.exp(rng.uniform(*np.log(stage.expansion)))
-    box = geometry.expand(box, factor)
-    side = box[2:] - box[:2]
-    shift = np.rint(rng.uniform(-stage.jitter, stage.jitter, 2) * side).astype(int)
-    shift = np.clip(shift, -box[:2], 100 - box[2:])
-    return box + np.tile(shift, 2)
-
-
-def supervised_batch(
-    pictures: list[np.ndarray],
-    conversations: list[Conversation],
-    prompt_length: int,
-    reply_length: int,
-) -> batching.SupervisedBatch:
-    """B conversations and their pictures `[N, S, S, 3]` as one batch."""
-    rows = [
-        batching.supervised_row(
-            conversation,
-            images=images,
-            prompt_tokens=prompt_length,
-            completion_tokens=reply_length,
-        )
-        for conversation, images in zip(conversations, pictures, strict=True)
-    ]
-    return batching.stack(rows)
+        box = misplaced(rng, box)
+    return noisy_box(rng, box, stage.expansion, stage.jitter)
 
 
 def reading_batch(
@@ -154,7 +124,7 @@ def reading_batch(
     for image, questions in scenes:
         whole = host.tile(image, side, side)[0]
         for question, answer, box in questions:
-            box = noisy_box(rng, np.array(box), stage)
+            box = stage_box(rng, np.array(box), stage)
             if rng.random() < stage.whole:
                 box = np.array(geometry.FULL)
             x1, y1, x2, y2 = geometry.to_pixels(box, np.array(image.shape[:2]))
@@ -184,7 +154,7 @@ def locating_batch(
             conversations.append(prompts.crop(POINT, (0, 0), pointing(questions)))
             continue
         for question, _, box in questions:
-            box = noisy_box(rng, np.array(box), stage)
+            box = stage_box(rng, np.array(box), stage)
             pictures.append(picture)
             conversations.append(prompts.crop(question, (0, 0), geometry.to_text(box)))
     return supervised_batch(pictures, conversations, CROP_PROMPT, BOX_REPLY)
@@ -203,14 +173,16 @@ def pointing(questions: list[tuple[str, str, zoom_digits.Box]]) -> str:
     return " ".join(words)
 
 
-def batches(
+def preparer(
     stages: tuple[Stage, ...],
     make: Callable[..., batching.SupervisedBatch],
     seed: int,
-) -> Iterator[batching.SupervisedBatch]:
-    """The batches of a course in order, prepared one ahead in a thread."""
+) -> Callable[[int], batching.SupervisedBatch]:
+    """What prepares the batch of a step of a course."""
+    jobs = [(n, stage, step) for n, stage in enumerate(stages) for step in range(stage.steps)]
 
-    def prepare(number: int, stage: Stage, step: int) -> batching.SupervisedBatch:
+    def prepare(job: int) -> batching.SupervisedBatch:
+        number, stage, step = jobs[job]
         rng = np.random.default_rng([seed, number, step])
         source = zoom_digits.ZoomDigits(
             "train", 1 << 30, seed + 1000 * (1 + number), (stage.digits,) * 2, enlarge=stage.enlarge
@@ -219,44 +191,7 @@ def batches(
         picked = rng.integers(len(source), size=BATCH // per_scene)
         return make([source.scene(i) for i in picked], stage, rng=rng)
 
-    jobs = [(n, stage, step) for n, stage in enumerate(stages) for step in range(stage.steps)]
-    with futures.ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(prepare, *jobs[0])
-        for job in jobs[1:]:
-            ready, ahead = ahead, pool.submit(prepare, *job)
-            yield ready.result()
-        yield ahead.result()
-
-
-def train(
-    model: SmolVLM,
-    course: Course,
-    make: Callable[..., batching.SupervisedBatch],
-    evaluate: Callable[[SmolVLM], dict[str, float]],
-    seed: int,
-) -> tuple[SmolVLM, dict[str, float]]:
-    """Trains through a course; returns the trained model and its scores."""
-    steps = sum(stage.steps for stage in course.stages)
-    peak = course.learning_rate
-    schedule = optax.warmup_cosine_decay_schedule(0, peak, 50, steps, peak / 20)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01)
-    )
-    graphdef, params = nnx.split(model)
-    state = TrainState.create(params, optimizer)
-    step = jax.jit(sft.SFTStep(graphdef, optimizer), donate_argnums=0)
-    unused = jax.random.key(0)  # there are no adapters, whose dropout it is for
-    start, losses, scores = time.time(), [], {}
-    for i, batch in enumerate(batches(course.stages, make, seed), start=1):
-        state, metrics = step(state, batch, unused)
-        losses.append(metrics["loss"])
-        if i % 50 == 0 or i == steps:
-            loss, losses = float(np.mean(jax.device_get(losses))), []
-            scores = evaluate(nnx.merge(graphdef, state.params)) if i == steps else {}
-            rate = (time.time() - start) / i
-            said = " ".join(f"{name} {score:.3f}" for name, score in scores.items())
-            logging.info("%d/%d loss %.4f (%.2f s/step) %s", i, steps, loss, rate, said)
-    return nnx.merge(graphdef, state.params), scores
+    return prepare
 
 
 def described(name: str, seed: int, scores: dict[str, float]) -> Run:
@@ -365,7 +300,9 @@ def main(argv: list[str]) -> None:
             table.embedding[...] *= std * table.features**0.5
         for number, course in enumerate(courses):
             logging.info("%s: course %d of %d", name, number + 1, len(courses))
-            model, scores = train(model, course, make, evaluate, SEED.value + 10_000 * number)
+            prepare = preparer(course.stages, make, SEED.value + 10_000 * number)
+            steps = sum(stage.steps for stage in course.stages)
+            model, scores = train(model, prepare, steps, course.learning_rate, evaluate)
         folder = pathlib.Path(OUT.value) / name
         folder.mkdir(parents=True, exist_ok=True)
         write_processor_files(folder, config, tokenizer, longest_edge=side)
