@@ -4,36 +4,48 @@
 
     python experiments/make_look_weights.py --out=FOLDER
 
-Both go on from the bundled models of `make_zoom_digits_weights.py`. The reader learns to read up to
-three crops beside the picture: single digits, the larger of two, and their sum. Crops are missing,
-too large, out of place or of other frames in a part of the lessons, so that it says what it sees
-and no more. The cropper imitates *noisy* boxes in *noisy* numbers: a part of its replies names too
-few boxes or too many, and where no crop is needed, a part names one. What pays is left to GRPO.
+Both go on from the bundled models of `make_zoom_digits_weights.py`; `look_lessons.py` says what
+they learn. The reader reads up to three crops beside the picture. The cropper imitates noisy boxes
+in noisy numbers.
 
 A run that was cut off goes on from where it was when the command is given again.
 """
 
-import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
-from digit_lessons import misplaced, noisy_box, supervised_batch, train
+from digit_lessons import supervised_batch, train
+from look_lessons import (
+    ANSWER_PROMPT,
+    ANSWER_REPLY,
+    BOX_REPLY,
+    CROP_PROMPT,
+    CROPPER,
+    CROPS,
+    READER,
+    SCENES,
+    crops,
+    locating_batch,
+    preparer,
+    reading_batch,
+    true_boxes,
+)
 
 from cropvlm_jax import apps, geometry
 from cropvlm_jax.data import batching, sources
 from cropvlm_jax.data.source import Box
-from cropvlm_jax.data.sources.zoom_digits_looks import Asked, Scene
+from cropvlm_jax.data.sources.zoom_digits_looks import Asked
+from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.model_card import Run
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.models.conversations import Conversations
-from cropvlm_jax.models.smolvlm.model import SmolVLM
-from cropvlm_jax.pixels import host
+from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.training import sft
 
 OUT = flags.DEFINE_string("out", None, "Folder for `target` and `cropper`.", required=True)
@@ -46,199 +58,8 @@ MODELS = flags.DEFINE_multi_enum(
 SEED = flags.DEFINE_integer("seed", 0, "Seed of scenes and noise.")
 STEPS = flags.DEFINE_integer("steps", None, "Fewer steps a course, to try the script.")
 
-SIDE = 64  # pixels of what the models see
-CROPS = 3  # that the reader is shown at most
-ANSWER_PROMPT, ANSWER_REPLY = 113, 5  # tokens, of the longest question with all crops
-CROP_PROMPT, BOX_REPLY = 64, 37  # tokens, of the longest question and of two boxes
-# Scenes of a batch, and questions of each: 64 conversations.
-SCENES = {"zoom_digits_pairs": (12, 3), "zoom_digits_mixed": (7, 2), "zoom_digits_deep": (7, 2)}
 
-
-@dataclasses.dataclass(frozen=True)
-class Course:
-    """Lessons of one kind.
-
-    Attributes:
-        steps: How many.
-        learning_rate: The highest one.
-        expansion: The least and the most area of a box, in areas of the true one; log-uniform.
-        jitter: How far boxes move, in their sides.
-        wrong: Share of the boxes that are at a random place.
-        fewer: Share of the conversations with too few boxes.
-        more: Share of the conversations with too many.
-    """
-
-    steps: int
-    learning_rate: float
-    expansion: tuple[float, float]
-    jitter: float
-    wrong: float
-    fewer: float
-    more: float
-
-
-READER = (
-    Course(1000, 1.5e-3, (1.0, 3.0), jitter=0.1, wrong=0.0, fewer=0.1, more=0.1),
-    Course(1200, 1e-3, (1.0, 30.0), jitter=0.2, wrong=0.05, fewer=0.15, more=0.15),
-)
-CROPPER = (
-    Course(500, 1e-3, (1.5, 12.0), jitter=0.2, wrong=0.15, fewer=0.35, more=0.35),
-    Course(400, 6e-4, (4.0, 30.0), jitter=0.3, wrong=0.25, fewer=0.35, more=0.35),
-)
-
-
-def true_boxes(asked: Asked) -> list[np.ndarray]:
-    """The boxes of the frames that a question is about, int `[4]` each."""
-    return [np.array(box) for box in asked.boxes or (asked.box,)]
-
-
-def noisy(rng: np.random.Generator, box: np.ndarray, course: Course) -> np.ndarray:
-    """The box of a course for a true one, int `[4]`."""
-    if rng.random() < course.wrong:
-        box = misplaced(rng, box)
-    return noisy_box(rng, box, course.expansion, course.jitter)
-
-
-def in_order(boxes: Sequence[np.ndarray]) -> list[Box]:
-    """Distinct boxes in the order of replies."""
-    return sorted({(int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in boxes})
-
-
-def shown(
-    rng: np.random.Generator, asked: Asked, others: list[np.ndarray], course: Course
-) -> list[Box]:
-    """Boxes of the crops that a reader is shown.
-
-    Args:
-        rng: What is drawn from.
-        asked: The question.
-        others: Boxes of other frames, which more crops may show.
-        course: What is noisy, and how much.
-    """
-    boxes = [noisy(rng, box, course) for box in true_boxes(asked)]
-    if not asked.boxes and rng.random() < 0.5:
-        return []
-    kind = rng.random()
-    if kind < course.fewer:
-        kept = rng.permutation(len(boxes))[: rng.integers(len(boxes))]
-        boxes = [boxes[i] for i in kept]
-    elif kind < course.fewer + course.more and others:
-        boxes.append(noisy(rng, others[rng.integers(len(others))], course))
-    return in_order(boxes)
-
-
-def crops(image: np.ndarray, boxes: Sequence[Box]) -> list[np.ndarray]:
-    """What a model sees of the crops of a picture, uint8 `[S, S, 3]` each."""
-    return [host.tile(host.cut(image, np.array(box)), SIDE, SIDE)[0][0] for box in boxes]
-
-
-def picked(rng: np.random.Generator, questions: list[Asked], count: int) -> list[Asked]:
-    """Some questions of a scene: the first one, which is its own, and others at random."""
-    others = rng.permutation(len(questions) - 1)[: count - 1] + 1
-    return [questions[0], *(questions[i] for i in others)]
-
-
-def reading_batch(
-    scenes: list[tuple[Scene, int]],
-    course: Course,
-    rng: np.random.Generator,
-    prompts: Conversations,
-) -> batching.SupervisedBatch:
-    """What the reader learns: the picture, none to three crops, the question, the answer."""
-    pictures, conversations = [], []
-    for (image, questions), count in scenes:
-        (whole,) = crops(image, [geometry.FULL])
-        for asked in picked(rng, questions, count):
-            mine = in_order(true_boxes(asked))
-            frames = in_order([box for other in questions for box in true_boxes(other)])
-            others = [np.array(box) for box in frames if box not in mine]
-            seen = [whole, *crops(image, shown(rng, asked, others, course))]
-            conversations.append(prompts.answer(asked.question, len(seen), asked.answer))
-            # No token asks for those that fill up.
-            pictures.append(np.stack(seen + [whole] * (1 + CROPS - len(seen))))
-    return supervised_batch(pictures, conversations, ANSWER_PROMPT, ANSWER_REPLY)
-
-
-def replied(rng: np.random.Generator, asked: Asked, course: Course) -> list[Box]:
-    """Boxes that a cropper imitates: noisy ones in a noisy number, two at most."""
-    boxes = [noisy(rng, box, course) for box in true_boxes(asked)]
-    needed = len(asked.boxes)
-    if needed and rng.random() < course.fewer:
-        needed -= 1
-    elif needed < 2 and rng.random() < course.more:
-        needed += 1
-    while len(boxes) < needed:
-        boxes.append(noisy(rng, misplaced(rng, boxes[0]), course))
-    kept = rng.permutation(len(boxes))[:needed]
-    return in_order([boxes[i] for i in kept])
-
-
-def written(boxes: Sequence[Box]) -> str:
-    """The reply that names boxes."""
-    named = ", ".join(geometry.to_text(box).rstrip(".") for box in boxes)
-    return f"{named}." if boxes else "Not needed."
-
-
-def second_look(
-    rng: np.random.Generator, image: np.ndarray, asked: Asked, course: Course
-) -> tuple[np.ndarray, list[Box]]:
-    """A crop of a tiny frame's neighbourhood, and a noisy box in percent of that crop."""
-    outer = noisy_box(rng, np.array(asked.around), (1.0, 2.0), 0.1)
-    low, high = outer[:2], outer[2:]
-    inside = np.clip((np.array(asked.box).reshape(2, 2) - low) * 100 / (high - low), 0, 100)
-    box = np.concatenate([np.floor(inside[0]), np.ceil(inside[1])]).astype(int)
-    (crop,) = crops(image, in_order([outer]))
-    return crop, in_order([noisy(rng, box, course)] if (box[:2] < box[2:]).all() else [])
-
-
-def locating_batch(
-    scenes: list[tuple[Scene, int]],
-    course: Course,
-    rng: np.random.Generator,
-    prompts: Conversations,
-) -> batching.SupervisedBatch:
-    """What the cropper imitates: the picture, the question, noisy boxes in a noisy number.
-
-    Half of the questions about tiny frames show the picture and ask for the neighbourhood; the
-    others show a crop of the neighbourhood.
-    """
-    pictures, conversations = [], []
-    for (image, questions), count in scenes:
-        (whole,) = crops(image, [geometry.FULL])
-        for asked in picked(rng, questions, count):
-            picture, boxes = whole, replied(rng, asked, course)
-            if asked.around and rng.random() < 0.5:
-                picture, boxes = second_look(rng, image, asked, course)
-            elif asked.around:
-                around = Asked(asked.question, asked.answer, (asked.around,), asked.around)
-                easier = dataclasses.replace(course, expansion=(1.0, 4.0))
-                boxes = replied(rng, around, easier)
-            pictures.append(picture[None])
-            conversations.append(prompts.crop(asked.question, (0, 0), written(boxes)))
-    return supervised_batch(pictures, conversations, CROP_PROMPT, BOX_REPLY)
-
-
-def drawn(rng: np.random.Generator, split: str, seed: int) -> Iterator[tuple[Scene, int]]:
-    """The scenes of a batch, and how many questions of each to ask."""
-    for name, (scenes, questions) in SCENES.items():
-        source = sources.open_drawn(name, split, 1 << 30, seed)
-        for index in rng.integers(len(source), size=scenes):
-            yield source.scene(index), questions  # type: ignore[attr-defined]
-
-
-def preparer(
-    course: Course, number: int, make: Callable[..., batching.SupervisedBatch], seed: int
-) -> Callable[[int], batching.SupervisedBatch]:
-    """What prepares the batch of a step of a course."""
-
-    def prepare(step: int) -> batching.SupervisedBatch:
-        rng = np.random.default_rng([seed, number, step])
-        return make(list(drawn(rng, "train", seed + 1000 * (1 + number))), course, rng)
-
-    return prepare
-
-
-def reading_accuracy(model: SmolVLM, prompts: Conversations, scenes: int = 64) -> dict[str, float]:
+def reading_accuracy(model: VLM, prompts: Conversations, scenes: int = 64) -> dict[str, float]:
     """Accuracy on unseen digits, by set and by what is shown beside the picture."""
 
     @jax.jit
@@ -248,61 +69,86 @@ def reading_accuracy(model: SmolVLM, prompts: Conversations, scenes: int = 64) -
     scores = {}
     for name in SCENES:
         source = sources.open_drawn(name, "validation", scenes)
+        drawn = [source.scene(index) for index in range(scenes)]  # type: ignore[attr-defined]
         for view in ("none", "one", "right", "right_x4", "hull"):
-            rows = []
-            for index in range(scenes):
-                image, questions = source.scene(index)  # type: ignore[attr-defined]
-                rows += [row for row in _viewed(image, questions[0], view, prompts)]
-            pictures, conversations = zip(*rows, strict=True)
-            batch = supervised_batch(
-                list(pictures), list(conversations), ANSWER_PROMPT, ANSWER_REPLY
-            )
+            pictures, conversations = [], []
+            for image, questions in drawn:
+                seen = crops(image, [geometry.FULL, *boxes_of(questions[0], view)])
+                pictures.append(np.stack(seen + seen[:1] * (1 + CROPS - len(seen))))
+                asked, answer = questions[0].question, questions[0].answer
+                conversations.append(prompts.answer(asked, len(seen), answer))
+            batch = supervised_batch(pictures, conversations, ANSWER_PROMPT, ANSWER_REPLY)
             scores[f"{name.removeprefix('zoom_digits_')}_{view}"] = float(right(batch).mean())
     return scores
 
 
-def _viewed(
-    image: np.ndarray, asked: Asked, view: str, prompts: Conversations
-) -> Iterator[tuple[np.ndarray, object]]:
-    """A question as it is shown in a view: pictures `[1 + CROPS, S, S, 3]`, conversation."""
-    boxes = in_order(true_boxes(asked))
+def boxes_of(asked: Asked, view: str) -> Sequence[Box]:
+    """The crops that a view shows beside the picture."""
+    boxes = geometry.in_order(true_boxes(asked))
     if view == "right_x4":
-        boxes = in_order([geometry.expand(np.array(box), 4) for box in boxes])
-    boxes = {"none": [], "one": boxes[:1], "hull": [asked.around or asked.box]}.get(view, boxes)
-    seen = crops(image, [geometry.FULL, *boxes])
-    filled = np.stack(seen + seen[:1] * (1 + CROPS - len(seen)))
-    yield filled, prompts.answer(asked.question, len(seen), asked.answer)
+        boxes = geometry.in_order([geometry.expand(np.array(box), 4) for box in boxes])
+    hull = (asked.around or asked.box,)
+    return {"none": (), "one": boxes[:1], "hull": hull}.get(view, boxes)
 
 
-def imitation(model: SmolVLM, prompts: Conversations) -> dict[str, float]:
-    """Cross-entropy of unseen noisy replies, in nats a token."""
+def locating_scores(
+    model: VLM, prompts: Conversations, grammar: geometry.Grammar
+) -> dict[str, float]:
+    """What the cropper makes of unseen scenes.
+
+    Args:
+        model: The cropper.
+        prompts: Its conversations.
+        grammar: Of replies of none to two boxes.
+
+    Returns:
+        By set: the share of the true boxes whose centre is in a box of the likeliest reply, and how
+        many boxes it has.
+    """
 
     @jax.jit
-    def loss(batch: batching.SupervisedBatch) -> jax.Array:
-        total, tokens = sft.completion_loss(sft.reply_logits(model, batch), batch)
-        return total / tokens
+    def propose(batch: batching.SupervisedBatch) -> rollout.Rollouts:
+        tokens = model.encode_images(batch.images)
+        return rollout.likeliest(model, grammar, tokens, batch.prompt, batch.prompt_valid)
 
-    losses = []
-    for step in range(4):
-        rng = np.random.default_rng([step])
-        scenes = list(drawn(rng, "validation", 0))
-        losses.append(loss(locating_batch(scenes, CROPPER[-1], rng, prompts)))
-    return {"loss": float(jnp.stack(losses).mean())}
+    scores = {}
+    for name in SCENES:
+        source = sources.open_drawn(name, "validation", 64)
+        asked = [source[index] for index in range(len(source))]
+        pictures = [np.stack(crops(example["image"], [geometry.FULL])) for example in asked]
+        texts = [prompts.crop(example["question"], (0, 0), "[0, 0, 1, 1].") for example in asked]
+        found = propose(supervised_batch(pictures, texts, CROP_PROMPT, BOX_REPLY))
+        hits = []
+        for example, boxes, count in zip(asked, found.boxes[:, 0], found.count[:, 0], strict=True):
+            for truth in example["boxes"] or [example["box"]]:
+                middle = (np.array(truth[:2]) + np.array(truth[2:])) / 2
+                named = np.asarray(boxes)[: int(count)]
+                inside = (named[:, :2] <= middle) & (middle <= named[:, 2:])
+                hits.append(bool(inside.all(-1).any()))
+        short = name.removeprefix("zoom_digits_")
+        scores[f"{short}_hit"] = float(np.mean(hits))
+        scores[f"{short}_boxes"] = float(np.mean(found.count))
+    return scores
 
 
 def described(name: str, steps: int, scores: dict[str, float]) -> Run:
     """What the model card of a finished model says of its making."""
     meaning = (
-        "accuracy by set and by what is shown beside the picture: no crop, the first true box, all "
-        "true boxes, these with 4 times the area, or their hull (of a tiny frame, its ring)"
+        "by set: share of the frames asked about whose centre is in a box of the reply, and boxes "
+        "of a reply; two at most"
     )
+    if name == "target":
+        meaning = (
+            "accuracy by set and by what is shown beside the picture: no crop, the first true box, "
+            "all true boxes, these with 4 times the area, or their hull (of a tiny frame, its ring)"
+        )
     return Run(
         title=f"From the bundled model, {steps:,} steps",
         facts={
             "made by": "`experiments/make_look_weights.py`",
             "seed": str(SEED.value),
             "data": ", ".join(f"`{set_name}`" for set_name in SCENES),
-            "metrics": meaning if name == "target" else "cross-entropy a token of noisy replies",
+            "metrics": meaning,
         },
         metrics=scores,
         measured_after=steps,
@@ -315,10 +161,13 @@ def make(name: str) -> None:
     start = Pretrained.open(f"zoom_digits/{name}")
     prompts, model = start.conversations(), start.load()
     if name == "target":
-        courses, batch, evaluate = READER, reading_batch, reading_accuracy
+        courses, batch = READER, reading_batch
+        evaluate = functools.partial(reading_accuracy, prompts=prompts)
     else:
-        courses, batch, evaluate = CROPPER, locating_batch, imitation
-    total, scores = 0, {}
+        courses, batch = CROPPER, locating_batch
+        grammar = geometry.Grammar.from_tokenizer(start.tokenizer, max_boxes=2, abstain=True)
+        evaluate = functools.partial(locating_scores, prompts=prompts, grammar=grammar)
+    total, scores = 0, dict[str, float]()
     for number, course in enumerate(courses):
         logging.info("%s: course %d of %d", name, number + 1, len(courses))
         steps = min(course.steps, STEPS.value or course.steps)
@@ -327,11 +176,11 @@ def make(name: str) -> None:
             preparer(course, number, functools.partial(batch, prompts=prompts), SEED.value),
             steps,
             course.learning_rate,
-            functools.partial(evaluate, prompts=prompts),
+            evaluate,
             pathlib.Path(OUT.value) / f"{name}_course{number}.npz",
         )
         total += steps
-    role = "cropper" if name == "cropper" else "reader"
+    role: Literal["cropper", "reader"] = "cropper" if name == "cropper" else "reader"
     folder = pathlib.Path(OUT.value) / name
     export(folder, model, start, role=role, run=described(name, total, scores))
     logging.info("%s is in %s", name, folder)
