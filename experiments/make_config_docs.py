@@ -20,7 +20,6 @@ import ml_collections
 from cropvlm_jax import apps, settings
 from cropvlm_jax.training import presets
 from cropvlm_jax.training.config import (
-    OTHER_NAMES,
     SHARED,
     SourceConfig,
     TrainConfig,
@@ -48,6 +47,46 @@ TRL's `GRPOConfig` (or PEFT's `LoraConfig`), `=` where it is the same. Of tunix'
 """
 
 
+# The names of our settings in TRL's `GRPOConfig` and, of adapters, in PEFT's `LoraConfig`; "=" is
+# the same name. Of tunix' `GRPOConfig`, `num_generations`, `num_iterations`, `beta` and `epsilon`
+# are the same as here.
+OTHER_NAMES = {
+    "dtype": "`bf16`",
+    "remat": "`gradient_checkpointing`",
+    "seed": "=",
+    "steps": "`max_steps`",
+    "epochs": "`num_train_epochs`",
+    "batch_size": "`generation_batch_size` / `num_generations`",
+    "gradient_accumulation_steps": "=",
+    "learning_rate": "=",
+    "lr_scheduler_type": "`cosine`, `constant_with_warmup`",
+    "warmup": "`warmup_ratio`",
+    "clip_norm": "`max_grad_norm`",
+    "adam_b2": "`adam_beta2`",
+    "weight_decay": "=",
+    "lora.rank": "`r`",
+    "lora.alpha": "`lora_alpha`",
+    "lora.dropout": "`lora_dropout`",
+    "lora.targets": "`target_modules`",
+    "grpo.num_generations": "=",
+    "grpo.temperature": "=",
+    "grpo.num_iterations": "=",
+    "grpo.epsilon": "=",
+    "grpo.epsilon_high": "=",
+    "grpo.beta": "=",
+    "grpo.loss_type": "=",
+    "grpo.normaliser": "`max_completion_length`, with `dr_grpo`",
+    "grpo.scale_rewards": "=",
+    "grpo.multi_objective_aggregation": "=",
+    "grpo.entropy_target": "=, with `use_adaptive_entropy`",
+    "data.workers": "`dataloader_num_workers`",
+    "eval.every": "`eval_steps`",
+    "checkpoint.every": "`save_steps`",
+    "checkpoint.keep": "`save_total_limit`",
+    "checkpoint.best": "`metric_for_best_model`",
+}
+
+
 def type_name(kind: Any) -> str:
     """A type as a user reads it."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -60,7 +99,8 @@ def type_name(kind: Any) -> str:
     if origin is tuple:
         return f"{len(arguments)}, each {type_name(arguments[0])}"
     if origin is not None and issubclass(origin, Mapping):
-        return "named sources"
+        named = arguments[1]
+        return "named sources" if isinstance(named, type) else f"named, each {type_name(named)}"
     return {"str": "text", "bool": "True or False"}.get(kind.__name__, kind.__name__)
 
 

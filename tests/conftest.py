@@ -41,6 +41,7 @@ CHECKED = (
     "cropvlm_jax.grpo.black_box",
     "cropvlm_jax.grpo.metrics",
     "cropvlm_jax.grpo.objective",
+    "cropvlm_jax.grpo.reading",
     "cropvlm_jax.grpo.rewards",
     "cropvlm_jax.grpo.rollout",
     "cropvlm_jax.grpo.step",

@@ -13,7 +13,7 @@ from flax import nnx
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data import batching
-from cropvlm_jax.grpo import rewards
+from cropvlm_jax.grpo.reading import AnswerTemplate
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.config import LlamaConfig
 from cropvlm_jax.models.smolvlm.architecture import ARCHITECTURE
@@ -41,7 +41,7 @@ CONFIG = SmolVLMConfig(
     image_token_id=TOKENIZER.token_to_id("<image>"),
 )
 CONVERSATIONS = SmolVLMConversations(TOKENIZER, CONFIG.image_seq_len)
-TEMPLATE = rewards.AnswerTemplate.from_conversations(CONVERSATIONS)
+TEMPLATE = AnswerTemplate.from_conversations(CONVERSATIONS)
 
 
 def make_cropper_input(longest_edge: int, in_step: bool = False) -> batching.CropperInput:

@@ -22,8 +22,8 @@ from tiny_peft import adapt
 
 from cropvlm_jax import geometry, parallel
 from cropvlm_jax.data import batching
-from cropvlm_jax.grpo import rewards
 from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.reading import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.adapters import Adapter
 from cropvlm_jax.hub.export import export
@@ -243,7 +243,7 @@ def assert_rewards(oracle: Oracle) -> None:
     source = Pretrained.open(oracle.folder, processor={"max_pixels": PIXELS})
     reader, weights = nnx.split(source.load())
     prompts = source.conversations()
-    template = rewards.AnswerTemplate.from_conversations(prompts)
+    template = AnswerTemplate.from_conversations(prompts)
     examples = tiny.make_examples(2)
     prepare = dataclasses.replace(tiny.PREPARE, target_conversations=prompts)
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])

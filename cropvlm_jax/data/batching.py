@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cropvlm_jax import geometry
+from cropvlm_jax.data.budgets import Budget, Budgets
 from cropvlm_jax.geometry.boxes import Array
 from cropvlm_jax.pixels import host
 from cropvlm_jax.pixels.canvas import Canvas, Placed, place
@@ -49,6 +50,8 @@ class Batch(NamedTuple):
         gold: What the accuracy reward compares answers with, or None where it is not used.
         spoken: Question and gold answers as `read_spoken` reads them, uint8 `[B, SPOKEN_BYTES]`;
             None for a target inside of the graph.
+        price: What 1,000 image tokens of crops cost in the reward, fp32 `[B]`; None where all
+            prompts have `grpo.token_price`.
     """
 
     canvas: Array
@@ -64,6 +67,7 @@ class Batch(NamedTuple):
     shrunk: Array
     gold: Any = None  # GoldAnswers
     spoken: Array = None
+    price: Array = None
 
 
 class SupervisedBatch(NamedTuple):
@@ -231,6 +235,8 @@ class CropperInput:
         question_tokens: The most tokens of a question.
         plan: Height and width of a picture to what the step is to cut of it in place of `see`; None
             where the host cuts.
+        budgets: What the cropper is told after the question; None where it is told nothing. The
+            words count among the question's tokens.
     """
 
     conversations: "Conversations"
@@ -239,6 +245,11 @@ class CropperInput:
     splits: bool
     question_tokens: int
     plan: Callable[[int, int], PlannedTiles] | None = None
+    budgets: Budgets | None = None
+
+    def budget(self, index: int, step: int) -> Budget | None:
+        """The budget of an example in a batch; None where there are none."""
+        return None if self.budgets is None else self.budgets.draw(index, step)
 
     def show(self, picture: np.ndarray) -> tuple[Any, Any]:
         """Tiles of a picture uint8 `[H, W, 3]`, or their plan, and its grid."""
@@ -273,7 +284,11 @@ class Preparer:
     gold: Callable[[Sequence[str]], GoldAnswers] | None = None
 
     def __call__(
-        self, example: Mapping[str, Any], index: int, canvas: np.ndarray | None = None
+        self,
+        example: Mapping[str, Any],
+        index: int,
+        canvas: np.ndarray | None = None,
+        step: int = 0,
     ) -> Batch:
         """One row, without the batch axis.
 
@@ -282,6 +297,7 @@ class Preparer:
             index: Of the example in the source.
             canvas: What to put the picture on, uint8 `[Hc, Wc, 3]`; None makes one, the smallest
                 that holds it.
+            step: Number of the batch, which the budget is drawn by.
 
         Raises:
             OSError: The picture is broken.
@@ -290,7 +306,9 @@ class Preparer:
         question, answers = example["question"], example["answers"]
         placed = place(example["image"], canvas, self.canvases)
         tiles, grid = self.cropper_input.show(placed.picture)
-        asking = self.cropper_input.conversations.crop(question, grid)
+        budget = self.cropper_input.budget(index, step)
+        told = question if budget is None else budget.after(question)
+        asking = self.cropper_input.conversations.crop(told, grid)
         length = self.cropper_input.prompt_tokens(grid)
         crop_prompt, crop_prompt_valid = pad(asking.ids, length, "left")
         asked = answered = asked_valid = answered_valid = gold = spoken = None
@@ -320,6 +338,7 @@ class Preparer:
             shrunk=placed.shrunk,
             gold=gold,
             spoken=spoken,
+            price=None if budget is None else np.float32(budget.price),
         )
 
     @property
@@ -346,7 +365,11 @@ class BoxPreparer:
     canvases: Sequence[Canvas] = ()
 
     def __call__(
-        self, example: Mapping[str, Any], index: int, canvas: np.ndarray | None = None
+        self,
+        example: Mapping[str, Any],
+        index: int,
+        canvas: np.ndarray | None = None,
+        step: int = 0,
     ) -> SupervisedBatch:
         """One row, without the batch axis.
 
@@ -354,6 +377,7 @@ class BoxPreparer:
             example: What the source has.
             index: Of the example in the source.
             canvas: As of `Preparer`; not read where `canvases` is empty.
+            step: As of `Preparer`.
 
         Raises:
             OSError: The picture is broken.
@@ -365,7 +389,10 @@ class BoxPreparer:
         picture = host.decoded(example["image"]) if placed is None else placed.picture
         tiles, grid = self.cropper_input.show(picture)
         box_text = geometry.to_text(example["box"])
-        conversation = self.cropper_input.conversations.crop(example["question"], grid, box_text)
+        budget = self.cropper_input.budget(index, step)
+        question = example["question"]
+        told = question if budget is None else budget.after(question)
+        conversation = self.cropper_input.conversations.crop(told, grid, box_text)
         row = supervised_row(
             conversation,
             images=tiles,

@@ -194,13 +194,16 @@ class Prepare(Protocol):
         """What there is for the original pixels; empty where rows have no canvas."""
         ...
 
-    def __call__(self, example: Any, index: int, canvas: np.ndarray | None = None, /) -> Any:
+    def __call__(
+        self, example: Any, index: int, canvas: np.ndarray | None = None, step: int = 0, /
+    ) -> Any:
         """A row of an example and its index.
 
         Args:
             example: What the source has.
             index: Of the example in the source.
             canvas: What to put its picture on, uint8 `[Hc, Wc, 3]`; None makes one.
+            step: Number of the batch.
         """
         ...
 
@@ -262,15 +265,15 @@ class PlannedBatches:
             bucket = Bucket.of(int(self._plan.buckets[indices[0]]))
             canvases = empty(len(indices), shapes[bucket.canvas])
         rows = [
-            threads.submit(self._row, index, canvas)
+            threads.submit(self._row, index, canvas, step)
             for index, canvas in zip(indices, canvases, strict=True)
         ]
         return BatchAhead(rows, canvases if shapes else None)
 
-    def _row(self, index: int, canvas: np.ndarray | None) -> Any:
+    def _row(self, index: int, canvas: np.ndarray | None, step: int) -> Any:
         for attempt in itertools.islice(self._candidates(index), ATTEMPTS):
             try:
-                return self._prepare(self._source[attempt], attempt, canvas)
+                return self._prepare(self._source[attempt], attempt, canvas, step)
             except (ValueError, OSError) as error:
                 if attempt not in self._named:
                     self._named.add(attempt)

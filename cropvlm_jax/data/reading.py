@@ -77,7 +77,11 @@ class ReadingPreparer:
     canvases: Sequence[Canvas] = ()
 
     def __call__(
-        self, example: Mapping[str, Any], index: int, canvas: np.ndarray | None = None
+        self,
+        example: Mapping[str, Any],
+        index: int,
+        canvas: np.ndarray | None = None,
+        step: int = 0,
     ) -> SupervisedBatch:
         """One row, without the batch axis.
 
@@ -85,6 +89,7 @@ class ReadingPreparer:
             example: What the source has.
             index: Of the example in the source.
             canvas: As of `batching.Preparer`; not read where `canvases` is empty.
+            step: Not read: an example is the same in all batches.
 
         Raises:
             OSError: The picture is broken.

@@ -25,10 +25,11 @@ from cropvlm_jax import scoring
 from cropvlm_jax.data import batching
 from cropvlm_jax.data.batching import Batch
 from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.experience import Experience, Gradients, ReadPrompts
 from cropvlm_jax.grpo.metrics import evaluation_sums
-from cropvlm_jax.grpo.rewards import weigh
+from cropvlm_jax.grpo.rewards import Rewards, counts_tokens, less_alone, weigh
 from cropvlm_jax.grpo.rollout import Rollouts
-from cropvlm_jax.grpo.step import Experience, Gradients, GRPOStep, ReadPrompts
+from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.microbatching import Sums, check_divides
 from cropvlm_jax.pixels import host
 from cropvlm_jax.pixels.plans import PlannedTiles
@@ -40,12 +41,12 @@ MANY = 16  # questions; a reader that refuses them all is set up wrongly
 
 
 class View(NamedTuple):
-    """What the reader is shown of a prompt for one box.
+    """What the reader is shown of a prompt for one reply.
 
     Attributes:
         row: the prompt.
-        columns: its rollouts with this box.
-        pictures: the whole one and the crop, uint8 RGB.
+        columns: its rollouts with this reply; none of a view of the picture alone.
+        pictures: the whole one and the crops, uint8 RGB.
         question: the question.
         answers: the gold answers.
     """
@@ -58,72 +59,108 @@ class View(NamedTuple):
 
 
 def ask(
-    reader: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray
+    reader: Reader, config: GRPOConfig, batch: Batch, boxes: np.ndarray, count: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Shows the reader the picture and each crop of it.
+    """Shows the reader the picture and the crops of each reply.
 
     Args:
         reader: answers; a `LikelihoodReader` where the reward has a likelihood.
         config: which parts of the reward have a weight, and the metric of "accuracy".
         batch: the prompts, NumPy arrays, with `spoken`.
-        boxes: int `[B, G, 4]`; each different one is asked about once.
+        boxes: int `[B, G, K, 4]`; each different reply is asked about once.
+        count: int `[B, G]`, how many of its K boxes a reply has.
 
     Returns:
-        fp32 `[B, G]` by name, as `Rewards.parts`: "likelihood" and "verification" (nats) of the
-        gold answer and "accuracy" (0..1) of the reader's own; NaN where something kept the reader
-        from telling.
+        fp32 `[B, G]` by name, as `told_names` lists them: parts as `Rewards.parts`, "likelihood"
+        and "verification" (nats) of the gold answer and "accuracy" (0..1) of the reader's own; and
+        "crop_tokens". NaN where something kept the reader from telling.
 
     Raises:
         ReaderUnavailable: it refused to answer every one of many questions.
     """
-    views = list(_views(batch, boxes))
-    parts = {}
-    for name in config.asked:
-        if name == "accuracy":
-            values = _accuracies(reader, config, views)
-        elif name == "verification":
-            values = _verifications(cast(LikelihoodReader, reader), config, views)
-        else:
-            values = _likelihoods(cast(LikelihoodReader, reader), config, views)
-        parts[name] = np.full(boxes.shape[:2], np.nan, np.float32)
-        for view, value in zip(views, values, strict=True):
+    whole = list(_pictures_alone(batch))
+    views = list(_views(whole, boxes, count))
+    parts, alone = {}, {}
+    for name in dict.fromkeys([*config.asked, *config.asked_alone]):
+        with_crops = views if name in config.asked else []
+        without = whole if name in config.asked_alone else []
+        told = _tell(reader, config, name, [*with_crops, *without])
+        parts[name] = np.full(count.shape, np.nan)
+        for view, value in zip(with_crops, told[: len(with_crops)], strict=True):
             parts[name][view.row, view.columns] = value
-    return parts
+        alone[name] = np.array(told[len(with_crops) :])[:, None]
+    gains = less_alone(config, count, {name: parts[name] for name in config.asked}, alone)
+    if "crop_tokens" in told_names(reader, config, batch):
+        gains["crop_tokens"] = _crop_tokens(reader, config, views, count)
+    return {name: value.astype(np.float32) for name, value in gains.items()}
 
 
-def _views(batch: Batch, boxes: np.ndarray) -> Iterator[View]:
-    """What the reader is shown, in the order of the prompts."""
+def told_names(reader: Reader, config: GRPOConfig, batch: Batch) -> list[str]:
+    """The names of what `ask` returns.
+
+    Raises:
+        ValueError: crops have a price, and the reader does not tell how many tokens they take.
+    """
+    if not counts_tokens(config, batch):
+        return config.asked
+    if config.crop_tokens or hasattr(reader, "image_tokens"):
+        return [*config.asked, "crop_tokens"]
+    if config.token_price or batch.price is not None:
+        raise ValueError(
+            f"{reader.name} does not tell how many image tokens a crop takes, and crops have a "
+            "price: set grpo.crop_tokens"
+        )
+    return config.asked
+
+
+def _views(whole: Sequence[View], boxes: np.ndarray, count: np.ndarray) -> Iterator[View]:
+    """What the reader is shown of replies with boxes, in the order of the prompts.
+
+    Args:
+        whole: the pictures alone, which the views of a prompt share.
+        boxes: int `[B, G, K, 4]`.
+        count: int `[B, G]`.
+    """
+    for alone, of_prompt, counts in zip(whole, boxes, count, strict=True):
+        replies = np.concatenate([of_prompt.reshape(len(counts), -1), counts[:, None]], -1)
+        different, which = np.unique(replies, axis=0, return_inverse=True)
+        for number, reply in enumerate(different):
+            named = reply[:-1].reshape(-1, 4)[: reply[-1]]
+            if not len(named):
+                continue
+            crops = [host.cut(alone.pictures[0], box) for box in named]
+            columns = np.flatnonzero(which.reshape(-1) == number)
+            yield alone._replace(columns=columns, pictures=[*alone.pictures, *crops])
+
+
+def _pictures_alone(batch: Batch) -> Iterator[View]:
+    """What the reader is shown of each prompt without a crop."""
     for row, (canvas, size, spoken) in enumerate(
         zip(batch.canvas, batch.size, batch.spoken, strict=True)
     ):
         question, answers = batching.read_spoken(spoken)
-        picture = canvas[: size[0], : size[1]]
-        different, which = np.unique(boxes[row], axis=0, return_inverse=True)
-        for number, box in enumerate(different):
-            columns = np.flatnonzero(which.reshape(-1) == number)
-            yield View(row, columns, [picture, host.cut(picture, box)], question, answers)
+        yield View(row, np.array([], int), [canvas[: size[0], : size[1]]], question, answers)
 
 
-def _likelihoods(
-    reader: LikelihoodReader, config: GRPOConfig, views: Sequence[View]
-) -> Sequence[float]:
-    """Log-likelihoods of the gold answer; with `config.gain`, less that without the crop."""
-    first = {view.row: view for view in reversed(views)} if config.gain else {}
-    whole = [view._replace(pictures=view.pictures[:1]) for view in first.values()]
-    nats = _ask_likelihoods(reader, config, [*views, *whole])
-    alone = dict(zip(first, nats[len(views) :], strict=True))
-    return [
-        value - alone.get(view.row, 0.0)
-        for view, value in zip(views, nats[: len(views)], strict=True)
-    ]
+def _tell(reader: Reader, config: GRPOConfig, name: str, views: Sequence[View]) -> Sequence[float]:
+    """A part of the reward of each view."""
+    if name == "accuracy":
+        return _accuracies(reader, config, views)
+    if name == "verification":  # the crops without the picture
+        views = [view._replace(pictures=view.pictures[1:]) for view in views]
+    return _ask_likelihoods(cast(LikelihoodReader, reader), config, views)
 
 
-def _verifications(
-    reader: LikelihoodReader, config: GRPOConfig, views: Sequence[View]
-) -> Sequence[float]:
-    """Log-likelihoods of the gold answer given the crop alone."""
-    crops = [view._replace(pictures=view.pictures[1:]) for view in views]
-    return _ask_likelihoods(reader, config, crops)
+def _crop_tokens(
+    reader: Any, config: GRPOConfig, views: Sequence[View], count: np.ndarray
+) -> np.ndarray:
+    """Image tokens that the crops of each reply take, fp64 `[B, G]`."""
+    if config.crop_tokens:
+        return count * float(config.crop_tokens)
+    tokens = np.zeros(count.shape)
+    for view in views:
+        tokens[view.row, view.columns] = reader.image_tokens([view.pictures[1:]])
+    return tokens
 
 
 def _ask_likelihoods(
@@ -275,7 +312,7 @@ class BlackBoxStep:
         """Rolls out a microbatch and has the host score it."""
         on_devices = self._see(state, self.put(without_host_parts(batch)))
         prompts, rollouts = self._roll_out(state, on_devices, key)
-        scores = host_thread.submit(self.score, batch, rollouts.boxes[:, :, 0])
+        scores = host_thread.submit(self.score, batch, rollouts)
         return _Attempt(on_devices, prompts, rollouts, scores)
 
     def see(self, state: TrainState, batch: Batch) -> Batch:
@@ -289,9 +326,20 @@ class BlackBoxStep:
         prompts = self.step.read_prompts(state, batch)
         return prompts, self.step.sample(state, batch, prompts, key)
 
-    def score(self, batch: Batch, boxes: jax.Array) -> dict[str, np.ndarray]:
+    def score(self, batch: Batch, rollouts: Rollouts) -> dict[str, np.ndarray]:
         """What happens between the halves, on the host: the reader answers."""
-        return ask(self.reader, self.step.config, batch, np.asarray(boxes))
+        boxes, count = np.asarray(rollouts.boxes), np.asarray(rollouts.count)
+        return ask(self.reader, self.step.config, batch, boxes, count)
+
+    def no_scores(self, batch: Batch, nothing: Any) -> dict[str, Any]:
+        """What `score` returns, with `nothing` for each array: a shape, or zeros `[B, G]`."""
+        return dict.fromkeys(told_names(self.reader, self.step.config, batch), nothing)
+
+    def weigh(self, batch: Batch, rollouts: Rollouts, scores: dict[str, jax.Array]) -> Rewards:
+        """The rewards of rollouts, from what `score` returned."""
+        parts = {name: scores[name] for name in self.step.config.asked}
+        tokens = scores.get("crop_tokens")
+        return weigh(self.step.config, batch, rollouts.boxes, rollouts.count, parts, tokens)
 
     def learn(
         self,
@@ -303,7 +351,7 @@ class BlackBoxStep:
         total: Gradients | None,
     ) -> tuple[Gradients, Experience]:
         """The second half, on the devices: gradients, added to those of earlier microbatches."""
-        rewards = weigh(self.step.config, rollouts.boxes[:, :, 0], scores)
+        rewards = self.weigh(batch, rollouts, scores)
         gradients, experience = self.step.learn(state, batch, prompts, rollouts, rewards)
         if total is not None:
             gradients = jax.tree.map(jnp.add, total, gradients)
@@ -314,10 +362,10 @@ class BlackBoxStep:
         return self._propose(state, self.put(without_host_parts(batch)))
 
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
-        """Sums and counts of reward, its parts and area of the policy's likeliest boxes."""
-        boxes = self.propose(state, batch).boxes[:, :, 0]
-        scores = self.put(self.score(batch, boxes))
-        return evaluation_sums(boxes, weigh(self.step.config, boxes, scores))
+        """Sums and counts of reward, its parts and area of the policy's likeliest replies."""
+        replies = self.propose(state, batch)
+        scores = self.put(self.score(batch, replies))
+        return evaluation_sums(self.step.config, replies, self.weigh(batch, replies, scores))
 
 
 def _stacked(learned: list[tuple[Batch, Experience]]) -> tuple[Batch | None, Experience | None]:

@@ -61,6 +61,8 @@ class GRPOConfig(Settings):
         likelihood: whether this log-likelihood is the "sum" over the answer's tokens, as in the
             official code, or their "mean".
         gain: whether the log-likelihood without the crop is subtracted from that with the crop.
+            None does so where `abstain` or `token_price` is set, and there of every part that the
+            target is asked for: a reply is then worth what it gains over answering at once.
         verification_weight: weight in the reward of the right answer's log-likelihood given crop
             and question alone, without the whole picture (crop-only verification): how much of the
             answer the crop holds by itself. It is a sum or a mean as `likelihood` says.
@@ -72,7 +74,17 @@ class GRPOConfig(Settings):
             "anls", or, for targets outside of the graph only, "contains" and
             "nearly_contains".
         answer_tokens: the most tokens of the target's own answer.
-        area_weight: weight of a cost in the reward: the box's share of the picture's area.
+        area_weight: weight of a cost in the reward: the box's share of the picture's area, of
+            several boxes the sum of their shares.
+        max_boxes: the most boxes of a reply. The target reads the picture, the crops in the order
+            of the reply, and the question. More than one suits a target that was trained to read
+            several crops.
+        abstain: whether a reply may be "Not needed.", which shows no crop: it gains exactly 0.
+        token_price: a cost in the reward: units of the reward for 1,000 image tokens of the target
+            that the crops of a reply take, padding left out. With a `likelihood_weight` of 1 a
+            price of 2 asks a crop of 64 tokens to gain 0.128 nats.
+        crop_tokens: image tokens that a crop takes, for a target outside of the graph that does not
+            tell how many; None asks the target.
         reward_chunk: how many of a prompt's rollouts the target reads at once; fewer take less
             memory. None is all of them.
         gradient_accumulation_steps: microbatches a step, a divisor of the batch.
@@ -95,13 +107,17 @@ class GRPOConfig(Settings):
     entropy_target: Annotated[float, Range(0, 2.4)] = 0.0
     likelihood_weight: Weight = 1.0
     likelihood: Literal["sum", "mean"] = "sum"
-    gain: bool = False
+    gain: bool | None = None
     verification_weight: Weight = 0.0
     official_span: bool = False
     accuracy_weight: Weight = 0.0
     accuracy: HostMetric = "evalai"
     answer_tokens: Tokens = 16
     area_weight: Weight = 0.0
+    max_boxes: Annotated[int, Range(1, 4)] = 1
+    abstain: bool = False
+    token_price: Weight = 0.0
+    crop_tokens: Annotated[int, Range(1, 1_000_000)] | None = None
     reward_chunk: Annotated[int, Range(1, 65_536)] | None = None
     gradient_accumulation_steps: Annotated[int, Range(1, 65_536)] = 1
 
@@ -127,6 +143,18 @@ class GRPOConfig(Settings):
             )
         if self.gain and not self.likelihood_weight:
             raise ValueError("gain=True needs a likelihood_weight above 0: it is a part of it")
+        if self.gain is False and (self.abstain or self.token_price):
+            raise ValueError(
+                f"gain=False with abstain={self.abstain} and token_price={self.token_price}: what "
+                "a reply without a crop is worth is a gain of 0, and prices are compared with "
+                "gains: leave gain out"
+            )
+        if self.token_price and self.multi_objective_aggregation == "normalize_then_sum":
+            raise ValueError(
+                f"token_price={self.token_price} is in units of the reward, which "
+                "multi_objective_aggregation='normalize_then_sum' does away with: use "
+                "'sum_then_normalize'"
+            )
 
     @property
     def weights(self) -> dict[str, float]:
@@ -146,3 +174,22 @@ class GRPOConfig(Settings):
     def asked(self) -> list[str]:
         """The parts of the reward that the target is asked for."""
         return [name for name in self.weights if name != "area"]
+
+    @property
+    def compared(self) -> list[str]:
+        """The parts of which what the picture alone is worth is subtracted."""
+        if self.abstain or self.token_price:
+            return self.asked
+        return ["likelihood"] if self.gain else []
+
+    @property
+    def asked_alone(self) -> list[str]:
+        """What the target is asked about the picture alone, by names of parts."""
+        # What the crops alone are worth is compared with the likelihood given the picture alone.
+        names = {"verification": "likelihood"}
+        return list(dict.fromkeys(names.get(name, name) for name in self.compared))
+
+    @property
+    def varies(self) -> bool:
+        """Whether replies differ in how many boxes they have."""
+        return self.max_boxes > 1 or self.abstain

@@ -7,25 +7,25 @@ Shape letters: B prompts, G rollouts a prompt, T reply tokens.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from cropvlm_jax import geometry
 from cropvlm_jax.grpo import objective
-from cropvlm_jax.grpo.rewards import Rewards
+from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.rewards import Rewards, shown_area
 from cropvlm_jax.grpo.rollout import Rollouts
 from cropvlm_jax.microbatching import Sums
 
 
 def rollout_metrics(
-    rollouts: Rollouts, rewards: Rewards, log_probs: Float[Array, "B G T"], min_reward_std: float
+    config: GRPOConfig, rollouts: Rollouts, rewards: Rewards, log_probs: Float[Array, "B G T"]
 ) -> Sums:
     """Metrics of the rollouts.
 
     Args:
+        config: settings of the step.
         rollouts: what was sampled.
         rewards: what it is worth.
         log_probs: of the choices, as the objective sees them.
-        min_reward_std: groups of less spread are left out of the objective.
     """
     scored = jnp.isfinite(rewards.total)
 
@@ -34,26 +34,45 @@ def rollout_metrics(
 
     deviation = objective.group_std(rewards.total)
     tied = objective.zero_variance(rewards.total)
-    area = geometry.area(rollouts.boxes[:, :, 0])
     sums = {
         "reward": over_scored(rewards.total),
         **{f"reward/{name}": over_scored(part) for name, part in rewards.parts.items()},
         "reward_std": (deviation.sum(), jnp.asarray(deviation.size)),
         "zero_variance_groups": (tied.sum(), jnp.asarray(tied.size)),
         "unscored": ((~scored).sum(), jnp.asarray(scored.size)),
-        "area": (area.sum(), jnp.asarray(area.size)),
+        **{name: (x.sum(), jnp.asarray(x.size)) for name, x in shown(config, rollouts, rewards)},
         "sampler_gap": over_scored(jnp.abs(log_probs.sum(-1) - rollouts.log_probs)),
     }
-    if min_reward_std:
-        left_out = ~objective.spread_enough(rewards.total, min_reward_std)
+    if config.min_reward_std:
+        left_out = ~objective.spread_enough(rewards.total, config.min_reward_std)
         sums["groups_left_out"] = left_out.sum(), jnp.asarray(left_out.size)
     return as_fp32(sums)
 
 
-def evaluation_sums(boxes: Int[Array, "B 1 4"], rewards: Rewards) -> Sums:
-    """Sums and counts of the reward, its parts and the boxes' area, where they are finite."""
+def shown(
+    config: GRPOConfig, rollouts: Rollouts, rewards: Rewards
+) -> list[tuple[str, Float[Array, "B G"]]]:
+    """What replies show the target, by name of the metric: area, and where that varies how much."""
+    found = [("area", shown_area(rollouts.boxes, rollouts.count))]
+    if config.varies:
+        found.append(("boxes", rollouts.count.astype(jnp.float32)))
+    if config.abstain:
+        found.append(("no_crop", (rollouts.count == 0).astype(jnp.float32)))
+    if rewards.crop_tokens is not None:
+        found.append(("crop_tokens", rewards.crop_tokens))
+    return found
+
+
+def evaluation_sums(config: GRPOConfig, replies: Rollouts, rewards: Rewards) -> Sums:
+    """Sums and counts of the reward, its parts and what is shown, where they are finite.
+
+    Args:
+        config: settings of the step.
+        replies: the likeliest ones, G = 1.
+        rewards: what they are worth.
+    """
     parts = {f"reward/{name}": part for name, part in rewards.parts.items()}
-    values = {"reward": rewards.total, **parts, "area": geometry.area(boxes)}
+    values = {"reward": rewards.total, **parts, **dict(shown(config, replies, rewards))}
     return {
         name: (jnp.where(jnp.isfinite(x), x, 0).sum(), jnp.isfinite(x).sum())
         for name, x in values.items()

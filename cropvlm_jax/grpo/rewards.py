@@ -1,26 +1,25 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a box is worth: how likely it makes the frozen target give the gold answer, and whether the
-target gives it.
+"""What a reply is worth: how likely its crops make the frozen target give the gold answer, whether
+the target gives it, and what the crops cost.
 
-Shape letters: B prompts, G rollouts a prompt, I tokens of a picture, P tokens up to the end of the
-whole picture, C crop tokens, Q question tokens, A gold answer tokens, T tokens of the target's own
-answer.
+Shape letters: B prompts, G rollouts a prompt, K boxes of a reply, A gold answer tokens, T tokens of
+the target's own answer.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import Batch
+from cropvlm_jax.grpo import reading
 from cropvlm_jax.grpo.config import GRPOConfig
-from cropvlm_jax.models.conversations import Conversations
-from cropvlm_jax.models.decode import greedy_decode
+from cropvlm_jax.grpo.reading import AnswerTemplate, Crops
 from cropvlm_jax.models.llama import KVCache
 from cropvlm_jax.models.vlm import VLM, ImageTokens
 from cropvlm_jax.scoring import in_graph
@@ -28,50 +27,24 @@ from cropvlm_jax.scoring.text import Metric
 
 
 class Rewards(NamedTuple):
-    """What boxes are worth.
+    """What replies are worth.
 
     Attributes:
-        total: fp32 `[B, G]`, the weighted sum of the parts.
+        total: fp32 `[B, G]`, the weighted sum of the parts, less "cost".
         parts: fp32 `[B, G]` by name: "likelihood" and "verification" (nats), "accuracy" and
-            "area" (0..1).
+            "area" (0..1, a sum over the boxes), "cost" (in units of the reward).
+        crop_tokens: fp32 `[B, G]`, image tokens of the target that the crops take; None where
+            nobody asks, or the target does not tell.
     """
 
     total: jax.Array
     parts: dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class AnswerTemplate:
-    """The constant parts of the answer conversation about two pictures of one tile each.
-
-    Attributes:
-        first: token ids up to the end of the whole picture.
-        crop: token ids from there to the end of the crop.
-        colon: token id of the ":" of "Assistant:", that ends the question.
-        end: token id that ends an answer.
-    """
-
-    first: tuple[int, ...]
-    crop: tuple[int, ...]
-    colon: int
-    end: int
-
-    @classmethod
-    def from_conversations(cls, conversations: Conversations) -> "AnswerTemplate":
-        """Reads the parts off any answer conversation."""
-        conversation = conversations.answer("Any question?", answer="Any answer")
-        ids, (first, second) = conversation.ids.tolist(), conversation.images
-        return cls(
-            first=tuple(ids[: first.stop]),
-            crop=tuple(ids[first.stop : second.stop]),
-            colon=ids[conversation.question.stop - 1],
-            end=ids[conversation.completion.stop - 1],
-        )
+    crop_tokens: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetRewards:
-    """Asks the frozen target about boxes, inside the graph.
+    """Asks the frozen target about replies, inside the graph.
 
     Attributes:
         template: of the target's tokenizer.
@@ -87,15 +60,17 @@ class TargetRewards:
         self,
         target: VLM,
         batch: Batch,
-        boxes: Int[Array, "B G 4"],
+        boxes: Int[Array, "B G K 4"],
+        count: Int[Array, "B G"],
         whole: ImageTokens | None = None,
     ) -> Rewards:
-        """What boxes are worth to the target: it reads the whole picture once, then each crop.
+        """What replies are worth to the target: it reads the whole picture once, then the crops.
 
         Args:
             target: the frozen target.
             batch: the prompts.
             boxes: percent boxes.
+            count: how many of its K boxes a reply has.
             whole: image tokens `[B, 1, I, ...]` of the whole pictures, where another model's tower
                 has made the same already.
 
@@ -104,23 +79,64 @@ class TargetRewards:
         """
         config = self.config
         if whole is None:
-            whole = encode_whole(target, batch.canvas, batch.size)
-        picture = read_picture(target, self.template, whole)
+            whole = reading.encode_whole(target, batch.canvas, batch.size)
+        picture = reading.read_picture(target, self.template, whole)
 
-        def ask(boxes: jax.Array) -> dict[str, jax.Array]:
-            return self.ask(target, batch, picture, boxes)
+        def ask(replies: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+            crops = Crops.of(target, batch, *replies)
+            told = self.ask(target, batch, picture, crops)
+            return told | ({"crop_tokens": crops.total} if counts_tokens(config, batch) else {})
 
-        answers = in_chunks(ask, boxes, config.reward_chunk or boxes.shape[1])
-        span = answer_span(self.template, batch, config.official_span)
-        parts = {
-            name: log_likelihood(answers[name], span, config.likelihood)
+        answers = in_chunks(ask, (boxes, count), config.reward_chunk or boxes.shape[1])
+        crop_tokens = answers.pop("crop_tokens", None)
+        parts = self.values(batch, answers)
+        if config.compared:
+            alone = self.values(batch, self.ask(target, batch, picture, None))
+            parts = less_alone(config, count, parts, alone)
+        return weigh(config, batch, boxes, count, parts, crop_tokens)
+
+    def ask(
+        self, target: VLM, batch: Batch, picture: KVCache, crops: Crops | None
+    ) -> dict[str, jax.Array]:
+        """Shows the target the picture and the crops of a few replies.
+
+        Args:
+            target: the frozen target.
+            batch: the prompts.
+            picture: what `reading.read_picture` returned.
+            crops: of g replies a prompt; None asks about the picture alone, g = 1, what is
+                compared with it.
+
+        Returns:
+            "likelihood" and "verification": fp32 `[B, g, A]`, log-probabilities of the gold
+            answer's tokens given picture and crops, and given the crops alone; "own": int32
+            `[B, g, T]`, the target's own answer. What has no weight is left out.
+        """
+        asked = self.config.asked if crops is not None else self.config.asked_alone
+        answers = {}
+        if "likelihood" in asked:
+            answers["likelihood"] = reading.answer_log_probs(
+                target, self.template, batch, crops, picture
+            )
+        if "verification" in asked:
+            answers["verification"] = reading.answer_log_probs(
+                target, self.template, batch, crops, None
+            )
+        if "accuracy" in asked:
+            most = self.config.answer_tokens
+            answers["own"] = reading.own_answers(target, self.template, picture, batch, crops, most)
+        return answers
+
+    def values(self, batch: Batch, answers: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What `ask` told as parts of the reward, fp32 `[B, g]` by name."""
+        config = self.config
+        span = reading.answer_span(self.template, batch, config.official_span)
+        parts: dict[str, jax.Array] = {
+            name: reading.log_likelihood(answers[name], span, config.likelihood)
             for name in ("likelihood", "verification")
             if name in answers
         }
-        if config.gain:
-            alone = answer_log_probs(target, self.template, batch, None, picture)
-            parts["likelihood"] -= log_likelihood(alone, span, config.likelihood)
-        if config.accuracy_weight:
+        if "own" in answers:
             if self.vocabulary is None or batch.gold is None:
                 raise ValueError(
                     "accuracy_weight needs `vocabulary` of the target's tokenizer and batches with "
@@ -128,216 +144,95 @@ class TargetRewards:
                 )
             metric = cast(Metric, config.accuracy)
             parts["accuracy"] = in_graph.score(self.vocabulary, batch.gold, answers["own"], metric)
-        return weigh(config, boxes, parts)
-
-    def ask(
-        self, target: VLM, batch: Batch, picture: KVCache, boxes: Int[Array, "B g 4"]
-    ) -> dict[str, jax.Array]:
-        """Shows the target the crops of a few boxes.
-
-        Returns:
-            "likelihood" and "verification": fp32 `[B, g, A]`, log-probabilities of the gold
-            answer's tokens given picture and crop, and given the crop alone; "own": int32
-            `[B, g, T]`, the target's own answer. What has no weight is left out.
-        """
-        crops = target.encode_crops(batch.canvas, batch.size, boxes)
-        answers = {}
-        if self.config.likelihood_weight:
-            answers["likelihood"] = answer_log_probs(target, self.template, batch, crops, picture)
-        if self.config.verification_weight:
-            answers["verification"] = answer_log_probs(target, self.template, batch, crops, None)
-        if self.config.accuracy_weight:
-            most = self.config.answer_tokens
-            answers["own"] = own_answers(target, self.template, picture, batch, crops, most)
-        return answers
+        return parts
 
 
-def weigh(config: GRPOConfig, boxes: Int[Array, "B G 4"], parts: dict[str, jax.Array]) -> Rewards:
-    """Sums up the parts of the reward by their weights, after adding what boxes cost by themselves.
+def less_alone(
+    config: GRPOConfig,
+    count: Int[Any, "B G"],
+    parts: Mapping[str, Any],
+    alone: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The parts of the reward, those of `config.compared` less what the picture alone is worth.
+
+    A reply without a box is the picture alone, and so gains exactly 0. Takes NumPy and JAX arrays.
+
+    Args:
+        config: says which parts are compared.
+        count: boxes of each reply.
+        parts: `[B, G]` by name, with the crops.
+        alone: `[B, 1]` by name, without.
+    """
+    xp = count.__array_namespace__()
+    gains = dict(parts)
+    for name in config.compared:
+        # What the crops alone are worth is compared with the picture alone, too.
+        without = alone["likelihood" if name == "verification" else name]
+        value = parts[name]
+        if config.abstain:
+            value = xp.where(count == 0, without, value)
+        gains[name] = value - without
+    return gains
+
+
+def counts_tokens(config: GRPOConfig, batch: Batch) -> bool:
+    """Whether somebody wants to know how many image tokens the crops of a reply take."""
+    return config.varies or bool(config.token_price) or batch.price is not None
+
+
+def weigh(
+    config: GRPOConfig,
+    batch: Batch,
+    boxes: Int[Array, "B G K 4"],
+    count: Int[Array, "B G"],
+    parts: dict[str, jax.Array],
+    crop_tokens: Float[Array, "B G"] | None = None,
+) -> Rewards:
+    """Sums up the parts of the reward by their weights, after adding what the boxes cost.
 
     Args:
         config: has the weights.
+        batch: has the `price` of each prompt where that is not `config.token_price`.
         boxes: percent boxes.
+        count: how many of its K boxes a reply has.
         parts: fp32 `[B, G]` by name, what the target says.
+        crop_tokens: image tokens that the crops take; needed where they have a price.
     """
     if config.area_weight:
-        parts = parts | {"area": geometry.area(boxes)}
-    weighted = [config.weights[name] * part for name, part in parts.items()]
-    return Rewards(jnp.stack(weighted).sum(0), parts)
+        parts = parts | {"area": shown_area(boxes, count)}
+    weights = config.weights | {"cost": -1.0}
+    price = config.token_price if batch.price is None else batch.price[:, None]
+    if batch.price is not None or config.token_price:
+        assert crop_tokens is not None
+        parts = parts | {"cost": price * crop_tokens / 1000}
+    weighted = [weights[name] * part for name, part in parts.items()]
+    return Rewards(jnp.stack(weighted).sum(0), parts, crop_tokens)
 
 
-def encode_whole(
-    target: VLM, canvas: UInt8[Array, "B Hc Wc 3"], size: Int[Array, "B 2"]
-) -> ImageTokens:
-    """Image tokens `[B, 1, I, ...]` of the whole pictures.
+def shown_area(boxes: Int[Array, "B G K 4"], count: Int[Array, "B G"]) -> Float[Array, "B G"]:
+    """The boxes' shares of the picture's area, summed: what two boxes share counts twice.
 
-    Args:
-        target: the frozen target.
-        canvas: original pixels, padded at the bottom and right.
-        size: height and width of the pictures inside their canvases.
+    That is what the target is shown: it reads the common part in both crops.
     """
-    whole = jnp.broadcast_to(jnp.array(geometry.FULL), (canvas.shape[0], 1, 4))
-    return target.encode_crops(canvas, size, whole)
+    return jnp.where(reading.there(boxes, count), geometry.area(boxes), 0).sum(-1)
 
 
-def read_picture(target: VLM, template: AnswerTemplate, whole: ImageTokens) -> KVCache:
-    """The target reads the whole picture, once a prompt.
-
-    Args:
-        target: the frozen target.
-        template: of its tokenizer.
-        whole: image tokens `[B, 1, I, ...]`.
-
-    Returns:
-        The prefix cache that all answers about this picture share, G = 1.
-    """
-    shape = (*jax.tree.leaves(whole)[0].shape[:2], len(template.first))
-    ids = jnp.broadcast_to(jnp.array(template.first), shape)
-    return target.read(ids, jnp.ones_like(ids, bool), whole)[1]
-
-
-def in_chunks(function: Callable[[jax.Array], Any], boxes: jax.Array, chunk: int) -> Any:
+def in_chunks(function: Callable[[Any], Any], replies: Any, chunk: int) -> Any:
     """`function` of a few rollouts at a time, which bounds memory.
 
     Args:
-        function: boxes `[B, chunk, 4]` to arrays `[B, chunk, ...]`.
-        boxes: int `[B, G, 4]`.
+        function: a tree of arrays `[B, chunk, ...]` to another one.
+        replies: tree of arrays `[B, G, ...]`.
         chunk: rollouts of each prompt at once, a divisor of G.
 
     Returns:
-        The arrays, `[B, G, ...]`.
+        The tree that `function` returns, of arrays `[B, G, ...]`.
     """
-    b, g = boxes.shape[:2]
+    b, g = jax.tree.leaves(replies)[0].shape[:2]
     if g % chunk:
         raise ValueError(f"reward_chunk={chunk} does not divide the {g} rollouts of a group")
-    parts = jax.lax.map(function, boxes.reshape(b, g // chunk, chunk, 4).swapaxes(0, 1))
+    chunks = jax.tree.map(
+        lambda x: x.reshape(b, g // chunk, chunk, *x.shape[2:]).swapaxes(0, 1), replies
+    )
+    parts = jax.lax.map(function, chunks)
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, g, *x.shape[3:]), parts)
-
-
-def _questions(
-    opening: tuple[int, ...], batch: Batch, crops: ImageTokens | None
-) -> tuple[jax.Array, jax.Array]:
-    """The crop, if any, and the question up to "Assistant:".
-
-    Args:
-        opening: C token ids up to the end of the crop; not read where there is no crop.
-        batch: the prompts.
-        crops: `[B, G, I, ...]` from `encode_crops`, or None for no crop, G = 1.
-
-    Returns:
-        Token ids `[B, G, C + Q]` and which are real, bool `[B, G, C + Q]`.
-    """
-    if crops is None:
-        return batch.question[:, None], batch.question_valid[:, None]
-    shape = (*jax.tree.leaves(crops)[0].shape[:2], len(opening))
-    crop = jnp.broadcast_to(jnp.array(opening), shape)
-    question = _spread(batch.question, shape[1])
-    question_valid = _spread(batch.question_valid, shape[1])
-    return (
-        jnp.concatenate([crop, question], -1),
-        jnp.concatenate([jnp.ones(shape, bool), question_valid], -1),
-    )
-
-
-def _spread(row: jax.Array, group: int) -> jax.Array:
-    """Repeats what all rollouts of a prompt share, `[B, T]`, to `[B, G, T]`."""
-    return jnp.broadcast_to(row[:, None], (row.shape[0], group, row.shape[-1]))
-
-
-def answer_log_probs(
-    target: VLM,
-    template: AnswerTemplate,
-    batch: Batch,
-    crops: ImageTokens | None,
-    picture: KVCache | None,
-) -> jax.Array:
-    """Log-probabilities of the gold answer's tokens given what is shown and the question.
-
-    Args:
-        target: the frozen target.
-        template: of its tokenizer.
-        batch: the prompts.
-        crops: `[B, G, I, ...]` from `encode_crops`; None asks about the picture alone, G = 1.
-        picture: what `read_picture` returned; None asks about the crops alone, each of which then
-            stands where else the whole picture does.
-
-    Returns:
-        fp32 `[B, G, A]`, meaningless in the padding.
-    """
-    opening = template.first if picture is None else template.crop
-    asked, asked_valid = _questions(opening, batch, crops)
-    answer = _spread(batch.answer, asked.shape[1])
-    valid = _spread(batch.answer_valid, asked.shape[1])
-    ids = jnp.concatenate([asked, answer[..., :-1]], -1)
-    valid = jnp.concatenate([asked_valid, valid[..., :-1]], -1)
-    hidden, _ = target.read(ids, valid, crops, picture)
-    # The last token of what was asked predicts the first one of the answer.
-    log_probs = jax.nn.log_softmax(target.text.logits(hidden[:, :, asked.shape[2] - 1 :]))
-    return jnp.take_along_axis(log_probs, answer[..., None], -1)[..., 0]
-
-
-def answer_span(template: AnswerTemplate, batch: Batch, official: bool) -> jax.Array:
-    """Which tokens of the gold answers the likelihood counts: bool `[B, A]`.
-
-    Args:
-        template: of the target's tokenizer.
-        batch: the prompts.
-        official: reproduces the official code, which looks for the last ":" of the conversation and
-            so counts an answer that has a colon only from after that one on.
-    """
-    if not official:
-        return batch.answer_valid
-    colons = (batch.answer == template.colon) & batch.answer_valid
-    from_here_on = jnp.cumsum(colons[:, ::-1], -1)[:, ::-1]
-    return batch.answer_valid & (from_here_on == 0)
-
-
-def log_likelihood(
-    log_probs: jax.Array, span: jax.Array, reduction: Literal["sum", "mean"]
-) -> jax.Array:
-    """Log-likelihood of answers in nats.
-
-    Args:
-        log_probs: `[B, G, A]` of the answer tokens, the end token included.
-        span: bool `[B, A]`, tokens that count.
-        reduction: "sum", as the official code (long answers dominate a batch), or a token's "mean".
-
-    Returns:
-        `[B, G]`.
-    """
-    total = jnp.where(span[:, None], log_probs, 0.0).sum(-1)
-    return total if reduction == "sum" else total / jnp.maximum(span.sum(-1), 1)[:, None]
-
-
-def own_answers(
-    target: VLM,
-    template: AnswerTemplate,
-    picture: KVCache,
-    batch: Batch,
-    crops: ImageTokens,
-    max_tokens: int,
-) -> Int[Array, "B G T"]:
-    """What the target itself answers: the likeliest next token again and again.
-
-    Args:
-        target: the frozen target.
-        template: of its tokenizer.
-        picture: what `read_picture` returned.
-        batch: the prompts.
-        crops: image tokens `[B, G, I, ...]` from `encode_crops`.
-        max_tokens: T, where an answer is cut; decoding stops earlier once all have ended.
-
-    Returns:
-        Token ids; what follows an end token is end tokens.
-    """
-    ids, valid = _questions(template.crop, batch, crops)
-    # The decoding reads the last token, which the first one of the answer follows.
-    _, asked = target.read(ids[..., :-1], valid[..., :-1], crops, picture)
-    return greedy_decode(
-        target,
-        picture,
-        ids[..., -1],
-        end_token=template.end,
-        max_tokens=max_tokens,
-        own=asked,
-    )

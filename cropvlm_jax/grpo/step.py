@@ -8,13 +8,12 @@
 `GRPOStep`'s methods stand in the order in which they run. `black_box.py` calls the same methods
 around a reward that comes from the host.
 
-Shape letters: B prompts, G rollouts a prompt, N tiles, I tokens of a picture, D width, T reply
-tokens, A actions.
+Shape letters: B prompts, G rollouts a prompt, K boxes of a reply, T reply tokens, A actions.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,10 @@ from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import Batch
 from cropvlm_jax.grpo import objective, rollout
 from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.experience import Experience, Gradients, ReadPrompts
 from cropvlm_jax.grpo.metrics import as_fp32, evaluation_sums, rollout_metrics
-from cropvlm_jax.grpo.rewards import AnswerTemplate, Rewards, TargetRewards
+from cropvlm_jax.grpo.reading import AnswerTemplate
+from cropvlm_jax.grpo.rewards import Rewards, TargetRewards
 from cropvlm_jax.grpo.rollout import ReplyLogProbs, Rollouts
 from cropvlm_jax.microbatching import Sums, accumulate, split
 from cropvlm_jax.models.decode import read_prompt
@@ -35,55 +36,6 @@ from cropvlm_jax.models.llama import KVCache
 from cropvlm_jax.models.vlm import VLM, cut_planned
 from cropvlm_jax.scoring.in_graph import Vocabulary
 from cropvlm_jax.train_state import TrainState
-
-
-class ReadPrompts(NamedTuple):
-    """The prompts as the policy has read them.
-
-    Attributes:
-        prefix: their keys and values, which all rollouts share.
-        pull_back: from gradients of these keys and values to those of the weights: `jax.vjp`'s
-            pullback, a tree of arrays like any other.
-        image_tokens: `[B, N, I, D]` of the tiles, where the policy's tower is not trained and so
-            the reference sees the same; else None.
-    """
-
-    prefix: KVCache
-    pull_back: Any
-    image_tokens: jax.Array | None
-
-
-class Experience(NamedTuple):
-    """What the policy learns from: found once a step, used `num_iterations` times.
-
-    Attributes:
-        boxes: int32 `[B, G, K, 4]`, those of the rollouts.
-        count: int32 `[B, G]`, how many of these K a rollout has.
-        rewards: what they are worth.
-        advantages: fp32 `[B, G]`.
-        reference_log_probs: fp32 `[B, G, T, A]`, of every action; None where beta is 0.
-        old_log_probs: fp32 `[B, G, T]`, of the choices under the policy that sampled; None during
-            the first iteration, whose policy that is.
-    """
-
-    boxes: jax.Array
-    count: jax.Array  # type: ignore[assignment]  # not the method of tuples
-    rewards: Rewards
-    advantages: jax.Array
-    reference_log_probs: jax.Array | None
-    old_log_probs: jax.Array | None = None
-
-
-class Gradients(NamedTuple):
-    """What microbatches add up to.
-
-    Attributes:
-        weights: gradients of the trained weights, not yet divided by the loss's denominator.
-        sums: of the metrics; "loss" among them.
-    """
-
-    weights: Any
-    sums: Sums
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)  # `jax.jit` tells steps apart
@@ -218,8 +170,8 @@ class GRPOStep:
             whole = prompts.image_tokens if self.shared_tower else None
             if self.same_picture and whole is None:
                 whole = target.encode_images(batch.tiles)
-            boxes = rollouts.boxes[:, :, 0]
-            return prompts, self.target_rewards(self.config)(target, batch, boxes, whole)
+            worth = self.target_rewards(self.config)
+            return prompts, worth(target, batch, rollouts.boxes, rollouts.count, whole)
 
     # 4. Advantages, the reference's log-probabilities, and the gradient ------------------------
 
@@ -245,8 +197,7 @@ class GRPOStep:
                 reference = self.log_probs(model, prefix, batch, rollouts).actions
         experience = Experience(rollouts.boxes, rollouts.count, rewards, advantages, reference)
         gradients, log_probs = self.gradients(state, batch, prompts, experience)
-        spread = self.config.min_reward_std
-        gradients.sums.update(rollout_metrics(rollouts, rewards, log_probs, spread))
+        gradients.sums.update(rollout_metrics(self.config, rollouts, rewards, log_probs))
         return gradients, experience._replace(old_log_probs=log_probs)
 
     def gradients(
@@ -407,10 +358,11 @@ class GRPOStep:
         """Sums and counts of reward, its parts and area of the policy's likeliest replies."""
         batch = self.see(state, batch)
         replies, target = self.propose(state, batch), self.target_model(state)
-        boxes = replies.boxes[:, :, 0]
         config = dataclasses.replace(self.config, reward_chunk=None)
         whole = target.encode_images(batch.tiles) if self.same_picture else None
-        return evaluation_sums(boxes, self.target_rewards(config)(target, batch, boxes, whole))
+        worth = self.target_rewards(config)
+        rewards = worth(target, batch, replies.boxes, replies.count, whole)
+        return evaluation_sums(config, replies, rewards)
 
     # Models and settings --------------------------------------------------------------------------
 

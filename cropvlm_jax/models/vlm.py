@@ -19,7 +19,7 @@ from cropvlm_jax.pixels.plans import PlannedCrops, PlannedTiles
 RESAMPLING = "resampling"  # the scope of what cuts crops and tiles
 
 # What the decoder reads of pictures: arrays `[B, G, I, ...]` with an entry for each token. Features
-# `[B, G, I, D]` alone, or a named tuple that has more: which tokens are real, where they stand.
+# `[B, G, I, D]` alone, or a named tuple that has more: which tokens are `real`, where they stand.
 ImageTokens = Any
 
 
@@ -172,6 +172,15 @@ def cut_planned(model: VLM, images: Any, batch: Any, longest_edge: int = 0) -> A
         if isinstance(images, PlannedCrops):
             return model.cut(batch.canvas, batch.size, images.boxes)
     return images
+
+
+def real_tokens(image_tokens: ImageTokens) -> Bool[Array, "B G I"]:
+    """Which image tokens are a picture's: all, but for architectures that pad smaller pictures."""
+    real = getattr(image_tokens, "real", None)
+    if real is None:
+        shape = jax.tree.leaves(image_tokens)[0].shape[:3]
+        return jnp.ones(shape, bool)
+    return jnp.asarray(real)
 
 
 def one_row(image_tokens: ImageTokens) -> ImageTokens:

@@ -18,6 +18,7 @@ def panel(
     captions: Sequence[str] = (),
     side: int = SIDE,
     truth: Sequence[int] | None = None,
+    others: Sequence[Sequence[int]] = (),
 ) -> Image.Image:
     """One scene: the picture with `box` in red, its crop at the same height, lines of text below.
 
@@ -27,6 +28,7 @@ def panel(
         captions: lines of text.
         side: px of the longest side of the picture, and of that of the crop.
         truth: the true box, in percent, which is drawn in green.
+        others: percent boxes that are drawn in red as well, without their crops.
     """
     place = _pixels(image, box)
     scale = side / max(image.size)
@@ -35,7 +37,8 @@ def panel(
     if truth is not None:
         there = [round(v * scale) for v in _pixels(image, truth)]
         draw.rectangle(there, outline="lime", width=3)
-    draw.rectangle([round(v * scale) for v in place], outline="red", width=3)
+    for red in (place, *(_pixels(image, other) for other in others)):
+        draw.rectangle([round(v * scale) for v in red], outline="red", width=3)
     crop = image.crop(place)
     crop = _resized(crop, side / max(crop.size))
     sheet = Image.new("RGB", (2 * side + MARGIN, side + LINE * len(captions)), "white")

@@ -22,7 +22,7 @@ def ask(
 
     Args:
         reader: answers.
-        images: of each question, the picture or the picture and a crop of it, uint8 RGB.
+        images: of each question, the picture or the picture and crops of it, uint8 RGB.
         questions: the questions.
 
     Raises:
@@ -54,7 +54,7 @@ def ask_likelihoods(
 
     Args:
         reader: tells likelihoods.
-        images: of each question, the picture or the picture and a crop of it, uint8 RGB.
+        images: of each question, the picture or the picture and crops of it, uint8 RGB.
         questions: the questions.
         answers: one to each.
 

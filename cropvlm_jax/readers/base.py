@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What every reader is: it answers questions about a picture, or a picture and a crop of it."""
+"""What every reader is: it answers questions about a picture, or a picture and crops of it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -69,7 +69,8 @@ class Reader(Protocol):
     Some readers can do more: a `LikelihoodReader` tells how likely given answers are, and
     `image_tokens(images)` says how many tokens all these pictures take together. A reader may also
     have `settings`: what its replies depend on, by name, for reports and records; and
-    `transcribes`: whether it says all the text that it sees, whatever the question.
+    `transcribes`: whether it says all the text that it sees, whatever the question; and
+    `most_pictures`: how many pictures a question may have, where that is fewer than five.
 
     Attributes:
         name: for reports.
@@ -83,7 +84,7 @@ class Reader(Protocol):
         """Answers each question; a question that could not be answered gets a reply that says why.
 
         Args:
-            images: of each question, the picture or the picture and a crop of it, uint8 RGB
+            images: of each question, the picture or the picture and crops of it, uint8 RGB
                 `[H, W, 3]` of any size.
             questions: the questions.
 

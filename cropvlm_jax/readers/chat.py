@@ -104,7 +104,7 @@ class ChatReader:
         """Answers each question, as `Reader.answer`; several requests are under way at once.
 
         Args:
-            images: of each question, a picture, or a list of the picture and a crop of it.
+            images: of each question, a picture, or a list of the picture and crops of it.
             questions: the questions.
 
         Raises:

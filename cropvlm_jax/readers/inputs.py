@@ -12,7 +12,8 @@ from cropvlm_jax import texts
 from cropvlm_jax.pixels import host
 
 Picture = host.Picture
-Shown = Picture | Sequence[Picture]  # of one question: a picture, or a list of it and a crop
+Shown = Picture | Sequence[Picture]  # of one question: a picture, or a list of it and its crops
+MOST = 5  # pictures of a question: the whole one and four crops
 
 
 def check_images(images: Any) -> None:
@@ -53,15 +54,17 @@ def as_lists(images: Sequence[Shown]) -> list[list[Picture]]:
     """What each question is about, as a list, also where a single picture was given.
 
     Raises:
-        ValueError: there is no picture, or there are more than it and a crop.
+        ValueError: there is no picture, or there are more than it and four crops.
     """
     nested = [
         list(shown) if isinstance(shown, (list, tuple)) else [cast(Picture, shown)]
         for shown in images
     ]
     for pictures in nested:
-        if len(pictures) not in (1, 2):
-            raise ValueError(f"a question takes 1 or 2 pictures, not {pictures!r:.80}")
+        if not 1 <= len(pictures) <= MOST:
+            raise ValueError(
+                f"a question takes 1 to {MOST} pictures, not {len(pictures)}: {pictures!r:.80}"
+            )
     return nested
 
 
@@ -72,7 +75,7 @@ def as_arrays(images: Sequence[Shown], questions: Sequence[str]) -> list[list[np
     stays shared, so that readers may tell pictures apart by identity.
 
     Args:
-        images: of each question, a picture, or a list of the picture and a crop of it.
+        images: of each question, a picture, or a list of the picture and crops of it.
         questions: checked by `check_texts`.
     """
     check_texts(images, questions=questions)

@@ -67,7 +67,7 @@ class OCRReader:
         """The text of the picture, and below it that of the crop, whatever the question.
 
         Args:
-            images: of each question, a picture, or a list of the picture and a crop of it.
+            images: of each question, a picture, or a list of the picture and crops of it.
             questions: the questions.
         """
         shown = as_arrays(images, questions)

@@ -1,14 +1,14 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about one picture read together: the picture once, then each crop with its question.
+"""Questions about one picture read together: the picture once, then crops with their question.
 
 A picture that several questions share goes through the tower once, and the decoder reads it once:
 every question goes on from the same keys and values. The tower sees tiles of all pictures in small
 batches of its own, so that few shapes are compiled whatever the pictures' shapes.
 
 Shape letters: K tiles of a batch, I tokens of a tile, B pictures, W tiles of a picture, G questions
-about each, g of them at a time, M tiles of a crop; tokens: P up to the end of the picture, S from
-there to the reply, C of a given reply, T of a written one; V vocabulary.
+about each, g of them at a time, M tiles of the crops of one; tokens: P up to the end of the picture,
+S from there to the reply, C of a given reply, T of a written one; V vocabulary.
 """
 
 import functools
@@ -47,13 +47,13 @@ class Question(NamedTuple):
 
     Attributes:
         number: of the question among all that were asked.
-        crop: the tiles of the crop, numbers among those of the group; empty where there is none.
+        crops: the tiles of the crops, numbers among those of the group; empty where there is none.
         prompt: token ids `[S]` from the end of the picture to the reply.
         completion: token ids `[C]` of the reply to score; empty where a reply is to be written.
     """
 
     number: int
-    crop: range
+    crops: Sequence[int]
     prompt: np.ndarray
     completion: np.ndarray
 
@@ -91,7 +91,7 @@ class Asked(NamedTuple):
     """What is asked about pictures, as arrays.
 
     Attributes:
-        crop: int32 `[B, G, M]`, the tiles of each crop; what is too many repeats tile 0.
+        crop: int32 `[B, G, M]`, the tiles of the crops; what is too many repeats tile 0.
         prompt: token ids `[B, G, S]`, padded on the left.
         prompt_valid: bool `[B, G, S]`, False for padding.
         completion: token ids `[B, G, C]`, padded on the right.
@@ -318,7 +318,7 @@ def stack_groups(groups: Sequence[Group]) -> GroupBatch:
     lengths = Lengths(
         prompt=padded(max(len(question.prompt) for question in every)),
         completion=round_up(max(len(question.completion) for question in every), REPLY_MULTIPLE),
-        crop=max(len(question.crop) for question in every),
+        crop=max(len(question.crops) for question in every),
     )
     prefix_length = padded(max(len(group.prefix) for group in groups))
     most_whole = max(group.whole for group in groups)
@@ -344,7 +344,7 @@ def _question_row(question: Question, start: int, lengths: Lengths) -> Asked:
         lengths: of the arrays.
     """
     crop = np.zeros(lengths.crop, np.int32)
-    crop[: len(question.crop)] = np.asarray(question.crop, np.int32) + start
+    crop[: len(question.crops)] = np.asarray(question.crops, np.int32) + start
     prompt, prompt_valid = batching.pad(question.prompt, lengths.prompt, "left")
     completion, completion_valid = batching.pad(question.completion, lengths.completion, "right")
     return Asked(crop, prompt, prompt_valid, completion, completion_valid)

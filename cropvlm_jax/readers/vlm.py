@@ -67,7 +67,7 @@ def _logits(
 
 
 class VLMReader(LoadedModel):
-    """A vision-language model that answers questions about one picture, or it and a crop of it.
+    """A vision-language model that answers questions about one picture, or it and crops of it.
 
     Attributes:
         name: for reports.
@@ -137,7 +137,7 @@ class VLMReader(LoadedModel):
         """Greedy answers.
 
         Args:
-            images: of each question, a picture, or a list of the picture and a crop of it.
+            images: of each question, a picture, or a list of the picture and crops of it.
             questions: the questions.
             max_tokens: longest answer.
         """
@@ -167,7 +167,7 @@ class VLMReader(LoadedModel):
         """How likely answers are, summed over their tokens and the end token.
 
         Args:
-            images: of each question, a picture, or a list of the picture and a crop of it.
+            images: of each question, a picture, or a list of the picture and crops of it.
             questions: the questions.
             answers: an answer to each; the model's conversations say how it is written.
         """
@@ -276,8 +276,8 @@ class VLMReader(LoadedModel):
                     )
                     reply = conversation.completion
                     self.check_length(conversation, max_tokens or reply.stop - reply.start)
-                crop = looks[1][0] if len(looks) == 2 else range(0)
-                asked.append((number, crop, conversation))
+                crops = [tile for tiles, _ in looks[1:] for tile in tiles]
+                asked.append((number, crops, conversation))
             return _group(seen, asked)
 
         return ahead(group, same.values())
@@ -306,7 +306,7 @@ class _Seen:
         return self._known[id(picture)]
 
 
-def _group(seen: _Seen, asked: Sequence[tuple[int, range, Conversation]]) -> Group:
+def _group(seen: _Seen, asked: Sequence[tuple[int, list[int], Conversation]]) -> Group:
     """Questions about one picture.
 
     Args:
@@ -323,10 +323,10 @@ def _group(seen: _Seen, asked: Sequence[tuple[int, range, Conversation]]) -> Gro
         questions=[
             Question(
                 number=number,
-                crop=crop,
+                crops=crops,
                 prompt=conversation.ids[end : conversation.completion.start],
                 completion=conversation.ids[conversation.completion],
             )
-            for number, crop, conversation in asked
+            for number, crops, conversation in asked
         ],
     )

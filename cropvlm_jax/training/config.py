@@ -10,6 +10,7 @@ settings; `experiments/make_config_docs.py` writes it from this file.
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -30,6 +31,7 @@ Rows = Annotated[int, Range(1, 65_536)]
 Pixels = Annotated[int, Range(1, 16_384)]
 Share = Annotated[float, Range(0, 1)]
 Expansion = Annotated[float, Range(1, 10_000)]
+Price = Annotated[float, Range(0, 1000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +156,10 @@ class DataConfig(Settings):
         answer_tokens: examples whose right answer has more tokens are skipped.
         official_text: whether texts get the official code's capitalisation and final period.
         workers: processes that prepare batches; 0 prepares them in threads of this one.
+        budgets: what the cropper is told that it may spend on crops, and the price that this means,
+            as of `grpo.token_price`: `{"low": 8.0, "high": 1.0}`. Each time that an example is
+            shown one is drawn, " Budget: low." follows the question to the cropper, and the reward
+            has its price. One cropper then serves all of them.
     """
 
     sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
@@ -164,10 +170,17 @@ class DataConfig(Settings):
     answer_tokens: Annotated[int, Range(1, 1024)] = 32
     official_text: bool = False
     workers: Annotated[int, Range(0, 256)] = 0
+    budgets: Mapping[str, Price] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sources(self.sources)
+        for name in self.budgets:
+            if not re.fullmatch(r"\w+(?: \w+)*", name):
+                raise ValueError(
+                    f"budgets={dict(self.budgets)}: {name!r} is not made of words, and the cropper "
+                    'is told "Budget: NAME."'
+                )
 
     @property
     def canvases(self) -> tuple[Canvas, ...]:
@@ -306,50 +319,34 @@ class TrainConfig(Settings):
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} does not divide "
                 f"batch_size={self.batch_size}"
             )
+        if self.data.budgets:
+            _check_budgets(self)
         if self.checkpoint.best and not self.eval.every:
             raise ValueError(
                 f"checkpoint.best={self.checkpoint.best!r} needs an evaluation: set eval.every"
             )
 
 
-# The names of our settings in TRL's `GRPOConfig` and, of adapters, in PEFT's `LoraConfig`; "=" is
-# the same name. Of tunix' `GRPOConfig`, `num_generations`, `num_iterations`, `beta` and `epsilon`
-# are the same as here.
-OTHER_NAMES = {
-    "dtype": "`bf16`",
-    "remat": "`gradient_checkpointing`",
-    "seed": "=",
-    "steps": "`max_steps`",
-    "epochs": "`num_train_epochs`",
-    "batch_size": "`generation_batch_size` / `num_generations`",
-    "gradient_accumulation_steps": "=",
-    "learning_rate": "=",
-    "lr_scheduler_type": "`cosine`, `constant_with_warmup`",
-    "warmup": "`warmup_ratio`",
-    "clip_norm": "`max_grad_norm`",
-    "adam_b2": "`adam_beta2`",
-    "weight_decay": "=",
-    "lora.rank": "`r`",
-    "lora.alpha": "`lora_alpha`",
-    "lora.dropout": "`lora_dropout`",
-    "lora.targets": "`target_modules`",
-    "grpo.num_generations": "=",
-    "grpo.temperature": "=",
-    "grpo.num_iterations": "=",
-    "grpo.epsilon": "=",
-    "grpo.epsilon_high": "=",
-    "grpo.beta": "=",
-    "grpo.loss_type": "=",
-    "grpo.normaliser": "`max_completion_length`, with `dr_grpo`",
-    "grpo.scale_rewards": "=",
-    "grpo.multi_objective_aggregation": "=",
-    "grpo.entropy_target": "=, with `use_adaptive_entropy`",
-    "data.workers": "`dataloader_num_workers`",
-    "eval.every": "`eval_steps`",
-    "checkpoint.every": "`save_steps`",
-    "checkpoint.keep": "`save_total_limit`",
-    "checkpoint.best": "`metric_for_best_model`",
-}
+def _check_budgets(config: TrainConfig) -> None:
+    """Refuses budgets beside settings that they do not go with."""
+    grpo, given = config.grpo, f"data.budgets={dict(config.data.budgets)}"
+    if config.stage == "reader":
+        raise ValueError(f"{given}: stage='reader' trains no cropper that could be told them")
+    if grpo.token_price:
+        raise ValueError(
+            f"{given} sets the price of each example, so that grpo.token_price="
+            f"{grpo.token_price} would be ignored: leave one of them out"
+        )
+    if not grpo.varies:
+        raise ValueError(
+            f"{given}: with grpo.max_boxes=1 and grpo.abstain=False every reply has one crop, "
+            "whatever it costs: set one of them"
+        )
+    try:  # prices go with what a price for all goes with
+        dataclasses.replace(grpo, token_price=1.0)
+    except ValueError as error:
+        raise ValueError(f"{given}: as with a grpo.token_price, {error}") from error
+
 
 # Settings that stand once at the top level and are handed to the part named.
 SHARED = {"grpo": ("gradient_accumulation_steps",)}
@@ -359,7 +356,7 @@ def default_config() -> ml_collections.ConfigDict:
     """All settings with their defaults, for a run's module to change.
 
     Naming a setting that does not exist is an error; `data.sources` and `eval.sources` are open,
-    and take what `source` makes.
+    and take what `source` makes, and `data.budgets`, which takes prices.
     """
     return as_config_dict(TrainConfig())
 
@@ -399,6 +396,7 @@ def as_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
     view.lock()
     view.data.sources.unlock()
     view.eval.sources.unlock()
+    view.data.budgets.unlock()
     return view
 
 
@@ -434,7 +432,9 @@ def _section(config: Any) -> ml_collections.ConfigDict:
         if dataclasses.is_dataclass(value):
             value = _section(value)
         elif isinstance(value, Mapping):
-            value = ml_collections.ConfigDict({key: _section(x) for key, x in value.items()})
+            value = ml_collections.ConfigDict(
+                {key: _section(x) if dataclasses.is_dataclass(x) else x for key, x in value.items()}
+            )
         elif (inner := settings.optional(kind)) is not None:
             section[name] = placeholder(typing.get_origin(inner) or inner)
             if value is None:

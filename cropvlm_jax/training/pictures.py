@@ -56,7 +56,7 @@ class HeldOutPictures:
         for number, (row, index) in enumerate(zip(own, batch.example_id, strict=False), 1):
             picture = picture_of(
                 self.data.held_out_example(int(index)),
-                box=None if look.boxes is None else look.boxes[row],
+                boxes=None if look.boxes is None else look.boxes[row, : look.count[row]],
                 reply=None if words is None else words[row],
                 reward=None if look.rewards is None else float(look.rewards[row]),
             )
@@ -66,15 +66,15 @@ class HeldOutPictures:
 def picture_of(
     example: Mapping[str, Any],
     *,
-    box: np.ndarray | None,
+    boxes: np.ndarray | None,
     reply: str | None,
     reward: float | None,
 ) -> Image.Image:
-    """An example with the proposed box in red, the true one in green, and what came of it.
+    """An example with the proposed boxes in red, the true one in green, and what came of it.
 
     Args:
         example: has `image`, `question`, `answers`, and `box` where it is known.
-        box: percent box that the model proposes; None where it proposes none.
+        boxes: percent boxes `[n, 4]` of the model's reply; None where it gives no such replies.
         reply: of the reader; None where no reader answers.
         reward: of the box; None where there is no reward.
     """
@@ -83,13 +83,14 @@ def picture_of(
     if reply is not None:
         lines.append(f"reply: {reply} (right: {' / '.join(example['answers'])})")
     facts = [] if reward is None else [f"reward {reward:.3f}"]
-    if box is not None:
+    boxes = np.zeros((0, 4), int) if boxes is None else boxes
+    for box in boxes:
         text = geometry.to_text(box).rstrip(".")
         facts.append(f"box {text}, {geometry.area(box):.0%} of the picture")
         if truth is not None:
             facts.append(f"IoU {float(geometry.iou(box, np.array(truth))):.2f}")
     lines.append("; ".join(facts))
     image = Image.fromarray(host.to_rgb(example["image"]))
-    shown = box if box is not None else truth if truth is not None else geometry.FULL
+    shown, *others = [*boxes] or [truth if truth is not None else geometry.FULL]
     captions = [textwrap.shorten(line, WIDTH, placeholder=" ...") for line in lines]
-    return sheet.panel(image, [int(v) for v in shown], captions, truth=truth)
+    return sheet.panel(image, [int(v) for v in shown], captions, truth=truth, others=others)

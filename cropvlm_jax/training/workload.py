@@ -134,9 +134,9 @@ def _requests(config: GRPOConfig, prompts: int, boxes: int) -> int:
     """Requests about so many boxes of each prompt, at most.
 
     A likelihood, and so a verification, takes a small request besides, which finds the answer's
-    tokens, and a gain one about the picture alone.
+    tokens, and what is compared with the picture alone one about that.
     """
-    of_prompt = len({"likelihood", "verification"} & set(config.asked)) + config.gain
+    of_prompt = len({"likelihood", "verification"} & set(config.asked)) + len(config.asked_alone)
     return prompts * (boxes * len(config.asked) + of_prompt)
 
 

@@ -14,7 +14,7 @@ from qwen_shape import qwen_tokenizer
 from smolvlm_shape import EXTRA_TOKENS, FIRST_EXTRA_TOKENS, smolvlm_tokenizer
 from tokenizers import Tokenizer, models
 
-from cropvlm_jax.grpo import rewards
+from cropvlm_jax.grpo.reading import AnswerTemplate
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.llava.conversations import LlavaConversations
@@ -197,7 +197,7 @@ def test_the_first_release_has_no_tokens_for_tiles(tmp_path):
     assert (got.ids == 49153).sum() == 3 * SEQ_LEN
     assert len(got.ids[got.images[0]]) > 3 * SEQ_LEN + 6
     one = ours.crop("Where?").images[0]
-    template = rewards.AnswerTemplate.from_conversations(ours)
+    template = AnswerTemplate.from_conversations(ours)
     assert template.crop.count(49153) == SEQ_LEN and len(template.crop) == one.stop - one.start
     # More tiles than later tokenizers have names for.
     picture = np.zeros((10, 80, 3), np.uint8)

@@ -24,8 +24,8 @@ from tiny_peft import adapt
 from cropvlm_jax import geometry, parallel, scoring
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data import batching
-from cropvlm_jax.grpo import rewards
 from cropvlm_jax.grpo.config import GRPOConfig
+from cropvlm_jax.grpo.reading import AnswerTemplate
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.pretrained import Pretrained
@@ -230,7 +230,7 @@ def test_step_rewards_what_transformers_says(pair):
         reward_chunk=1,
     )
     optimizer = optax.sgd(1.0)
-    template = rewards.AnswerTemplate.from_conversations(prompts)
+    template = AnswerTemplate.from_conversations(prompts)
     step = GRPOStep(
         policy=policy,
         target=reader,

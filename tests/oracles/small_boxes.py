@@ -78,11 +78,11 @@ def number(boxes: Any) -> Any:
 class TableStep(GRPOStep):
     """A step whose rewards are looked up."""
 
-    def reward(self, state: Any, batch: Any, prompts: Any, rollouts: Any) -> Any:
-        boxes = rollouts.boxes[:, :, 0]
-        rows = jnp.arange(len(boxes))[:, None]
-        parts = {name: jnp.asarray(PARTS[name])[rows, number(boxes)] for name in self.config.asked}
-        return prompts, weigh(self.config, boxes, parts)
+    def reward(self, state: Any, batch: Any, prompts: Any, rollouts: Rollouts) -> Any:
+        rows, boxes, count = jnp.arange(len(rollouts.boxes))[:, None], *rollouts[:2]
+        numbers = number(boxes[:, :, 0])
+        parts = {name: jnp.asarray(PARTS[name])[rows, numbers] for name in self.config.asked}
+        return prompts, weigh(self.config, batch, boxes, count, parts)
 
 
 def _is_trained(path: Any, value: Any) -> bool:
@@ -187,11 +187,11 @@ def read_all() -> tuple[Replies, Replies]:
     """Reads all 36 replies at once: with the weights `TRAINED`, and with `MOVED`."""
     step, state = make_step(GRPOConfig()), make_state(GRPOConfig())
     every, last = jnp.asarray(np.stack([BOXES] * PROMPTS))[:, :, None], BATCH.crop_prompt[:, -1]
-    ones = jnp.ones(every.shape[:2], int)
+    one = jnp.ones(every.shape[:2], jnp.int32)
 
     def read(model: Any, temperature: float) -> Any:
         prefix = step.read_prefix(model, BATCH, None)
-        return rollout.reply_log_probs(model, GRAMMAR, prefix, last, every, ones, temperature)
+        return rollout.reply_log_probs(model, GRAMMAR, prefix, last, every, one, temperature)
 
     def sums(params: Any, old: jax.Array) -> tuple[dict[str, jax.Array], Any]:
         model = step.policy_model(state._replace(params=params))

@@ -12,7 +12,7 @@ import re
 
 from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.grpo.config import GRPOConfig
-from cropvlm_jax.grpo.rewards import AnswerTemplate
+from cropvlm_jax.grpo.reading import AnswerTemplate
 from cropvlm_jax.models.config import LlamaConfig
 from cropvlm_jax.models.lora import LoRAConfig
 

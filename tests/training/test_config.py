@@ -20,7 +20,6 @@ from cropvlm_jax.data.sources import zoom_digits
 from cropvlm_jax.models.lora import LoRAConfig
 from cropvlm_jax.settings import PLAIN, Range, fields, optional
 from cropvlm_jax.training.config import (
-    OTHER_NAMES,
     SourceConfig,
     TrainConfig,
     as_config_dict,
@@ -32,6 +31,7 @@ from cropvlm_jax.training.presets import OFFICIAL, official, paper_grpo, paper_s
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
+PRICED = {"data": {"budgets": {"low": 2}}}
 
 
 def test_the_defaults_are_those_of_the_dataclasses():
@@ -42,12 +42,14 @@ def test_there_and_back():
     config = default_config()
     config.lora.rank, config.grpo.reward_chunk, config.gradient_accumulation_steps = 4, 2, 8
     config.data.sources.textvqa = source("data/textvqa", part=(0.0, 0.5), weight=1)
+    config.grpo.abstain, config.data.budgets.low = True, 2
     loaded = load_config(config)
     assert loaded.lora == LoRAConfig(rank=4)
     assert loaded.grpo.gradient_accumulation_steps == 8 and loaded.grpo.reward_chunk == 2
     assert loaded.data.sources == {
         "textvqa": SourceConfig("data/textvqa", weight=1.0, part=(0.0, 0.5))
     }
+    assert loaded.data.budgets == {"low": 2.0} and loaded.grpo.gain is None
     assert load_config(as_config_dict(loaded)) == loaded
     assert as_config_dict(loaded).to_dict() == config.to_dict()
 
@@ -103,6 +105,21 @@ def test_flags_have_the_types_of_the_settings(monkeypatch):
         ({"data": {"sources": {"textvqb": {"folder": "x"}}}}, "'textvqb' is no data set; there "),
         ({"data": {"sources": {"a": {"folder": "x", "kind": "jsonb"}}}}, "a.kind='jsonb'"),
         ({"data": {"sources": {"textvqa": {}}}}, "data.sources.textvqa.folder=''"),
+        ({"grpo": {"max_boxes": 0}}, "grpo.max_boxes=0 is not a whole number between 1 and 4"),
+        ({"grpo": {"max_boxes": 5}}, "grpo.max_boxes=5 is not a whole number between 1 and 4"),
+        ({"grpo": {"answer_tokens": 0}}, "grpo.answer_tokens=0 is not .* between 1 and 1024"),
+        ({"grpo": {"abstain": True, "gain": False}}, "grpo.gain=False with abstain=True"),
+        ({"grpo": {"token_price": 1, "gain": False}}, "grpo.gain=False .* token_price=1.0"),
+        (
+            {"grpo": {"token_price": 1, "multi_objective_aggregation": "normalize_then_sum"}},
+            "grpo.token_price=1.0 is in units of the reward",
+        ),
+        (PRICED | {"grpo": {}}, "data.budgets={'low': 2.0}: with grpo.max_boxes=1"),
+        (PRICED | {"grpo": {"token_price": 1.0}}, "grpo.token_price=1.0 would be ignored"),
+        (PRICED | {"grpo": {"max_boxes": 2, "gain": False}}, "data.budgets=.*gain=False with"),
+        (PRICED | {"stage": "reader"}, "data.budgets.*: stage='reader' trains no cropper"),
+        ({"data": {"budgets": {"": 1.0}}}, "data.budgets={'': 1.0}: '' is not made of words"),
+        ({"data": {"budgets": {"low": "x"}}}, "data.budgets.low='x' is not a number between 0"),
         (
             {
                 "eval": {
@@ -154,7 +171,11 @@ def numbers(cls: type, path: str = "") -> Iterator[tuple[str, type, Range, bool]
         elif dataclasses.is_dataclass(kind):
             yield from numbers(kind, f"{path}{name}.")
         elif typing.get_origin(kind) is Mapping:
-            yield from numbers(typing.get_args(kind)[1], f"{path}{name}.jsonl.")
+            named = typing.get_args(kind)[1]
+            if typing.get_origin(named) is typing.Annotated:
+                yield f"{path}{name}.jsonl", *typing.get_args(named), False
+            else:
+                yield from numbers(named, f"{path}{name}.jsonl.")
 
 
 NUMBERS = {name: rest for name, *rest in numbers(TrainConfig)}
@@ -248,4 +269,4 @@ def test_the_page_of_settings_is_current():
     assert (ROOT / "docs/config.md").read_text() == make["document"](), (
         "python experiments/make_config_docs.py"
     )
-    assert all(f"`{name}`" in make["document"]() for name in OTHER_NAMES)
+    assert all(f"`{name}`" in make["document"]() for name in make["OTHER_NAMES"])

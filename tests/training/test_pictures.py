@@ -93,8 +93,8 @@ def test_both_boxes_are_drawn_and_long_lines_are_cut(captions):
         "answers": ["a", "b"],
         "box": (0, 0, 50, 50),
     }
-    box = np.array([25, 0, 75, 50])
-    picture = np.asarray(picture_of(example, box=box, reply="c", reward=-0.5))
+    boxes = np.array([[25, 0, 75, 50]])
+    picture = np.asarray(picture_of(example, boxes=boxes, reply="c", reward=-0.5))
     colours = {tuple(colour) for colour in picture.reshape(-1, 3)}
     assert {(255, 0, 0), (0, 255, 0)} <= colours
     ((question, reply, facts),) = captions
@@ -102,4 +102,4 @@ def test_both_boxes_are_drawn_and_long_lines_are_cut(captions):
     assert reply == "reply: c (right: a / b)"
     assert facts == "reward -0.500; box [25, 0, 75, 50], 25% of the picture; IoU 0.33"
     del example["box"]
-    picture_of(example, box=None, reply=None, reward=None)
+    picture_of(example, boxes=None, reply=None, reward=None)

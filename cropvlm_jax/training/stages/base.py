@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from cropvlm_jax.data.batching import CropperInput
+from cropvlm_jax.data.budgets import Budgets
 from cropvlm_jax.data.order import Prepare
 from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.hub.model_card import Role
@@ -169,6 +170,7 @@ class CropperModel(TrainedModel):
             splits=architecture.splits(pretrained.config, longest_edge),
             question_tokens=limit,
             plan=_plan(pretrained, longest_edge) if in_step else None,
+            budgets=Budgets(config.data.budgets, config.seed) if config.data.budgets else None,
         )
         policy, base, weights = load_trained(pretrained, config, abstract)
         cropper = cls(

@@ -18,7 +18,6 @@ from cropvlm_jax import parallel
 from cropvlm_jax.data import batching
 from cropvlm_jax.data.batching import Batch, Preparer
 from cropvlm_jax.grpo.black_box import BlackBoxStep
-from cropvlm_jax.grpo.rewards import weigh
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.pixels import host
@@ -52,6 +51,10 @@ class Unopened:
         self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
     ) -> list[Reply]:
         """Refuses."""
+        raise ReaderUnavailable(f"{self.name} was not opened: this run is only planned")
+
+    def image_tokens(self, images: Sequence[Sequence[np.ndarray]]) -> int:
+        """Refuses; that it is here lets a step be planned in which crops have a price."""
         raise ReaderUnavailable(f"{self.name} was not opened: this run is only planned")
 
 
@@ -170,18 +173,19 @@ def look(step: BlackBoxStep, state: TrainState, batch: Batch) -> Look:
         state: of the run.
         batch: NumPy arrays.
     """
-    proposed = step.propose(state, batch).boxes[:SHOWN, :, 0]
-    few = jax.tree.map(lambda x: x[:SHOWN], batch)
-    parts = jax.tree.map(jnp.asarray, step.score(few, proposed))
-    worth, boxes = weigh(step.step.config, proposed, parts), np.asarray(proposed)
+    proposed = step.propose(state, batch)
+    few, proposed = jax.tree.map(lambda x: x[:SHOWN], (batch, proposed))
+    scores = jax.tree.map(jnp.asarray, step.score(few, proposed))
+    worth = step.weigh(few, proposed, scores)
+    boxes, count = np.asarray(proposed.boxes[:, 0]), np.asarray(proposed.count[:, 0])
     images, questions = [], []
-    for canvas, size, spoken, (box,) in zip(few.canvas, few.size, few.spoken, boxes, strict=True):
+    for i, (canvas, size) in enumerate(zip(few.canvas, few.size, strict=True)):
         picture = canvas[: size[0], : size[1]]
-        images.append([picture, host.cut(picture, box)])
-        questions.append(batching.read_spoken(spoken)[0])
+        images.append([picture, *(host.cut(picture, box) for box in boxes[i, : count[i]])])
+        questions.append(batching.read_spoken(few.spoken[i])[0])
     replies = asking.ask(step.reader, images, questions)
     texts = [reply.text or f"({reply.failure})" for reply in replies]
-    return Look(boxes[:, 0], texts, worth.total[:, 0])
+    return Look(boxes, count, texts, worth.total[:, 0])
 
 
 def _open_reader(config: TrainConfig) -> Reader:
@@ -196,6 +200,18 @@ def _open_reader(config: TrainConfig) -> Reader:
                 f"target={config.target!r}: {error}; set grpo.likelihood_weight=0, "
                 "grpo.verification_weight=0 and grpo.accuracy_weight=1"
             ) from error
+    most = getattr(reader, "most_pictures", None)
+    if most is not None and most < 1 + grpo.max_boxes:
+        raise ValueError(
+            f"grpo.max_boxes={grpo.max_boxes}: target={config.target!r} takes at most {most} "
+            f"pictures, and a picture and its crops are {1 + grpo.max_boxes}"
+        )
+    priced = grpo.token_price or config.data.budgets
+    if priced and not (grpo.crop_tokens or hasattr(reader, "image_tokens")):
+        raise ValueError(
+            f"target={config.target!r} does not tell how many image tokens a crop takes, and "
+            "grpo.token_price or data.budgets gives them a price: set grpo.crop_tokens"
+        )
     if getattr(reader, "transcribes", False) and grpo.accuracy not in CONTAINS:
         logging.warning(
             "target=%r says all the text that it sees, which is hardly ever just the answer: "

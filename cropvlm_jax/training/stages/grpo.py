@@ -13,9 +13,9 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from cropvlm_jax.data.batching import Batch, Preparer
-from cropvlm_jax.grpo import rewards
+from cropvlm_jax.grpo import reading
 from cropvlm_jax.grpo.config import GRPOConfig
-from cropvlm_jax.grpo.rewards import AnswerTemplate
+from cropvlm_jax.grpo.reading import AnswerTemplate, Crops
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.hub.pretrained import Pretrained
 from cropvlm_jax.microbatching import Sums
@@ -98,7 +98,7 @@ class TargetModel:
         if same_tower and (config.lora or config.grpo.beta):
             own = {part: x for part, x in weights.items() if part not in tower}
             weights = nnx.State(own)
-        conversations = pretrained.conversations(official=config.data.official_text)
+        template = _template(config, pretrained)
         vocabulary = None
         if config.grpo.accuracy_weight:
             vocabulary = Vocabulary.from_tokenizer(pretrained.tokenizer)
@@ -106,7 +106,7 @@ class TargetModel:
             pretrained=pretrained,
             model=model,
             shapes=shapes_of(weights),
-            template=AnswerTemplate.from_conversations(conversations),
+            template=template,
             vocabulary=vocabulary,
             # A tile of fewer pixels is not what the target sees of the picture.
             sees_tile=pretrained.architecture is cropper.pretrained.architecture
@@ -205,19 +205,20 @@ class GRPOStage:
         step = self.step()
         template = step.template
         assert template is not None
-        boxes, target = step.propose(state, batch).boxes[:, :, 0], step.target_model(state)
+        proposed, target = step.propose(state, batch), step.target_model(state)
+        boxes, count = proposed.boxes, proposed.count
         grpo = dataclasses.replace(self.config.grpo, reward_chunk=None)
-        whole = rewards.encode_whole(target, batch.canvas, batch.size)
-        worth = step.target_rewards(grpo)(target, batch, boxes, whole)
-        replies = rewards.own_answers(
+        whole = reading.encode_whole(target, batch.canvas, batch.size)
+        worth = step.target_rewards(grpo)(target, batch, boxes, count, whole)
+        replies = reading.own_answers(
             target,
             template,
-            rewards.read_picture(target, template, whole),
+            reading.read_picture(target, template, whole),
             batch,
-            target.encode_crops(batch.canvas, batch.size, boxes),
+            Crops.of(target, batch, boxes, count),
             grpo.answer_tokens,
         )
-        return Look(boxes[:, 0], replies[:, 0], worth.total[:, 0])
+        return Look(boxes[:, 0], count[:, 0], replies[:, 0], worth.total[:, 0])
 
     def words(self, replies: Any) -> list[str]:
         """The texts of the target's answers."""
@@ -235,7 +236,7 @@ class GRPOStage:
             template, tokens = target.template, grpo.answer_tokens
             chunks = grpo.num_generations // (grpo.reward_chunk or grpo.num_generations)
             prompts, question = batch.question.shape
-            asked = len(template.crop) + question - 1 + tokens
+            asked = grpo.max_boxes * len(template.crop) + question - 1 + tokens
             replies = prompts * grpo.num_generations
             decoder = target.pretrained.config.text
             reward = costs.decoding_bytes(
@@ -251,7 +252,31 @@ class GRPOStage:
     def work(self, batch: Batch) -> dict[str, int]:
         """Prompts, rollouts, and images: the cropper's tiles, the target's pictures and crops."""
         done = rollout_work(self.config.grpo, batch)
-        return done | {"images": done["images"] + done["prompts"] + done["rollouts"]}
+        crops = done["rollouts"] * self.config.grpo.max_boxes
+        return done | {"images": done["images"] + done["prompts"] + crops}
+
+
+def _template(config: TrainConfig, target: Pretrained) -> AnswerTemplate:
+    """The constant parts of the target's conversation about a picture and its crops.
+
+    Raises:
+        ValueError: it does not take so many pictures.
+    """
+    conversations = target.conversations(official=config.data.official_text)
+    crops, positions = config.grpo.max_boxes, target.config.text.max_position_embeddings
+    try:
+        template = AnswerTemplate.from_conversations(conversations, crops)
+    except ValueError as error:
+        raise ValueError(f"target={config.target!r}: {error}") from error
+    data = config.data
+    asked = len(template.first) + crops * len(template.crop) + data.question_tokens
+    if crops > 1 and asked + data.answer_tokens > positions:
+        raise ValueError(
+            f"grpo.max_boxes={crops}: a picture, {crops} crops, question and answer take up to "
+            f"{asked + data.answer_tokens} tokens, and target={config.target!r} has {positions} "
+            "positions: set a smaller grpo.max_boxes"
+        )
+    return template
 
 
 def init_grpo(

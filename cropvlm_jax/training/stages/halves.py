@@ -46,8 +46,8 @@ class Halves:
         first = rolling.lower(state, part, key).compile()
         rolled = placed_outputs(first, jax.eval_shape(rolling, state, part, key))
         prompts, rollouts = rolled
-        part_of_reward = jax.ShapeDtypeStruct(rollouts.boxes.shape[:2], jnp.float32)
-        scores = dict.fromkeys(self.step.step.config.asked, part_of_reward)
+        of_replies = jax.ShapeDtypeStruct(rollouts.count.shape, jnp.float32)
+        scores = self.step.no_scores(part, of_replies)
         learning = jax.jit(parallel.on_mesh(self.mesh, self.step.learn))
         total, _ = jax.eval_shape(learning, state, part, prompts, rollouts, scores, None)
         total = total._replace(weights=jax.tree.map(_placed_as, total.weights, state.params))

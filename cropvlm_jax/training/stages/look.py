@@ -15,13 +15,15 @@ class Look(NamedTuple):
     """What a model makes of the examples of a batch, to be shown to people.
 
     Attributes:
-        boxes: int `[B, 4]`, the likeliest boxes; None where the model proposes none.
+        boxes: int `[B, K, 4]`, those of the likeliest replies; None where the model proposes none.
+        count: int `[B]`, how many of its K boxes a reply has.
         replies: int `[B, T]`, token ids of the reader's replies, or a list of their texts; None
             where no reader answers.
-        rewards: fp32 `[B]`, of the boxes; None where there is no reward.
+        rewards: fp32 `[B]`, of the replies; None where there is no reward.
     """
 
     boxes: Any = None
+    count: Any = None
     replies: Any = None
     rewards: Any = None
 

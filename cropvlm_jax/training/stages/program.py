@@ -92,8 +92,7 @@ class BlackBoxProgram(Program):
         def learn(batch: Batch, key: jax.Array) -> Any:
             batch = halves.see(state, batch)
             prompts, rollouts = halves.roll_out(state, batch, key)
-            zeros = jnp.zeros(rollouts.boxes.shape[:2])
-            scores = dict.fromkeys(halves.step.config.asked, zeros)
+            scores = halves.no_scores(batch, jnp.zeros(rollouts.count.shape))
             return halves.learn(state, batch, prompts, rollouts, scores, None)
 
         batch, keys = microbatching.split(batch, count), jax.random.split(key, count)

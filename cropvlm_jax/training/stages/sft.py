@@ -115,8 +115,8 @@ class SFTStage(SupervisedStage):
         model, batch = self.step().model(state), self.step().see(state, batch)
         tokens = model.encode_images(batch.images)
         grammar = self.trained.grammar
-        replies = likeliest(model, grammar, tokens, batch.prompt, batch.prompt_valid)
-        return Look(replies.boxes[:, 0, 0])
+        found = likeliest(model, grammar, tokens, batch.prompt, batch.prompt_valid)
+        return Look(found.boxes[:, 0], found.count[:, 0])
 
 
 class ReaderStage(SupervisedStage):
