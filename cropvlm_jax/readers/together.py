@@ -7,8 +7,8 @@ every question goes on from the same keys and values. The tower sees tiles of al
 batches of its own, so that few shapes are compiled whatever the pictures' shapes.
 
 Shape letters: K tiles of a batch, I tokens of a tile, B pictures, W tiles of a picture, G questions
-about each, g of them at a time, M tiles of the crops of one; tokens: P up to the end of the picture,
-S from there to the reply, C of a given reply, T of a written one; V vocabulary.
+about each, g of them at a time, M tiles of the crops of one; tokens: P up to the end of the
+picture, S from there to the reply, C of a given reply, T of a written one; V vocabulary.
 """
 
 import functools

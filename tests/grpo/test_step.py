@@ -34,7 +34,7 @@ from oracles.naive_grpo import (
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data import batching, order
-from cropvlm_jax.grpo import rewards
+from cropvlm_jax.grpo import reading, rewards
 from cropvlm_jax.grpo.step import GRPOStep
 from cropvlm_jax.models import lora
 from cropvlm_jax.pixels import host, tile_crops
@@ -164,9 +164,10 @@ def build(case: Case, kind: Any = GRPOStep, **options: Any) -> GRPOStep:
 
 @functools.partial(jitted, static_argnums=3)
 def cut(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax.Array:
-    """What the target sees: uint8 `[B, 1 + G, S, S, 3]` of boxes `[B, G, 4]`."""
+    """What the target sees: uint8 `[B, 1 + G * K, S, S, 3]` of boxes `[B, G, K, 4]`."""
     whole = jnp.broadcast_to(jnp.array(geometry.FULL), (len(boxes), 1, 4))
-    return tile_crops.crops(canvas, size, jnp.concatenate([whole, boxes], 1), side)
+    every = jnp.concatenate([whole, boxes.reshape(len(boxes), -1, 4)], 1)
+    return tile_crops.crops(canvas, size, every, side)
 
 
 def fused(case: Case) -> tuple[Result, TrainState]:
@@ -181,9 +182,10 @@ def fused(case: Case) -> tuple[Result, TrainState]:
             return np.asarray(parts)
         return np.asarray(parts).swapaxes(0, 1).reshape(len(EXAMPLES), *parts.shape[2:])
 
-    boxes = in_order(experience.boxes)[:, :, 0]
+    boxes, number = in_order(experience.boxes), in_order(experience.count)
     result = Result(
-        boxes,
+        np.where((np.arange(boxes.shape[2]) < number[..., None])[..., None], boxes, 0),
+        number,
         np.asarray(cut(case.batch.canvas, case.batch.size, boxes, tiny.SIDE)),
         in_order(experience.rewards.parts["likelihood"]),
         metrics,
@@ -208,6 +210,7 @@ def assert_gradients_close(got: Any, want: Any, tolerance: float):
 
 
 def assert_same(got: Result, want: Result, gain: bool):
+    np.testing.assert_array_equal(got.count, want.count)
     np.testing.assert_array_equal(got.boxes, want.boxes)
     np.testing.assert_allclose(got.likelihood, want.likelihood, rtol=0, atol=2e-5)
     tolerances = {"loss": (0, 1e-5), "kl": (1e-4, 1e-6), "kl_k3": (1e-4, 1e-6)}
@@ -229,11 +232,11 @@ def test_the_examples_put_the_step_to_the_test():
     assert len(set(lengths)) >= 3 and len(set(BATCH.question_valid.sum(-1))) >= 3
     assert len({tuple(size) for size in BATCH.size}) == 4
     rollouts = [r for n in (1, 2) for group in naive_rollouts(n) for r in group]
-    assert len({r.box for r in rollouts}) > 20
+    assert len({r.boxes for r in rollouts}) > 20
     for r in rollouts:
-        assert geometry.is_valid(np.array(r.box))
+        assert geometry.is_valid(np.array(r.boxes)).all()
     likelihood = [
-        naive_grpo.naive_likelihood(EXAMPLES[0], naive_grpo.naive_pictures(EXAMPLES[0], r.box))
+        naive_grpo.naive_likelihood(EXAMPLES[0], naive_grpo.naive_pictures(EXAMPLES[0], *r.boxes))
         for r in naive_rollouts(1)[0]
     ]
     assert np.std(likelihood) > 0.02
@@ -415,28 +418,29 @@ def test_a_target_without_a_tower_has_that_of_the_reference(adapters, step):
 
 
 def test_reward_chunks_change_nothing():
-    boxes = np.array([[r.box for r in group] for group in naive_rollouts(1)])
+    boxes = np.array([[r.boxes for r in group] for group in naive_rollouts(1)])
+    count = np.ones(boxes.shape[:2], int)
 
     @functools.partial(jitted, static_argnums=0)
     def score(chunk: int):
         target = nnx.merge(GRAPHDEF, TARGET)
         batch = jax.tree.map(jnp.asarray, BATCH)
-        whole = rewards.encode_whole(target, batch.canvas, batch.size)
-        picture = rewards.read_picture(target, tiny.TEMPLATE, whole)
+        whole = reading.encode_whole(target, batch.canvas, batch.size)
+        picture = reading.read_picture(target, tiny.TEMPLATE, whole)
 
-        def ask(boxes: jax.Array) -> Any:
-            crops = target.encode_crops(batch.canvas, batch.size, boxes)
-            gold = rewards.answer_log_probs(target, tiny.TEMPLATE, batch, crops, picture)
-            return gold, rewards.own_answers(target, tiny.TEMPLATE, picture, batch, crops, 5)
+        def ask(replies: tuple[jax.Array, jax.Array]) -> Any:
+            crops = reading.Crops.of(target, batch, *replies)
+            gold = reading.answer_log_probs(target, tiny.TEMPLATE, batch, crops, picture)
+            return gold, reading.own_answers(target, tiny.TEMPLATE, picture, batch, crops, 5)
 
-        return rewards.in_chunks(ask, jnp.asarray(boxes), chunk)
+        return rewards.in_chunks(ask, (jnp.asarray(boxes), jnp.asarray(count)), chunk)
 
     results = [score(chunk) for chunk in (1, 4)]
     for log_probs, own in results[1:]:
         np.testing.assert_allclose(log_probs, results[0][0], rtol=0, atol=1e-5)
         jax.tree.map(np.testing.assert_array_equal, own, results[0][1])
     span = jnp.asarray(BATCH.answer_valid)
-    total, mean = (rewards.log_likelihood(results[0][0], span, kind) for kind in ("sum", "mean"))
+    total, mean = (reading.log_likelihood(results[0][0], span, kind) for kind in ("sum", "mean"))
     np.testing.assert_allclose(total, mean * BATCH.answer_valid.sum(-1)[:, None], rtol=1e-5)
     with pytest.raises(ValueError, match="reward_chunk=3"):
         score(3)
@@ -447,12 +451,13 @@ def test_invalid_boxes_are_worth_the_official_corner():
     examples = [{**EXAMPLES[0], "image": EXAMPLES[i]["image"]} for i in (1, 2)]
     corners = [(0, 0, 2, 3), (0, 0, 3, 2)]  # of 73 x 111 px and of 96 x 64 px
     invalid = [(40, 30, 20, 90), (40, 30, 60, 30)]
-    boxes = np.array([[corner, *invalid] for corner in corners])
+    boxes = np.array([[corner, *invalid] for corner in corners])[:, :, None]
 
     @jitted
     def worth(batch: batching.Batch, boxes: jax.Array):
         target = nnx.merge(GRAPHDEF, TARGET)
-        return rewards.TargetRewards(template=tiny.TEMPLATE, config=CONFIG)(target, batch, boxes)
+        ask = rewards.TargetRewards(template=tiny.TEMPLATE, config=CONFIG)
+        return ask(target, batch, boxes, jnp.ones((2, 3), int))
 
     likelihood = np.asarray(worth(tiny.make_batch(examples), boxes).parts["likelihood"])
     np.testing.assert_allclose(likelihood, np.broadcast_to(likelihood[:, :1], (2, 3)), rtol=1e-6)

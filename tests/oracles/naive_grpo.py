@@ -20,7 +20,7 @@ import tiny
 from flax import nnx
 from PIL import Image
 
-from cropvlm_jax import geometry, scoring
+from cropvlm_jax import scoring
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.models import lora
@@ -51,12 +51,14 @@ class Case:
         adapters: train low-rank adapters of the cropper, not all of it.
         grid: tiles of the cropper's pictures.
         spoilt: the rollouts `(b, g)` whose likelihood turns NaN.
+        prices: of 1,000 image tokens of crops, of each example; empty where they are the config's.
     """
 
     config: GRPOConfig
     adapters: bool = False
     grid: tuple[int, int] = (0, 0)
     spoilt: tuple[tuple[int, int], ...] = ()
+    prices: tuple[float, ...] = ()
 
     @property
     def longest_edge(self) -> int:
@@ -65,6 +67,8 @@ class Case:
     @functools.cached_property
     def batch(self) -> batching.Batch:
         batch = tiny.make_batch(EXAMPLES, self.longest_edge, in_step=self.grid != (0, 0))
+        if self.prices:
+            batch = batch._replace(price=np.array(self.prices, np.float32))
         if not self.config.accuracy_weight:
             return batch
         gold = [scoring.encode_gold(a, self.config.accuracy, 3, 40) for a in GOLD]
@@ -114,11 +118,13 @@ def jitted(function: Any, **options: Any) -> Any:
 class Result:
     """What one step did.
 
-    `pictures` uint8 `[B, 1 + G, S, S, 3]` are what the target saw: the whole and the crops;
-    `gradient` is that of the last update.
+    `boxes` are `[B, G, K, 4]`, of which each reply has `count`; `pictures`, uint8 `[B, 1 + G * K,
+    S, S, 3]`, are what the target saw: the whole and the crops; `gradient` is that of the last
+    update.
     """
 
     boxes: np.ndarray
+    count: np.ndarray
     pictures: np.ndarray
     likelihood: np.ndarray
     metrics: dict[str, float]
@@ -128,7 +134,7 @@ class Result:
 
 # The naive version --------------------------------------------------------------------------------
 
-LENGTH = 96  # of every sequence; what follows its end is never seen by a causal model
+LENGTH = 96  # sequences have multiples of it; what follows their end no causal model ever sees
 
 
 def logits_of(params: nnx.State, ids: jax.Array, pictures: jax.Array) -> jax.Array:
@@ -141,8 +147,7 @@ naive_logits = jitted(logits_of)
 
 
 def extended(ids: Any) -> np.ndarray:
-    assert len(ids) <= LENGTH
-    return np.pad(np.array(ids, np.int32), (0, LENGTH - len(ids)))
+    return np.pad(np.array(ids, np.int32), (0, -len(ids) % LENGTH))
 
 
 def written(box: tuple[int, ...]) -> str:
@@ -186,7 +191,7 @@ class NaiveRollout:
     `choices` maps the index of each chosen token of `ids` to the tokens it was chosen from.
     """
 
-    box: tuple[int, ...]
+    boxes: tuple[tuple[int, ...], ...]
     ids: list[int]
     choices: dict[int, list[int]]
 
@@ -218,7 +223,7 @@ def naive_rollout(params: nnx.State, prompt: Any, tiles: np.ndarray, noise: Any)
             choices[len(ids)] = tokens
         text += options[int(np.argmax(scores))]
     box = tuple(int(number) for number in re.findall("[0-9]+", text))
-    return NaiveRollout(box, prompt + encode(text).ids, choices)
+    return NaiveRollout((box,), prompt + encode(text).ids, choices)
 
 
 @functools.cache
@@ -258,20 +263,22 @@ def naive_prompt(case: Case, example: dict[str, Any]) -> tuple[list[int], np.nda
     return tiny.CONVERSATIONS.crop(example["question"], grid).ids.tolist(), tiles
 
 
-def naive_pictures(example: dict[str, Any], box: tuple[int, ...]) -> np.ndarray:
-    """The whole picture and its crop by PIL, as the target sees them: uint8 `[2, S, S, 3]`."""
-    height, width = example["image"].shape[:2]
+def naive_crop(image: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
+    """What is inside of a box, by PIL: uint8 RGB."""
+    height, width = image.shape[:2]
     left, top, right, bottom = (
         round(percent * side / 100) for percent, side in zip(box, (width, height) * 2, strict=True)
     )
     left, top = min(left, width - 1), min(top, height - 1)
     right, bottom = max(right, left + 1), max(bottom, top + 1)
-    crop = Image.fromarray(example["image"]).crop((left, top, right, bottom))
-    pictures = [
-        host.tile(picture, tiny.SIDE, tiny.SIDE)[0]
-        for picture in (example["image"], np.asarray(crop))
-    ]
-    return np.concatenate(pictures)
+    return np.asarray(Image.fromarray(image).crop((left, top, right, bottom)))
+
+
+def naive_pictures(example: dict[str, Any], *boxes: tuple[int, ...]) -> np.ndarray:
+    """The whole picture and its crops as the target sees them: uint8 `[1 + n, S, S, 3]`."""
+    image = example["image"]
+    pictures = [image, *(naive_crop(image, box) for box in boxes)]
+    return np.concatenate([host.tile(picture, tiny.SIDE, tiny.SIDE)[0] for picture in pictures])
 
 
 def naive_likelihood(
@@ -378,6 +385,67 @@ def naive_reply(
     return jnp.where(chosen, loss, 0).sum(), (sums, malformed)
 
 
+def check_pictures(rollouts: list[list[NaiveRollout]], seen: list[list[np.ndarray]]) -> None:
+    """The pictures that the target saw are those of the rollouts, but for a grey level."""
+    differences = []
+    for example, group, shown in zip(EXAMPLES, rollouts, seen, strict=True):
+        for r, got in zip(group, shown, strict=True):
+            want = naive_pictures(example, *r.boxes)
+            differences.append(np.abs(got.astype(int) - want).ravel())
+    difference = np.concatenate(differences)
+    print("pixels off", (difference > 0).mean(), "by two", (difference > 1).mean())
+    assert (difference > 1).mean() < 1e-3 and (difference > 0).mean() < 1e-2
+    assert difference.max() <= 3
+
+
+def naive_areas(boxes: tuple[tuple[int, ...], ...]) -> float:
+    """The boxes' shares of the picture, added up."""
+    return sum((x2 - x1) * (y2 - y1) / 1e4 for x1, y1, x2, y2 in boxes)
+
+
+def naive_crop_tokens(example: dict[str, Any], pictures: np.ndarray) -> int:
+    """How many image tokens a question has for its crops."""
+
+    def image_tokens(count: int) -> int:
+        ids = tiny.CONVERSATIONS.answer(example["question"], count).ids
+        return int((ids == tiny.TOKENIZER.token_to_id("<image>")).sum())
+
+    return image_tokens(len(pictures)) - image_tokens(1)
+
+
+def naive_parts(
+    config: GRPOConfig, seen: list[list[np.ndarray]]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What the target says of each rollout's pictures, by part, and the tokens of the crops."""
+
+    def of_each(tell: Any) -> np.ndarray:
+        return np.array([[tell(b, p) for p in group] for b, group in enumerate(seen)], float)
+
+    def likelihood(b: int, pictures: np.ndarray) -> float:
+        return naive_likelihood(EXAMPLES[b], pictures, config)
+
+    def accuracy(b: int, pictures: np.ndarray) -> float:
+        answer = naive_answer(EXAMPLES[b], pictures, config.answer_tokens)
+        return scoring.score(answer, GOLD[b], config.accuracy)
+
+    gains = config.abstain or config.token_price > 0
+    alone = np.array([likelihood(b, group[0][:1]) for b, group in enumerate(seen)])[:, None]
+    parts = {}
+    if config.likelihood_weight:
+        parts["likelihood"] = of_each(likelihood) - (alone if gains or config.gain else 0)
+    if config.verification_weight:
+        parts["verification"] = of_each(lambda b, p: likelihood(b, p[1:] if len(p) > 1 else p))
+        parts["verification"] -= alone if gains else 0
+    if config.accuracy_weight:
+        parts["accuracy"] = of_each(accuracy)
+        assert parts["accuracy"].std() > 0.1
+        if gains:
+            wholes = [accuracy(b, group[0][:1]) for b, group in enumerate(seen)]
+            parts["accuracy"] -= np.array(wholes)[:, None]
+    tokens = of_each(lambda b, p: naive_crop_tokens(EXAMPLES[b], p))
+    return parts, tokens
+
+
 def naive(case: Case, seen: np.ndarray) -> Result:
     """One step; where the pictures are `seen` but for a grey level, the target gets those.
 
@@ -385,58 +453,27 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     """
     config = case.config
     rollouts = naive_rollouts(config.gradient_accumulation_steps, case.adapters, case.grid)
-    pictures = np.array(
-        [
-            [naive_pictures(example, r.box) for r in group]
-            for example, group in zip(EXAMPLES, rollouts, strict=True)
-        ]
-    )
-    seen = np.stack([np.broadcast_to(seen[:, :1], seen[:, 1:].shape), seen[:, 1:]], 2)
-    difference = np.abs(seen.astype(int) - pictures)
-    print("pixels off", (difference > 0).mean(), "by two", (difference > 1).mean())
-    assert (difference > 1).mean() < 1e-3 and (difference > 0).mean() < 1e-2
-    assert difference.max() <= 3
-
-    # Rewards and advantages.
-    boxes = np.array([[r.box for r in group] for group in rollouts])
-    likelihood = np.array(
-        [
-            [naive_likelihood(example, p, config) for p in group]
-            for example, group in zip(EXAMPLES, seen, strict=True)
-        ]
-    )
-    likelihood[case.spoil] = np.nan
-    parts = {"likelihood": likelihood}
-    if config.gain:
-        alone = [naive_likelihood(e, p[0, :1], config) for e, p in zip(EXAMPLES, seen, strict=True)]
-        parts["likelihood"] = likelihood - np.array(alone)[:, None]
-    if config.verification_weight:
-        parts["verification"] = np.array(
-            [
-                [naive_likelihood(example, p[1:], config) for p in group]
-                for example, group in zip(EXAMPLES, seen, strict=True)
-            ]
-        )
-    if config.accuracy_weight:
-        own = [
-            [naive_answer(example, p, config.answer_tokens) for p in group]
-            for example, group in zip(EXAMPLES, seen, strict=True)
-        ]
-        parts["accuracy"] = np.array(
-            [
-                [scoring.score(answer, gold, config.accuracy) for answer in group]
-                for gold, group in zip(GOLD, own, strict=True)
-            ]
-        )
-        print("answers", own, parts["accuracy"])
-        assert parts["accuracy"][~case.spoil].std() > 0.1
+    count = np.array([[len(r.boxes) for r in group] for group in rollouts])
+    slots = seen[:, 1:].reshape(*count.shape, -1, *seen.shape[2:])
+    pictures = [
+        [np.concatenate([seen[b, :1], slots[b, g, : len(r.boxes)]]) for g, r in enumerate(group)]
+        for b, group in enumerate(rollouts)
+    ]
+    check_pictures(rollouts, pictures)
+    parts, crop_tokens = naive_parts(config, pictures)
+    for part in parts.values():
+        part[case.spoil] = np.nan
+    shares = [[naive_areas(r.boxes) for r in group] for group in rollouts]
     if config.area_weight:
-        width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-        parts["area"] = width * height / 1e4
+        parts["area"] = np.array(shares)
+    if config.token_price or case.prices:
+        price = np.array(case.prices)[:, None] if case.prices else config.token_price
+        parts["cost"] = price * crop_tokens / 1000
     reward = sum(
         {"area": -1}.get(name, 1) * getattr(config, f"{name}_weight") * part
         for name, part in parts.items()
-    )
+        if name != "cost"
+    ) - parts.get("cost", 0)
     scored = np.isfinite(reward)
     compared = reward
     if config.multi_objective_aggregation == "normalize_then_sum":
@@ -450,7 +487,13 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     metrics["reward_std"] = np.mean(deviations)
     ties = [not group.size or np.ptp(group) < 1e-6 for group in groups]
     metrics["zero_variance_groups"] = np.mean(ties)
-    metrics["area"] = geometry.area(boxes).mean()
+    metrics["area"] = np.mean(shares)
+    if config.max_boxes > 1 or config.abstain:
+        metrics["boxes"] = count.mean()
+    if config.abstain:
+        metrics["no_crop"] = (count == 0).mean()
+    if config.max_boxes > 1 or config.abstain or "cost" in parts:
+        metrics["crop_tokens"] = crop_tokens.mean()
     enough = np.array(deviations) >= config.min_reward_std
     if config.min_reward_std:
         assert 0 < enough.sum() < len(enough), deviations
@@ -467,12 +510,13 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     for b, g in zip(*np.nonzero(scored), strict=True):
         prompt, tiles = naive_prompt(case, EXAMPLES[b])
         r = rollouts[b][g]
-        allowed = np.ones((LENGTH, tiny.CONFIG.text.vocab_size), bool)
-        chosen = np.zeros(LENGTH, bool)
+        length = len(extended(r.ids))
+        allowed = np.ones((length, tiny.CONFIG.text.vocab_size), bool)
+        chosen = np.zeros(length, bool)
         for position, candidates in r.choices.items():
             allowed[position] = np.isin(np.arange(allowed.shape[1]), candidates)
             chosen[position] = True
-        positions = np.arange(LENGTH)
+        positions = np.arange(length)
         is_reply = (positions >= len(prompt)) & (positions < len(r.ids))
         inputs = extended(r.ids), tiles, allowed[1:]
         old, *_ = naive_log_probs(start, *inputs, settings["temperature"])
@@ -524,4 +568,7 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     }
     if config.entropy_target:
         metrics["entropy_coef"] = ENTROPY_COEF
-    return Result(boxes, pictures, parts["likelihood"], metrics, gradient, params)
+    boxes = np.zeros((*count.shape, config.max_boxes, 4), int)
+    for b, g in np.ndindex(count.shape):
+        boxes[b, g, : count[b, g]] = rollouts[b][g].boxes
+    return Result(boxes, count, seen, parts["likelihood"], metrics, gradient, params)
