@@ -79,6 +79,11 @@ def vlm(tmp_path_factory) -> VLMReader:
     return reader
 
 
+def ask_one(reader, config, batch, boxes):
+    """Asks about replies of one box each, `[B, G, 4]`."""
+    return ask(reader, config, batch, boxes[:, :, None], np.ones(boxes.shape[:2], int))
+
+
 def make_step(config, **target):
     return GRPOStep(
         policy=GRAPHDEF,
@@ -169,7 +174,8 @@ def test_the_target_sees_the_original_pixels_of_each_different_box_once():
     _, batch = make_batches()
     boxes = np.array([[[0, 0, 50, 100], [10, 20, 60, 70], [0, 0, 50, 100]]] * 4)
     ruler = Ruler()
-    scores = ask(ruler, dataclasses.replace(CONFIG, accuracy="contains"), batch, boxes)["accuracy"]
+    config = dataclasses.replace(CONFIG, accuracy="contains")
+    scores = ask_one(ruler, config, batch, boxes)["accuracy"]
     assert scores.shape == (4, 3) and len(ruler.asked) == 8
     for i, (shape, crop, question) in enumerate(ruler.asked):
         image = EXAMPLES[i // 2]["image"]
@@ -184,7 +190,7 @@ def test_what_kept_the_target_from_answering_teaches_nothing():
     full = {example["image"].shape[1] for example in EXAMPLES}
     ruler = Ruler(lambda width: "timeout: no answer" if width in full else "refusal: no")
     config = dataclasses.replace(CONFIG, accuracy="contains")
-    scores = ask(ruler, config, batch, boxes)["accuracy"]
+    scores = ask_one(ruler, config, batch, boxes)["accuracy"]
     np.testing.assert_array_equal(np.isnan(scores), [[False, False, True]] * 4)
     np.testing.assert_array_equal(scores[:, :2], 0)  # a refusal is an answer, and a bad one
 
@@ -197,7 +203,7 @@ def test_what_kept_the_target_from_answering_teaches_nothing():
     _, metrics = BlackBoxStep(step, failing)(make_state(), batch, KEY)
     assert 0 < metrics["unscored"] < 1 and np.isfinite(metrics["grad_norm"])
     silent = Ruler(lambda width: "HTTP 503: no")
-    assert np.isnan(ask(silent, config, batch, boxes)["accuracy"]).all()
+    assert np.isnan(ask_one(silent, config, batch, boxes)["accuracy"]).all()
     with pytest.raises(ReaderUnavailable, match="ruler answered no question"):
         BlackBoxStep(step, silent)(make_state(), batch, KEY)
 
@@ -214,10 +220,10 @@ def test_a_question_that_the_target_refuses_earns_nothing_and_many_end_the_run()
     boxes = np.stack([np.concatenate([halves, [[0, 0, 100, 100]]])] * 4)
     refused = {example["image"].shape[1] for example in EXAMPLES}
     config = dataclasses.replace(CONFIG, accuracy="contains")
-    assert (ask(Choosy(), config, batch, boxes)["accuracy"][:, 4] == 0).all()
+    assert (ask_one(Choosy(), config, batch, boxes)["accuracy"][:, 4] == 0).all()
     refused = range(10_000)
     with pytest.raises(ReaderUnavailable, match="ruler refused all 20 questions.*: too wide"):
-        ask(Choosy(), config, batch, boxes)
+        ask_one(Choosy(), config, batch, boxes)
 
 
 def test_the_next_rollouts_are_made_while_the_host_scores():
