@@ -44,7 +44,7 @@ class StepResults(NamedTuple):
     """What a step gives.
 
     Attributes:
-        boxes: int32 `[B, G, 1, 4]`, the rollouts.
+        boxes: int32 `[B, G, 4]`, the rollouts.
         rewards: fp32 `[B, G]`.
         loss: fp32 `[]`.
         gradients: fp32 `[n]`, of all trained weights.

@@ -181,7 +181,9 @@ class CropperModel(TrainedModel):
             base=base,
             shapes=shapes_of(weights),
             longest_edge=longest_edge,
-            grammar=Grammar.from_tokenizer(pretrained.tokenizer),
+            grammar=Grammar.from_tokenizer(
+                pretrained.tokenizer, config.grpo.max_boxes, config.grpo.abstain
+            ),
             input=cropper_input,
         )
         return cropper, weights
