@@ -4,12 +4,14 @@
 
 import dataclasses
 import functools
+import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from tokenizers import Tokenizer
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data import batching
@@ -42,6 +44,19 @@ CONFIG = SmolVLMConfig(
 )
 CONVERSATIONS = SmolVLMConversations(TOKENIZER, CONFIG.image_seq_len)
 TEMPLATE = AnswerTemplate.from_conversations(CONVERSATIONS)
+
+
+def several_boxes(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with "]," as one token, in place of the word learned last."""
+    written = json.loads(tokenizer.to_str())
+    model = written["model"]
+    last = "".join(model["merges"][-1])
+    model["merges"][-1] = ["]", ","]
+    model["vocab"]["],"] = model["vocab"].pop(last)
+    return Tokenizer.from_str(json.dumps(written))
+
+
+SEVERAL = several_boxes(TOKENIZER)  # of replies that may have several boxes
 
 
 def make_cropper_input(longest_edge: int, in_step: bool = False) -> batching.CropperInput:

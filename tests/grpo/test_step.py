@@ -104,6 +104,26 @@ CASES = {
             gradient_accumulation_steps=2,
         )
     ),
+    "dr_grpo-group-boxes-abstain": Case(
+        dataclasses.replace(
+            CONFIG,
+            max_boxes=3,
+            abstain=True,
+            token_price=5.0,
+            verification_weight=0.5,
+            accuracy_weight=2.0,
+            accuracy="anls",
+            answer_tokens=4,
+            area_weight=0.7,
+            loss_type="dr_grpo",
+            format_weight=0.5,
+            reward_chunk=2,
+        )
+    ),
+    "grpo-group-boxes-budgets": Case(
+        dataclasses.replace(CONFIG, max_boxes=3, abstain=True, beta=0.0),
+        prices=(0.0, 3.0, 1.0, 7.0),
+    ),
 }
 
 
@@ -150,7 +170,7 @@ def make_state(case: Case) -> TrainState:
 def build(case: Case, kind: Any = GRPOStep, **options: Any) -> GRPOStep:
     return kind(
         policy=case.model[0],
-        grammar=tiny.GRAMMAR,
+        grammar=case.grammar,
         optimizer=KEEP_GRADIENT,
         config=case.config,
         base=GRAPHDEF if case.adapters else None,
@@ -215,7 +235,8 @@ def assert_same(got: Result, want: Result, gain: bool):
     np.testing.assert_allclose(got.likelihood, want.likelihood, rtol=0, atol=2e-5)
     tolerances = {"loss": (0, 1e-5), "kl": (1e-4, 1e-6), "kl_k3": (1e-4, 1e-6)}
     if gain:  # a difference of likelihoods, and small: as exact as they are
-        tolerances |= dict.fromkeys(("reward", "reward/likelihood"), (0, 2e-5))
+        names = "reward", "reward/likelihood", "reward/verification"
+        tolerances |= dict.fromkeys(names, (0, 2e-5))
     for name in want.metrics:
         rtol, atol = tolerances.get(name, (1e-5, 1e-6))
         np.testing.assert_allclose(
@@ -258,15 +279,15 @@ def test_fused_equals_naive(name):
     case = CASES[name]
     got, state = fused(case)
     want = naive_grpo.naive(case, got.pictures)
-    assert_same(got, want, case.config.gain)
+    assert_same(got, want, bool(case.config.compared))
     # The decoding's own log-probabilities have no part in the naive version.
     assert got.metrics.keys() == want.metrics.keys() | {"sampler_gap"}
     exact = case.config.kl_loss_type == "exact"
     assert ("kl" in got.metrics) == (case.config.beta > 0 and exact)
     assert ("kl_k3" in got.metrics) == (case.config.beta > 0 and not exact)
     np.testing.assert_allclose(got.metrics["sampler_gap"], SAMPLER_GAP, atol=1e-4)
-    # One rollout that is left has nothing to be compared with.
-    assert got.metrics["zero_variance_groups"] == ((~case.spoil).sum(-1) < 2).mean()
+    if not case.config.abstain:  # one rollout that is left has nothing to be compared with
+        assert got.metrics["zero_variance_groups"] == ((~case.spoil).sum(-1) < 2).mean()
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((got.params, got.metrics)))
     assert state.step == 1
     if case.config.entropy_target:

@@ -9,7 +9,6 @@ grammar tables, no device crop.
 
 import dataclasses
 import functools
-import re
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ import tiny
 from flax import nnx
 from PIL import Image
 
-from cropvlm_jax import scoring
+from cropvlm_jax import geometry, scoring
 from cropvlm_jax.data import batching
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.models import lora
@@ -87,6 +86,27 @@ class Case:
         return graphdef, jax.tree.map(jnp.float32, trained), (frozen,)
 
     @property
+    def tokenizer(self) -> Any:
+        """What replies are written with."""
+        return tiny.SEVERAL if self.config.max_boxes > 1 else tiny.TOKENIZER
+
+    @functools.cached_property
+    def grammar(self) -> geometry.Grammar:
+        config = self.config
+        return geometry.Grammar.from_tokenizer(self.tokenizer, config.max_boxes, config.abstain)
+
+    @property
+    def actions(self) -> list[str]:
+        """What replies are written of."""
+        more = ["], ["] * (self.config.max_boxes > 1)
+        return [*"0123456789", ", ", "].", *more, *["[", "Not needed."] * self.config.abstain]
+
+    @property
+    def choices(self) -> int:
+        """Draws of noise: three a coordinate, one for the end of each box but the last."""
+        return 13 * self.config.max_boxes - 1 + self.config.abstain
+
+    @property
     def reference(self) -> nnx.State:
         return POLICY if self.adapters else REFERENCE
 
@@ -150,38 +170,83 @@ def extended(ids: Any) -> np.ndarray:
     return np.pad(np.array(ids, np.int32), (0, -len(ids) % LENGTH))
 
 
-def written(box: tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, box)) + (", " if len(box) < 4 else "].")
+Box = tuple[int, ...]
 
 
-def values(box: tuple[int, ...]) -> range:
-    """What may come after the first coordinates `box`."""
-    return range(100) if len(box) < 2 else range(box[len(box) - 2] + 1, 101)
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """A reply being written: its complete boxes, coordinates of the next one, and their digits.
 
+    `begun` is False where it is open whether there is a box at all.
+    """
 
-def next_characters(prefix: str) -> str:
-    """Characters that may follow `prefix` in the text of a valid box, by looking at all boxes."""
-    found, partial = set(), [()]
-    while partial:
-        box = partial.pop()
-        for value in values(box):
-            text = written((*box, value))
-            if text.startswith(prefix) and len(text) > len(prefix):
-                found.add(text[len(prefix)])
-            elif prefix.startswith(text) and len(box) < 3:
-                partial.append((*box, value))
-    return "".join(sorted(found))
+    boxes: tuple[Box, ...] = ()
+    box: Box = ()
+    digits: str = ""
+    begun: bool = True
+    done: bool = False
 
+    @property
+    def values(self) -> list[int]:
+        """What the coordinate may be: some box of these first coordinates comes after the last."""
+        box, largest = self.box, (99, 99, 100, 100)
+        values = range(100) if len(box) < 2 else range(box[len(box) - 2] + 1, 101)
+        last = self.boxes[-1] if self.boxes else ()
+        return [v for v in values if (*box, v, *largest[len(box) + 1 :]) > last]
 
-def a_text(prefix: str, box: tuple[int, ...] = ()) -> str | None:
-    """The text of some valid box that begins with `prefix`."""
-    for value in values(box):
-        text = written((*box, value))
-        if text.startswith(prefix) or prefix.startswith(text):
-            text = text if len(box) == 3 else a_text(prefix, (*box, value))
-            if text is not None and text.startswith(prefix):
-                return text
-    return None
+    def options(self, case: "Case") -> list[str]:
+        """What may be written next."""
+        if self.done:
+            return []
+        if not self.begun:
+            return ["[", "Not needed."]
+        possible = [str(v) for v in self.values if str(v).startswith(self.digits)]
+        longer = [text for text in possible if text != self.digits]
+        found = sorted({text[len(self.digits)] for text in longer})
+        if self.digits in possible:
+            found += [", "] if len(self.box) < 3 else ["]."]
+            if len(self.box) == 3 and len(self.boxes) + 1 < case.config.max_boxes:
+                found += ["], ["] if self.after("], [").values else []
+        return found
+
+    def after(self, option: str) -> "Writing":
+        """The reply with one of its options."""
+        if not self.begun:
+            return dataclasses.replace(self, begun=True, done=option != "[")
+        if option.isdigit():
+            return dataclasses.replace(self, digits=self.digits + option)
+        box = (*self.box, int(self.digits))
+        if option == ", ":
+            return dataclasses.replace(self, box=box, digits="")
+        boxes = (*self.boxes, box)
+        return dataclasses.replace(self, boxes=boxes, box=(), digits="", done=option == "].")
+
+    @property
+    def text(self) -> str:
+        """One of the texts that it may become."""
+        if self.done and not self.boxes:
+            return "Not needed."
+        texts = [", ".join(map(str, box)) for box in self.boxes]
+        now = self
+        while not now.done and len(now.boxes) == len(self.boxes):
+            value = next(v for v in now.values if str(v).startswith(now.digits))
+            now = dataclasses.replace(now, digits=str(value))
+            now = now.after(", " if len(now.box) < 3 else "].")
+        texts += [", ".join(map(str, box)) for box in now.boxes[len(self.boxes) :]]
+        return "[" + "], [".join(texts) + "]."
+
+    @property
+    def written(self) -> int:
+        """How many characters of `text` are written."""
+        before = sum(len("[" + ", ".join(map(str, box)) + "], ") for box in self.boxes)
+        return before + len("[" + "".join(f"{value}, " for value in self.box) + self.digits)
+
+    def number(self, case: "Case") -> int:
+        """Which of the draws of noise a choice takes."""
+        if not self.begun:
+            return case.choices - 1
+        box = 13 if case.config.max_boxes > 1 else 12
+        return box * len(self.boxes) + 3 * len(self.box) + len(self.digits)
 
 
 @dataclasses.dataclass
@@ -191,54 +256,62 @@ class NaiveRollout:
     `choices` maps the index of each chosen token of `ids` to the tokens it was chosen from.
     """
 
-    boxes: tuple[tuple[int, ...], ...]
+    boxes: tuple[Box, ...]
     ids: list[int]
     choices: dict[int, list[int]]
 
 
-def naive_rollout(params: nnx.State, prompt: Any, tiles: np.ndarray, noise: Any) -> NaiveRollout:
-    """Writes a box token by token; `noise(c)` is the Gumbel noise `[12]` of choice c."""
+def reply_ids(case: "Case", text: str) -> tuple[list[int], list[int]]:
+    """Token ids of a reply, and the character of its text at which each begins, from -1 on."""
+    encoding = case.tokenizer.encode(f" {text}<end_of_utterance>", add_special_tokens=False)
+    return encoding.ids, [start - 1 for start, _ in encoding.offsets]
 
-    def encode(text: str):
-        return tiny.TOKENIZER.encode(f" {text}<end_of_utterance>", add_special_tokens=False)
 
-    prompt, text, choices = list(prompt), "", {}
-    while options := next_characters(text):
-        if not re.search("[0-9]", options):
-            text += options  # forced
-            assert len(options) == 1
+def naive_rollout(case: "Case", prompt: Any, tiles: np.ndarray, noise: Any) -> NaiveRollout:
+    """Writes a reply token by token; `noise(c)` is the Gumbel noise `[A]` of choice c."""
+    policy = case.plain(case.model[1])
+    prompt, choices = list(prompt), {}
+    now = Writing(begun=not case.config.abstain)
+    while options := now.options(case):
+        if len(options) == 1:
+            now = now.after(options[0])  # forced
             continue
-        candidates = {}
-        for character in options:
-            encoding = encode(a_text(text + character))
-            index = [start for start, _ in encoding.offsets].index(1 + len(text))
-            candidates[character] = encoding.ids[index]
-            ids = prompt + encoding.ids[:index]
-        tokens = list(candidates.values())
-        logits = naive_logits(params, extended(ids), tiles)[len(ids) - 1]
+        texts = {option: reply_ids(case, now.after(option).text) for option in options}
+        if now.begun:
+            index = next(iter(texts.values()))[1].index(now.written)
+        else:
+            (one, _), (other, _) = texts.values()
+            index = next(
+                i for i, pair in enumerate(zip(one, other, strict=False)) if len({*pair}) > 1
+            )
+        tokens = [ids[index] for ids, _ in texts.values()]
+        before = prompt + next(iter(texts.values()))[0][:index]
+        logits = naive_logits(policy, extended(before), tiles)[len(before) - 1]
         scores = np.asarray(logits, np.float64)[tokens] / TEMPERATURE
-        number = 3 * text.count(",") + len(re.search("[0-9]*$", text)[0])  # by coordinate and digit
-        scores += np.asarray(noise(number))[["0123456789,]".index(c) for c in options]]
-        if len(options) > 1:
-            choices[len(ids)] = tokens
-        text += options[int(np.argmax(scores))]
-    box = tuple(int(number) for number in re.findall("[0-9]+", text))
-    return NaiveRollout((box,), prompt + encode(text).ids, choices)
+        scores += np.asarray(noise(now.number(case)))[[case.actions.index(o) for o in options]]
+        choices[len(before)] = tokens
+        now = now.after(options[int(np.argmax(scores))])
+    return NaiveRollout(now.boxes, prompt + reply_ids(case, now.text)[0], choices)
 
 
 @functools.cache
 def naive_rollouts(
-    accumulate: int, adapters: bool = False, grid: tuple[int, int] = (0, 0)
+    accumulate: int,
+    adapters: bool = False,
+    grid: tuple[int, int] = (0, 0),
+    max_boxes: int = 1,
+    abstain: bool = False,
 ) -> list[list[NaiveRollout]]:
     """All rollouts; microbatch j of n takes examples j, j + n, ... and the j-th of n keys."""
     batch = len(EXAMPLES) // accumulate
     keys = jax.random.split(KEY, accumulate) if accumulate > 1 else [KEY]
-    case = Case(CONFIG, adapters, grid)
-    policy = case.plain(case.model[1])
+    config = dataclasses.replace(CONFIG, max_boxes=max_boxes, abstain=abstain)
+    case = Case(config, adapters, grid)
 
     @functools.cache
     def gumbel(microbatch: int) -> np.ndarray:
-        return np.asarray(jax.random.gumbel(keys[microbatch], (12, batch, GROUP, 12)))
+        shape = (case.choices, batch, GROUP, len(case.actions))
+        return np.asarray(jax.random.gumbel(keys[microbatch], shape))
 
     rollouts = []
     for b, example in enumerate(EXAMPLES):
@@ -249,7 +322,7 @@ def naive_rollouts(
 
         rollouts.append(
             [
-                naive_rollout(policy, prompt, tiles, functools.partial(noise, g=g))
+                naive_rollout(case, prompt, tiles, functools.partial(noise, g=g))
                 for g in range(GROUP)
             ]
         )
@@ -452,7 +525,13 @@ def naive(case: Case, seen: np.ndarray) -> Result:
     A grey level moves a random target's likelihoods by more than the rest may.
     """
     config = case.config
-    rollouts = naive_rollouts(config.gradient_accumulation_steps, case.adapters, case.grid)
+    rollouts = naive_rollouts(
+        config.gradient_accumulation_steps,
+        case.adapters,
+        case.grid,
+        config.max_boxes,
+        config.abstain,
+    )
     count = np.array([[len(r.boxes) for r in group] for group in rollouts])
     slots = seen[:, 1:].reshape(*count.shape, -1, *seen.shape[2:])
     pictures = [
@@ -539,7 +618,7 @@ def naive(case: Case, seen: np.ndarray) -> Result:
         for counts, *inputs in learned:
             length = {
                 "grpo": inputs[0][3].sum(),
-                "dr_grpo": config.normaliser or tiny.GRAMMAR.max_choices,
+                "dr_grpo": config.normaliser or case.grammar.max_choices,
                 "dapo": 1,
             }[config.loss_type]
             exact = config.kl_loss_type == "exact"
