@@ -176,11 +176,9 @@ def cut_planned(model: VLM, images: Any, batch: Any, longest_edge: int = 0) -> A
 
 def real_tokens(image_tokens: ImageTokens) -> Bool[Array, "B G I"]:
     """Which image tokens are a picture's: all, but for architectures that pad smaller pictures."""
-    real = getattr(image_tokens, "real", None)
-    if real is None:
-        shape = jax.tree.leaves(image_tokens)[0].shape[:3]
-        return jnp.ones(shape, bool)
-    return jnp.asarray(real)
+    if isinstance(image_tokens, jax.Array) or not hasattr(image_tokens, "real"):
+        return jnp.ones(jax.tree.leaves(image_tokens)[0].shape[:3], bool)
+    return jnp.asarray(image_tokens.real)
 
 
 def one_row(image_tokens: ImageTokens) -> ImageTokens:
