@@ -23,7 +23,6 @@ from oracles.naive_grpo import (
     KEY,
     LEARNING_RATE,
     POLICY,
-    REFERENCE,
     TARGET,
     TARGET_GRAPHDEF,
     Case,
@@ -118,7 +117,8 @@ CASES = {
             loss_type="dr_grpo",
             format_weight=0.5,
             reward_chunk=2,
-        )
+        ),
+        gold=(("th th",), ("that",), ("this this",), ("t%",)),
     ),
     "grpo-group-boxes-budgets": Case(
         dataclasses.replace(CONFIG, max_boxes=3, abstain=True, beta=0.0),
@@ -154,7 +154,7 @@ class FlawedStep(GRPOStep):
 def make_state(case: Case) -> TrainState:
     # Copies, because steps donate their state.
     _, policy, frozen = case.model
-    reference = REFERENCE if case.config.beta and not case.adapters else None
+    reference = case.reference if case.config.beta and not case.adapters else None
     policy, frozen, reference, target = jax.tree.map(jnp.copy, (policy, frozen, reference, TARGET))
     entropy_coef = jnp.float32(ENTROPY_COEF) if case.config.entropy_target else None
     return TrainState.create(
@@ -190,10 +190,15 @@ def cut(canvas: jax.Array, size: jax.Array, boxes: jax.Array, side: int) -> jax.
     return tile_crops.crops(canvas, size, every, side)
 
 
+@functools.cache
+def jitted_run(case: Case) -> Any:
+    """A step that returns its experience too."""
+    return jitted(build(case, FlawedStep, spoil=case.spoil if case.spoilt else None).run)
+
+
 def fused(case: Case) -> tuple[Result, TrainState]:
     """Runs one fused step."""
-    step = build(case, FlawedStep, spoil=case.spoil if case.spoilt else None)
-    state, metrics, experience = jitted(step.run)(make_state(case), case.batch, KEY)
+    state, metrics, experience = jitted_run(case)(make_state(case), case.batch, KEY)
     count = case.config.gradient_accumulation_steps
 
     def in_order(parts: jax.Array) -> np.ndarray:
@@ -300,6 +305,44 @@ def test_fused_equals_naive(name):
             1e-3,  # differences of rounded weights
         )
         assert got.metrics["clip_low_fraction"] > 0 and got.metrics["clip_high_fraction"] > 0
+
+
+def test_one_program_whatever_is_sampled_and_nothing_earns_exactly_nothing():
+    case = CASES["dr_grpo-group-boxes-abstain"]
+    run, counts = jitted_run(case), set()
+    for number in range(3):
+        _, metrics, experience = run(make_state(case), case.batch, jax.random.key(number))
+        count, total = np.asarray(experience.count), np.asarray(experience.rewards.total)
+        counts |= set(count.ravel().tolist())
+        assert (total[count == 0] == 0).all() and (total[count > 0] != 0).all()
+        assert metrics["no_crop"] == (count == 0).mean() and metrics["boxes"] == count.mean()
+    assert counts == {0, 1, 2, 3} and run._cache_size() == 1
+
+
+def test_slots_beyond_the_count_change_nothing():
+    """Of three slots one is used: the target says what it says where there is one slot."""
+    config = dataclasses.replace(CONFIG, max_boxes=3, gain=True, accuracy_weight=1.0)
+    gold = CASES["token-batch-accuracy-nan"].batch.gold
+    batch = BATCH._replace(gold=gold)
+    rng = np.random.default_rng(0)
+    boxes = np.sort(rng.integers(0, 50, (4, 2, 3, 4)), -1)[..., [0, 1, 2, 3]]
+    boxes[..., 2:] += 50
+
+    @functools.partial(jitted, static_argnums=0)
+    def worth(config: Any, boxes: jax.Array, count: jax.Array):
+        ask = rewards.TargetRewards(
+            template=tiny.TEMPLATE,
+            config=config,
+            vocabulary=in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER),
+        )
+        return ask(nnx.merge(GRAPHDEF, TARGET), batch, boxes, count).parts
+
+    one = np.ones((4, 2), int)
+    want = worth(dataclasses.replace(config, max_boxes=1), boxes[:, :, :1], one)
+    for filling in (boxes[:, :, 1:], np.broadcast_to(geometry.FULL, (4, 2, 2, 4))):
+        got = worth(config, np.concatenate([boxes[:, :, :1], filling], 2), one)
+        for name, part in want.items():
+            np.testing.assert_allclose(got[name], part, rtol=0, atol=2e-5, err_msg=name)
 
 
 TRACES = []

@@ -31,9 +31,10 @@ ENTROPY_COEF = 0.3  # before the step, where the policy's entropy is rewarded
 KEY = jax.random.key(7)
 EXAMPLES = tiny.make_examples(4)
 EXAMPLES[2]["answers"] = ["At: 10:42"]
-GOLD = (["th th"], ["iefWhich", "Which"], ["this this"], ["ief help", "11 this"])  # or nearly
+GOLD = (("th th",), ("iefWhich", "Which"), ("this this",), ("ief help", "11 this"))  # or nearly
 GRAPHDEF, POLICY = tiny.make_model(0)
 REFERENCE = jax.tree.map(lambda a, b: 0.8 * a + 0.2 * b, POLICY, tiny.make_model(1)[1])
+UNDECIDED = tiny.make_model(11)[1]  # about whether and how often to look
 TARGET = tiny.make_model(2)[1]
 # Of the same shape, but told apart.
 TARGET_CONFIG = dataclasses.replace(tiny.CONFIG, model_type="smolvlm")
@@ -51,6 +52,7 @@ class Case:
         grid: tiles of the cropper's pictures.
         spoilt: the rollouts `(b, g)` whose likelihood turns NaN.
         prices: of 1,000 image tokens of crops, of each example; empty where they are the config's.
+        gold: the answers that score, of each example.
     """
 
     config: GRPOConfig
@@ -58,6 +60,7 @@ class Case:
     grid: tuple[int, int] = (0, 0)
     spoilt: tuple[tuple[int, int], ...] = ()
     prices: tuple[float, ...] = ()
+    gold: tuple[tuple[str, ...], ...] = GOLD
 
     @property
     def longest_edge(self) -> int:
@@ -70,14 +73,14 @@ class Case:
             batch = batch._replace(price=np.array(self.prices, np.float32))
         if not self.config.accuracy_weight:
             return batch
-        gold = [scoring.encode_gold(a, self.config.accuracy, 3, 40) for a in GOLD]
+        gold = [scoring.encode_gold(a, self.config.accuracy, 3, 40) for a in self.gold]
         return batch._replace(gold=jax.tree.map(lambda *x: np.stack(x), *gold))
 
     @functools.cached_property
     def model(self) -> tuple[nnx.GraphDef, nnx.State, tuple[nnx.State, ...]]:
         """The policy: its graph, what is trained and what is not."""
         if not self.adapters:
-            return GRAPHDEF, POLICY, ()
+            return GRAPHDEF, UNDECIDED if self.config.varies else POLICY, ()
         settings = lora.LoRAConfig(rank=2, alpha=4, dropout=0.0)
         adapted = lora.add(nnx.merge(GRAPHDEF, POLICY), settings, nnx.Rngs(0))
         graphdef, trained, frozen = nnx.split(adapted, lora.LoRAParam, ...)
@@ -487,9 +490,10 @@ def naive_crop_tokens(example: dict[str, Any], pictures: np.ndarray) -> int:
 
 
 def naive_parts(
-    config: GRPOConfig, seen: list[list[np.ndarray]]
+    case: Case, seen: list[list[np.ndarray]]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What the target says of each rollout's pictures, by part, and the tokens of the crops."""
+    config = case.config
 
     def of_each(tell: Any) -> np.ndarray:
         return np.array([[tell(b, p) for p in group] for b, group in enumerate(seen)], float)
@@ -499,7 +503,7 @@ def naive_parts(
 
     def accuracy(b: int, pictures: np.ndarray) -> float:
         answer = naive_answer(EXAMPLES[b], pictures, config.answer_tokens)
-        return scoring.score(answer, GOLD[b], config.accuracy)
+        return scoring.score(answer, case.gold[b], config.accuracy)
 
     gains = config.abstain or config.token_price > 0
     alone = np.array([likelihood(b, group[0][:1]) for b, group in enumerate(seen)])[:, None]
@@ -539,7 +543,7 @@ def naive(case: Case, seen: np.ndarray) -> Result:
         for b, group in enumerate(rollouts)
     ]
     check_pictures(rollouts, pictures)
-    parts, crop_tokens = naive_parts(config, pictures)
+    parts, crop_tokens = naive_parts(case, pictures)
     for part in parts.values():
         part[case.spoil] = np.nan
     shares = [[naive_areas(r.boxes) for r in group] for group in rollouts]
@@ -649,5 +653,5 @@ def naive(case: Case, seen: np.ndarray) -> Result:
         metrics["entropy_coef"] = ENTROPY_COEF
     boxes = np.zeros((*count.shape, config.max_boxes, 4), int)
     for b, g in np.ndindex(count.shape):
-        boxes[b, g, : count[b, g]] = rollouts[b][g].boxes
+        boxes[b, g, : count[b, g]] = np.reshape(rollouts[b][g].boxes, (-1, 4))
     return Result(boxes, count, seen, parts["likelihood"], metrics, gradient, params)
