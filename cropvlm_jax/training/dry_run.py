@@ -219,8 +219,8 @@ def _requests(config: TrainConfig, workload: Workload) -> list[tuple[str, str]]:
     limit = re.search(r"@(\d+)", config.target)
     size = f"at most {limit[1]} px long" if limit else "as large as the data have them"
     pictures = (
-        f"2 a request, picture and crop, {size} (@PIXELS limits them); how many tokens they are "
-        "only the server says, with its replies"
+        f"{1 + config.grpo.max_boxes} a request, picture and crops, {size} (@PIXELS limits them); "
+        "how many tokens they are only the server says, with its replies"
     )
     retries = f"{text}; replies are kept, and failed requests are sent again"
     return [("requests", retries), ("pictures", pictures)]

@@ -1,5 +1,7 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data import batching
+from cropvlm_jax.data.budgets import Budgets
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
@@ -46,6 +49,27 @@ def test_what_is_spoken_comes_back(question, answers):
         return
     assert spoken.shape == (batching.SPOKEN_BYTES,) and spoken.dtype == np.uint8
     assert batching.read_spoken(spoken) == (question, answers)
+
+
+def test_a_budget_is_told_to_the_cropper_and_priced():
+    budgets = Budgets({"low": 8.0, "very high": 0.5}, seed=3)
+    told = dataclasses.replace(tiny.CROPPER_INPUT, budgets=budgets)
+    prepare = dataclasses.replace(tiny.PREPARE, cropper_input=told)
+    (example,) = tiny.make_examples(1)
+    found = set()
+    for step in range(8):
+        row, budget = prepare(example, 5, None, step), budgets.draw(5, step)
+        words = tiny.TOKENIZER.decode(row.crop_prompt[row.crop_prompt_valid].tolist())
+        assert f"What? Budget: {budget.name}." in words
+        assert row.price == np.float32({"low": 8.0, "very high": 0.5}[budget.name])
+        np.testing.assert_array_equal(row.crop_prompt, prepare(example, 5, None, step).crop_prompt)
+        np.testing.assert_array_equal(row.question, tiny.PREPARE(example, 5).question)
+        found.add(budget.name)
+    assert found == {"low", "very high"} and tiny.PREPARE(example, 5).price is None
+    supervised = batching.BoxPreparer(told, tiny.GRAMMAR.max_length)
+    row = supervised({**example, "box": (1, 2, 3, 4)}, 5, None, 7)
+    words = tiny.TOKENIZER.decode(row.prompt[row.prompt_valid].tolist())
+    assert f"What? Budget: {budgets.draw(5, 7).name}." in words
 
 
 def test_rows_of_every_kind_stack():

@@ -26,6 +26,7 @@ from cropvlm_jax.scoring import in_graph
 from cropvlm_jax.train_state import TrainState
 
 GRAPHDEF, POLICY = tiny.make_model(0)
+UNDECIDED = tiny.make_model(11)[1]  # about whether and how often to look
 TARGET = tiny.make_model(2)[1]
 GOLD = (["th th"], ["iefWhich", "Which"], ["this this"], ["ief help", "11 this"])  # or nearly
 EXAMPLES = [
@@ -46,7 +47,8 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=
 
 
 def make_state(config: GRPOConfig = CONFIG) -> TrainState:
-    policy, reference, target = jax.tree.map(jnp.copy, (POLICY, POLICY, TARGET))
+    policy = UNDECIDED if config.varies else POLICY
+    policy, reference, target = jax.tree.map(jnp.copy, (policy, policy, TARGET))
     coef = jnp.float32(0.1) if config.entropy_target else None
     return TrainState.create(
         policy, OPTIMIZER, reference=reference, target=target, entropy_coef=coef
@@ -85,9 +87,10 @@ def ask_one(reader, config, batch, boxes):
 
 
 def make_step(config, **target):
+    tokenizer = tiny.SEVERAL if config.max_boxes > 1 else tiny.TOKENIZER
     return GRPOStep(
         policy=GRAPHDEF,
-        grammar=tiny.GRAMMAR,
+        grammar=geometry.Grammar.from_tokenizer(tokenizer, config.max_boxes, config.abstain),
         optimizer=OPTIMIZER,
         config=config,
         longest_edge=tiny.SIDE,
@@ -107,7 +110,21 @@ LIKELY = {
 }
 
 
-@pytest.mark.parametrize("accumulate, updates, rewards", [(1, 1, {}), (2, 2, {}), (1, 1, LIKELY)])
+BOXES = {
+    "max_boxes": 3,
+    "abstain": True,
+    "token_price": 5.0,
+    "likelihood_weight": 0.1,
+    "verification_weight": 0.2,
+    "reward_chunk": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "accumulate, updates, rewards",
+    [(1, 1, {}), (2, 2, {}), (1, 1, LIKELY), (1, 1, BOXES)],
+    ids=["accuracy", "microbatches", "likelihoods", "boxes"],
+)
 def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates, rewards):
     config = dataclasses.replace(
         CONFIG, gradient_accumulation_steps=accumulate, num_iterations=updates, **rewards
@@ -182,6 +199,40 @@ def test_the_target_sees_the_original_pixels_of_each_different_box_once():
         assert shape == image.shape and question == EXAMPLES[i // 2]["question"]
         box = geometry.to_pixels(boxes[0, i % 2], np.array(image.shape[:2]))
         np.testing.assert_array_equal(crop, image[box[1] : box[3], box[0] : box[2]])
+
+
+def test_each_different_reply_is_asked_about_once_and_the_picture_alone_once():
+    class Counter(Ruler):
+        def answer(self, images, questions):
+            self.asked += [len(pictures) for pictures in images]
+            return [Reply(str(len(pictures))) for pictures in images]
+
+        def image_tokens(self, images):
+            return 10 * sum(len(pictures) for pictures in images)
+
+    _, batch = make_batches()
+    one, other, whole = [10, 20, 60, 70], [20, 20, 60, 70], [0, 0, 100, 100]
+    boxes = np.array([[[one, other], [one, whole], [whole, whole], [one, other]]] * 4)
+    count = np.array([[2, 1, 0, 2]] * 4)
+    spoken = np.stack([batching.write_spoken("How many?", ["3"])] * 4)
+    config = dataclasses.replace(
+        CONFIG, accuracy="contains", max_boxes=2, abstain=True, token_price=1.0
+    )
+    counter = Counter()
+    scores = ask(counter, config, batch._replace(spoken=spoken), boxes, count)
+    assert sorted(counter.asked) == [1] * 4 + [2] * 4 + [3] * 4
+    np.testing.assert_array_equal(scores["accuracy"], [[1, 0, 0, 1]] * 4)
+    np.testing.assert_array_equal(scores["crop_tokens"], 10 * count)
+    told = dataclasses.replace(config, crop_tokens=7)
+    np.testing.assert_array_equal(
+        ask(Counter(), told, batch, boxes, count)["crop_tokens"], 7 * count
+    )
+    with pytest.raises(
+        ValueError, match="ruler does not tell how many image tokens .* crop_tokens"
+    ):
+        BlackBoxStep(make_step(dataclasses.replace(CONFIG, token_price=1.0)), Ruler()).no_scores(
+            batch, None
+        )
 
 
 def test_what_kept_the_target_from_answering_teaches_nothing():

@@ -137,6 +137,21 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_bits(unbroken, tmp_path, m
     assert rows(tmp_path) == rows(unbroken)
 
 
+def test_a_run_on_replies_of_several_boxes_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    config = quickstart(**{"steps": 2, "eval.every": 2, "checkpoint.every": 1})
+    config.grpo.update(max_boxes=2, abstain=True, num_generations=4)
+    config.data.budgets.update(low=5.0, high=0.0)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert loop.run(config, whole)
+    stop_after(1, monkeypatch)
+    assert not loop.run(config, stopped)
+    monkeypatch.undo()
+    assert loop.run(config, stopped)
+    assert rows(stopped) == rows(whole) and last_state(stopped) == last_state(whole)
+    found = set().union(*rows(whole))
+    assert {"boxes", "no_crop", "crop_tokens", "reward/cost", "eval/no_crop"} <= found
+
+
 def test_other_settings_or_data_are_refused(unbroken):
     changes = {"grpo.num_generations": 4, "learning_rate": 1e-3}
     with pytest.raises(ValueError, match="grpo.num_generations: 2 there, 4 now\nlearning_rate"):

@@ -8,8 +8,11 @@ import weakref
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from cropvlm_jax.data import batching
+from cropvlm_jax.grpo.reading import AnswerTemplate
+from cropvlm_jax.models.smolvlm.conversations import SmolVLMConversations
 from cropvlm_jax.pixels.plans import PlannedTiles
 from cropvlm_jax.readers.ocr import OCRReader
 from cropvlm_jax.training.config import default_config, load_config
@@ -117,6 +120,31 @@ def test_a_reward_that_a_transcript_never_earns_is_warned_of(monkeypatch, caplog
     weights = {"grpo.likelihood_weight": 0.0, "grpo.accuracy_weight": 1.0, "grpo.accuracy": metric}
     open_stage(shared_config({"target": "rapidocr:v4"} | weights))
     assert sum("set one of contains" in r.getMessage() for r in caplog.records) == warned
+
+
+def test_a_target_that_cannot_read_all_crops_is_refused(monkeypatch):
+    changes = {"grpo.max_boxes": 2}
+    with pytest.raises(ValueError, match="grpo.max_boxes=2: a picture, 2 crops, .* positions: set"):
+        open_stage(shared_config(changes | {"data.question_tokens": 8192}), abstract=True)
+    with pytest.raises(ValueError, match="max_boxes=2: .* 3 pictures, which the target's OnePic"):
+        AnswerTemplate.from_conversations(OnePicture(tiny.TOKENIZER, 4), 2)
+    reader = OCRReader("fake", lambda picture: "text")
+    monkeypatch.setattr(black_box, "open_reader", lambda spec, processor: reader)
+    changes |= {"target": "rapidocr:v4", "grpo.likelihood_weight": 0.0, "grpo.accuracy_weight": 1.0}
+    with pytest.raises(ValueError, match="tell how many image tokens a crop .* grpo.crop_tokens"):
+        open_stage(shared_config(changes | {"grpo.token_price": 1.0}))
+    monkeypatch.setattr(reader, "most_pictures", 1, raising=False)
+    with pytest.raises(ValueError, match="grpo.max_boxes=2: target='rapidocr:v4' takes at most 1"):
+        open_stage(shared_config(changes))
+
+
+class OnePicture(SmolVLMConversations):
+    """Conversations about one picture only."""
+
+    def answer(self, question, num_images=2, answer=None, grids=None):
+        if num_images > 1:
+            raise ValueError("one picture a question")
+        return super().answer(question, num_images, answer, grids)
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora.rank": 0}, {"stage": "sft"}])
