@@ -224,15 +224,10 @@ def test_each_different_reply_is_asked_about_once_and_the_picture_alone_once():
     np.testing.assert_array_equal(scores["accuracy"], [[1, 0, 0, 1]] * 4)
     np.testing.assert_array_equal(scores["crop_tokens"], 10 * count)
     told = dataclasses.replace(config, crop_tokens=7)
-    np.testing.assert_array_equal(
-        ask(Counter(), told, batch, boxes, count)["crop_tokens"], 7 * count
-    )
-    with pytest.raises(
-        ValueError, match="ruler does not tell how many image tokens .* crop_tokens"
-    ):
-        BlackBoxStep(make_step(dataclasses.replace(CONFIG, token_price=1.0)), Ruler()).no_scores(
-            batch, None
-        )
+    scores = ask(Counter(), told, batch, boxes, count)
+    np.testing.assert_array_equal(scores["crop_tokens"], 7 * count)
+    with pytest.raises(ValueError, match="ruler does not tell how many image tokens"):
+        ask(Ruler(), config, batch, boxes[:, :1, :1], count[:, :1] - 1)
 
 
 def test_what_kept_the_target_from_answering_teaches_nothing():

@@ -29,6 +29,7 @@ PARTS = {
     "grpo.min_reward_std": 0.1,
     "grpo.entropy_target": 0.5,
 }
+SEVERAL = {"grpo.max_boxes": 2, "grpo.abstain": True, "grpo.token_price": 1.0}
 TWICE = {"grpo.num_iterations": 2, "grpo.kl_loss_type": "k3"}
 
 
@@ -74,6 +75,7 @@ def test_every_name_that_a_run_writes_is_in_the_glossary_and_no_other(stage, tmp
             written |= json.loads(line).keys() - {"step"}
     if stage == "grpo":
         written |= traced_names(small(stage, **PARTS, **TWICE))
+        written |= traced_names(small(stage, **SEVERAL))
     assert written == glossary("Every stage") | glossary(SECTIONS[stage])
 
 
