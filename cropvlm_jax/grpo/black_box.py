@@ -77,7 +77,9 @@ def ask(
 
     Raises:
         ReaderUnavailable: it refused to answer every one of many questions.
+        ValueError: crops have a price, and the reader does not tell how many tokens they take.
     """
+    names = told_names(reader, config, batch)
     whole = list(_pictures_alone(batch))
     views = list(_views(whole, boxes, count))
     parts, alone = {}, {}
@@ -90,7 +92,7 @@ def ask(
             parts[name][view.row, view.columns] = value
         alone[name] = np.array(told[len(with_crops) :])[:, None]
     gains = less_alone(config, count, {name: parts[name] for name in config.asked}, alone)
-    if "crop_tokens" in told_names(reader, config, batch):
+    if "crop_tokens" in names:
         gains["crop_tokens"] = _crop_tokens(reader, config, views, count)
     return {name: value.astype(np.float32) for name, value in gains.items()}
 
