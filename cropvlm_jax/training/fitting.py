@@ -42,8 +42,9 @@ def fastest(
         choices = [_with(config, microbatches, chunk) for chunk in _chunks(config)]
         if fits(choices[-1]):
             return choices[-1]
-        if found := _last_that(fits, choices[:-1]):
-            return found
+        # The smallest part next: where it is not the target that takes the memory, none helps.
+        if len(choices) > 1 and fits(choices[0]):
+            return _last_that(fits, choices[1:-1]) or choices[0]
     return None
 
 

@@ -40,11 +40,11 @@ def search(config, limit, split=4):
     [
         (80, (1, 8), 1),
         (79, (1, 4), 3),
-        (47, (1, 2), 3),
-        (24, (1, 1), 3),
+        (47, (1, 2), 4),
+        (24, (1, 1), 4),
         (23, (2, 2), 6),
-        (10, (4, 2), 9),
-        (2, None, 12),
+        (10, (4, 2), 8),
+        (2, None, 8),
     ],
 )
 def test_the_fewest_microbatches_then_the_most_rollouts_at_once(limit, found, tried):
@@ -54,7 +54,7 @@ def test_the_fewest_microbatches_then_the_most_rollouts_at_once(limit, found, tr
 
 def test_what_the_objective_does_not_allow_is_not_tried():
     grpo = dataclasses.replace(CONFIG.grpo, scale_rewards="batch")
-    assert search(dataclasses.replace(CONFIG, grpo=grpo), 23) == (None, 3)
+    assert search(dataclasses.replace(CONFIG, grpo=grpo), 23) == (None, 2)
     with pytest.raises(ValueError, match="batch_size=32 is not a multiple of the 5 chips"):
         search(CONFIG, 80, split=5)
 
