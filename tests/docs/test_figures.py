@@ -121,3 +121,16 @@ def test_the_page_of_evaluations_tells_what_was_measured():
         f"time {found['cpu_seconds_an_item']:.4f} and {found['before_cpu_seconds_an_item']:.4f},",
     ):
         assert figure in told, figure
+
+
+def test_the_lab_tells_how_far_tiles_of_the_device_are_from_the_hosts():
+    found = make_results.load("check_tiles.json")
+    told = " ".join((ROOT / "docs/lab.md").read_text(encoding="utf-8").split())
+    edges = [one["longest_edge"] for one in found["summary"]]
+    assert edges == [512, 1024, 2048] and found["asked"] == 1000
+    assert all(one["pictures"] == 1000 for one in found["summary"])
+    largest = max(one["largest_difference"] for one in found["summary"])
+    assert largest <= 3  # this and the next are the bounds of crops
+    assert all(one["share_over_1"] <= 1e-3 for one in found["summary"])
+    shares = " / ".join(f"{one['share_differing']:.4%}" for one in found["summary"])
+    assert f"by at most {largest} levels of 255, {shares} of them at all" in told
