@@ -264,6 +264,20 @@ def test_the_settings_of_experiments_are_sound(file):
     assert config.data.sources and config.cropper
 
 
+def test_the_variants_of_looks_are_sound():
+    module = runpy.run_path(str(EXPERIMENTS / "look" / "look.py"))
+    configs = {name: load_config(module["get_config"](name)) for name in module["VARIANTS"]}
+    assert configs["pairs_k2"].grpo.max_boxes == 2
+    assert {name for name, config in configs.items() if config.grpo.abstain} == {
+        *(f"price_{budget}" for budget in module["PRICES"]),
+        "mixed_gate",
+        "budget",
+    }
+    assert list(configs["deep_looks1"].data.sources) == ["zoom_digits_deep"]
+    with pytest.raises(ValueError, match="no variant 'pairs': use one of pairs_k1, pairs_k2"):
+        module["get_config"]("pairs")
+
+
 def test_the_page_of_settings_is_current():
     make = runpy.run_path(str(EXPERIMENTS / "make_config_docs.py"))
     assert (ROOT / "docs/config.md").read_text() == make["document"](), (
