@@ -83,6 +83,8 @@ def picture_of(
     if reply is not None:
         lines.append(f"reply: {reply} (right: {' / '.join(example['answers'])})")
     facts = [] if reward is None else [f"reward {reward:.3f}"]
+    if boxes is not None and not len(boxes):
+        facts.append("no crop")
     boxes = np.zeros((0, 4), int) if boxes is None else boxes
     for box in boxes:
         text = geometry.to_text(box).rstrip(".")

@@ -103,3 +103,5 @@ def test_both_boxes_are_drawn_and_long_lines_are_cut(captions):
     assert facts == "reward -0.500; box [25, 0, 75, 50], 25% of the picture; IoU 0.33"
     del example["box"]
     picture_of(example, boxes=None, reply=None, reward=None)
+    picture_of(example, boxes=boxes[:0], reply="c", reward=0.0)
+    assert captions[-1][-1] == "reward 0.000; no crop"
