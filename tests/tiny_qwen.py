@@ -36,6 +36,7 @@ from cropvlm_jax.models.qwen2_5_vl.config import QwenConfig
 from cropvlm_jax.models.qwen2_5_vl.image_processing import TiledImages
 from cropvlm_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from cropvlm_jax.models.registry import ARCHITECTURES, architecture_of
+from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.train_state import TrainState
 from cropvlm_jax.training import config as config_lib
@@ -243,27 +244,34 @@ def assert_rewards(oracle: Oracle) -> None:
     source = Pretrained.open(oracle.folder, processor={"max_pixels": PIXELS})
     reader, weights = nnx.split(source.load())
     prompts = source.conversations()
-    template = AnswerTemplate.from_conversations(prompts)
+    template = AnswerTemplate.from_conversations(prompts, 2)
     examples = tiny.make_examples(2)
     prepare = dataclasses.replace(tiny.PREPARE, target_conversations=prompts)
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
-    boxes = np.array([[[0, 0, 100, 100], [20, 30, 55, 90]], [[5, 60, 95, 70], [1, 1, 40, 40]]])
+    whole, wide = (0, 0, 100, 100), (5, 60, 95, 70)
+    replies = [[(whole, (20, 30, 55, 90)), ((20, 30, 55, 90),)], [((1, 1, 40, 40), wide), (wide,)]]
+    boxes = np.array([[(*reply, whole)[:2] for reply in group] for group in replies])
+    count = np.array([[len(reply) for reply in group] for group in replies])
 
     class OfBoxes(GRPOStep):
-        """A step whose rollouts are these boxes."""
+        """A step whose rollouts are these replies."""
 
         def sample(self, *args: Any) -> Any:
-            return super().sample(*args)._replace(boxes=jnp.asarray(boxes)[:, :, None])
+            return (
+                super().sample(*args)._replace(boxes=jnp.asarray(boxes), count=jnp.asarray(count))
+            )
 
     policy, params = tiny.make_model(0)
     optimizer = optax.sgd(1e-2)
     step = OfBoxes(
         policy=policy,
         target=reader,
-        grammar=tiny.GRAMMAR,
+        grammar=geometry.Grammar.from_tokenizer(tiny.SEVERAL, 2),
         template=template,
         optimizer=optimizer,
-        config=GRPOConfig(num_generations=2, gain=True, verification_weight=1.0, beta=0.0),
+        config=GRPOConfig(
+            num_generations=2, gain=True, verification_weight=1.0, beta=0.0, max_boxes=2
+        ),
     )
     state = TrainState.create(params=params, optimizer=optimizer, target=weights)
     batch = jax.tree.map(jnp.asarray, batch)
@@ -271,18 +279,19 @@ def assert_rewards(oracle: Oracle) -> None:
     assert metrics["unscored"] == 0 and np.isfinite(metrics["reward/likelihood"])
     assert metrics["grad_norm"] > 0
     told = [np.asarray(experience.rewards.parts[name]) for name in ("likelihood", "verification")]
-    for example, row, values in zip(examples, boxes, np.stack(told, -1), strict=True):
+    for example, group, values in zip(examples, replies, np.stack(told, -1), strict=True):
         picture = example["image"]
         asked = example["question"], example["answers"][0]
         alone = oracle.log_likelihood([picture], *asked)
-        for box, (gain, of_crop) in zip(row, values, strict=True):
-            left, top, right, bottom = geometry.to_pixels(box, np.array(picture.shape[:2]))
-            pictures = [picture, picture[top:bottom, left:right]]
-            expected = oracle.log_likelihood(pictures, *asked) - alone
+        for reply, (gain, of_crops) in zip(group, values, strict=True):
+            crops = [host.cut(picture, np.array(box)) for box in reply]
+            expected = oracle.log_likelihood([picture, *crops], *asked) - alone
             # A grey level here or there.
-            assert abs(gain - expected) < 0.02, (box, gain, expected)
-            expected = oracle.log_likelihood(pictures[1:], *asked)
-            assert abs(of_crop - expected) < 0.02, (box, of_crop, expected)
+            assert abs(gain - expected) < 0.02, (reply, gain, expected)
+            expected = oracle.log_likelihood(crops, *asked)
+            assert abs(of_crops - expected) < 0.02, (reply, of_crops, expected)
+    tokens = np.asarray(experience.rewards.crop_tokens)
+    assert (tokens > 0).all() and tokens[0, 0] > tokens[0, 1]
 
 
 def assert_exports(folder: pathlib.Path, out: pathlib.Path, caplog: Any) -> None:

@@ -353,6 +353,7 @@ class BlackBoxStep:
         total: Gradients | None,
     ) -> tuple[Gradients, Experience]:
         """The second half, on the devices: gradients, added to those of earlier microbatches."""
+        rollouts = rollouts._replace(count=self.step.counted(rollouts.count))
         rewards = self.weigh(batch, rollouts, scores)
         gradients, experience = self.step.learn(state, batch, prompts, rollouts, rewards)
         if total is not None:

@@ -214,7 +214,8 @@ def shown_area(boxes: Int[Array, "B G K 4"], count: Int[Array, "B G"]) -> Float[
 
     That is what the target is shown: it reads the common part in both crops.
     """
-    return jnp.where(reading.there(boxes, count), geometry.area(boxes), 0).sum(-1)
+    shares = jnp.where(reading.there(boxes, count), geometry.area(boxes), 0)
+    return shares[..., 0] if shares.shape[-1] == 1 else shares.sum(-1)
 
 
 def in_chunks(function: Callable[[Any], Any], replies: Any, chunk: int) -> Any:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import Batch
@@ -141,7 +141,7 @@ class GRPOStep:
     ) -> Rollouts:
         """The policy samples G boxes a prompt, on the prefix that they share."""
         with jax.named_scope("rollout"):
-            return rollout.sample(
+            rollouts = rollout.sample(
                 self.policy_model(state),
                 self.grammar,
                 prompts.prefix,
@@ -151,6 +151,7 @@ class GRPOStep:
                 temperature=self.config.temperature,
                 log_prob_temperature=self.log_prob_temperature,
             )
+            return rollouts._replace(count=self.counted(rollouts.count))
 
     # 3. The frozen target reads picture and crops ----------------------------------------------
 
@@ -350,9 +351,10 @@ class GRPOStep:
         """The policy's likeliest reply to each prompt, G = 1."""
         model, batch = self.policy_model(state), self.see(state, batch)
         image_tokens = model.encode_images(batch.tiles)
-        return rollout.likeliest(
+        replies = rollout.likeliest(
             model, self.grammar, image_tokens, batch.crop_prompt, batch.crop_prompt_valid
         )
+        return replies._replace(count=self.counted(replies.count))
 
     def evaluate(self, state: TrainState, batch: Batch) -> Sums:
         """Sums and counts of reward, its parts and area of the policy's likeliest replies."""
@@ -382,9 +384,13 @@ class GRPOStep:
             prefix,
             last_token,
             replies.boxes,
-            replies.count,
+            self.counted(replies.count),
             self.log_prob_temperature,
         )
+
+    def counted(self, count: Int[Array, "B G"]) -> Int[Array, "B G"]:
+        """Boxes of replies, as constants where all have one: their masks then cost nothing."""
+        return count if self.config.varies else jnp.ones_like(count)
 
     def policy_model(self, state: TrainState) -> VLM:
         """The cropper as it is trained."""
