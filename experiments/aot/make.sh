@@ -26,6 +26,15 @@ for pixels in 512 1024 2048; do
     report v5e-256 "$pixels" 1024 1
 done
 
+# The first of them with replies of no box, one or two.
+python -m cropvlm_jax.apps.aot --topology=v5e-1 \
+    --config=experiments/paper/grpo_likelihood_512.py \
+    --config.cropper="$shape" --config.target="$shape" \
+    --config.lora.rank=0 --config.grpo.num_generations=8 \
+    --config.grpo.max_boxes=2 --config.grpo.abstain=True \
+    --config.batch_size=16 --config.gradient_accumulation_steps=4 \
+    --save=experiments/aot/v5e-1_512_boxes2.json
+
 # SFT and the evaluation of held-out batches, of the same cropper.
 for pixels in 512 1024 2048; do
     python -m cropvlm_jax.apps.aot --topology=v5e-8 --config="experiments/paper/sft_$pixels.py" \
