@@ -125,7 +125,7 @@ class CropVLM(LoadedModel):
             mesh: whose devices hold the weights; None where one does.
         """
         super().__init__(source, model, longest_edge, mesh)
-        self.grammar, self.target = geometry.Grammar.from_tokenizer(source.tokenizer), target
+        self.grammar, self.target = source.grammar(), target
 
     @classmethod
     def from_pretrained(

@@ -351,17 +351,21 @@ class Preparer:
 
 @dataclasses.dataclass(frozen=True)
 class BoxPreparer:
-    """Turns an example with a box into a row of a supervised batch.
+    """Turns an example with boxes into a row of a supervised batch.
 
     Attributes:
         cropper_input: What the cropper sees of the example.
-        reply_tokens: C, the tokens of the longest reply that names a box.
+        reply_tokens: C, the tokens of the longest reply.
+        max_boxes: The most boxes of a reply.
+        abstain: Whether a reply may name no box.
         canvases: What there is for the original pixels, where the step cuts what the cropper sees;
             else empty.
     """
 
     cropper_input: CropperInput
     reply_tokens: int
+    max_boxes: int = 1
+    abstain: bool = False
     canvases: Sequence[Canvas] = ()
 
     def __call__(
@@ -381,18 +385,17 @@ class BoxPreparer:
 
         Raises:
             OSError: The picture is broken.
-            ValueError: The question does not fit the batch's shapes, or there is no box.
+            ValueError: The question does not fit the batch's shapes, or there is no box to learn
+                from, or more than a reply may have.
         """
-        if "box" not in example:
-            raise ValueError("there is no box to learn from: `cropvlm label` makes seed boxes")
+        reply = geometry.to_text(*self.boxes(example))
         placed = place(example["image"], canvas, self.canvases) if self.canvases else None
         picture = host.decoded(example["image"]) if placed is None else placed.picture
         tiles, grid = self.cropper_input.show(picture)
-        box_text = geometry.to_text(example["box"])
         budget = self.cropper_input.budget(index, step)
         question = example["question"]
         told = question if budget is None else budget.after(question)
-        conversation = self.cropper_input.conversations.crop(told, grid, box_text)
+        conversation = self.cropper_input.conversations.crop(told, grid, reply)
         row = supervised_row(
             conversation,
             images=tiles,
@@ -401,3 +404,33 @@ class BoxPreparer:
             example_id=index,
         )
         return with_canvas(row, placed)
+
+    def boxes(self, example: Mapping[str, Any]) -> tuple[geometry.Box, ...]:
+        """The boxes that the reply to an example names, in the order of a reply.
+
+        They are its `boxes`, or its `box` where it has no `boxes` or these are not what a reply may
+        name.
+
+        Raises:
+            ValueError: There are none, or too many.
+        """
+        found = geometry.in_order(example["boxes"]) if "boxes" in example else None
+        if found is not None and self.fits(len(found)):
+            return found
+        if "box" in example:
+            return geometry.in_order([example["box"]])
+        if found is None:
+            raise ValueError("there is no box to learn from: `cropvlm label` makes seed boxes")
+        if found:
+            raise ValueError(
+                f"{len(found)} boxes to learn from, and a reply has at most {self.max_boxes}: set "
+                f"grpo.max_boxes={len(found)}, at most {geometry.MAX_BOXES}"
+            )
+        raise ValueError(
+            "no box to learn from: set grpo.abstain=True, so that a reply may be that nothing is "
+            "to be looked at"
+        )
+
+    def fits(self, count: int) -> bool:
+        """Whether a reply may name so many boxes."""
+        return (0 if self.abstain else 1) <= count <= self.max_boxes

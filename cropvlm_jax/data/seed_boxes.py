@@ -3,7 +3,9 @@
 """Boxes for the supervised stage: a labeller's replies become seed boxes and expanded labels.
 
 `labelling.replies` says what replies are. A label is a line of JSON, `{"example_id", "box",
-"seed"}`: the percent box after expansion (whole numbers) and before it (unrounded).
+"seed"}`: the percent box after expansion (whole numbers) and before it (unrounded). In place of
+`box` it may have `boxes`, a list of none to `geometry.MAX_BOXES` of them: what a reply that names
+several places, or none, is learned from.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from cropvlm_jax.data.source import Box, Source
 from cropvlm_jax.pixels import host
 
 DEFAULT_FRAME = "smart_resized"  # of the labeller that the paper takes
+KNOWN = ("box", "boxes", "around")  # what a source may know of where to look
 _NUMBER = r"\s*(-?\d{1,9}(?:\.\d*)?)\s*"
 _LIST = rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
 _NAMED = re.compile(rf"bbox_2d['\"]?\s*:\s*{_LIST}")
@@ -248,28 +251,60 @@ def write_labels(labels: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
 
 
 def labelled(source: Source, path: str | os.PathLike) -> Source:
-    """The examples of a source that a label file has a box for, with that `box`.
+    """The examples of a source that a label file has boxes for, with its `box` or `boxes`.
+
+    What the source itself knows of boxes is left out.
 
     Raises:
         ValueError: A line is no label, or no example has one.
     """
-    labels: dict[str, Box] = {}
+    labels: dict[str, rows.Row] = {}
     for where, read in rows.jsonl_rows(Path(path)):
         try:
             row = read()
-            box = np.array(row["box"])
-            if box.shape != (4,) or box.dtype.kind != "i" or not geometry.is_valid(box):
-                raise ValueError("the box is not four ordered whole percentages")
-            labels[row["example_id"]] = tuple(box.tolist())
+            labels[row["example_id"]] = _label(row)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{where} is no label: {error!r}") from error
     found, skipped = [], []
     for row in source.rows:
         if row["example_id"] in labels:
-            found.append({**row, "box": labels[row["example_id"]]})
+            kept = {key: value for key, value in row.items() if key not in KNOWN}
+            found.append(kept | labels[row["example_id"]])
         else:
             skipped.append(f"no label for {row['example_id']}")
     others = labels.keys() - set(source.ids())
     if others:
         logging.info("%s: %d labels are about other examples", path, len(others))
     return Source(f"{source.name} with {path}", found, source.read_image, skipped)
+
+
+def _label(row: Mapping[str, Any]) -> rows.Row:
+    """The `box` or the `boxes` of a line of a label file.
+
+    Raises:
+        ValueError: It has none of them, or both, or they are not valid.
+    """
+    if "box" in row and "boxes" in row:
+        raise ValueError("there are both `box` and `boxes`")
+    if "boxes" not in row:
+        return {"box": _checked(row["box"])}
+    boxes = row["boxes"]
+    if not isinstance(boxes, list) or len(boxes) > geometry.MAX_BOXES:
+        raise ValueError(f"boxes is not a list of at most {geometry.MAX_BOXES} boxes")
+    ordered = geometry.in_order([_checked(box) for box in boxes])
+    if len(ordered) < len(boxes):
+        raise ValueError("a box is there twice")
+    return {"boxes": list(ordered)}
+
+
+def _checked(written: Any) -> Box:
+    """A box as a label file has it.
+
+    Raises:
+        ValueError: It is not valid.
+    """
+    box = np.array(written)
+    if box.shape != (4,) or box.dtype.kind != "i" or not geometry.is_valid(box):
+        raise ValueError("the box is not four ordered whole percentages")
+    x1, y1, x2, y2 = box.tolist()
+    return x1, y1, x2, y2

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from cropvlm_jax.geometry.automaton import DONE, LAST, MORE, STOP, Automaton, GrammarState
+from cropvlm_jax.geometry.automaton import DONE, LAST, MORE, OPENING, STOP, Automaton, GrammarState
 from cropvlm_jax.geometry.boxes import FULL, Array, to_text
 from cropvlm_jax.geometry.spelling import END_OF_UTTERANCE, encoder, spell
 
@@ -23,16 +23,22 @@ class _Slot(NamedTuple):
     """One of the tokens that a reply may have, of a batch of replies `[...]`.
 
     Attributes:
-        token: int `[...]`.
         used: bool `[...]`, whether the reply has this token.
+        token: int `[...]`.
         action: int `[...]`, the action that the token is; 0 where it is none.
-        allowed: bool `[..., A]`, the actions that were possible.
+        is_action: whether it is one.
+        number: of the box that is being written.
+        coordinate: `GrammarState.coordinate` before the token.
+        written: `GrammarState.written` before it, int `[...]`.
     """
 
-    token: Array
     used: Array
+    token: Array
     action: Array
-    allowed: Array
+    is_action: bool
+    number: int
+    coordinate: int
+    written: Array
 
 
 class BoxTokens(NamedTuple):
@@ -92,11 +98,19 @@ class Grammar(Automaton):
         xp = boxes.__array_namespace__()
         slots = list(self._slots(boxes, count))
         used = xp.stack([slot.used for slot in slots], axis=-1)
+        written = xp.stack([slot.written for slot in slots], axis=-1)
+        state = GrammarState(
+            coordinate=written * 0 + xp.asarray([slot.coordinate for slot in slots]),
+            written=written,
+            boxes=boxes[..., None, :, :],
+            count=written * 0 + xp.asarray([slot.number for slot in slots]),
+        )
+        is_action = xp.asarray([slot.is_action for slot in slots])
+        allowed = self.allowed(state) & is_action[:, None]
         # Those used come first, in their order: no reply has all the digits that there is room for.
         order = xp.argsort(~used, axis=-1, stable=True)[..., : self.max_length]
         tokens = xp.take_along_axis(xp.stack([slot.token for slot in slots], -1), order, axis=-1)
         action = xp.take_along_axis(xp.stack([slot.action for slot in slots], -1), order, axis=-1)
-        allowed = xp.stack([slot.allowed for slot in slots], axis=-2)
         allowed = xp.take_along_axis(allowed, order[..., None], axis=-2)
         valid = xp.take_along_axis(used, order, axis=-1)
         allowed = allowed & valid[..., None]
@@ -106,55 +120,51 @@ class Grammar(Automaton):
     def _slots(self, boxes: Array, count: Array) -> Iterator[_Slot]:
         """All the tokens that a reply may have, in order; short numbers leave some unused."""
         xp = boxes.__array_namespace__()
-        start = self.start(boxes)
+        zero = boxes[..., 0, 0] * 0
+        first = OPENING if self.abstain else 0
         for tokens, action, used in (
             (self.refusal, self.none, count == 0),
             (self.opening, self.open, count > 0),
         ):
             for place, token in enumerate(tokens):
                 if self.abstain and place == self.shared:
-                    yield self._chosen(start, start.written + action, used)
+                    yield self._chosen(used, zero + action, 0, first, zero)
                 else:
-                    yield self._forced(boxes, token, used)
+                    yield self._forced(used, token, zero)
         for number in range(self.max_boxes):
             there, more = count > number, count > number + 1
             for coordinate in range(4):
                 value = boxes[..., number, coordinate]
-                zero = value * 0
-                state = GrammarState(zero + coordinate, zero, boxes, zero + number)
                 for place in range(2 if coordinate < 2 else 3):
-                    yield self._digit(state, value, place, there)
-                state = state._replace(written=1 + value.clip(0, 100))
-                if coordinate < 3:
-                    yield self._chosen(state, zero + STOP, there)
-                    endings = [(self.separator, there)]
-                else:
-                    yield self._chosen(state, xp.where(more, MORE, LAST) + zero, there)
+                    yield self._digit(there, value, place, number, coordinate)
+                end, endings = zero + STOP, [(self.separator, there)]
+                if coordinate == 3:
+                    end = zero + xp.where(more, MORE, LAST)
                     endings = [(self.between, more), (self.closing, there & ~more)]
+                yield self._chosen(there, end, number, coordinate, 1 + value.clip(0, 100))
                 for tokens, used in endings:
                     for token in tokens[1:]:
-                        yield self._forced(boxes, token, used)
+                        yield self._forced(used, token, zero)
 
-    def _forced(self, boxes: Array, token: int, used: Array) -> _Slot:
-        """A token that a reply of this kind has here, and that is no action."""
-        zero = boxes[..., 0, 0] * 0
-        xp = boxes.__array_namespace__()
-        nothing = xp.zeros((*zero.shape, len(self.actions)), dtype=bool)
-        return _Slot(zero + token, used, zero, nothing)
+    def _forced(self, used: Array, token: int, zero: Array) -> _Slot:
+        """A token that is no action."""
+        return _Slot(used, zero + token, zero, False, 0, 0, zero)
 
-    def _digit(self, state: GrammarState, value: Array, place: int, there: Array) -> _Slot:
+    def _digit(self, there: Array, value: Array, place: int, number: int, coordinate: int) -> _Slot:
         """A digit of a coordinate, of which `place` digits stand before."""
         xp = value.__array_namespace__()
         length = 1 + (value >= 10) + (value >= 100)
         rest = 10 ** xp.maximum(length - place, 0)  # divides off the digits not yet written
         written = xp.clip(xp.where(place > 0, 1 + value // rest, 0), 0, 101)
         digit = value // xp.maximum(rest // 10, 1) % 10
-        return self._chosen(state._replace(written=written), digit, there & (place < length))
+        return self._chosen(there & (place < length), digit, number, coordinate, written)
 
-    def _chosen(self, state: GrammarState, action: Array, used: Array) -> _Slot:
-        """The token of an action taken in a state."""
-        xp = state.boxes.__array_namespace__()
-        return _Slot(xp.asarray(self.actions)[action], used, action, self.allowed(state))
+    def _chosen(
+        self, used: Array, action: Array, number: int, coordinate: int, written: Array
+    ) -> _Slot:
+        """The token of an action."""
+        token = action.__array_namespace__().asarray(self.actions)[action]
+        return _Slot(used, token, action, True, number, coordinate, written)
 
     def decode(self, tokens: Array) -> tuple[Array, Array]:
         """What replies `[..., T]` name; inverse of `encode`.

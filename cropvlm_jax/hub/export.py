@@ -20,6 +20,8 @@ from cropvlm_jax.hub.files import read_json, write_json
 from cropvlm_jax.hub.model_card import Card, Role, Run
 from cropvlm_jax.hub.pretrained import SIDE_FILES, Pretrained, processor_folder
 from cropvlm_jax.hub.processors import PROCESSORS, ProcessorFiles
+from cropvlm_jax.hub.replies import FILE as REPLIES
+from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.hub.weights import INDEX, save_weights
 from cropvlm_jax.models.config import VLMConfig
 from cropvlm_jax.models.registry import architecture_of
@@ -153,8 +155,8 @@ def _chat_template(source: Pretrained) -> str | None:
 def _write_side_files(source: Pretrained, folder: Path, longest_edge: int, role: Role) -> None:
     """All that stands beside the weights: what the source has, and what an old source lacks.
 
-    The image processor makes `transformers` see what the source's model sees, and the chat template
-    makes it ask what the role wants.
+    The image processor makes `transformers` see what the source's model sees, the chat template
+    makes it ask what the role wants, and a cropper's file says what it may reply.
     """
     files = ProcessorFiles.read(processor_folder(source.folder, source.adapter))
     architecture = source.architecture
@@ -166,8 +168,9 @@ def _write_side_files(source: Pretrained, folder: Path, longest_edge: int, role:
     files.write(folder, images, architecture.processor_config(source.config, files.processor))
     for pattern in SIDE_FILES:
         for file in source.folder.glob(pattern):
-            if file.name not in (INDEX, *PROCESSORS):
+            if file.name not in (INDEX, REPLIES, *PROCESSORS):
                 shutil.copyfile(file, folder / file.name)
+    (source.replies if role == "cropper" else Replies()).write(folder)
     template = _chat_template(source) or chat_template.read(folder)
     if template is not None:
         wanted = chat_template.plain(template)

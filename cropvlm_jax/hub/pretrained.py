@@ -20,9 +20,11 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from cropvlm_jax import parallel
+from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.hub.adapters import BASE, CONFIG, Adapter, is_adapter
 from cropvlm_jax.hub.files import blamed_on, read_json
 from cropvlm_jax.hub.processors import NESTED, PROCESSORS, ProcessorFiles
+from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.hub.weights import INDEX, load_weights
 from cropvlm_jax.models import kernel_trial
 from cropvlm_jax.models.architecture import Architecture
@@ -184,6 +186,7 @@ class Pretrained:
         end_token_id: the token that ends a reply.
         name: what the user called it; the Hub's id, where it is from there.
         changes: settings of the image processor by which the user replaced the folder's own.
+        replies: what it may reply, of a cropper.
         adapter: is merged into the weights when they are read; None where there is none.
     """
 
@@ -196,6 +199,7 @@ class Pretrained:
     adapter: Adapter | None = None
     name: str = dataclasses.field(default="", compare=False)
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    replies: Replies = Replies()
 
     @property
     def own_folder(self) -> Path:
@@ -276,7 +280,26 @@ class Pretrained:
         if adapter and (adapter.folder / "tokenizer.json").is_file():  # must fit the base as well
             _read_tokenizer(adapter.folder / "tokenizer.json", architecture, config)
         return cls(
-            folder, architecture, config, tokenizer, longest_edge, end, adapter, name, changes
+            folder,
+            architecture,
+            config,
+            tokenizer,
+            longest_edge,
+            end,
+            adapter,
+            name,
+            changes,
+            Replies.read(adapter.folder if adapter else folder),
+        )
+
+    def grammar(self) -> Grammar:
+        """The replies that its tokenizer can write, of a cropper.
+
+        Raises:
+            ValueError: the tokenizer is not fit for them.
+        """
+        return Grammar.from_tokenizer(
+            self.tokenizer, self.replies.max_boxes, abstain=self.replies.abstain
         )
 
     def conversations(self, **options: Any) -> Conversations:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from flax import nnx
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
@@ -19,6 +20,7 @@ from cropvlm_jax.data.order import Prepare
 from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.hub.model_card import Role
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models import lora
 from cropvlm_jax.pixels.plans import PlannedTiles
@@ -158,6 +160,7 @@ class CropperModel(TrainedModel):
             raise ValueError(
                 f"cropper={config.cropper!r}: a {pretrained.config.model_type} may not be a cropper"
             )
+        pretrained = _replying(pretrained, config)
         pretrained.log_cost(longest_edge)
         limit = config.data.question_tokens
         conversations = pretrained.conversations(
@@ -181,12 +184,26 @@ class CropperModel(TrainedModel):
             base=base,
             shapes=shapes_of(weights),
             longest_edge=longest_edge,
-            grammar=Grammar.from_tokenizer(
-                pretrained.tokenizer, config.grpo.max_boxes, config.grpo.abstain
-            ),
+            grammar=pretrained.grammar(),
             input=cropper_input,
         )
         return cropper, weights
+
+
+def _replying(pretrained: Pretrained, config: TrainConfig) -> Pretrained:
+    """The cropper with the replies that a run trains; warns where it wrote others before."""
+    replies = Replies(config.grpo.max_boxes, config.grpo.abstain)
+    if replies != pretrained.replies:
+        logging.warning(
+            "cropper=%r writes %s; this run trains it to write %s, as grpo.max_boxes=%d and "
+            "grpo.abstain=%s say",
+            config.cropper,
+            pretrained.replies,
+            replies,
+            replies.max_boxes,
+            replies.abstain,
+        )
+    return dataclasses.replace(pretrained, replies=replies)
 
 
 def _plan(pretrained: Pretrained, longest_edge: int) -> Callable[[int, int], PlannedTiles]:

@@ -105,6 +105,8 @@ class SFTStage(SupervisedStage):
         prepare = BoxPreparer(
             cropper_input=cropper.input,
             reply_tokens=cropper.grammar.max_length,
+            max_boxes=cropper.grammar.max_boxes,
+            abstain=cropper.grammar.abstain,
             canvases=config.data.canvases if in_step else (),
         )
         return cls(config, cropper, prepare, weights)

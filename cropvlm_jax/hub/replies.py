@@ -1,0 +1,59 @@
+# Copyright 2026 The cropvlm_jax Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a cropper may reply, as its folder says it: a file of ours beside the weights."""
+
+import dataclasses
+from pathlib import Path
+
+from cropvlm_jax import geometry
+from cropvlm_jax.hub.files import blamed_on, read_json, write_json
+
+FILE = "cropvlm.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Replies:
+    """What a cropper may reply. Folders without `FILE` are of croppers that write one box.
+
+    Attributes:
+        max_boxes: the most boxes of a reply.
+        abstain: whether a reply may be that nothing is to be looked at.
+    """
+
+    max_boxes: int = 1
+    abstain: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.max_boxes) is not int or not 1 <= self.max_boxes <= geometry.MAX_BOXES:
+            raise ValueError(
+                f"max_boxes={self.max_boxes!r} is not a whole number from 1 to {geometry.MAX_BOXES}"
+            )
+        if type(self.abstain) is not bool:
+            raise ValueError(f"abstain={self.abstain!r} is neither true nor false")
+
+    def __str__(self) -> str:
+        boxes = "one box" if self.max_boxes == 1 else f"up to {self.max_boxes} boxes"
+        return f"{boxes} or none" if self.abstain else boxes
+
+    @classmethod
+    def read(cls, folder: Path) -> "Replies":
+        """What the folder of a model or an adapter says.
+
+        Raises:
+            ValueError: its `FILE` is broken, or says what no cropper of this version can do.
+        """
+        found = read_json(folder / FILE)
+        with blamed_on(folder / FILE):
+            known = {field.name for field in dataclasses.fields(cls)}
+            if unknown := sorted(found.keys() - known):
+                raise ValueError(
+                    f"{', '.join(unknown)} is not known: was the cropper made by a newer version?"
+                )
+            return cls(**found)
+
+    def write(self, folder: Path) -> None:
+        """Writes `FILE`, but not for a cropper that writes one box."""
+        if self == Replies():
+            (folder / FILE).unlink(missing_ok=True)
+        else:
+            write_json(folder / FILE, dataclasses.asdict(self))
