@@ -49,13 +49,28 @@ BYTES = 2**28  # of pictures that the target is asked about at once, so that mem
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def likeliest_boxes(
     graphdef: nnx.GraphDef, params: Any, batch: SupervisedBatch, grammar: geometry.Grammar
-) -> Float[Array, "B 5"]:
-    """The likeliest box of each row, percent, and then the probability of its reply, 0..1."""
+) -> Float[Array, "B 4*K+2"]:
+    """The likeliest reply of each row: its K boxes in percent, its probability, 0..1, its count.
+
+    The first box of a reply and its probability are the first five numbers where K is 1.
+    """
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
     replies = rollout.likeliest(model, grammar, image_tokens, batch.prompt, batch.prompt_valid)
-    boxes = replies.boxes[:, 0, 0].astype(jnp.float32)
-    return jnp.concatenate([boxes, jnp.exp(replies.log_probs)], -1)
+    boxes = replies.boxes.reshape(len(replies.boxes), -1).astype(jnp.float32)
+    return jnp.concatenate([boxes, jnp.exp(replies.log_probs), replies.count], -1)
+
+
+class Reply(NamedTuple):
+    """What the cropper says about a picture.
+
+    Attributes:
+        boxes: percent boxes in the order of a reply; none where nothing is to be looked at.
+        confidence: probability of the reply under the cropper, 0..1, among all that it can write.
+    """
+
+    boxes: tuple[geometry.Box, ...]
+    confidence: float
 
 
 class Zoom(NamedTuple):
@@ -174,7 +189,8 @@ class CropVLM(LoadedModel):
             questions: one for all pictures, or one for each.
 
         Returns:
-            int32 `[n, 4]` percent boxes.
+            int32 `[n, 4]` percent boxes: of a cropper that writes several the first ones, and the
+            whole picture's where it writes none. `replies` tells all.
         """
         return self.look(images, questions)[0]
 
@@ -187,6 +203,20 @@ class CropVLM(LoadedModel):
             int32 `[n, 4]` percent boxes; and fp32 `[n]`, the probability of each one's reply under
             the cropper among all boxes that it can write, 0..1.
         """
+        looks = self._looks(images, questions)
+        return looks[:, :4].astype(np.int32), looks[:, -2]
+
+    def replies(self, images: Sequence[Picture], questions: str | Sequence[str]) -> list[Reply]:
+        """All that the cropper says of each picture; arguments and errors as of `propose`."""
+        looks = self._looks(images, questions)
+        boxes = looks[:, :-2].astype(int).reshape(len(looks), -1, 4).tolist()
+        return [
+            Reply(tuple(map(tuple, row[: int(look[-1])])), float(look[-2]))
+            for row, look in zip(boxes, looks, strict=True)
+        ]
+
+    def _looks(self, images: Sequence[Picture], questions: str | Sequence[str]) -> np.ndarray:
+        """What `likeliest_boxes` makes of each picture, fp32 `[n, 4 K + 2]`."""
         questions = for_each(images, questions)
         check_texts(images, questions=questions)
 
@@ -196,8 +226,8 @@ class CropVLM(LoadedModel):
                 return self.crop_row(picture, question)
 
         rows = ahead(row, enumerate(zip(images, questions, strict=True), 1))
-        looks = np.array(self.run(likeliest_boxes, rows, self.grammar), np.float32).reshape(-1, 5)
-        return looks[:, :4].astype(np.int32), looks[:, 4]
+        found = np.array(self.run(likeliest_boxes, rows, self.grammar), np.float32)
+        return found.reshape(-1, 4 * self.grammar.max_boxes + 2)
 
     def crop_row(self, picture: Picture, question: str) -> Row:
         """The conversation that asks where to look, as a row of a batch for `likeliest_boxes`.

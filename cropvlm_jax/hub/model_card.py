@@ -23,6 +23,7 @@ from absl import logging
 from huggingface_hub import ModelCard, ModelCardData
 
 from cropvlm_jax.hub.pretrained import CARD, Pretrained, is_bundled, is_on_hub
+from cropvlm_jax.hub.replies import Replies
 
 Role = Literal["cropper", "reader"]
 LICENCE = ("license", "license_name", "license_link")
@@ -142,7 +143,12 @@ class Card:
             origin = dataclasses.replace(origin, licence={"license": own})
         runs = [self.run.as_markdown()] if self.run else []
         runs += [origin.training] if origin.training else []
-        text = _template(f"{self.role}.md").substitute(
+        replies, template = self.source.replies, f"{self.role}.md"
+        if self.role == "cropper" and replies != Replies():
+            template = "cropper_of_boxes.md"
+        text = _template(template).substitute(
+            replies=replies,
+            tokens=32 * replies.max_boxes,
             metadata=self._metadata(origin),
             base=_base_sentence(origin.base_model),
             imports=self._imports(),

@@ -357,7 +357,8 @@ def _cut(image: np.ndarray, value: np.ndarray, area_scale: float) -> Look:
 
     Args:
         image: uint8 `[H, W, 3]`.
-        value: fp32 `[5]`, what the cropper says: a percent box, and the probability of its reply.
+        value: fp32 `[4 K + 2]`, what the cropper says: percent boxes, of which the first one is
+            cut, the whole picture's where there is none; the probability of the reply; the count.
         area_scale: what the area of the box is multiplied with.
 
     Raises:
@@ -373,7 +374,7 @@ def _cut(image: np.ndarray, value: np.ndarray, area_scale: float) -> Look:
         pixel_boxes=(_as_box(pixels),),
         crops=(Image.fromarray(host.cut(image, box)),),
         reply=geometry.to_text(written),
-        confidence=min(float(value[4]), 1.0),  # a rounded exp(0) may exceed it
+        confidence=min(float(value[-2]), 1.0),  # a rounded exp(0) may exceed it
         size=(image.shape[1], image.shape[0]),
         milliseconds={},
         pixels=image,

@@ -192,7 +192,7 @@ class ServedCropper(Served):
         return self.ask(np.zeros((8, 8, 3), np.uint8), "A")
 
     def call(self, batch: SupervisedBatch, limits: np.ndarray) -> np.ndarray:
-        """fp32 `[B, 5]`."""
+        """fp32 `[B, 4 K + 2]`, see `likeliest_boxes`."""
         return self.model.call(likeliest_boxes, batch, self.cropper.grammar)
 
 

@@ -102,3 +102,34 @@ def test_a_box_becomes_the_reply_that_names_it():
     np.testing.assert_array_equal(
         row.prompt[row.prompt_valid], asked.crop_prompt[asked.crop_prompt_valid]
     )
+
+
+@pytest.mark.parametrize(
+    ("limits", "example", "reply"),
+    [
+        ((2, False), {"boxes": [(5, 0, 9, 9), (1, 2, 3, 4)]}, "[1, 2, 3, 4], [5, 0, 9, 9]."),
+        ((2, True), {"boxes": [], "box": (1, 2, 3, 4)}, "Not needed."),
+        ((4, False), {"box": (1, 2, 3, 4)}, "[1, 2, 3, 4]."),
+        ((1, False), {"boxes": [(1, 2, 3, 4)]}, "[1, 2, 3, 4]."),
+        # Where the boxes are not what a reply may name, the one box is.
+        ((1, True), {"boxes": [(1, 2, 3, 4), (5, 0, 9, 9)], "box": (1, 0, 9, 9)}, "[1, 0, 9, 9]."),
+        ((2, False), {"boxes": [], "box": (1, 0, 9, 9)}, "[1, 0, 9, 9]."),
+    ],
+)
+def test_boxes_become_the_reply_that_names_them(limits, example, reply):
+    prepare = batching.BoxPreparer(tiny.CROPPER_INPUT, 60, *limits)
+    row = prepare(tiny.make_examples(1)[0] | example, 0)
+    assert tiny.TOKENIZER.decode(row.completion[row.completion_valid].tolist()).strip() == reply
+
+
+@pytest.mark.parametrize(
+    ("limits", "boxes", "message"),
+    [
+        ((1, False), [(1, 2, 3, 4), (5, 0, 9, 9)], "2 boxes .* at most 1: set grpo.max_boxes=2"),
+        ((2, False), [], "no box to learn from: set grpo.abstain=True"),
+    ],
+)
+def test_boxes_that_no_reply_may_name_are_refused(limits, boxes, message):
+    prepare = batching.BoxPreparer(tiny.CROPPER_INPUT, 60, *limits)
+    with pytest.raises(ValueError, match=message):
+        prepare(tiny.make_examples(1)[0] | {"boxes": boxes}, 0)

@@ -324,6 +324,46 @@ def test_a_line_that_is_no_label_is_refused(tmp_path, line):
         seed_boxes.labelled(make_source((40, 50)), path)
 
 
+def test_a_label_has_several_boxes_or_none(tmp_path):
+    labels = [
+        {"example_id": "q0", "boxes": [[50, 0, 60, 10], [0, 0, 10, 10]]},
+        {"example_id": "q1", "boxes": []},
+        {"example_id": "q2", "box": [0, 0, 10, 10]},
+    ]
+    source = make_source((40, 50), (40, 50), (40, 50))
+    for row in source.rows:  # what a data set knows is no seed
+        row |= {"box": (1, 2, 3, 4), "boxes": [(1, 2, 3, 4)], "around": (0, 0, 50, 50)}
+    joined = seed_boxes.labelled(source, write(tmp_path / "labels.jsonl", *labels))
+    found = [
+        {name: row[name] for name in ("box", "boxes", "around") if name in row}
+        for row in joined.rows
+    ]
+    assert found == [
+        {"boxes": [(0, 0, 10, 10), (50, 0, 60, 10)]},
+        {"boxes": []},
+        {"box": (0, 0, 10, 10)},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[0, 0, 10, 10]] * 2, "a box is there twice"),
+        ([[0, 0, 10, i] for i in range(1, 6)], "not a list of at most 4 boxes"),
+        ([[0, 0, 10]], "not four ordered whole percentages"),
+        ([[5, 0, 5, 10]], "not four ordered"),
+        ("none", "not a list"),
+    ],
+)
+def test_boxes_that_are_no_label_are_refused(tmp_path, boxes, message):
+    path = write(tmp_path / "labels.jsonl", {"example_id": "q0", "boxes": boxes})
+    with pytest.raises(ValueError, match=f"line 1 of labels.jsonl is no label: .*{message}"):
+        seed_boxes.labelled(make_source((40, 50)), path)
+    path = write(path, {"example_id": "q0", "boxes": [], "box": [0, 0, 10, 10]})
+    with pytest.raises(ValueError, match="there are both `box` and `boxes`"):
+        seed_boxes.labelled(make_source((40, 50)), path)
+
+
 def test_labels_of_another_data_set_are_refused(tmp_path):
     path = write(tmp_path / "labels.jsonl", {"example_id": "x", "box": [0, 0, 10, 10]})
     with pytest.raises(ValueError, match="no usable example: no label for q0"):
