@@ -235,8 +235,8 @@ class CropperInput:
         question_tokens: The most tokens of a question.
         plan: Height and width of a picture to what the step is to cut of it in place of `see`; None
             where the host cuts.
-        budgets: What the cropper is told after the question; None where it is told nothing. The
-            words count among the question's tokens.
+        budgets: What the cropper is told after the question; None where it is told nothing.
+        budget_tokens: The most tokens of these words, which `question_tokens` does not count.
     """
 
     conversations: "Conversations"
@@ -246,6 +246,7 @@ class CropperInput:
     question_tokens: int
     plan: Callable[[int, int], PlannedTiles] | None = None
     budgets: Budgets | None = None
+    budget_tokens: int = 0
 
     def budget(self, index: int, step: int) -> Budget | None:
         """The budget of an example in a batch; None where there are none."""
@@ -260,7 +261,8 @@ class CropperInput:
 
     def prompt_tokens(self, grid: Any) -> int:
         """P, the same for all pictures of a grid."""
-        return crop_prompt_length(self.conversations, grid) + self.question_tokens
+        words = self.question_tokens + self.budget_tokens
+        return crop_prompt_length(self.conversations, grid) + words
 
 
 @dataclasses.dataclass(frozen=True)

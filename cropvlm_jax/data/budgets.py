@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import tokenizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +21,14 @@ class Budget:
     name: str
     price: float
 
+    @property
+    def words(self) -> str:
+        """What follows the question, such as " Budget: low."."""
+        return f" Budget: {self.name}."
+
     def after(self, question: str) -> str:
         """The question with the budget after it: "What is this? Budget: low."."""
-        return f"{question.strip()} Budget: {self.name}."
+        return question.strip() + self.words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,11 @@ class Budgets:
 
     prices: Mapping[str, float]
     seed: int
+
+    def room(self, tokenizer: tokenizers.Tokenizer) -> int:
+        """Tokens of the longest budget's words."""
+        words = [Budget(name, price).words for name, price in self.prices.items()]
+        return max(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in words)
 
     def draw(self, index: int, step: int) -> Budget:
         """The budget of an example, the same on all hosts and after a restart.

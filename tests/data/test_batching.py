@@ -53,7 +53,8 @@ def test_what_is_spoken_comes_back(question, answers):
 
 def test_a_budget_is_told_to_the_cropper_and_priced():
     budgets = Budgets({"low": 8.0, "very high": 0.5}, seed=3)
-    told = dataclasses.replace(tiny.CROPPER_INPUT, budgets=budgets)
+    room = budgets.room(tiny.TOKENIZER)
+    told = dataclasses.replace(tiny.CROPPER_INPUT, budgets=budgets, budget_tokens=room)
     prepare = dataclasses.replace(tiny.PREPARE, cropper_input=told)
     (example,) = tiny.make_examples(1)
     found = set()

@@ -163,8 +163,11 @@ class CropperModel(TrainedModel):
         pretrained = _replying(pretrained, config)
         pretrained.log_cost(longest_edge)
         limit = config.data.question_tokens
+        given = config.data.budgets
+        budgets = Budgets(given, config.seed) if given else None
+        room = 0 if budgets is None else budgets.room(pretrained.tokenizer)
         conversations = pretrained.conversations(
-            official=config.data.official_text, max_question_tokens=limit
+            official=config.data.official_text, max_question_tokens=limit + room
         )
         cropper_input = CropperInput(
             conversations=conversations,
@@ -173,7 +176,8 @@ class CropperModel(TrainedModel):
             splits=architecture.splits(pretrained.config, longest_edge),
             question_tokens=limit,
             plan=_plan(pretrained, longest_edge) if in_step else None,
-            budgets=Budgets(config.data.budgets, config.seed) if config.data.budgets else None,
+            budgets=budgets,
+            budget_tokens=room,
         )
         policy, base, weights = load_trained(pretrained, config, abstract)
         cropper = cls(
