@@ -179,7 +179,7 @@ def locating_batch(
                 easier = dataclasses.replace(course, expansion=(1.0, 4.0))
                 boxes = replied(rng, around, easier)
             pictures.append(picture[None])
-            conversations.append(prompts.crop(asked.question, (0, 0), geometry.to_text(*boxes)))
+            conversations.append(prompts.crop(asked.question, (0, 0), geometry.reply_text(boxes)))
     return supervised_batch(pictures, conversations, CROP_PROMPT, BOX_REPLY)
 
 

@@ -390,7 +390,7 @@ class BoxPreparer:
             ValueError: The question does not fit the batch's shapes, or there is no box to learn
                 from, or more than a reply may have.
         """
-        reply = geometry.to_text(*self.boxes(example))
+        reply = geometry.reply_text(self.boxes(example))
         placed = place(example["image"], canvas, self.canvases) if self.canvases else None
         picture = host.decoded(example["image"]) if placed is None else placed.picture
         tiles, grid = self.cropper_input.show(picture)

@@ -5,7 +5,7 @@
 from cropvlm_jax import geometry
 
 geometry.to_text((12, 5, 40, 33))  # "[12, 5, 40, 33]."
-geometry.to_text()  # "Not needed."
+geometry.reply_text([])  # "Not needed."
 geometry.to_pixels(box, size)  # percent to pixels, rounded as PIL rounds
 """
 
@@ -28,6 +28,7 @@ from cropvlm_jax.geometry.boxes import (
     is_valid,
     parse,
     parse_all,
+    reply_text,
     successor,
     to_text,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "is_valid",
     "parse",
     "parse_all",
+    "reply_text",
     "rescale",
     "smart_resize",
     "successor",

@@ -53,11 +53,16 @@ def zero_where_not_finite(converted: Array, boxes: Array) -> Array:
     return xp.where(finite, converted, xp.zeros_like(converted))
 
 
-def to_text(*boxes: Any) -> str:
+def to_text(box: Any) -> str:
+    """The reply that names one box, such as `[12, 5, 40, 33].`; raises as `check_finite` does."""
+    return reply_text([box])
+
+
+def reply_text(boxes: Iterable[Any]) -> str:
     """The reply that names boxes, such as `[12, 5, 40, 33], [50, 0, 60, 9].`.
 
     Args:
-        *boxes: Four numbers each; none at all is the reply that nothing is to be looked at.
+        boxes: Four numbers each; none at all is the reply that nothing is to be looked at.
 
     Raises:
         ValueError: A coordinate is NaN or infinite.

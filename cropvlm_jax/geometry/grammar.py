@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from cropvlm_jax.geometry.automaton import DONE, LAST, MORE, OPENING, STOP, Automaton, GrammarState
-from cropvlm_jax.geometry.boxes import FULL, Array, to_text
+from cropvlm_jax.geometry.boxes import FULL, Array, reply_text
 from cropvlm_jax.geometry.spelling import END_OF_UTTERANCE, encoder, spell
 
 
@@ -82,7 +82,7 @@ class Grammar(Automaton):
         replies = [*zip(boxes, strict=True), *[boxes[-max_boxes:]], *[()] * abstain]
         for reply in replies:
             padded = np.array([*reply, *[FULL] * (max_boxes - len(reply))])
-            found, text = grammar.encode(padded, np.array(len(reply))), to_text(*reply)
+            found, text = grammar.encode(padded, np.array(len(reply))), reply_text(reply)
             if tuple(found.tokens[found.valid]) != encode(f" {text}{END_OF_UTTERANCE}"):
                 raise ValueError(f"the tokenizer writes {text} in an irregular way")
         return grammar

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tokenizers
 
-from cropvlm_jax.geometry.boxes import MAX_BOXES, NOT_NEEDED, to_text
+from cropvlm_jax.geometry.boxes import MAX_BOXES, NOT_NEEDED, reply_text
 
 END_OF_UTTERANCE = "<end_of_utterance>"
 Encode = Callable[[str], tuple[int, ...]]
@@ -51,7 +51,7 @@ def spell(tokenizer: tokenizers.Tokenizer, max_boxes: int, abstain: bool) -> Spe
     encode = encoder(tokenizer)
     digits = [encode(str(d)) for d in range(10)]
     boxes = [(0, 0, 0, 0)] * min(max_boxes, 2)
-    sample = encode(f" {to_text(*boxes)}{END_OF_UTTERANCE}")
+    sample = encode(f" {reply_text(boxes)}{END_OF_UTTERANCE}")
     zeros = [i for i, token in enumerate(sample) if (token,) == digits[0]]
     if any(len(d) != 1 for d in digits) or len(zeros) != 4 * len(boxes):
         raise ValueError("the tokenizer does not write each digit of a box as one token")

@@ -110,13 +110,13 @@ class Crops(NamedTuple):
         """
         b, g, k, _ = boxes.shape
         tokens = target.encode_crops(batch.canvas, batch.size, boxes.reshape(b, g * k, 4))
-        tokens = jax.tree.map(lambda x: x.reshape(b, g, -1, *x.shape[3:]), tokens)
+        tokens = jax.tree.map(lambda x: x.reshape((b, g, -1, *x.shape[3:])), tokens)
         return cls(tokens, there(boxes, count))
 
     @property
     def total(self) -> Float[Array, "B G"]:
         """How many image tokens a reply's crops take."""
-        real = real_tokens(self.tokens).reshape(*self.there.shape, -1).sum(-1)
+        real = real_tokens(self.tokens).reshape((*self.there.shape, -1)).sum(-1)
         return jnp.where(self.there, real, 0).sum(-1).astype(jnp.float32)
 
 

@@ -83,7 +83,8 @@ class TargetRewards:
         picture = reading.read_picture(target, self.template, whole)
 
         def ask(replies: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
-            crops = Crops.of(target, batch, *replies)
+            boxes, count = replies
+            crops = Crops.of(target, batch, boxes, count)
             told = self.ask(target, batch, picture, crops)
             return told | ({"crop_tokens": crops.total} if counts_tokens(config, batch) else {})
 
@@ -233,7 +234,7 @@ def in_chunks(function: Callable[[Any], Any], replies: Any, chunk: int) -> Any:
     if g % chunk:
         raise ValueError(f"reward_chunk={chunk} does not divide the {g} rollouts of a group")
     chunks = jax.tree.map(
-        lambda x: x.reshape(b, g // chunk, chunk, *x.shape[2:]).swapaxes(0, 1), replies
+        lambda x: x.reshape((b, g // chunk, chunk, *x.shape[2:])).swapaxes(0, 1), replies
     )
     parts = jax.lax.map(function, chunks)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, g, *x.shape[3:]), parts)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape((b, g, *x.shape[3:])), parts)

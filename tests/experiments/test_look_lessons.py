@@ -52,7 +52,7 @@ def test_the_cropper_imitates_noisy_boxes_in_noisy_numbers():
     batch = look_lessons.locating_batch(scenes, course, rng, cropper.conversations())
     for text in texts_of(batch, cropper):
         parsed = geometry.parse_all(text)
-        assert parsed is not None and geometry.to_text(*parsed) == text and len(parsed) <= 2
+        assert parsed is not None and geometry.reply_text(parsed) == text and len(parsed) <= 2
 
 
 def test_a_course_that_was_cut_off_goes_on_from_its_file(tmp_path):

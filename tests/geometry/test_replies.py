@@ -92,7 +92,7 @@ def test_from_tokenizer(name, max_boxes, abstain):
         assert tokenizer.decode(grammar.refusal) == " Not needed."
         assert grammar.shared == (name == "spaced")
     longest = [(10, 10, 100, 100), (11, 10, 100, 100), (12, 10, 100, 100), (13, 10, 100, 100)]
-    text = geometry.to_text(*longest[:max_boxes])
+    text = geometry.reply_text(longest[:max_boxes])
     ids = tokenizer.encode(f" {text}{geometry.END_OF_UTTERANCE}", add_special_tokens=False).ids
     assert grammar.max_length == len(ids)
 
@@ -111,7 +111,7 @@ def _check_encoding(name, max_boxes, abstain, replies):
     grammar, tokenizer = _grammar(name, max_boxes, abstain), _tokenizer(name)
     boxes, count = _arrays(replies, max_boxes)
     reply = grammar.encode(boxes, count)
-    texts = [geometry.to_text(*row[:n]) for row, n in zip(boxes, count, strict=True)]
+    texts = [geometry.reply_text(row[:n]) for row, n in zip(boxes, count, strict=True)]
     encodings = tokenizer.encode_batch(
         [f" {text}{geometry.END_OF_UTTERANCE}" for text in texts], add_special_tokens=False
     )
@@ -253,8 +253,10 @@ def test_parse_all(text, boxes):
 
 
 def test_to_text():
-    assert geometry.to_text() == "Not needed."
-    assert geometry.to_text((1, 2, 3, 4), np.array([5, 6, 7, 8])) == "[1, 2, 3, 4], [5, 6, 7, 8]."
+    assert geometry.reply_text([]) == "Not needed."
+    assert (
+        geometry.reply_text([(1, 2, 3, 4), np.array([5, 6, 7, 8])]) == "[1, 2, 3, 4], [5, 6, 7, 8]."
+    )
 
 
 def test_numpy_and_jax_agree():

@@ -155,6 +155,6 @@ def test_samples_parse_and_are_scored_as_they_were_drawn(max_boxes, abstain):
     replies = zip(*(x.reshape(-1, *x.shape[2:]) for x in (*drawn[:2], *reply[:2])), strict=True)
     for boxes, count, tokens, valid in replies:
         text = TOKENIZER.decode(tokens[valid].tolist())
-        assert text == f" {geometry.to_text(*boxes[:count])}"
+        assert text == f" {geometry.reply_text(boxes[:count])}"
         assert geometry.parse_all(text) == tuple(map(tuple, boxes[:count].tolist()))
         assert (boxes[count:] == geometry.FULL).all()

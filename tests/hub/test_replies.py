@@ -39,7 +39,7 @@ def taught(source):
     cropper = CropVLM(source, source.load(), source.longest_edge)
     seen, grids = zip(*(cropper.see([picture]) for picture in PICTURES), strict=True)
     conversations = [
-        cropper.conversations.crop(question, grid, geometry.to_text(*boxes))
+        cropper.conversations.crop(question, grid, geometry.reply_text(boxes))
         for question, (grid,), boxes in zip(QUESTIONS, grids, TAUGHT, strict=True)
     ]
     longest = max(conversation.completion.start for conversation in conversations)
