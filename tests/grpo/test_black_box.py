@@ -164,8 +164,10 @@ def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates, reward
     sums = step.evaluate(got, outside)
     want_sums = jax.jit(inner.evaluate)(got, inside)
     assert sums.keys() == want_sums.keys()
+    # Summed log-likelihoods are told one by one here; a gain is a small difference of two of them.
+    atol = 2e-5 if config.abstain else 1e-6
     for name in sums:
-        np.testing.assert_allclose(sums[name], want_sums[name], 1e-5, 1e-6, err_msg=name)
+        np.testing.assert_allclose(sums[name], want_sums[name], 1e-5, atol, err_msg=name)
 
 
 class Ruler:
