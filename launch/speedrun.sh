@@ -9,8 +9,8 @@
 # Hours and dollars: COMPUTED, NOT MEASURED. This script never ran on a TPU; tests/launch/test_speedrun.py runs it on a
 #   CPU, with tiny models and data under the same names. python experiments/speedrun_cost.py takes the arithmetic that
 #   the compiler's reports (experiments/aot/v5e-8_*.json) count, at 25% of the peak rate and $1.20 a chip and hour:
-#     512 px: SFT 0.6 min, GRPO 2.5 min, evaluation 0.6 min; $0.60
-#     1024 px: SFT 2.6 min, GRPO 5.4 min, evaluation 0.8 min; $1.41
+#     512 px: SFT 0.6 min, GRPO 2.5 min, evaluation 0.6 min; $0.58
+#     1024 px: SFT 2.6 min, GRPO 5.3 min, evaluation 0.8 min; $1.40
 #   Seed boxes take about 0.4 hours ($3.70) more, computed like that for pictures of 1024 x 768 px, and without what the
 #   chips exchange; the log tells the hours before it starts. Downloads (about 27 GB) and compiling (minutes a stage)
 #   come on top. At this rate the host must prepare more than 100 pictures a second, for which all its cores are set to

@@ -76,8 +76,9 @@ def from_training(spec, cropper, image, question, box, monkeypatch):
     monkeypatch.setattr(stage.reader, "answer", listen)
     example = {"example_id": "scene", "image": np.asarray(image), "question": question}
     row = stage.prepare(example | {"answers": ["48.15"]}, 0)
-    boxes = np.array([[box, box]], np.int32)  # two rollouts that agree are asked about once
-    parts = black_box.ask(stage.reader, stage.config.grpo, batching.stack([row]), boxes)
+    # Two rollouts that agree are asked about once.
+    boxes, count = np.array([[[box], [box]]], np.int32), np.ones((1, 2), np.int32)
+    parts = black_box.ask(stage.reader, stage.config.grpo, batching.stack([row]), boxes, count)
     assert len(heard) == 1
     return heard[0], parts["accuracy"][0, 0]
 

@@ -38,13 +38,14 @@ def test_the_reward_is_that_of_the_model_behind_the_server(model, tmp_path, rewa
     prepare = batching.Preparer(CROPPER_INPUT, None, (CANVAS,), 10)
     examples = [e | {"answers": gold} for e, gold in zip(make_examples(4), GOLD, strict=True)]
     batch = batching.stack([prepare(example, i) for i, example in enumerate(examples)])
-    boxes = np.array([[[0, 0, 50, 100], [10, 20, 60, 70], [0, 0, 50, 100]]] * 4)
+    boxes = np.array([[[[0, 0, 50, 100]], [[10, 20, 60, 70]], [[0, 0, 50, 100]]]] * 4)
+    count = np.ones(boxes.shape[:2], int)
     with serving(LikelihoodServer(model)) as server:
         reader = endpoint(server, tmp_path, instruction=ANSWER_INSTRUCTION, timeout=60)
-        told, expected = (ask(each, config, batch, boxes) for each in (reader, model))
+        told, expected = (ask(each, config, batch, boxes, count) for each in (reader, model))
         # The small conversation, its answers, each different box, and each picture alone.
         asked = [body for *_, body in server.requests if "prompt_logprobs" in body]
-        assert len(asked) == 3 + 4 + 4 * 2 + 4 * config.gain
+        assert len(asked) == 3 + 4 + 4 * 2 + 4 * len(config.compared)
     assert told.keys() == expected.keys() and told["likelihood"].shape == (4, 3)
     np.testing.assert_allclose(told["likelihood"], expected["likelihood"], 0, 1e-4)
     assert np.unique(told["likelihood"]).size == 8
