@@ -174,6 +174,7 @@ class Phase:
             progress, recent, note = Progress(steps, start, every_seconds=30), [], ""
             for done, batch in enumerate(_ahead(self.batches, start, steps), start + 1):
                 state, metrics = step(state, batch)
+                jax.block_until_ready(metrics)  # else steps wait in line, with their batches
                 recent.append(metrics)
                 if done % _NOTED == 0 or done == steps:
                     note, recent = _means(recent), []
