@@ -5,6 +5,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from cropvlm_jax import geometry
 from cropvlm_jax.grpo import objective
 from cropvlm_jax.scoring.text import HostMetric
 from cropvlm_jax.settings import Range, Settings
@@ -114,7 +115,7 @@ class GRPOConfig(Settings):
     accuracy: HostMetric = "evalai"
     answer_tokens: Tokens = 16
     area_weight: Weight = 0.0
-    max_boxes: Annotated[int, Range(1, 4)] = 1
+    max_boxes: Annotated[int, Range(1, geometry.MAX_BOXES)] = 1
     abstain: bool = False
     token_price: Weight = 0.0
     crop_tokens: Annotated[int, Range(1, 1_000_000)] | None = None

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import make_results
+import measure_pipeline
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,11 @@ def test_the_page_of_the_server_tells_what_was_measured():
         f"takes {measured['proxy']['overhead_p50_ms']:.1f} ms more",
     ):
         assert figure in told, figure
+
+
+def test_cores_that_chips_need_are_those_of_the_reports():
+    found = make_results.load("pipeline.json")
+    assert found["needs"] == measure_pipeline.needs(found["cases"])
 
 
 def test_the_page_of_evaluations_tells_what_was_measured():

@@ -7,12 +7,12 @@ disjoint in these images.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cropvlm_jax import geometry
 from cropvlm_jax.data.source import Box
 
 SPLITS = ("train", "validation", "test")
@@ -41,13 +41,10 @@ def percent_box(square: tuple[int, int, int], size: tuple[int, int]) -> Box:
         square: Left, top and side in pixels.
         size: Height and width of the canvas.
     """
-    (left, top, side), (height, width) = square, size
-    return (
-        math.floor(100 * left / width),
-        math.floor(100 * top / height),
-        math.ceil(100 * (left + side) / width),
-        math.ceil(100 * (top + side) / height),
-    )
+    left, top, side = square
+    pixels = np.array([left, top, left + side, top + side])
+    x1, y1, x2, y2 = geometry.from_pixels(pixels, np.array(size)).tolist()
+    return x1, y1, x2, y2
 
 
 def resized(picture: np.ndarray, side: int) -> np.ndarray:
