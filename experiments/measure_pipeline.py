@@ -13,7 +13,7 @@ in one process on one core, round after round, so that all meet the same machine
 - "decode": the pixels alone, by the decoder that is used here; "pillow": by Pillow.
 
 Rates are pictures a second of processor time. Beside them stands what chips need: the published
-peak rate, `UTILISATION` of it reached, by the operations of a step in `experiments/aot/`.
+peak rate, a part of it reached, by the operations of a step (`pipeline_needs.py`).
 """
 
 import dataclasses
@@ -33,6 +33,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 from PIL import Image, ImageDraw
+from pipeline_needs import needs
 
 from cropvlm_jax import apps
 from cropvlm_jax.data import batching, order, rows
@@ -56,32 +57,6 @@ EDGES = flags.DEFINE_list("longest_edges", ["512", "1024", "2048"], "Pixels of t
 KINDS = flags.DEFINE_list("kinds", [], "Kinds of pictures; all where empty.")
 
 BATCH = 8
-UTILISATION = 0.4  # of the peak rate: a generous step, so that the need is not flattered
-AOT = pathlib.Path(__file__).parent / "aot"
-
-
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """Chips and the machine that feeds them.
-
-    Attributes:
-        chips: How many.
-        flops: bf16 operations a second of a chip, as published.
-        host_cores: Cores of their hosts, half of the virtual ones that are published.
-    """
-
-    chips: int
-    flops: float
-    host_cores: int
-
-
-# Google Cloud's ct5lp-hightpu-8t (224 vCPUs), ct6e-standard-8t (180), and an eighth of
-# a3-ultragpu-8g (224 vCPUs and 8 H200); peak rates of Google's and NVIDIA's pages.
-SLICES = {
-    "v5e-8": Slice(8, 197e12, 112),
-    "v6e-8": Slice(8, 918e12, 90),
-    "H200": Slice(1, 989e12, 14),
-}
 
 
 # Pictures -----------------------------------------------------------------------------------------
@@ -289,34 +264,6 @@ def case(source: Source, kind: str, edge: int, rounds: int) -> dict[str, Any]:
         figures[f"{name}_peak_mib"] = round(max(work.peak for work in found[name]) / 2**20)
     figures["ratio"] = round(figures["ours_per_core"] / figures["huggingface_per_core"], 2)
     return figures
-
-
-def needs(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Cores that feed chips, by kind of pictures, beside those that their hosts have."""
-    found = []
-    for name, chips in SLICES.items():
-        for edge in sorted({one["longest_edge"] for one in cases}):
-            file = AOT / f"v5e-8_{edge}.json"
-            if not file.is_file():
-                continue
-            report = json.loads(file.read_text(encoding="utf-8"))
-            prompt = sum(report["flops"].values()) / report["prompts"]
-            asked = UTILISATION * chips.chips * chips.flops / prompt
-            cores = {
-                one["kind"]: round(asked / one["ours_per_core"], 1)
-                for one in cases
-                if one["longest_edge"] == edge
-            }
-            found.append(
-                {
-                    "slice": name,
-                    "longest_edge": edge,
-                    "pictures_per_second": round(asked, 1),
-                    "cores": cores,
-                    "host_cores": chips.host_cores,
-                }
-            )
-    return found
 
 
 def machine() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import make_results
-import measure_pipeline
+import pipeline_needs
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_the_page_of_the_server_tells_what_was_measured():
 
 def test_cores_that_chips_need_are_those_of_the_reports():
     found = make_results.load("pipeline.json")
-    assert found["needs"] == measure_pipeline.needs(found["cases"])
+    assert found["needs"] == pipeline_needs.needs(found["cases"])
 
 
 def test_the_page_of_evaluations_tells_what_was_measured():
