@@ -7,10 +7,11 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cropvlm_jax.api import CropVLM, Zoom
+    from cropvlm_jax.api import CropVLM
     from cropvlm_jax.readers.base import Reader, Reply
     from cropvlm_jax.readers.registry import open_reader
     from cropvlm_jax.readers.vlm import VLMReader
+    from cropvlm_jax.zooms import Zoom
 
     __version__: str
 
@@ -18,7 +19,7 @@ __all__ = ["CropVLM", "Reader", "Reply", "VLMReader", "Zoom", "__version__", "op
 
 _HOMES = {  # modules of the names above
     "CropVLM": "cropvlm_jax.api",
-    "Zoom": "cropvlm_jax.api",
+    "Zoom": "cropvlm_jax.zooms",
     "Reader": "cropvlm_jax.readers.base",
     "Reply": "cropvlm_jax.readers.base",
     "VLMReader": "cropvlm_jax.readers.vlm",

@@ -13,7 +13,6 @@ Shape letters: n questions, B rows of a batch.
 """
 
 import functools
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,12 +35,13 @@ from cropvlm_jax.hub.upload import upload
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.ahead import ahead
-from cropvlm_jax.readers.asking import ask
+from cropvlm_jax.readers.asking import ask, ask_how_sure, check_tells_how_sure
 from cropvlm_jax.readers.base import Reader
 from cropvlm_jax.readers.batches import Row
 from cropvlm_jax.readers.inputs import Picture, blamed_on_item, check_texts, for_each
 from cropvlm_jax.readers.loaded import LoadedModel
 from cropvlm_jax.readers.registry import open_reader
+from cropvlm_jax.zooms import Zoom, answered
 
 BYTES = 2**28  # of pictures that the target is asked about at once, so that memory is bounded
 
@@ -72,30 +72,13 @@ class Reply(NamedTuple):
     boxes: tuple[geometry.Box, ...]
     confidence: float
 
-
-class Zoom(NamedTuple):
-    """Where the cropper looked at a picture, and what the target says.
-
-    Attributes:
-        box: percent of the picture's width and height: left, top, right, bottom.
-        crop: what is inside, of the original pixels.
-        answer: to the picture and the crop; None without a target, and where it gave none.
-        answer_without_crop: to the picture alone; None in the same cases, and where it was not
-            asked about it.
-        failure: why the target gave no `answer`, such as "empty", "refusal: ..." or "HTTP 500:
-            ..."; "" where there is nothing to explain.
-        failure_without_crop: the same of `answer_without_crop`.
-        confidence: probability of the box's reply under the cropper, 0..1, among all boxes that it
-            can write.
-    """
-
-    box: tuple[int, int, int, int]
-    crop: Image.Image
-    answer: str | None = None
-    answer_without_crop: str | None = None
-    failure: str = ""
-    failure_without_crop: str = ""
-    confidence: float = math.nan
+    @classmethod
+    def of(cls, look: np.ndarray) -> "Reply":
+        """The reply of which `likeliest_boxes` tells, fp32 `[4 K + 2]`."""
+        *edges, probability, count = look.tolist()
+        numbers = map(int, edges[: 4 * int(count)])
+        boxes = tuple(zip(numbers, numbers, numbers, numbers, strict=True))  # four at a time
+        return cls(boxes, min(probability, 1.0))  # a rounded exp(0) may exceed it
 
 
 class _Asked(NamedTuple):
@@ -104,14 +87,12 @@ class _Asked(NamedTuple):
     Attributes:
         picture: uint8 RGB `[H, W, 3]`.
         question: about it.
-        box: where to look, percent.
-        confidence: in the box, 0..1.
+        reply: the cropper's.
     """
 
     picture: np.ndarray
     question: str
-    box: tuple[int, int, int, int]
-    confidence: float
+    reply: Reply
 
 
 class CropVLM(LoadedModel):
@@ -141,6 +122,12 @@ class CropVLM(LoadedModel):
         """
         super().__init__(source, model, longest_edge, mesh)
         self.grammar, self.target = source.grammar(), target
+        most = getattr(target, "most_pictures", None)
+        if target is not None and most is not None and most <= self.grammar.max_boxes:
+            raise ValueError(
+                f"{target.name} takes {most} picture(s) a question, and this cropper's replies of "
+                f"{source.replies} show it up to {1 + self.grammar.max_boxes}: take another target"
+            )
 
     @classmethod
     def from_pretrained(
@@ -181,6 +168,11 @@ class CropVLM(LoadedModel):
         longest_edge = source.longest_edge if longest_edge is None else longest_edge
         return cls(source, source.load(mesh, dtype=dtype), longest_edge, target, mesh)
 
+    @property
+    def always_one_box(self) -> bool:
+        """Whether each reply names one box: not several, and not none."""
+        return self.grammar.max_boxes == 1 and not self.grammar.abstain
+
     def propose(self, images: Sequence[Picture], questions: str | Sequence[str]) -> np.ndarray:
         """Where to look in each picture for the answer to its question.
 
@@ -208,12 +200,7 @@ class CropVLM(LoadedModel):
 
     def replies(self, images: Sequence[Picture], questions: str | Sequence[str]) -> list[Reply]:
         """All that the cropper says of each picture; arguments and errors as of `propose`."""
-        looks = self._looks(images, questions)
-        boxes = looks[:, :-2].astype(int).reshape(len(looks), -1, 4).tolist()
-        return [
-            Reply(tuple(map(tuple, row[: int(look[-1])])), float(look[-2]))
-            for row, look in zip(boxes, looks, strict=True)
-        ]
+        return [Reply.of(look) for look in self._looks(images, questions)]
 
     def _looks(self, images: Sequence[Picture], questions: str | Sequence[str]) -> np.ndarray:
         """What `likeliest_boxes` makes of each picture, fp32 `[n, 4 K + 2]`."""
@@ -240,12 +227,19 @@ class CropVLM(LoadedModel):
         conversation = self.conversations.crop(question, grid)
         return self.row(seen, conversation, self.grammar.max_length)
 
-    def __call__(self, image: Picture, question: str, *, compare: bool = True) -> Zoom:
+    def __call__(
+        self, image: Picture, question: str, *, compare: bool = True, keep_if_surer: bool = False
+    ) -> Zoom:
         """Looks closer at one picture, and answers with and without having done so; see `zoom`."""
-        return self.zoom([image], [question], compare=compare)[0]
+        return self.zoom([image], [question], compare=compare, keep_if_surer=keep_if_surer)[0]
 
     def zoom(
-        self, images: Sequence[Picture], questions: str | Sequence[str], *, compare: bool = True
+        self,
+        images: Sequence[Picture],
+        questions: str | Sequence[str],
+        *,
+        compare: bool = True,
+        keep_if_surer: bool = False,
     ) -> list[Zoom]:
         """Looks closer at pictures, and answers with and without having done so.
 
@@ -256,7 +250,11 @@ class CropVLM(LoadedModel):
         Args:
             images: pictures of any kinds and sizes: paths, bytes of files, PIL images or arrays.
             questions: one for all pictures, or one for each.
-            compare: whether the target is also asked about the picture alone, a second request.
+            compare: whether the target is also asked about the picture alone, a second request
+                where there are crops.
+            keep_if_surer: harm control: where the target is less sure of its answer with the crops
+                than of that without, `answer` is that without. Asks for both, whatever `compare`
+                says; readers that do not tell likelihoods as they answer are asked for these, too.
 
         Returns:
             A `Zoom` of each picture, in their order.
@@ -264,47 +262,49 @@ class CropVLM(LoadedModel):
         Raises:
             OSError: a picture cannot be read; of several items the error says which.
             ReaderUnavailable: the target answers nothing at all, such as a server that is gone.
-            ValueError: a picture or a question cannot be used.
+            ValueError: a picture or a question cannot be used, or the target does not tell the
+                likelihoods that `keep_if_surer` needs.
         """
+        if keep_if_surer:
+            check_tells_how_sure(self.target)
         questions = for_each(images, questions)
-        boxes, sure = (found.tolist() for found in self.look(images, questions))
+        replies = self.replies(images, questions)
         zooms: list[Zoom] = []
         asked: list[_Asked] = []
         size = 0
-        for image, question, box, confidence in zip(images, questions, boxes, sure, strict=True):
-            asked.append(_Asked(host.to_rgb(image), question, tuple(box), confidence))
+        for image, question, reply in zip(images, questions, replies, strict=True):
+            asked.append(_Asked(host.to_rgb(image), question, reply))
             size += asked[-1].picture.nbytes
             if size >= BYTES:
-                zooms += self._answer(asked, compare)
+                zooms += self._answer(asked, compare, keep_if_surer)
                 asked, size = [], 0
-        return zooms + self._answer(asked, compare)
+        return zooms + self._answer(asked, compare, keep_if_surer)
 
-    def _answer(self, asked: Sequence[_Asked], compare: bool) -> list[Zoom]:
+    def _answer(self, asked: Sequence[_Asked], compare: bool, keep_if_surer: bool) -> list[Zoom]:
         """Crops, and the target's answers about all these items at once, where there is one."""
-        crops = [host.cut(item.picture, item.box) for item in asked]
+        crops = [[host.cut(item.picture, box) for box in item.reply.boxes] for item in asked]
         zooms = [
-            Zoom(item.box, Image.fromarray(crop), confidence=item.confidence)
-            for item, crop in zip(asked, crops, strict=True)
+            Zoom(
+                boxes=item.reply.boxes,
+                crops=tuple(map(Image.fromarray, cut)),
+                confidence=item.reply.confidence,
+            )
+            for item, cut in zip(asked, crops, strict=True)
         ]
         if self.target is None:
             return zooms
-        shown = [[item.picture, crop] for item, crop in zip(asked, crops, strict=True)]
-        alone = [[item.picture] for item in asked if compare]
-        questions = [item.question for item in asked]
-        replies = ask(self.target, shown + alone, questions + questions[: len(alone)])
-        closer, whole = replies[: len(shown)], replies[len(shown) :]
-        zooms = [
-            zoom._replace(answer=None if reply.failure else reply.text, failure=reply.failure)
-            for zoom, reply in zip(zooms, closer, strict=True)
-        ]
-        if not compare:
-            return zooms
+        shown = [[item.picture, *cut] for item, cut in zip(asked, crops, strict=True)]
+        both = [i for i, cut in enumerate(crops) if cut and (compare or keep_if_surer)]
+        put = ask_how_sure if keep_if_surer else ask
+        replies = put(
+            self.target,
+            shown + [[asked[i].picture] for i in both],
+            [item.question for item in asked] + [asked[i].question for i in both],
+        )
+        alone = dict(zip(both, replies[len(asked) :], strict=True))
         return [
-            zoom._replace(
-                answer_without_crop=None if reply.failure else reply.text,
-                failure_without_crop=reply.failure,
-            )
-            for zoom, reply in zip(zooms, whole, strict=True)
+            answered(zoom, reply, alone.get(i), compare=compare, keep_if_surer=keep_if_surer)
+            for i, (zoom, reply) in enumerate(zip(zooms, replies[: len(asked)], strict=True))
         ]
 
     def save_pretrained(self, folder: str | Path, *, dtype: Any = None) -> None:

@@ -153,7 +153,7 @@ def assert_agree(config: QwenConfig, grids: Grids, folder: pathlib.Path, bound: 
         known, places = model.places(ids[:, None], valid[:, None], vlm.one_row(pictures))
         prefix = read_prompt(model, pictures, ids, valid)
         reply = greedy_decode(model, prefix, ids[:, -1:], end_token=-1, max_tokens=32)
-        return known, places.positions(0), places.advance.sum(-1), reply[:, 0]
+        return known, places.positions(0), places.advance.sum(-1), reply.tokens[:, 0]
 
     valid, place, advance, reply = map(np.asarray, places_and_reply(params, *ours))
     np.testing.assert_array_equal(valid[:, 0], real)

@@ -7,9 +7,9 @@ import time
 import numpy as np
 from PIL import Image
 
-from cropvlm_jax.api import Zoom
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import ReaderUnavailable
+from cropvlm_jax.zooms import Zoom
 
 
 class Model:
@@ -21,7 +21,9 @@ class Model:
         self.pause, self.silent, self.refuses, self.ends_after = pause, silent, refuses, ends_after
         self.seen = []
 
-    def zoom(self, images, questions, compare=True):
+    always_one_box = True
+
+    def zoom(self, images, questions, compare=True, keep_if_surer=False):
         time.sleep(self.pause)
         numbers = [int(image[0, 0, 0]) for image in images]
         if self.refuses in numbers:
@@ -35,7 +37,7 @@ class Model:
 
     def _zoom(self, image, number):
         box = (number % 50, 10, number % 50 + 20, 90)
-        zoom = Zoom(box, Image.fromarray(host.cut(image, box)))
+        zoom = Zoom((box,), (Image.fromarray(host.cut(image, box)),))
         if self.target is None:
             return zoom
         if number == self.silent:

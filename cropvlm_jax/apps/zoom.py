@@ -3,7 +3,8 @@
 r"""Asks about one picture or about many: where does the cropper zoom, and what is then answered?
 
 With --image, a question about one picture, it prints the box in percent of width and height (left,
-top, right, bottom) and, with --target, the answers of the frozen reader with and without the crop.
+top, right, bottom), or several boxes, or that none is needed, and, with --target, the answers of
+the frozen reader with and without the crop.
 
 With --images, the pictures of a folder and of the folders in it, or --jsonl, a file of pictures and
 questions, the folder --out gets results.jsonl with a line a question, the crops, and
@@ -36,6 +37,7 @@ from cropvlm_jax.pixels import host, sheet
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
 from cropvlm_jax.zooming import contact_sheet, questions, run
 from cropvlm_jax.zooming.results import FAILURE, Record
+from cropvlm_jax.zooms import Zoom
 
 CROPPER = flags.DEFINE_string(
     "cropper",
@@ -57,6 +59,12 @@ COMPARE = flags.DEFINE_bool(
     True,
     "Also ask the target about the picture alone, to see what the crop changes. --nocompare asks "
     "only with the crop, half as many questions.",
+)
+KEEP_IF_SURER = flags.DEFINE_bool(
+    "keep_if_surer",
+    False,
+    "Harm control: where the target is less sure of its answer with the crops than of that "
+    "without, the answer is that without. The target must tell how likely its answers are.",
 )
 IMAGE = flags.DEFINE_string("image", None, "Picture file, of any format and size.")
 IMAGES = flags.DEFINE_string(
@@ -125,19 +133,44 @@ def zoom_one(path: pathlib.Path, question: str, out: pathlib.Path | None) -> Non
         image.height,
         model.longest_edge,
     )
-    zoom = model(image, question, compare=COMPARE.value)
-    lines = [f"box (percent): {list(zoom.box)}"]
-    if TARGET.value:
-        lines.append(f"answer: {said(zoom.answer, zoom.failure)}")
-    if TARGET.value and COMPARE.value:
-        without = said(zoom.answer_without_crop, zoom.failure_without_crop)
-        lines.append(f"answer without the crop: {without}")
+    zoom = model(image, question, compare=COMPARE.value, keep_if_surer=KEEP_IF_SURER.value)
+    lines = found(zoom, compare=COMPARE.value)
     print("\n".join(lines))
     if out:
-        sheet.panel(image, zoom.box, [question, *lines]).save(out)
+        sheet.panel(image, zoom.box, [question, *lines], others=zoom.boxes[1:]).save(out)
     for failure in (zoom.failure, zoom.failure_without_crop):
         if Reply("", failure).unanswered:
             raise ReaderUnavailable(f"{TARGET.value} did not answer: {failure}")
+
+
+def found(zoom: Zoom, compare: bool) -> list[str]:
+    """Lines that say where the cropper looked, and what the target answered.
+
+    Args:
+        zoom: what was found.
+        compare: whether the answer to the picture alone is told.
+    """
+    boxes = [str(list(box)) for box in zoom.boxes]
+    if len(boxes) == 1:
+        lines = [f"box (percent): {boxes[0]}"]
+    else:
+        lines = [f"boxes (percent): {', '.join(boxes) or 'none, not needed'}"]
+    if not TARGET.value:
+        return lines
+    lines.append(f"answer: {said(zoom.answer, zoom.failure)}")
+    if compare:
+        without = said(zoom.answer_without_crop, zoom.failure_without_crop)
+        lines.append(f"answer without the crop: {without}")
+    if KEEP_IF_SURER.value and zoom.boxes:
+        sure = (
+            "unknown" if m is None else f"{m:.2f}" for m in (zoom.margin_with, zoom.margin_without)
+        )
+        chosen = "with" if zoom.kept else "without"
+        lines.append(
+            f"log-odds of the target's answers: {next(sure)} with the crop, {next(sure)} without; "
+            f"the answer is that {chosen}"
+        )
+    return lines
 
 
 def check_picture_to_write(out: pathlib.Path, path: pathlib.Path) -> None:
@@ -190,7 +223,9 @@ def zoom_many(kind: str, path: pathlib.Path, question: str | None, out: pathlib.
         asked = questions.of_folder(path, str(question), out)
     model = open_model()
     settings = {kind: str(path.resolve()), "question": question} | models(model)
-    records = run.zoom_all(model, asked, out, settings, compare=COMPARE.value)
+    records = run.zoom_all(
+        model, asked, out, settings, compare=COMPARE.value, keep_if_surer=KEEP_IF_SURER.value
+    )
     failed = [record for record in records if FAILURE in record]
     print(texts.mend("\n".join(summary(records, failed, out))))
     if failed:
@@ -206,6 +241,8 @@ def models(model: CropVLM) -> dict[str, Any]:
     if model.target is not None:
         told["target"] = {"name": place(str(TARGET.value)), "compare": COMPARE.value}
         told["target"] |= describe(model.target)
+        if KEEP_IF_SURER.value:
+            told["target"]["keep_if_surer"] = True
     return told
 
 

@@ -289,4 +289,4 @@ def own_answers(
         end_token=template.end,
         max_tokens=max_tokens,
         own=asked,
-    )
+    ).tokens

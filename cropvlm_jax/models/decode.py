@@ -6,7 +6,7 @@ Shape letters: B prompts, N pictures of a prompt, G continuations of each, P pro
 completion tokens, S key slots, T reply tokens, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,19 @@ def completion_logits(
     return model.text.logits(hidden[:, 0, prompt.shape[1] - 1 :])
 
 
+class Greedy(NamedTuple):
+    """Greedy replies.
+
+    Attributes:
+        tokens: int32 `[B, G, T]`; what follows an end token is end tokens.
+        log_probs: fp32 `[B, G]`, of each reply: those of its tokens and of the end token that it
+            wrote, summed.
+    """
+
+    tokens: Int[Array, "B G T"]
+    log_probs: Float[Array, "B G"]
+
+
 def greedy_decode(
     model: VLM,
     prefix: KVCache,
@@ -70,7 +83,7 @@ def greedy_decode(
     max_tokens: int,
     own: KVCache | None = None,
     limits: Int[Array, "B G"] | None = None,
-) -> Int[Array, "B G T"]:
+) -> Greedy:
     """The likeliest next token again and again, until every continuation has ended.
 
     Args:
@@ -85,7 +98,7 @@ def greedy_decode(
             at most T, which None is for all.
 
     Returns:
-        int32 `[B, G, T]`; what follows an end token is end tokens.
+        The replies; where nobody uses their log-probabilities, the compiler leaves these out.
     """
     shape = batch, group = last_token.shape
     if own is None:
@@ -97,14 +110,16 @@ def greedy_decode(
         return (i < max_tokens) & ~ended.all()
 
     def decode(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        i, token, ended, replies, cache = carry
+        i, token, ended, replies, cache, total = carry
         one = jnp.ones((*shape, 1), bool)
         hidden, cache = model.read(token[..., None], one, None, prefix, cache, first + i)
-        token = jnp.argmax(model.text.logits(hidden[:, :, 0]), -1).astype(jnp.int32)
+        logits = model.text.logits(hidden[:, :, 0])
+        token = jnp.argmax(logits, -1).astype(jnp.int32)
+        total += jnp.where(ended, 0.0, logits.max(-1) - jax.nn.logsumexp(logits, -1))
         token = jnp.where(ended, end_token, token)
         replies = replies.at[:, :, i].set(token)
         ended |= (token == end_token) | (False if limits is None else i + 1 >= limits)
-        return i + 1, token, ended, replies, cache
+        return i + 1, token, ended, replies, cache, total
 
     start: tuple[Any, ...] = (
         jnp.int32(0),
@@ -112,5 +127,7 @@ def greedy_decode(
         jnp.zeros(shape, bool),
         jnp.full((*shape, max_tokens), end_token, jnp.int32),
         own.with_free_slots(max_tokens),
+        jnp.zeros(shape, jnp.float32),
     )
-    return jax.lax.while_loop(unfinished, decode, start)[3]
+    *_, replies, _, total = jax.lax.while_loop(unfinished, decode, start)
+    return Greedy(replies, total)

@@ -14,7 +14,7 @@ SIDE, MARGIN, LINE = 320, 12, 22
 
 def panel(
     image: Image.Image,
-    box: Sequence[int],
+    box: Sequence[int] | None,
     captions: Sequence[str] = (),
     side: int = SIDE,
     truth: Sequence[int] | None = None,
@@ -24,26 +24,28 @@ def panel(
 
     Args:
         image: the picture.
-        box: percent box.
+        box: percent box; None where there is no crop.
         captions: lines of text.
-        side: px of the longest side of the picture, and of that of the crop.
+        side: px of the longest side of the picture, and of that of the crop; of several crops,
+            half of it.
         truth: the true box, in percent, which is drawn in green.
-        others: percent boxes that are drawn in red as well, without their crops.
+        others: percent boxes that are drawn in red as well, beside their crops.
     """
-    place = _pixels(image, box)
+    places = [_pixels(image, each) for each in (box, *others) if each is not None]
     scale = side / max(image.size)
     scene = _resized(image, scale)
     draw = ImageDraw.Draw(scene)
     if truth is not None:
         there = [round(v * scale) for v in _pixels(image, truth)]
         draw.rectangle(there, outline="lime", width=3)
-    for red in (place, *(_pixels(image, other) for other in others)):
-        draw.rectangle([round(v * scale) for v in red], outline="red", width=3)
-    crop = image.crop(place)
-    crop = _resized(crop, side / max(crop.size))
     sheet = Image.new("RGB", (2 * side + MARGIN, side + LINE * len(captions)), "white")
+    longest = side if len(places) == 1 else side // 2
+    for i, place in enumerate(places):
+        draw.rectangle([round(v * scale) for v in place], outline="red", width=3)
+        crop = image.crop(place)
+        crop = _resized(crop, longest / max(crop.size))
+        sheet.paste(crop, (side + MARGIN + i % 2 * longest, i // 2 * longest))
     sheet.paste(scene, (0, 0))
-    sheet.paste(crop, (side + MARGIN, 0))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     for i, caption in enumerate(captions):
         draw.text((2, side + 2 + LINE * i), caption, fill="black", font=font)

@@ -9,7 +9,14 @@ from typing import TypeVar
 import numpy as np
 from absl import logging
 
-from cropvlm_jax.readers.base import REFUSAL, Likelihood, LikelihoodReader, Reader, Reply
+from cropvlm_jax.readers.base import (
+    REFUSAL,
+    Likelihood,
+    LikelihoodReader,
+    Reader,
+    Reply,
+    require_likelihoods,
+)
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -42,6 +49,64 @@ def ask(
 
     rows = list(zip(images, questions, strict=True))
     return refused_alone(answer, rows, lambda reason: Reply("", f"{REFUSAL}: {reason}"))
+
+
+def ask_how_sure(
+    reader: Reader, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str]
+) -> list[Reply]:
+    """A reader's replies with their `nats`; arguments and errors are those of `ask`.
+
+    A reader that does not tell them as it answers, but can tell likelihoods, is asked about its own
+    answers once more.
+    """
+    replies = ask(reader, images, questions)
+    if not isinstance(reader, LikelihoodReader):
+        return replies
+    untold = [i for i, reply in enumerate(replies) if reply.nats is None and not reply.failure]
+    told = ask_likelihoods(
+        reader,
+        [images[i] for i in untold],
+        [questions[i] for i in untold],
+        [replies[i].text for i in untold],
+    )
+    for i, likelihood in zip(untold, told, strict=True):
+        if not likelihood.failure:
+            replies[i] = replies[i]._replace(nats=likelihood.nats)
+    return replies
+
+
+def check_tells_how_sure(reader: Reader | None) -> None:
+    """Checks that `ask_how_sure` has a reader that tells it.
+
+    Raises:
+        ReaderUnavailable: it answers nothing.
+        ValueError: there is none, or it tells no likelihoods.
+    """
+    if reader is None:
+        raise ValueError("keep_if_surer compares a target's answers: give a target")
+    try:
+        require_likelihoods(reader)
+    except ValueError as error:
+        raise ValueError(
+            f"keep_if_surer needs how sure the target is of its answers: {error}"
+        ) from error
+
+
+def keeps_crops(closer: Reply, whole: Reply) -> bool:
+    """Harm control: whether the answer with crops is kept, or that to the picture alone.
+
+    It is kept where the reader is at least as sure of it, by `Reply.margin`, and where that is not
+    known. An answer is kept before none.
+
+    Args:
+        closer: to the picture and the crops.
+        whole: to the picture alone.
+    """
+    if closer.failure or whole.failure:
+        return not closer.failure or bool(whole.failure)
+    if closer.margin is None or whole.margin is None:
+        return True
+    return closer.margin >= whole.margin
 
 
 def ask_likelihoods(

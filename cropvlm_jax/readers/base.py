@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every reader is: it answers questions about a picture, or a picture and crops of it."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -11,6 +12,9 @@ from cropvlm_jax import texts
 
 # Kinds of failure that are the reader's own doing: it saw the question and gave no answer.
 EMPTY, REFUSAL = "empty", "refusal"
+
+
+SUREST = -1e-7  # nats: likelier than that is not told apart in fp32
 
 
 class ReaderUnavailable(ConnectionError):
@@ -26,10 +30,13 @@ class Reply(NamedTuple):
     Attributes:
         text: the answer, "" where there is none.
         failure: why there is none; "" where there is one.
+        nats: log-probability of the answer and of its end, given the pictures and the question;
+            None where the reader does not tell it.
     """
 
     text: str
     failure: str = ""
+    nats: float | None = None
 
     @property
     def kind(self) -> str:
@@ -40,6 +47,18 @@ class Reply(NamedTuple):
     def unanswered(self) -> bool:
         """Whether something kept the reader from answering: it says nothing of the pictures."""
         return bool(self.failure) and self.kind not in (EMPTY, REFUSAL)
+
+    @property
+    def margin(self) -> float | None:
+        """How much likelier the answer is than all others together, in nats: its log-odds.
+
+        With p the probability of the answer, log p - log(1 - p): above 0 where the reader would
+        rather say this than anything else. None where `nats` is.
+        """
+        if self.nats is None or math.isnan(self.nats):
+            return None
+        nats = min(self.nats, SUREST)
+        return nats - math.log(-math.expm1(nats))
 
 
 class Likelihood(NamedTuple):
@@ -142,10 +161,14 @@ def require_likelihoods(reader: Reader) -> LikelihoodReader:
     return reader
 
 
-def reply_from(text: str) -> Reply:
+def reply_from(text: str, nats: float | None = None) -> Reply:
     """The reply of a reader that wrote `text`; where that is blank, a failure of kind `EMPTY`.
 
     Halves of surrogate pairs, which servers' JSON can spell and no file can hold, become U+FFFD.
+
+    Args:
+        text: that it wrote.
+        nats: log-probability of the text; None where it is not known.
     """
     text = texts.mend(text).strip()
-    return Reply(text, "" if text else EMPTY)
+    return Reply(text, "" if text else EMPTY, nats)

@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from cropvlm_jax.data import batching
-from cropvlm_jax.models.decode import greedy_decode
+from cropvlm_jax.models.decode import Greedy, greedy_decode
 from cropvlm_jax.models.llama import KVCache
 from cropvlm_jax.models.vlm import VLM, ImageTokens
 from cropvlm_jax.readers.batches import (
@@ -137,10 +137,11 @@ def greedy_answers(
     batch: GroupBatch,
     end_token: int,
     max_tokens: int,
-) -> Int[Array, "B G {max_tokens}"]:
-    """Greedy replies; what follows an end token is end tokens.
+) -> Float[Array, "B G {max_tokens}+1"]:
+    """The tokens of greedy replies, and then the log-probability of each; fp32.
 
-    Decoding stops once the replies to all questions that are read at once have ended.
+    What follows an end token is end tokens. Decoding stops once the replies to all questions that
+    are read at once have ended.
     """
     model = nnx.merge(graphdef, params)
     picture = _read_picture(model, tokens, batch)
@@ -149,7 +150,7 @@ def greedy_answers(
         # The decoding reads the last token, which the first one of the answer follows.
         crops = _tokens_of(tokens, asked.crop)
         prompt, valid = asked.prompt[..., :-1], asked.prompt_valid[..., :-1]
-        return greedy_decode(
+        replies = greedy_decode(
             model,
             picture,
             asked.prompt[..., -1],
@@ -157,8 +158,14 @@ def greedy_answers(
             max_tokens=max_tokens,
             own=model.read(prompt, valid, crops, picture)[1],
         )
+        return with_log_probs(replies)
 
     return _few_at_a_time(answer, batch.asked)
+
+
+def with_log_probs(replies: Greedy) -> Float[Array, "B G T+1"]:
+    """Tokens and log-probabilities as one array; numbers of tokens are exact in fp32."""
+    return jnp.concatenate([replies.tokens, replies.log_probs[..., None]], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

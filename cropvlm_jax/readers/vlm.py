@@ -45,6 +45,20 @@ def greedy_replies(
     limits: Int[Array, "B 1"] | None = None,
 ) -> Int[Array, "B {max_tokens}"]:
     """Greedy replies of at most `limits` tokens; what follows an end token is end tokens."""
+    replies = scored_replies(graphdef, params, batch, end_token, max_tokens, limits)
+    return replies[:, :-1].astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def scored_replies(
+    graphdef: nnx.GraphDef,
+    params: Any,
+    batch: SupervisedBatch,
+    end_token: int,
+    max_tokens: int,
+    limits: Int[Array, "B 1"] | None = None,
+) -> Float[Array, "B {max_tokens}+1"]:
+    """The tokens of `greedy_replies`, and then the log-probability of each reply; fp32."""
     model = nnx.merge(graphdef, params)
     image_tokens = model.encode_images(batch.images)
     prefix = read_prompt(model, image_tokens, batch.prompt, batch.prompt_valid)
@@ -52,7 +66,7 @@ def greedy_replies(
     replies = greedy_decode(
         model, prefix, last_token, end_token=end_token, max_tokens=max_tokens, limits=limits
     )
-    return replies[:, 0]
+    return together.with_log_probs(replies)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -150,10 +164,14 @@ class VLMReader(LoadedModel):
                 self.graphdef, self.params, tokens, batch, end, max_tokens
             )
 
-        replies = together.run(self, ask, groups)
+        told = together.run(self, ask, groups)
+        replies = [row[:-1].astype(np.int32) for row in told]
         for reply in replies:
             self.work["tokens"] += min(int((reply != end).sum()) + 1, max_tokens)
-        return [reply_from(self.text_of(reply)) for reply in replies]
+        return [
+            reply_from(self.text_of(reply), float(row[-1]))
+            for reply, row in zip(replies, told, strict=True)
+        ]
 
     def check_likelihoods(self) -> None:
         """Does nothing: a model in memory can always tell likelihoods."""

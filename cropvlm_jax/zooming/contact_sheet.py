@@ -20,7 +20,7 @@ from cropvlm_jax.zooming.results import FAILURE, THUMBNAILS, Record, file_stem
 
 PAGE = "contact_sheet.html"
 MOST_PICTURES = 5000  # that a page holds, some 5 KB each; of the results after them the text alone
-SHOWN = ("id", "question", "box", "answer", "answer_without_crop", FAILURE)
+SHOWN = ("id", "question", "box", "boxes", "answer", "answer_without_crop", "kept", FAILURE)
 
 
 def write(out: Path, records: Sequence[Record], settings: Mapping[str, Any], total: int) -> None:
@@ -52,7 +52,7 @@ def _card(out: Path, record: Record, with_picture: bool) -> dict[str, Any]:
     """What the page shows of a result."""
     card = {key: record[key] for key in SHOWN if key in record}
     thumbnail = out / THUMBNAILS / f"{file_stem(record['id'])}.webp"
-    if with_picture and "box" in record and thumbnail.is_file():
+    if with_picture and ("box" in record or "boxes" in record) and thumbnail.is_file():
         card["picture"] = base64.b64encode(thumbnail.read_bytes()).decode()
     return card
 

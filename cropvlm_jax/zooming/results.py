@@ -76,7 +76,8 @@ class Results:
 
     def _is_done(self, record: Record) -> bool:
         """Whether nothing of a result is to be made again."""
-        return FAILURE not in record and (self.folder / record.get("crop", "")).is_file()
+        crops = record["crops"] if "crops" in record else [record.get("crop", "")]
+        return FAILURE not in record and all((self.folder / crop).is_file() for crop in crops)
 
     def _check(self) -> None:
         """Checks that the results answer these questions.

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zooming into many pictures, into a folder that the same call goes on with after a kill."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cropvlm_jax import geometry
-from cropvlm_jax.api import CropVLM, Zoom
+from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data.source import Source
 from cropvlm_jax.evals.items import Item, read_parts
 from cropvlm_jax.hub.files import read_json
@@ -23,6 +23,7 @@ from cropvlm_jax.training import workdir
 from cropvlm_jax.zooming import contact_sheet
 from cropvlm_jax.zooming.questions import RESULTS, Question
 from cropvlm_jax.zooming.results import CROPS, FAILURE, THUMBNAILS, Record, Results, file_stem
+from cropvlm_jax.zooms import Zoom
 
 COMMAND = "zoom"  # in the settings of a folder, which tells it from that of a training run
 CHUNK = 16  # questions that are worked on together: what a kill costs at most
@@ -30,7 +31,28 @@ SHOWN = {"answer": "with the crop", "answer_without_crop": "without the crop"}  
 SIDE, QUALITY = 200, 60  # of a thumbnail's picture and of its crop, px; and of its WebP file
 
 
-ZoomAt = Callable[[Sequence[np.ndarray], Sequence[str]], list[Zoom]]  # pictures, by questions
+@dataclasses.dataclass(frozen=True)
+class Zoomer:
+    """The models of a folder of results, and how they are asked.
+
+    Attributes:
+        model: the cropper, with the target that answers if there is one.
+        compare: whether the target is also asked about the pictures alone.
+        keep_if_surer: see `CropVLM.zoom`.
+    """
+
+    model: CropVLM
+    compare: bool
+    keep_if_surer: bool
+
+    def __call__(self, items: Sequence[Item]) -> list[Zoom]:
+        """Zooms into pictures that are in memory."""
+        return self.model.zoom(
+            [item.image for item in items],
+            [item.example["question"] for item in items],
+            compare=self.compare,
+            keep_if_surer=self.keep_if_surer,
+        )
 
 
 def zoom_all(
@@ -40,6 +62,7 @@ def zoom_all(
     settings: Mapping[str, Any],
     *,
     compare: bool = True,
+    keep_if_surer: bool = False,
 ) -> list[Record]:
     """Zooms as each question asks, and writes results, crops and a contact sheet.
 
@@ -53,6 +76,8 @@ def zoom_all(
         out: the folder of the results, made if need be.
         settings: what the results depend on besides the questions, nested, as JSON.
         compare: whether the target is also asked about the pictures alone.
+        keep_if_surer: whether an answer without crops of which the target is surer is kept; see
+            `CropVLM.zoom`.
 
     Returns:
         The results in the order of the questions. One that lacks something says why as `failure`.
@@ -66,7 +91,7 @@ def zoom_all(
         _claim(out, {"command": COMMAND} | dict(settings))
         results = Results(out, questions)
         try:
-            _go_on(functools.partial(model.zoom, compare=compare), results)
+            _go_on(Zoomer(model, compare, keep_if_surer), results)
         except ReaderUnavailable as error:
             raise ReaderUnavailable(
                 f"{error}. Of {len(questions)} questions, {len(results)} are in {out / RESULTS}: "
@@ -90,7 +115,7 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
     workdir.claim(out, settings)
 
 
-def _go_on(zoom_at: ZoomAt, results: Results) -> None:
+def _go_on(zoomer: Zoomer, results: Results) -> None:
     """Works on the questions that have no result."""
     questions = results.questions
     pending = results.pending()
@@ -105,17 +130,17 @@ def _go_on(zoom_at: ZoomAt, results: Results) -> None:
     progress = Progress(len(questions), len(results), what="picture")
     for start in range(0, len(pending), CHUNK):
         for part in read_parts(source, pending[start : start + CHUNK]):
-            results.append(_zoom_part(zoom_at, part, questions, results.folder))
+            results.append(_zoom_part(zoomer, part, questions, results.folder))
             progress.update(len(results))
 
 
 def _zoom_part(
-    zoom_at: ZoomAt, items: Sequence[Item], questions: Sequence[Question], out: Path
+    zoomer: Zoomer, items: Sequence[Item], questions: Sequence[Question], out: Path
 ) -> list[Record]:
     """The results of items whose pictures are in memory; their files are written."""
 
     def zoom(rows: Sequence[Item]) -> Sequence[Zoom | str]:
-        return zoom_at([row.image for row in rows], [row.example["question"] for row in rows])
+        return zoomer(rows)
 
     readable = [item for item in items if not item.unreadable]
     zooms = iter(refused_alone(zoom, readable, str))
@@ -125,7 +150,8 @@ def _zoom_part(
         if isinstance(found, str):
             records.append(_failed(question, found))
         else:
-            records.append(_zoomed(question, item.image, found, out))
+            record = _zoomed(question, item.image, found, out, zoomer.model.always_one_box)
+            records.append(record | _said(found, zoomer.keep_if_surer))
     return records
 
 
@@ -136,39 +162,49 @@ def _failed(question: Question, reason: str) -> Record:
     }
 
 
-def _zoomed(question: Question, image: np.ndarray, zoom: Zoom, out: Path) -> Record:
-    """A result, whose crop and thumbnail are written.
+def _zoomed(
+    question: Question, image: np.ndarray, zoom: Zoom, out: Path, always_one_box: bool
+) -> Record:
+    """A result without the answers, whose crops and thumbnail are written.
 
     Args:
         question: what was asked.
         image: uint8 `[H, W, 3]`.
         zoom: what was found.
         out: the folder of the results.
+        always_one_box: whether the cropper names one box each time: then the result has `box`, and
+            else `boxes`, of which there may be none.
     """
     stem = file_stem(question.id)
-    crop = f"{CROPS}/{stem}.png"
-    zoom.crop.save(out / crop, compress_level=1)  # 0.4 of the time, 15% larger
-    thumbnail = sheet.panel(Image.fromarray(image), zoom.box, side=SIDE)
+    names = [stem] if always_one_box else [f"{stem}-{i + 1}" for i in range(len(zoom.boxes))]
+    crops = [f"{CROPS}/{name}.png" for name in names]
+    for crop, name in zip(zoom.crops, crops, strict=True):
+        crop.save(out / name, compress_level=1)  # 0.4 of the time, 15% larger
+    picture = Image.fromarray(image)
+    thumbnail = sheet.panel(picture, zoom.box, side=SIDE, others=zoom.boxes[1:])
     thumbnail.save(out / THUMBNAILS / f"{stem}.webp", quality=QUALITY)
     height, width = image.shape[:2]
-    pixels = geometry.to_pixels(np.array(zoom.box), np.array([height, width]))
+    size = np.array([height, width])
+    pixels = [geometry.to_pixels(np.array(box), size).tolist() for box in zoom.boxes]
     record: Record = {
         "id": question.id,
         "image": question.image,
         "question": question.question,
         "width": width,
         "height": height,
-        "box": list(zoom.box),
-        "box_pixels": pixels.tolist(),
-        "crop": crop,
     }
-    return record | _said(zoom)
+    boxes = [list(box) for box in zoom.boxes]
+    if always_one_box:
+        return record | {"box": boxes[0], "box_pixels": pixels[0], "crop": crops[0]}
+    found = {"boxes": boxes, "boxes_pixels": pixels, "crops": crops}
+    return record | found | {"confidence": zoom.confidence}
 
 
-def _said(zoom: Zoom) -> Record:
+def _said(zoom: Zoom, keep_if_surer: bool) -> Record:
     """What the target answered where it was asked, and what kept it from answering.
 
-    An answer is "" where the target read and said nothing, None where there is none.
+    An answer is "" where the target read and said nothing, None where there is none. With
+    `keep_if_surer` there is also how sure it was.
     """
     replies = {
         "answer": (zoom.answer, zoom.failure),
@@ -184,6 +220,9 @@ def _said(zoom: Zoom) -> Record:
         for key, (_, failure) in replies.items()
         if failure and not _is_empty(failure)
     ]
+    if keep_if_surer:
+        names = ("margin_with", "margin_without", "kept")
+        told |= {name: getattr(zoom, name) for name in names}
     return told | ({FAILURE: "; ".join(reasons)} if reasons else {})
 
 

@@ -35,13 +35,14 @@ def test_what_is_read_first_or_by_each_continuation_gives_the_same_replies():
         _, own = model.read(ids, jnp.ones_like(ids, bool), None, prefix)
         return greedy_decode(
             model, prefix, asked[..., -1], end_token=end, max_tokens=LENGTH, own=own
-        )
+        ).tokens
 
     @jax.jit
     def alone(params, images, ids):
         model = nnx.merge(graphdef, params)
         prefix = read_prompt(model, model.encode_images(images), ids, jnp.ones_like(ids, bool))
-        return greedy_decode(model, prefix, ids[:, -1:], end_token=end, max_tokens=LENGTH)[:, 0]
+        reply = greedy_decode(model, prefix, ids[:, -1:], end_token=end, max_tokens=LENGTH)
+        return reply.tokens[:, 0]
 
     replies = shared(params, images, pictured, asked)
     assert replies.shape == (2, 2, LENGTH) and len(np.unique(replies)) > 3

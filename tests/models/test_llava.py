@@ -145,7 +145,8 @@ def _answers(graphdef: nnx.GraphDef, params: nnx.State, batch: batching.Supervis
     model = nnx.merge(graphdef, params)
     pictures = model.encode_images(batch.images)
     prefix = read_prompt(model, pictures, batch.prompt, batch.prompt_valid)
-    return greedy_decode(model, prefix, batch.prompt[:, -1:], end_token=-1, max_tokens=32)[:, 0]
+    replies = greedy_decode(model, prefix, batch.prompt[:, -1:], end_token=-1, max_tokens=32)
+    return replies.tokens[:, 0]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["centre", "pad"])

@@ -147,7 +147,8 @@ def test_greedy_stops_at_the_end_token(reader):
     def reply(end_token):
         image_tokens = model.encode_images(pictures)
         prefix = read_prompt(model, image_tokens, ids, jnp.ones(ids.shape, bool))
-        return greedy_decode(model, prefix, ids[:, -1:], end_token=end_token, max_tokens=6)[:, 0]
+        replies = greedy_decode(model, prefix, ids[:, -1:], end_token=end_token, max_tokens=6)
+        return replies.tokens[:, 0]
 
     free = np.asarray(reply(-1))
     assert free.shape == (2, 6) and free.dtype == np.int32

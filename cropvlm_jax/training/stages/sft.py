@@ -135,7 +135,7 @@ class ReaderStage(SupervisedStage):
             end_token=self.trained.pretrained.end_token_id,
             max_tokens=batch.completion.shape[1],
         )
-        return Look(replies=replies[:, 0])
+        return Look(replies=replies.tokens[:, 0])
 
     @classmethod
     def open(cls, config: TrainConfig, abstract: bool, in_step: bool) -> "ReaderStage":
