@@ -10,7 +10,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx2
@@ -35,9 +35,10 @@ QUESTION = "What is the total?"
 
 
 class FakeEngine:
-    """An engine that always sees the same box, or raises what it is told to."""
+    """An engine that always sees the same boxes, or raises what it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, boxes: Sequence[tuple[int, int, int, int]] = (BOX,)) -> None:
+        self.boxes = boxes
         self.ready, self.metrics = False, Metrics()
         self.fails: Exception | None = None
         self.waits = 0.0  # seconds for a look
@@ -71,12 +72,13 @@ class FakeEngine:
             raise
         image = host.to_rgb(picture)
         size = np.array(image.shape[:2])
-        box = geometry.expand(np.array(BOX), policy.area_scale)
+        shown = self.boxes[: policy.looks]
+        boxes = [geometry.expand(np.array(box), policy.area_scale) for box in shown]
         return Look(
-            boxes=(tuple(box.tolist()),),
-            pixel_boxes=(tuple(geometry.to_pixels(box, size).tolist()),),
-            crops=(Image.fromarray(host.cut(image, box)),),
-            reply=geometry.to_text(box),
+            boxes=tuple(tuple(box.tolist()) for box in boxes),
+            pixel_boxes=tuple(tuple(geometry.to_pixels(box, size).tolist()) for box in boxes),
+            crops=tuple(Image.fromarray(host.cut(image, box)) for box in boxes),
+            reply=geometry.reply_text(self.boxes),
             confidence=0.75,
             size=(image.shape[1], image.shape[0]),
             milliseconds={"queue": 0.5, "cropper": 2.0, "crop": 0.25},
@@ -86,7 +88,9 @@ class FakeEngine:
     async def answer(
         self, pictures: Any, question: str, *, max_tokens: int, deadline: float | None
     ) -> Answer:
-        return Answer("seven", "stop", 10 * len(pictures), 30, 2, {"queue": 0.5, "target": 3.0})
+        count = len(pictures)
+        spent = {"queue": 0.5, "target": 3.0}
+        return Answer("seven" if count > 1 else "one", "stop", 10 * count, 30, 2, spent, -count)
 
 
 @dataclasses.dataclass

@@ -77,6 +77,12 @@ AREA_SCALE = flags.DEFINE_float(
     1.0,
     "What the area of each box is multiplied with. A request may say otherwise.",
 )
+KEEP_IF_SURER = flags.DEFINE_bool(
+    "keep_if_surer",
+    False,
+    "With --target, harm control: it also answers without the crops, and that answer is given "
+    "where it is surer of it. Twice as many answers. A request may say otherwise.",
+)
 ALLOW_HOSTS = flags.DEFINE_list(
     "allow_hosts",
     [],
@@ -116,6 +122,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     if bool(UPSTREAM.value) == bool(TARGET.value):
         raise app.UsageError("give --upstream or --target: one of them answers")
+    if UPSTREAM.value and KEEP_IF_SURER.value:
+        raise app.UsageError(
+            "--keep_if_surer is for --target: an --upstream does not say how sure it is"
+        )
     token, key = secret(TOKEN), secret(UPSTREAM_KEY)
     at_home = HOST.value in LOOPBACK
     if key and not token and not at_home:
@@ -162,7 +172,8 @@ def check_upstream(url: str) -> None:
 
 def read_policy() -> Policy:
     """What crops are like where requests do not say."""
-    return settings.read(Policy, {"area_scale": AREA_SCALE.value, "crops": CROPS.value}, "--")
+    flags_of_policy = (AREA_SCALE, CROPS, KEEP_IF_SURER)
+    return settings.read(Policy, {flag.name: flag.value for flag in flags_of_policy}, "--")
 
 
 def read_limits() -> Limits:

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from cropvlm_jax import geometry
-from cropvlm_jax.api import CropVLM
+from cropvlm_jax.api import CropVLM, Reply
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.inputs import check_picture
 from cropvlm_jax.readers.vlm import VLMReader
@@ -72,7 +72,7 @@ class Engine:
         picture_bytes: int = 2**31,
         question_tokens: Sequence[int] = (20, 256),
         answer_tokens: int = 128,
-        answer_pictures: int = 2,
+        answer_pictures: int | None = None,
         threads: int | None = None,
     ):
         """Makes an engine that has not started.
@@ -87,12 +87,15 @@ class Engine:
                 always taken.
             question_tokens: longest questions that are compiled; longer ones are refused.
             answer_tokens: of the longest answer.
-            answer_pictures: most pictures of a question to the target, crops included.
+            answer_pictures: most pictures of a question to the target, crops included; None is one
+                and as many crops as the cropper may name.
             threads: that decode and cut pictures; None is one a CPU, at most 4.
         """
         sizes = list(batch_sizes)
         if not sizes or sizes[0] != 1 or sizes != sorted(set(sizes)):
             raise ValueError(f"batch_sizes={tuple(sizes)} must begin with 1 and ascend")
+        if answer_pictures is None:
+            answer_pictures = 1 + cropper.grammar.max_boxes
         if queue < 1 or wait_ms < 0 or answer_tokens < 1 or answer_pictures < 1:
             raise ValueError(
                 f"queue={queue}, wait_ms={wait_ms}, answer_tokens={answer_tokens} and "
@@ -178,7 +181,7 @@ class Engine:
             ready = time.monotonic()
             done = await self._batcher.submit(lane, asked)
             worked = time.monotonic()
-            cut = functools.partial(_cut, image, done.value, policy.area_scale)
+            cut = functools.partial(_cut, image, done.value, policy)
             look = await _in(self._after, cut)
             seconds = {"prepare": ready - begun, "queue": done.queued, "cropper": done.worked}
             seconds["crop"] = time.monotonic() - worked
@@ -231,6 +234,7 @@ class Engine:
                 prompt_tokens=served.prompt_tokens(asked.row, image_tokens),
                 completion_tokens=spoken.tokens,
                 milliseconds=self._observe(metrics.ANSWER, seconds),
+                nats=spoken.nats,
             )
 
     def check_room(self, pictures: Sequence[host.Picture]) -> None:
@@ -352,29 +356,30 @@ def _prepare_answer(
     return served.ask([host.to_rgb(picture) for picture in pictures], question, max_tokens)
 
 
-def _cut(image: np.ndarray, value: np.ndarray, area_scale: float) -> Look:
+def _cut(image: np.ndarray, value: np.ndarray, policy: Policy) -> Look:
     """What there is to say of a picture, but for the times.
 
     Args:
         image: uint8 `[H, W, 3]`.
-        value: fp32 `[4 K + 2]`, what the cropper says: percent boxes, of which the first one is
-            cut, the whole picture's where there is none; the probability of the reply; the count.
-        area_scale: what the area of the box is multiplied with.
+        value: fp32 `[4 K + 2]`, what `likeliest_boxes` tells of it.
+        policy: how many boxes are cut, and how large.
 
     Raises:
         ArithmeticError: the probability is not a number.
     """
     if not np.isfinite(value).all():
         raise ArithmeticError("the cropper's probabilities are not finite: its weights are broken")
-    written = value[:4].astype(np.int32)
-    box = written if area_scale == 1 else geometry.expand(written, area_scale)
-    pixels = geometry.to_pixels(box, np.array(image.shape[:2]))
+    reply = Reply.of(value)
+    boxes = [np.array(box) for box in reply.boxes[: policy.looks]]
+    if policy.area_scale != 1:
+        boxes = [geometry.expand(box, policy.area_scale) for box in boxes]
+    size = np.array(image.shape[:2])
     return Look(
-        boxes=(_as_box(box),),
-        pixel_boxes=(_as_box(pixels),),
-        crops=(Image.fromarray(host.cut(image, box)),),
-        reply=geometry.to_text(written),
-        confidence=min(float(value[-2]), 1.0),  # a rounded exp(0) may exceed it
+        boxes=tuple(_as_box(box) for box in boxes),
+        pixel_boxes=tuple(_as_box(geometry.to_pixels(box, size)) for box in boxes),
+        crops=tuple(Image.fromarray(host.cut(image, box)) for box in boxes),
+        reply=geometry.reply_text(reply.boxes),
+        confidence=reply.confidence,
         size=(image.shape[1], image.shape[0]),
         milliseconds={},
         pixels=image,

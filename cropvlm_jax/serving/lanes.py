@@ -20,7 +20,7 @@ from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.readers.base import reply_from
 from cropvlm_jax.readers.batches import Row, full_batch, stack_rows
 from cropvlm_jax.readers.loaded import LoadedModel
-from cropvlm_jax.readers.vlm import VLMReader, greedy_replies
+from cropvlm_jax.readers.vlm import VLMReader, scored_replies
 from cropvlm_jax.serving import metrics
 from cropvlm_jax.serving.shapes import Room, image_count, make_rooms
 
@@ -44,11 +44,13 @@ class Spoken(NamedTuple):
         text: of it.
         finish_reason: "stop" where the target ended it, "length" where the limit did.
         tokens: that it wrote, the end token included.
+        nats: log-probability of what it wrote.
     """
 
     text: str
     finish_reason: Literal["stop", "length"]
     tokens: int
+    nats: float
 
 
 class Served(abc.ABC):
@@ -165,7 +167,7 @@ class Lane:
 
 
 class ServedCropper(Served):
-    """The cropper, which says of each row a percent box and its probability: fp32 `[5]`."""
+    """The cropper, which gives of each row what `likeliest_boxes` does: fp32 `[4 K + 2]`."""
 
     kind = metrics.LOOK
 
@@ -197,7 +199,7 @@ class ServedCropper(Served):
 
 
 class ServedTarget(Served):
-    """A local target, which gives of each row the tokens of its reply: int32 `[T]`."""
+    """A local target, which gives of each row what `scored_replies` does: fp32 `[T + 1]`."""
 
     kind = metrics.ANSWER
 
@@ -242,18 +244,18 @@ class ServedTarget(Served):
         return self.ask([np.zeros((8, 8, 3), np.uint8)], "A", 1)
 
     def call(self, batch: SupervisedBatch, limits: np.ndarray) -> np.ndarray:
-        """int32 `[B, T]`."""
+        """fp32 `[B, T + 1]`."""
         end = self.target.source.end_token_id
-        return self.model.call(greedy_replies, batch, end, self.reply_tokens, limits)
+        return self.model.call(scored_replies, batch, end, self.reply_tokens, limits)
 
     def read(self, reply: np.ndarray, limit: int) -> Spoken:
-        """The reply that a row of tokens `[T]` is, of which at most `limit` were wanted."""
-        end, wanted = self.target.source.end_token_id, reply[:limit]
-        words = wanted[wanted != end]
+        """The reply that a row `[T + 1]` is, of which at most `limit` tokens were wanted."""
+        end, wanted = self.target.source.end_token_id, reply[:-1].astype(np.int32)[:limit]
+        words, nats = wanted[wanted != end], float(reply[-1])
         text = reply_from(self.target.text_of(words)).text
         if len(words) < limit:
-            return Spoken(text, "stop", len(words) + 1)
-        return Spoken(text, "length", limit)
+            return Spoken(text, "stop", len(words) + 1, nats)
+        return Spoken(text, "length", limit, nats)
 
     def prompt_tokens(self, row: Row, image_tokens: int) -> int:
         """Tokens of a prompt, of the places for image tokens only those that are filled."""

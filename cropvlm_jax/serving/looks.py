@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from cropvlm_jax import geometry
+
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 SCALES = 0.01, 10_000.0  # of a box's area: 10,000 makes a box of 1% x 1% the whole picture
@@ -46,18 +48,26 @@ class Policy:
     """What a request may say about its crops.
 
     Attributes:
-        looks: most boxes for a picture: 0 shows the target the picture alone.
+        looks: most boxes for a picture, the first ones of the cropper's reply: 0 shows the target
+            the picture alone.
         area_scale: what the area of each box is multiplied with, about its centre.
         crops: whether they are appended after their picture, or replace it.
+        keep_if_surer: harm control, of a local target: whether it answers without the crops, too,
+            and that answer is given where it is surer of it.
     """
 
-    looks: int = 1
+    looks: int = geometry.MAX_BOXES
     area_scale: float = 1.0
     crops: Literal["append", "replace"] = "append"
+    keep_if_surer: bool = False
 
     def __post_init__(self) -> None:
-        if self.looks not in (0, 1) or isinstance(self.looks, bool):
-            raise ValueError(f"looks={self.looks!r} must be 0 or 1")
+        if type(self.looks) is not int or not 0 <= self.looks <= geometry.MAX_BOXES:
+            raise ValueError(
+                f"looks={self.looks!r} must be a whole number from 0 to {geometry.MAX_BOXES}"
+            )
+        if type(self.keep_if_surer) is not bool:
+            raise ValueError(f"keep_if_surer={self.keep_if_surer!r} must be true or false")
         scale, (least, most) = self.area_scale, SCALES
         number = isinstance(scale, int | float) and not isinstance(scale, bool)
         if not number or not math.isfinite(scale) or not least <= scale <= most:
@@ -71,12 +81,14 @@ class Look:
     """What the cropper says about one picture.
 
     Attributes:
-        boxes: percent of the picture; today one, or none where the policy asks for none.
+        boxes: percent of the picture; none where the cropper says so, and where the policy asks for
+            none.
         pixel_boxes: the same in pixels of the original picture, turned as its EXIF says.
         crops: what is inside, of the original pixels.
-        reply: what the cropper wrote, such as "[12, 5, 40, 33]."; "" where it was not asked.
-        confidence: probability of the reply under the cropper among all boxes that it can write,
-            0..1; 1 where it was not asked.
+        reply: what the cropper wrote, such as "[12, 5, 40, 33]." or "Not needed."; "" where it was
+            not asked.
+        confidence: probability of the reply under the cropper among all that it can write, 0..1; 1
+            where it was not asked.
         size: width and height of the original picture, turned, px.
         milliseconds: by stage: prepare (decoding, tiles), queue, cropper, crop.
         pixels: the original picture, turned, uint8 RGB `[H, W, 3]`; None where it was not decoded.
@@ -103,6 +115,7 @@ class Answer:
         prompt_tokens: tokens that it read in all.
         completion_tokens: tokens that it wrote, the one that ends the answer too.
         milliseconds: by stage: prepare (decoding, tiles), queue, target.
+        nats: log-probability of what it wrote.
     """
 
     text: str
@@ -111,3 +124,4 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     milliseconds: dict[str, float]
+    nats: float = 0.0

@@ -7,6 +7,7 @@ import json
 import time
 from typing import Any
 
+from cropvlm_jax import geometry
 from cropvlm_jax.serving.chat import FIELD
 from cropvlm_jax.serving.looks import Look
 
@@ -24,6 +25,9 @@ class Report:
         warnings: what was not done, and why.
         milliseconds: by stage.
         image_tokens: tokens that the target read of the pictures; None where it does not say.
+        margins: how sure a target is that was asked with the crops and without, by "with" and
+            "without"; None where only one was asked for.
+        kept: whether the answer is the one with the crops.
         begun: `time.monotonic()` when the request came.
     """
 
@@ -31,6 +35,8 @@ class Report:
     warnings: list[str] = dataclasses.field(default_factory=list)
     milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
     image_tokens: int | None = None
+    margins: dict[str, float | None] | None = None
+    kept: bool = True
     begun: float = dataclasses.field(default_factory=time.monotonic)
 
     def took(self, stage: str, since: float) -> None:
@@ -57,15 +63,20 @@ class Report:
             for number, look in sorted(self.looks.items())
             for box, pixels in zip(look.boxes, look.pixel_boxes, strict=True)
         ]
-        sure = [_three_digits(look.confidence) for look in self.looks.values() if look.boxes]
+        sure = [_three_digits(look.confidence) for look in self.looks.values() if look.reply]
         total = {"total": 1000 * (time.monotonic() - self.begun)}
-        return {
+        told: dict[str, Any] = {
             "boxes": boxes,
             "confidence": min(sure, default=None),
             "image_tokens": self.image_tokens,
             "milliseconds": {k: round(v, 2) for k, v in (self.milliseconds | total).items()},
             "warnings": self.warnings,
         }
+        if plain := [n for n, look in self.looks.items() if look.reply == geometry.NOT_NEEDED]:
+            told["not_needed"] = sorted(plain)
+        if self.margins is not None:
+            told |= {"kept": self.kept, "margins": self.margins}
+        return told
 
     def headers(self) -> dict[str, str]:
         """The same as headers, which clients of all languages see, also of streams."""
@@ -77,6 +88,8 @@ class Report:
             "image-tokens": field["image_tokens"],
             "milliseconds": field["milliseconds"],
             "warnings": [text[:WARNING_LIMIT] for text in self.warnings[:WARNINGS_LIMIT]],
+            "not-needed": field.get("not_needed"),
+            "kept": field.get("kept"),
         }
         return {
             PREFIX + name: json.dumps(value, allow_nan=False)  # in ASCII, without line breaks

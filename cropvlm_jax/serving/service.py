@@ -124,6 +124,13 @@ class Service:
         if isinstance(self._answers, LocalTarget):
             seen = await self._zoomer.look(chat, report, deadline)
             return await self._answers.complete(chat, seen, report, deadline)
+        if chat.policy.keep_if_surer:
+            raise Fault(
+                400,
+                "invalid_cropvlm",
+                "cropvlm.keep_if_surer is for a server with --target: an --upstream does not say "
+                "how sure it is of its answers",
+            )
         urls: list[list[str]] = []
         if chat.policy.looks:  # what was seen is not kept while the upstream answers
             urls = await self._zoomer.urls(await self._zoomer.look(chat, report, deadline), report)

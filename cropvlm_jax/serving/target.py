@@ -2,15 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A target of this process as a chat endpoint: it answers a question about one picture."""
 
+import asyncio
+import dataclasses
+import functools
 import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from starlette.responses import Response
 
 from cropvlm_jax.pixels import host
+from cropvlm_jax.readers.asking import keeps_crops
+from cropvlm_jax.readers.base import reply_from
 from cropvlm_jax.serving.chat import FIELD, Chat
 from cropvlm_jax.serving.engine import Engine
 from cropvlm_jax.serving.faults import Fault
@@ -53,14 +59,14 @@ class LocalTarget:
             DeadlineExceeded: the deadline has passed.
             Fault: the request is not about one picture that can be read, or asks for no tokens.
         """
-        shown, tokens = _shown(chat, seen, report), _max_tokens(chat)
+        whole, crops = _shown(chat, seen, report)
+        put = functools.partial(self._put, chat.question, _max_tokens(chat), deadline)
         report.warnings += _ignored(chat)
-        try:
-            answer = await self._engine.answer(
-                shown, chat.question, max_tokens=tokens, deadline=deadline
-            )
-        except (OSError, ValueError) as error:
-            raise Fault(400, "invalid_question", str(error)) from None
+        shown = [*crops] if crops and chat.policy.crops == "replace" else [whole, *crops]
+        if crops and chat.policy.keep_if_surer:
+            answer = _surer(*await asyncio.gather(put(shown), put([whole])), report)
+        else:
+            answer = await put(shown)
         report.image_tokens = answer.image_tokens
         for stage, spent in answer.milliseconds.items():
             report.milliseconds[stage] = report.milliseconds.get(stage, 0.0) + spent
@@ -69,6 +75,15 @@ class LocalTarget:
         else:
             body, kind = _json(self._completion(answer) | {FIELD: report.field()}), JSON
         return Response(body, 200, report.headers(), kind)
+
+    async def _put(
+        self, question: str, tokens: int, deadline: float, shown: Sequence[host.Picture]
+    ) -> Answer:
+        """Puts the question about pictures to the target."""
+        try:
+            return await self._engine.answer(shown, question, max_tokens=tokens, deadline=deadline)
+        except (OSError, ValueError) as error:
+            raise Fault(400, "invalid_question", str(error)) from None
 
     def _head(self, kind: str) -> dict[str, Any]:
         """What completions and chunks begin with."""
@@ -118,8 +133,36 @@ def _usage(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _shown(chat: Chat, seen: Sequence[Seen], report: Report) -> list[host.Picture]:
-    """What the target sees: the picture and its crop, or one of them."""
+def _surer(closer: Answer, whole: Answer, report: Report) -> Answer:
+    """The answer that the target is surer of, with the tokens and times of both.
+
+    Args:
+        closer: to the picture and its crops.
+        whole: to the picture alone.
+        report: takes note of it.
+    """
+    replies = [reply_from(answer.text, answer.nats) for answer in (closer, whole)]
+    report.kept = keeps_crops(*replies)
+    report.margins = {
+        name: None if reply.margin is None else round(reply.margin, 3)
+        for name, reply in zip(("with", "without"), replies, strict=True)
+    }
+    return dataclasses.replace(
+        closer if report.kept else whole,
+        image_tokens=closer.image_tokens + whole.image_tokens,
+        prompt_tokens=closer.prompt_tokens + whole.prompt_tokens,
+        completion_tokens=closer.completion_tokens + whole.completion_tokens,
+        milliseconds={
+            stage: max(spent, whole.milliseconds.get(stage, 0.0))
+            for stage, spent in closer.milliseconds.items()
+        },
+    )
+
+
+def _shown(
+    chat: Chat, seen: Sequence[Seen], report: Report
+) -> tuple[host.Picture, list[np.ndarray]]:
+    """The picture, and its crops."""
     if len(seen) != 1:
         raise Fault(
             400,
@@ -130,9 +173,7 @@ def _shown(chat: Chat, seen: Sequence[Seen], report: Report) -> list[host.Pictur
     file, look, crops = seen[0].file, seen[0].look, seen[0].crops
     if file is None:
         raise Fault(400, "unreadable_picture", "; ".join(report.warnings))
-    if crops and chat.policy.crops == "replace":
-        return [*crops]
-    return [file if look is None or look.pixels is None else look.pixels, *crops]
+    return file if look is None or look.pixels is None else look.pixels, crops
 
 
 def _max_tokens(chat: Chat) -> int:

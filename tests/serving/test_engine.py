@@ -278,7 +278,15 @@ def test_settings_that_cannot_be_are_refused(models, options):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"looks": 2}, {"looks": True}, {"area_scale": 0}, {"area_scale": "1"}, {"crops": ""}]
+    "wrong",
+    [
+        {"looks": 5},
+        {"looks": True},
+        {"keep_if_surer": 1},
+        {"area_scale": 0},
+        {"area_scale": "1"},
+        {"crops": ""},
+    ],
 )
 def test_policies_that_cannot_be_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -132,11 +132,11 @@ def test_a_request_says_what_its_crops_are_like(served, upstream):
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"area_scal": 1}, "cropvlm.area_scal; there are: area_scale, crops, looks"),
+        ({"area_scal": 1}, "cropvlm.area_scal; there are: area_scale, crops, keep_if_surer"),
         ({"area_scale": "big"}, "cropvlm.area_scale='big' is not a number"),
         ({"area_scale": -1}, "cropvlm.area_scale=-1"),
         ({"crops": "delete"}, "cropvlm.crops='delete' is not one of 'append', 'replace'"),
-        ({"looks": 3}, "cropvlm.looks=3 must be 0 or 1"),
+        ({"looks": 5}, "cropvlm.looks=5 must be a whole number from 0 to 4"),
         ([1], "cropvlm must be an object, not [1]"),
     ],
 )
