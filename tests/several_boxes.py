@@ -3,11 +3,13 @@
 """A cropper that names no box, one or up to three, by the picture; it has not been trained to."""
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.pretrained import BUNDLED, Pretrained
 from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.models.vlm import VLM
@@ -38,3 +40,8 @@ def model() -> VLM:
         head[new] = head[known] + spread * rng.normal(size=head.shape[1])
     found.text.head[...] = jnp.asarray(head)
     return found
+
+
+def save(folder: Path) -> None:
+    """Writes it as an export."""
+    export(folder, model(), source(), role="cropper")

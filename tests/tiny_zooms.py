@@ -15,13 +15,23 @@ from cropvlm_jax.zooms import Zoom
 class Model:
     """Zooms into a box that depends on the picture alone: its first pixel says which picture."""
 
-    def __init__(self, answers=False, pause=0.0, silent=None, refuses=None, ends_after=None):
-        """Says how it fails: on pictures of these numbers, or after so many."""
+    def __init__(
+        self,
+        answers=False,
+        pause=0.0,
+        silent=None,
+        refuses=None,
+        ends_after=None,
+        always_one_box=True,
+    ):
+        """Says how it fails: on pictures of these numbers, or after so many.
+
+        A model that does not always say one box says none, one and two, turn by turn.
+        """
+        self.always_one_box = always_one_box
         self.target = self if answers else None
         self.pause, self.silent, self.refuses, self.ends_after = pause, silent, refuses, ends_after
         self.seen = []
-
-    always_one_box = True
 
     def zoom(self, images, questions, compare=True, keep_if_surer=False):
         time.sleep(self.pause)
@@ -32,12 +42,17 @@ class Model:
             raise ReaderUnavailable("nobody is there")
         self.seen += numbers
         zooms = [self._zoom(image, number) for image, number in zip(images, numbers, strict=True)]
+        if keep_if_surer:
+            sure = {"margin_with": 1.0, "margin_without": 2.0, "kept": False}
+            zooms = [zoom._replace(answer="1 pictures", **sure) for zoom in zooms]
         alone = {} if compare else {"answer_without_crop": None, "failure_without_crop": ""}
         return [zoom._replace(**alone) for zoom in zooms]
 
     def _zoom(self, image, number):
-        box = (number % 50, 10, number % 50 + 20, 90)
-        zoom = Zoom((box,), (Image.fromarray(host.cut(image, box)),))
+        boxes = [(number % 50, 10, number % 50 + 20, 90), (50, 0, 90, 50)]
+        boxes = boxes[: 1 if self.always_one_box else number % 3]
+        crops = tuple(Image.fromarray(host.cut(image, box)) for box in boxes)
+        zoom = Zoom(tuple(boxes), crops, confidence=0.5)
         if self.target is None:
             return zoom
         if number == self.silent:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import several_boxes
 from PIL import Image
 from tiny_zooms import draw_pictures
 
@@ -87,6 +88,37 @@ def run(commands, tmp_path):
         return Done(code, *((tmp_path / name).read_text() for name in ("stdout", "stderr")))
 
     return run
+
+
+def test_no_box_and_several_and_the_answer_that_is_kept(run, tmp_path):
+    several_boxes.save(tmp_path / "cropper")
+    pictures, questions = several_boxes.scenes(4)
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    rows = [{"image": f"{i}.png", "question": question} for i, question in enumerate(questions)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = CropVLM.from_pretrained(tmp_path / "cropper", MODELS["target"])
+    zooms = model.zoom(pictures, questions, keep_if_surer=True)
+    assert zooms[0].boxes == () and len(zooms[2].boxes) == 3
+    asked = {"cropper": "cropper", "target": MODELS["target"]}
+    done = run("real", **asked, jsonl="q.jsonl", out="out", keep_if_surer="true")
+    assert done.code == 0, done.err
+    records = json_lines.read(tmp_path / "out" / "results.jsonl")
+    assert [r["boxes"] for r in records] == [[list(b) for b in z.boxes] for z in zooms]
+    for name in ("answer", "answer_without_crop", "kept"):
+        assert [r[name] for r in records] == [getattr(z, name) for z in zooms]
+    refused = run("real", **asked, jsonl="q.jsonl", out="out")
+    assert "target.keep_if_surer: True there, None now" in refused.err
+
+    options = {"keep_if_surer": "true", "out": "one.png", "question": questions[2]}
+    done = run("real", **asked, image="2.png", **options)
+    told = ", ".join(str(list(box)) for box in zooms[2].boxes)
+    assert f"boxes (percent): {told}\nanswer: {zooms[2].answer}\n" in done.out
+    chosen = "with" if zooms[2].kept else "without"
+    assert f"the answer is that {chosen}" in done.out
+    assert Image.open(tmp_path / "one.png").width > 600
+    done = run("real", cropper="cropper", image="0.png", question=questions[0], out="one.png")
+    assert done.out == "boxes (percent): none, not needed\n"
 
 
 def test_a_file_of_questions_is_answered_as_from_python(run, tmp_path):

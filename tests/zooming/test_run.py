@@ -57,6 +57,37 @@ def test_results_crops_and_the_page(tmp_path):
     assert "http" not in page and "src=" not in page.replace("image.src", "")
 
 
+def test_results_of_no_box_and_of_several(tmp_path):
+    draw_pictures(tmp_path / "in", 4)
+    out = tmp_path / "out"
+    records = zoom(out, tmp_path / "in", Model(answers=True, always_one_box=False))
+    assert records == results(out)
+    assert [len(record["boxes"]) for record in records] == [0, 1, 2, 0]
+    for record in records:
+        whole = Image.open(tmp_path / "in" / record["image"])
+        assert "box" not in record and record["confidence"] == 0.5
+        for crop, pixels in zip(record["crops"], record["boxes_pixels"], strict=True):
+            np.testing.assert_array_equal(Image.open(out / crop), whole.crop(pixels))
+    assert len({crop for record in records for crop in record["crops"]}) == 3
+    assert [card["boxes"] for card in cards(out)] == [record["boxes"] for record in records]
+    assert all(len(card["picture"]) > 100 for card in cards(out))
+    (out / records[2]["crops"][1]).unlink()
+    again = Model(always_one_box=False)
+    zoom(out, tmp_path / "in", again)
+    assert again.seen == [2]
+
+
+def test_which_answer_was_kept_is_told(tmp_path):
+    draw_pictures(tmp_path / "in", 1)
+    asked = questions.of_folder(tmp_path / "in", "What?", tmp_path / "out")
+    model = Model(answers=True)
+    (record,) = run.zoom_all(model, asked, tmp_path / "out", SETTINGS, keep_if_surer=True)
+    assert record["answer"] == "1 pictures" and record["kept"] is False
+    assert (record["margin_with"], record["margin_without"]) == (1, 2)
+    (card,) = cards(tmp_path / "out")
+    assert card["kept"] is False and "margin_with" not in card
+
+
 def test_without_the_comparison_there_is_one_answer(tmp_path):
     draw_pictures(tmp_path / "in", 2)
     asked = questions.of_folder(tmp_path / "in", "What?", tmp_path / "out")
