@@ -3,6 +3,7 @@
 """Cheap readers and croppers for evaluations, and data sets of a few rows."""
 
 import time
+import types
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 from cropvlm_jax.data.source import Source
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.run import evaluate
-from cropvlm_jax.readers.base import Reply
+from cropvlm_jax.readers.base import Likelihood, Reply
 
 
 class Reader:
@@ -70,3 +71,41 @@ def questions(records, controls=True):
     """How many questions a target is asked: crops of the same box are shown once."""
     boxes = [len(set(map(tuple, record["boxes"].values()))) for record in records]
     return sum(boxes) + 2 * controls * len(records)
+
+
+class Looker:
+    """A cropper that says none, one or two boxes, by the picture and the budget that it is told."""
+
+    def __init__(self, max_boxes=2, abstain=True):
+        self.grammar = types.SimpleNamespace(max_boxes=max_boxes, abstain=abstain)
+        self.questions = []
+
+    def replies(self, images, questions):
+        self.questions += questions
+        replies = []
+        for image, question in zip(images, questions, strict=True):
+            count = 0 if "Budget: low" in question else int(image[0, 0, 0]) % 3
+            boxes = [(10, 10, 40, 30), (50, 60, 90, 95)][: min(count, self.grammar.max_boxes)]
+            replies.append(types.SimpleNamespace(boxes=boxes, confidence=1 / (1 + count)))
+        return replies
+
+    def propose(self, images, questions):
+        raise AssertionError("one box is not all that it says")
+
+
+class SureReader(Reader):
+    """A reader that also tells how likely answers are: the larger digit the likelier."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = []
+
+    def answer(self, images, questions):
+        self.shown += [len(pictures) for pictures in images]
+        return super().answer(images, questions)
+
+    def check_likelihoods(self):
+        pass
+
+    def likelihoods(self, images, questions, answers):
+        return [Likelihood(-1 / (1 + int(answer)), 2) for answer in answers]

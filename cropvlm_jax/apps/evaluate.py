@@ -27,14 +27,17 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from PIL import Image
 
-from cropvlm_jax import apps, json_lines, parallel
+from cropvlm_jax import apps, geometry, json_lines, parallel
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.apps import processes, target_processor
 from cropvlm_jax.data import sources
 from cropvlm_jax.evals import best_scale
+from cropvlm_jax.evals.conditions import boxes_of
+from cropvlm_jax.evals.croppers import ToldBudget
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.registry import BENCHMARKS, SCORERS
 from cropvlm_jax.evals.run import evaluate
+from cropvlm_jax.evals.tradeoffs import shown
 from cropvlm_jax.hub.files import read_json
 from cropvlm_jax.pixels import host, sheet
 from cropvlm_jax.readers.base import ReaderUnavailable
@@ -76,6 +79,18 @@ CROPPERS = flags.DEFINE_list(
     "Hugging Face id, or zoom_digits/cropper, which comes with the package.",
     required=True,
 )
+BUDGETS = flags.DEFINE_list(
+    "budgets",
+    [],
+    "Budgets that the last cropper was trained with, such as low,high: it is asked once with each, "
+    "and becomes the conditions 'NAME low' and 'NAME high'.",
+)
+COSTS = flags.DEFINE_bool(
+    "costs",
+    None,
+    "Also tell what looking costs and when it pays: seconds and image tokens by condition, gates, "
+    "risk-coverage curves. Default: where a cropper may say none or several boxes.",
+)
 EXPANSIONS = flags.DEFINE_list(
     "expansions",
     [],
@@ -84,13 +99,14 @@ EXPANSIONS = flags.DEFINE_list(
 BEST_SCALE_SPLIT = flags.DEFINE_string(
     "best_scale_split",
     None,
-    "The split on which the best scale of the first of several croppers is chosen, such as val. "
+    "The split on which the best scale of the first of several croppers, and thresholds of gates "
+    "are chosen, such as val. "
     "By default the benchmark's own; where it has none, the control is left out.",
 )
 BEST_SCALE_ITEMS = flags.DEFINE_integer(
     "best_scale_items",
     best_scale.ITEMS,
-    "At most so many items of that split; 0 leaves the control out.",
+    "At most so many items of that split; 0 leaves out what is chosen on them.",
     lower_bound=0,
 )
 OUT = flags.DEFINE_string(
@@ -139,6 +155,8 @@ def table(results: dict[str, Any]) -> str:
             lines.append(lead_line(results, found["scores"][metric]))
         if found["failures"]:
             lines.append(f"failures: {found['failures']}")
+        if "tradeoffs" in results:
+            lines += cost_lines(results, target)
     if "left_out" in results["best_scale"]:
         lines.append(f"without the control of the best scale: {results['best_scale']['left_out']}")
     figures = [
@@ -148,6 +166,22 @@ def table(results: dict[str, Any]) -> str:
     ]
     lines.append("boxes of the last cropper: " + ", ".join(figures))
     return "\n".join([*lines, pace_line(results["throughput"])])
+
+
+def cost_lines(results: dict[str, Any], target: str) -> list[str]:
+    """What no crop, croppers and gates cost and win with a target, a line each."""
+    rows, whose = shown(results, target), results["tradeoffs"][target]["ordered_by"]
+    width = max(map(len, rows))
+    lines = [f"what looking costs; AURC in the order of the {whose}'s confidence"]
+    for name, row in rows.items():
+        tokens, area = row["crop_tokens"], row["aurc"]
+        figures = [f"{row['crops']:.2f} crops"]
+        figures += [] if tokens is None else [f"{tokens:,.1f} tokens of crops"]
+        figures += [f"{row['no_crop_rate']:.1%} without a crop", f"score {row['score']:.1%}"]
+        figures += [] if row["harm_rate"] is None else [f"{row['harm_rate']:.1%} harmed"]
+        figures += [] if area is None else [f"AURC {area:.3f}"]
+        lines.append(f"{name:>{width}}  " + ", ".join(figures))
+    return lines
 
 
 def pace_line(throughput: dict[str, Any]) -> str:
@@ -214,9 +248,11 @@ def picture_sheet(
     for record in readable[:PANELS]:
         image = host.to_rgb(source[record["index"]]["image"])
         for name in croppers:
-            box, reply = record["boxes"][name], record["replies"][target][name]["text"]
-            told = f"{name}: {box} -> {reply!r} (truth {record['answers'][0]})"
-            panels.append(sheet.panel(Image.fromarray(image), box, [record["question"], told]))
+            boxes, reply = record["boxes"][name], record["replies"][target][name]["text"]
+            told = f"{name}: {boxes} -> {reply!r} (truth {record['answers'][0]})"
+            first, *others = boxes_of(boxes) or [geometry.FULL]
+            captions = [record["question"], told]
+            panels.append(sheet.panel(Image.fromarray(image), first, captions, others=others))
     return sheet.grid(panels, columns=len(croppers))
 
 
@@ -248,6 +284,33 @@ def read_croppers(pairs: list[str]) -> dict[str, str]:
     if any(len(parts) != 2 for parts in split):
         raise app.UsageError(f"--croppers takes name=model pairs, got {pairs}")
     return {name: model for name, model in split}
+
+
+def told_names(name: str, models: dict[str, str]) -> list[str]:
+    """The conditions of a cropper: its name, or of the last one, with --budgets, one for each.
+
+    Raises:
+        UsageError: there are other conditions of such a name.
+    """
+    if not BUDGETS.value or name != list(models)[-1]:
+        return [name]
+    names = [f"{name} {budget}" for budget in BUDGETS.value]
+    if len({*names, *models}) < len(names) + len(models):
+        raise app.UsageError(f"--budgets={','.join(BUDGETS.value)}: names need to be different")
+    return names
+
+
+def told_budgets(croppers: dict[str, CropVLM], models: dict[str, str]) -> dict[str, Any]:
+    """The croppers by condition; the last one is told each of the --budgets."""
+    found: dict[str, Any] = {}
+    for name, cropper in croppers.items():
+        names = told_names(name, models)
+        if names == [name]:
+            found[name] = cropper
+        else:
+            told = zip(names, BUDGETS.value, strict=True)
+            found |= {each: ToldBudget(cropper, budget) for each, budget in told}
+    return found
 
 
 def read_expansions(factors: list[str]) -> list[float]:
@@ -286,6 +349,7 @@ def evaluate_and_write() -> dict[str, Any]:
     """Evaluates; process 0 writes and prints the results, which all processes return."""
     models, expansions = read_croppers(CROPPERS.value), read_expansions(EXPANSIONS.value)
     out, benchmark = pathlib.Path(OUT.value), BENCHMARKS[BENCHMARK.value]
+    told_names(list(models)[-1], models)  # likewise
     if METRIC.value:
         benchmark.with_metric(METRIC.value)  # or it would be refused once the models are loaded
     source, trained = benchmark.open(FOLDER.value, SEED.value, SPLIT.value), runs(models)
@@ -295,7 +359,9 @@ def evaluate_and_write() -> dict[str, Any]:
         return results
     items = results["n"] + len(results["unreadable"])
     records = read_records(out / results["records"])[:items]
-    results["trained_with"] = {name: run["target"] for name, run in trained.items()}
+    results["trained_with"] = {
+        told: run["target"] for name, run in trained.items() for told in told_names(name, models)
+    }
     results |= summary
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     (out / "results.json").write_text(text, encoding="utf-8")
@@ -322,6 +388,7 @@ def run_evaluation(
         out: folder for the records.
     """
     options = load_options()
+    croppers = {name: CropVLM.from_pretrained(model, **options) for name, model in models.items()}
     processor = target_processor.read(PROCESSOR.value, TARGETS.value)
     return evaluate(
         BENCHMARK.value,
@@ -330,13 +397,14 @@ def run_evaluation(
             open_reader(spec, processor=processor if is_vlm(spec) else None, **options)
             for spec in TARGETS.value
         ],
-        {name: CropVLM.from_pretrained(model, **options) for name, model in models.items()},
+        told_budgets(croppers, models),
         out,
         expansions=expansions,
         limit=LIMIT.value or (SCENES if BENCHMARK.value in sources.DRAWN else None),
         seed=SEED.value,
         split=SPLIT.value,
         metric=METRIC.value,
+        costs=COSTS.value,
         validation=best_scale.open_validation(
             BENCHMARK.value,
             source,

@@ -26,11 +26,12 @@ from cropvlm_jax.evals.conditions import (
     expanded,
     sorted_expansions,
 )
+from cropvlm_jax.evals.croppers import Cropper
 from cropvlm_jax.evals.intervals import Groups, bootstrap
 from cropvlm_jax.evals.items import check_answers
 from cropvlm_jax.evals.registry import BENCHMARKS, Benchmark
 from cropvlm_jax.evals.statistics import score_of
-from cropvlm_jax.evals.study import Cropper, Study
+from cropvlm_jax.evals.study import Study
 from cropvlm_jax.readers.base import Reader
 
 FACTORS = (0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)  # of the boxes' areas
@@ -149,7 +150,7 @@ def choose_scale(
         benchmark=benchmark,
         targets=targets[:1],
         croppers={first: croppers[first]},
-        conditions=Conditions((first,), sorted_expansions(FACTORS), controls=False),
+        conditions=Conditions((first,), sorted_expansions(FACTORS), controls=()),
     )
     protocol = study.protocol(validation.source, validation.split)
     stem = f"{name}_validation"

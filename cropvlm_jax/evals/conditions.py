@@ -3,7 +3,7 @@
 """The conditions of an evaluation: which pictures a target is shown under each of them."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ BEST_SCALE = (
 MAX_UPSCALED = 4096  # px
 INVALID = (0, 0, 0, 0)  # the box of a cropper that refused an item
 
+# What records have: percent values of one box, or of none to several boxes a list each.
+Boxes = Sequence[Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
@@ -38,14 +41,14 @@ class Conditions:
         seed: of the random crops.
         best_scale: the factor of the control that scales the first cropper's boxes; None without
             that control.
-        controls: whether targets are shown `CONTROLS` besides the croppers' boxes.
+        controls: the names in `CONTROLS` that targets are shown besides the croppers' boxes.
     """
 
     croppers: tuple[str, ...]
     expansions: tuple[float, ...] = ()
     seed: int = 0
     best_scale: float | None = None
-    controls: bool = True
+    controls: tuple[str, ...] = tuple(CONTROLS)
 
     @classmethod
     def of(cls, protocol: Mapping[str, Any]) -> "Conditions":
@@ -65,7 +68,7 @@ class Conditions:
     @property
     def without_box(self) -> tuple[str, ...]:
         """Conditions that need no box."""
-        return (NO_CROP, UPSCALED) if self.controls else ()
+        return tuple(name for name in (NO_CROP, UPSCALED) if name in self.controls)
 
     def names(self, oracle: bool) -> list[str]:
         """The conditions in the order of tables, without those of `expansions`.
@@ -87,19 +90,20 @@ class Conditions:
         movable = [*self.croppers, ORACLE] if oracle else self.croppers
         return [expanded(name, factor) for name in movable for factor in self.expansions]
 
-    def boxes(self, index: int, known: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    def boxes(self, index: int, known: Mapping[str, Boxes]) -> dict[str, Boxes]:
         """The boxes of an item by condition.
 
         Args:
             index: of the item, which the random crop depends on.
-            known: the croppers' boxes by name, and the true one where there is one.
+            known: the croppers' boxes by name, and the true ones where there are any.
         """
-        boxes: dict[str, list[int]] = {}
+        boxes: dict[str, Boxes] = {}
         names = self.croppers
-        if self.controls:
-            boxes |= self._control_boxes(index, known[self.last])
+        if ORACLE in self.controls:
             names = (*names, ORACLE)
-        boxes |= {name: list(known[name]) for name in names if name in known}
+        if RANDOM in self.controls:
+            boxes |= self._control_boxes(index, known[self.last])
+        boxes |= {name: _each(list, known[name]) for name in names if name in known}
         if self.best_scale is not None:
             first = self.croppers[0]
             boxes[best_scale_of(first)] = scaled(known[first], self.best_scale)
@@ -109,15 +113,44 @@ class Conditions:
                     boxes[expanded(name, factor)] = scaled(known[name], factor)
         return boxes
 
-    def _control_boxes(self, index: int, last: Sequence[int]) -> dict[str, list[int]]:
-        """Boxes of the last cropper's width and height, at the centre and at a random place."""
-        side = np.clip(np.subtract(last[2:], last[:2]), 1, 100)
-        corner = np.random.default_rng([self.seed, index]).integers(0, 101 - side)
-        centre = 50 - side // 2
-        return {
-            CENTRE: [*centre.tolist(), *(centre + side).tolist()],
-            RANDOM: [*corner.tolist(), *(corner + side).tolist()],
-        }
+    def _control_boxes(self, index: int, last: Boxes) -> dict[str, Boxes]:
+        """Boxes of the last cropper's widths and heights, at the centre and at random places."""
+        rng = np.random.default_rng([self.seed, index])
+
+        def centre(box: Sequence[int]) -> list[int]:
+            side = _side(box)
+            return _placed(50 - side // 2, side)
+
+        def anywhere(box: Sequence[int]) -> list[int]:
+            side = _side(box)
+            return _placed(rng.integers(0, 101 - side), side)
+
+        return {CENTRE: _each(centre, last), RANDOM: _each(anywhere, last)}
+
+
+def boxes_of(written: Boxes) -> list[Sequence[int]]:
+    """The boxes of a condition, of which records have one, or a list of none to several."""
+    return [written] if _is_one(written) else list(written)
+
+
+def _is_one(written: Boxes) -> bool:
+    """Whether these are the percent values of a box, and not a list of boxes."""
+    return len(written) > 0 and np.ndim(written[0]) == 0
+
+
+def _each(change: Callable[[Sequence[int]], list[int]], written: Boxes) -> Boxes:
+    """Boxes in the form that they have, each of them changed."""
+    return change(written) if _is_one(written) else [change(box) for box in written]
+
+
+def _side(box: Sequence[int]) -> np.ndarray:
+    """Width and height of a box in percent, 1 at least."""
+    return np.clip(np.subtract(box[2:], box[:2]), 1, 100)
+
+
+def _placed(corner: np.ndarray, side: np.ndarray) -> list[int]:
+    """The box of a width and height whose left upper corner is there."""
+    return [*corner.tolist(), *(corner + side).tolist()]
 
 
 def sorted_expansions(factors: Iterable[float]) -> tuple[float, ...]:
@@ -135,10 +168,14 @@ def best_scale_of(cropper: str) -> str:
     return f"{cropper}_best_scale"
 
 
-def scaled(box: Sequence[int], factor: float) -> list[int]:
-    """A box whose area is `factor` times as large; a box that is not valid stays as it is."""
-    values = np.array(box)
-    return geometry.expand(values, factor).tolist() if geometry.is_valid(values) else list(box)
+def scaled(boxes: Boxes, factor: float) -> Boxes:
+    """Boxes whose areas are `factor` times as large; one that is not valid stays as it is."""
+
+    def scale(box: Sequence[int]) -> list[int]:
+        values = np.array(box)
+        return geometry.expand(values, factor).tolist() if geometry.is_valid(values) else list(box)
+
+    return _each(scale, boxes)
 
 
 def upscale(image: np.ndarray) -> np.ndarray:
@@ -152,9 +189,9 @@ def upscale(image: np.ndarray) -> np.ndarray:
 
 
 def shown_pictures(
-    image: np.ndarray, condition: str, boxes: Mapping[str, Sequence[int]]
+    image: np.ndarray, condition: str, boxes: Mapping[str, Boxes]
 ) -> list[np.ndarray]:
-    """What a target is shown: the picture, or the picture and a second one.
+    """What a target is shown: the picture, and what else there is.
 
     Args:
         image: uint8 `[H, W, 3]`.
@@ -165,4 +202,4 @@ def shown_pictures(
         return [image]
     if condition == UPSCALED:
         return [image, upscale(image)]
-    return [image, host.cut(image, boxes[condition])]
+    return [image, *(host.cut(image, box) for box in boxes_of(boxes[condition]))]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cropvlm_jax.evals.conditions import NO_CROP
+from cropvlm_jax import geometry
+from cropvlm_jax.evals.conditions import NO_CROP, boxes_of
 from cropvlm_jax.evals.figures import last_of
 from cropvlm_jax.evals.statistics import score_of
 from cropvlm_jax.pixels import host, sheet
@@ -66,7 +67,8 @@ def panel(results: Mapping[str, Any], record: Mapping[str, Any], image: np.ndarr
         word = {RIGHT: "right", WRONG: "wrong"}.get(mark, mark)
         lines.append(f"{title}: {text[:50]!r}, {word}")
     lines.append(f"truth: {record['answers'][0][:60]}")
-    return sheet.panel(Image.fromarray(image), record["boxes"][last_of(results)], lines)
+    first, *others = boxes_of(record["boxes"][last_of(results)]) or [geometry.FULL]
+    return sheet.panel(Image.fromarray(image), first, lines, others=others)
 
 
 def card(
@@ -79,8 +81,7 @@ def card(
         record: of the item.
         image: uint8 `[H, W, 3]`.
     """
-    box = record["boxes"][last_of(results)]
-    x1, y1, x2, y2 = box
+    boxes = boxes_of(record["boxes"][last_of(results)])
     answers = ""
     for title, condition in _conditions(results):
         text, mark = _marked_reply(results, record, condition)
@@ -89,12 +90,24 @@ def card(
         answers += f'<dt>{title}</dt><dd class="{kind}"><b>{said}</b> <span>{mark}</span></dd>'
     return {
         "whole": _data_uri(image),
-        "crop": _data_uri(host.cut(image, box)),
-        "place": f"left:{x1}%;top:{y1}%;width:{x2 - x1}%;height:{y2 - y1}%",
+        "crops": "".join(_crop(image, box) for box in boxes) or "<p>no crop</p>",
+        "frames": "".join(_frame(box) for box in boxes),
         "question": html.escape(record["question"]),
         "answers": answers,
         "truth": html.escape(record["answers"][0]),
     }
+
+
+def _crop(image: np.ndarray, box: Sequence[int]) -> str:
+    """The crop of a box, as HTML."""
+    return f'<img alt="" src="{_data_uri(host.cut(image, box))}">'
+
+
+def _frame(box: Sequence[int]) -> str:
+    """A frame around a box of a card's whole picture, as HTML."""
+    x1, y1, x2, y2 = box
+    place = f"left:{x1}%;top:{y1}%;width:{x2 - x1}%;height:{y2 - y1}%"
+    return f'<i style="{place}"></i>'
 
 
 def _conditions(results: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -111,7 +111,7 @@ def span(row: Mapping[str, Any], key: str) -> tuple[float, float, float]:
     return row[key], low, high
 
 
-def _axes(
+def axes_for(
     count: int, width: float, height: float, columns: int, **options: Any
 ) -> tuple[Figure, Sequence[Axes]]:
     """A figure with `count` axes, `columns` a row."""
@@ -127,7 +127,7 @@ def _axes(
 def scores_figure(results: Results) -> Figure:
     """Each condition's score with its interval."""
     names, targets = list(results["accuracy"]), list(results["targets"])
-    figure, axes = _axes(len(targets), 3.5, 0.38 * len(names) + 1.0, 3, sharey=True, sharex=True)
+    figure, axes = axes_for(len(targets), 3.5, 0.38 * len(names) + 1.0, 3, sharey=True, sharex=True)
     for axis, target in zip(axes, targets, strict=True):
         rows = headline(results, target)
         for i, name in enumerate(names):
@@ -158,7 +158,7 @@ def expansion_figure(results: Results) -> Figure:
     """Scores as the boxes grow, CropVLM's figure 3."""
     protocol, targets = results["protocol"], list(results["targets"])
     factors = sorted({1.0, *protocol["expansions"]})
-    figure, axes = _axes(len(targets), 5.0, 3.6, 2, sharey=True)
+    figure, axes = axes_for(len(targets), 5.0, 3.6, 2, sharey=True)
     for axis, target in zip(axes, targets, strict=True):
         rows = headline(results, target)
         ends = []
@@ -258,7 +258,7 @@ def training_figure(
     shown = [name for name in titles if name in names]
     if not shown:  # a supervised run
         shown = [name for name in ("loss", "eval/loss") if name in names] or sorted(names)[:1]
-    figure, axes = _axes(len(shown), 2.6, 2.4, 4)
+    figure, axes = axes_for(len(shown), 2.6, 2.4, 4)
     for axis, name in zip(axes, shown, strict=True):
         for cropper, rows in curves.items():
             color = color_of(results, cropper)

@@ -39,6 +39,12 @@ class Groups(NamedTuple):
         return cls(pictures, np.unique(cycles, return_inverse=True)[1])
 
 
+def resamples(count: int) -> np.ndarray:
+    """How often each cluster is in the sample, `[1 + R, K]`: once each, then in the resamples."""
+    weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    return np.concatenate([np.ones((1, count)), weights])
+
+
 def bootstrap(
     values: np.ndarray, cluster: np.ndarray, cycle: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -53,8 +59,7 @@ def bootstrap(
         Means `[C]`, NaN where there is no value, and the ends of their intervals `[2, C]`.
     """
     count = cluster.max() + 1
-    weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    weights = np.concatenate([np.ones((1, count)), weights])
+    weights = resamples(count)
     known = ~np.isnan(values)
     means = []
     for number in range(cycle.max() + 1):

@@ -85,7 +85,9 @@ def begin_record(item: Item) -> Record:
     record |= {key: example[key] for key in KEPT if key in example}
     if item.unreadable:
         return record | {"unreadable": item.unreadable}
-    if "box" in example:
+    if "boxes" in example:
+        record["boxes"] = {ORACLE: [[int(v) for v in box] for box in example["boxes"]]}
+    elif "box" in example:
         record["boxes"] = {ORACLE: [int(v) for v in example["box"]]}
     # Items about one picture are not independent, so that records say which picture it was.
     picture = hashlib.blake2b(item.image.tobytes(), digest_size=8).hexdigest()

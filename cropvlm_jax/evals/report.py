@@ -6,19 +6,18 @@ The page and its style are in `templates/`.
 """
 
 import html
-import importlib.resources
 import io
 import json
 import os
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cropvlm_jax import texts
-from cropvlm_jax.evals import examples, figures
+from cropvlm_jax.evals import cost_figures, cost_sections, examples, figures, markup
 from cropvlm_jax.evals.conditions import NO_CROP
 from cropvlm_jax.evals.examples import Kind
 from cropvlm_jax.evals.figures import (
@@ -43,8 +42,9 @@ def write(
     source: Any,
     curves: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> None:
-    """Writes `report.html`, `scores.png`, `expansion.png`, `transfer.png`, `examples.png` and, of
-    croppers that are in a run's folder, `training.png`.
+    """Writes `report.html`, `scores.png`, `expansion.png`, `transfer.png`, `examples.png`; of
+    croppers that are in a run's folder `training.png`; and where the results tell what looking
+    costs `cost.png` and `risk.png`.
 
     Args:
         out: folder, which exists.
@@ -76,6 +76,9 @@ def _draw(
     yield "scores", figures.scores_figure(results)
     if results["protocol"]["expansions"]:
         yield "expansion", figures.expansion_figure(results)
+    if "tradeoffs" in results:
+        yield "cost", cost_figures.cost_figure(results)
+        yield "risk", cost_figures.risk_figure(results)
     yield "transfer", figures.transfer_figure(results)
     if curves:
         yield "training", figures.training_figure(results, curves)
@@ -90,12 +93,6 @@ def _svg(figure: Figure) -> str:
 
 
 # The page -----------------------------------------------------------------------------------------
-
-
-def _template(name: str) -> str:
-    """A file of `templates/`."""
-    folder = importlib.resources.files("cropvlm_jax.evals") / "templates"
-    return (folder / name).read_text(encoding="utf-8")
 
 
 def _page(
@@ -115,8 +112,9 @@ def _page(
     protocol = results["protocol"]
     sections = [
         *_score_sections(results, drawn),
+        *cost_sections.sections(results, drawn),
         _examples_section(results, kinds, pictures),
-        _section(
+        markup.section(
             "Transfer",
             "Points won over no crop: each cropper, unchanged, in front of each target.",
             drawn["transfer"],
@@ -124,24 +122,18 @@ def _page(
     ]
     if "training" in drawn:
         text = "Each step's value, and a running mean; dots are held-out examples."
-        sections.append(_section("The runs", text, drawn["training"]))
-    sections.append(_section("What it costs", "Medians and means an item.", _costs(results)))
+        sections.append(markup.section("The runs", text, drawn["training"]))
+    sections.append(markup.section("What it costs", "Medians and means an item.", _costs(results)))
     sections.append(_protocol_section(results))
-    return string.Template(_template("report.html")).substitute(
+    return string.Template(markup.template("report.html")).substitute(
         benchmark=html.escape(protocol["benchmark"]),
-        css=_template("report.css"),
+        css=markup.template("report.css"),
         target=html.escape(next(iter(results["targets"]))),
         items=f"{results['n']:,}",
         metric=html.escape(next(iter(protocol["metrics"]))),
         keys=_keys(results),
         sections="".join(sections),
     )
-
-
-def _section(title: str, text: str, content: str) -> str:
-    """A section of the page from its title, and from HTML: its introduction and its content."""
-    template = string.Template(_template("section.html"))
-    return template.substitute(title=title, text=text, content=content)
 
 
 def _keys(results: Results) -> str:
@@ -155,13 +147,13 @@ def _keys(results: Results) -> str:
         (
             "",
             points(row["gain"]),
-            f"points won, 95% interval {_ends(row['gain_interval'], points)}",
+            f"points won, 95% interval {markup.ends(row['gain_interval'], points)}",
         ),
     ]
     if "lead" in best:
         text = (
             f"points ahead of {html.escape(best['cropper'])}'s boxes at their best scale, "
-            f"{_ends(best['lead_interval'], points)}"
+            f"{markup.ends(best['lead_interval'], points)}"
         )
         keys.append(("", points(best["lead"]), text))
     changed = f"{row['rescued']:,} : {row['harmed']:,}"
@@ -177,7 +169,7 @@ def _score_sections(results: Results, drawn: Mapping[str, str]) -> list[str]:
     description = next(iter(results["protocol"]["metrics"].values()))
     tables = "".join(_table(results, name) for name in results["targets"])
     sections = [
-        _section(
+        markup.section(
             "Scores and controls",
             f"{html.escape(description[:1].upper() + description[1:])}. The dotted line is the "
             "target without a crop. Control crops have the width and height of "
@@ -193,7 +185,7 @@ def _score_sections(results: Results, drawn: Mapping[str, str]) -> list[str]:
             "The same boxes, with their areas scaled about their centres before the crop is cut. "
             "Bands are 95% intervals."
         )
-        sections.append(_section("How tight should the box be?", text, drawn["expansion"]))
+        sections.append(markup.section("How tight should the box be?", text, drawn["expansion"]))
     return sections
 
 
@@ -208,20 +200,22 @@ def _best_scale_section(best: Mapping[str, Any]) -> str:
         "that is reported has a part in the choice."
     )
     scores = validation["scores"]
-    head = _cells("th", ["area times", *scores])
+    head = markup.cells("th", ["area times", *scores])
     marked = [
         f"<b>{percent(score)}</b>" if factor == chosen else percent(score)
         for factor, score in scores.items()
     ]
-    body = _cells("td", [html.escape(validation["metric"]), *marked])
-    return _section("The control's scale, chosen on validation", text, _table_of(head, [body]))
+    body = markup.cells("td", [html.escape(validation["metric"]), *marked])
+    return markup.section(
+        "The control's scale, chosen on validation", text, markup.table_of(head, [body])
+    )
 
 
 def _examples_section(
     results: Results, kinds: Sequence[Kind], pictures: Mapping[int, np.ndarray]
 ) -> str:
     """Examples of each kind, a card each."""
-    template = string.Template(_template("card.html"))
+    template = string.Template(markup.template("card.html"))
     content = ""
     for kind in kinds:
         cards = "".join(
@@ -235,7 +229,7 @@ def _examples_section(
         f"{html.escape(next(iter(results['targets'])))} says. The first items of each kind, not "
         "picked."
     )
-    return _section("What it looks at", text, content)
+    return markup.section("What it looks at", text, content)
 
 
 def _protocol_section(results: Results) -> str:
@@ -259,24 +253,10 @@ def _protocol_section(results: Results) -> str:
             for name, reason in results["unreadable"].items()
         )
         content += f"<p>Pictures that could not be read, in no score:</p><ul>{unread}</ul>"
-    return _section("Protocol", text, content)
+    return markup.section("Protocol", text, content)
 
 
 # Tables -------------------------------------------------------------------------------------------
-
-
-def _cells(tag: str, contents: Iterable[str]) -> str:
-    """Cells of a row of a table."""
-    return "".join(f"<{tag}>{content}</{tag}>" for content in contents)
-
-
-def _table_of(head: str, rows: Iterable[str]) -> str:
-    """A table from the cells of its head and of its rows."""
-    body = "".join(row if row.startswith("<tr") else f"<tr>{row}</tr>" for row in rows)
-    return (
-        f"<div class='scroll'><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
 
 
 def _table(results: Results, target: str) -> str:
@@ -292,7 +272,7 @@ def _table(results: Results, target: str) -> str:
     )
     text = "Refusals and empty replies count as wrong, other failures are in no score"
     note = f"<p><small>Failures: {failures}. {text}.</small></p>" if failures else ""
-    table = _table_of(_cells("th", heads), rows)
+    table = markup.table_of(markup.cells("th", heads), rows)
     return f"<h3>{html.escape(target)}</h3>{table}{note}{_by_category(results, target)}"
 
 
@@ -312,14 +292,14 @@ def _condition_row(results: Results, target: str, name: str) -> str:
         *("" if box.get(key) is None else percent(box[key]) for key in ("coverage", "area")),
     ]
     kind = ' class="last"' if name == last else ""
-    return f"<tr{kind}>{_cells('td', cells)}</tr>"
+    return f"<tr{kind}>{markup.cells('td', cells)}</tr>"
 
 
 def _difference(row: Mapping[str, Any], key: str) -> str:
     """A gain or a lead with its interval; where there is none, why."""
     if row[key] is None:
         return f"n/a <small>{html.escape(row['missing'][key])}</small>"
-    return f"{points(row[key])} {_interval(row[f'{key}_interval'], points)}"
+    return f"{points(row[key])} {markup.interval(row[f'{key}_interval'], points)}"
 
 
 def _score(row: Mapping[str, Any], items: int) -> str:
@@ -327,17 +307,7 @@ def _score(row: Mapping[str, Any], items: int) -> str:
     if row["score"] is None:
         return f"not scored <small>{html.escape(row['missing']['score'])}</small>"
     part = "" if row["n"] == items else f"<small>, of {row['n']:,} items alone</small>"
-    return f"<b>{percent(row['score'])}</b> {_interval(row['score_interval'], percent)}{part}"
-
-
-def _interval(ends: Sequence[float] | None, text: Callable[[float], str]) -> str:
-    """An interval whose ends are written by `text`."""
-    return f"<small>{_ends(ends, text)}</small>"
-
-
-def _ends(ends: Sequence[float] | None, text: Callable[[float], str]) -> str:
-    """The ends of an interval, written by `text`; None is the interval of nothing."""
-    return "n/a" if ends is None else f"{text(ends[0])} to {text(ends[1])}"
+    return f"<b>{percent(row['score'])}</b> {markup.interval(row['score_interval'], percent)}{part}"
 
 
 def _shares(row: Mapping[str, Any]) -> str:
@@ -357,9 +327,9 @@ def _by_category(results: Results, target: str) -> str:
     for category, row in categories.items():
         first = f"{html.escape(category)} <small>{row['n']}</small>"
         scores = (percent(row[name]) if name in row else "" for name in names)
-        rows.append(_cells("td", [first, *scores]))
+        rows.append(markup.cells("td", [first, *scores]))
     head = ["category", *(html.escape(label_of(results, name)) for name in names)]
-    return _table_of(_cells("th", head), rows)
+    return markup.table_of(markup.cells("th", head), rows)
 
 
 def _costs(results: Results) -> str:
@@ -373,6 +343,7 @@ def _costs(results: Results) -> str:
             "read": "read the picture",
             "propose": f"propose a box: {name}",
             "answer": f"answer under all conditions: {name}",
+            "confidence": f"tell how sure it is of its answers: {name}",
         }[kind]
         counts = [f"{tokens[stage]:,.0f}"] if stage in tokens else []
         counts += [
@@ -380,5 +351,7 @@ def _costs(results: Results) -> str:
             for what, condition in shown.items()
             if (key := f"{stage}/{condition}") in tokens
         ]
-        rows.append(_cells("td", [html.escape(words), f"{1000 * seconds:,.1f}", ", ".join(counts)]))
-    return _table_of(_cells("th", ["stage", "milliseconds", "image tokens"]), rows)
+        rows.append(
+            markup.cells("td", [html.escape(words), f"{1000 * seconds:,.1f}", ", ".join(counts)])
+        )
+    return markup.table_of(markup.cells("th", ["stage", "milliseconds", "image tokens"]), rows)

@@ -14,13 +14,16 @@ from typing import Any
 
 import jax
 
+from cropvlm_jax.evals import gates
 from cropvlm_jax.evals.best_scale import Validation, choose_scale
 from cropvlm_jax.evals.conditions import CONTROLS, Conditions, best_scale_of, sorted_expansions
+from cropvlm_jax.evals.croppers import Cropper, most_boxes, varies
 from cropvlm_jax.evals.items import check_answers
 from cropvlm_jax.evals.registry import BENCHMARKS
 from cropvlm_jax.evals.shares import by_process
 from cropvlm_jax.evals.statistics import summarise, throughput
-from cropvlm_jax.evals.study import Cropper, Study
+from cropvlm_jax.evals.study import Study
+from cropvlm_jax.evals.tradeoffs import tradeoffs
 from cropvlm_jax.readers.base import Reader, require_likelihoods
 
 NO_VALIDATION = Validation()
@@ -39,6 +42,7 @@ def evaluate(
     validation: Validation = NO_VALIDATION,
     split: str | None = None,
     metric: str | None = None,
+    costs: bool | None = None,
 ) -> dict[str, Any]:
     """Answers the items of a benchmark under all conditions.
 
@@ -58,19 +62,22 @@ def evaluate(
         expansions: factors of the boxes' areas besides 1.
         limit: only the first items.
         seed: of the random crops.
-        validation: other items, on which the best scale is chosen.
+        validation: other items, on which the best scale and the thresholds of gates are chosen.
         split: the part of the data set that `source` is; None is the benchmark's own.
         metric: the one to report first, one of `Benchmark.possible_metrics`; None takes the
             benchmark's own, or one that is fair to all targets, as `Benchmark.for_readers` says.
+        costs: whether results also tell what looking costs and when it pays, with gates and
+            risk-coverage curves; None has them where a cropper may say none or several boxes.
 
     Returns:
         What `summarise` returns, with `records`, the name of their file, `throughput`, and in
-        `best_scale` how that was chosen.
+        `best_scale` how that was chosen; with `costs`, `tradeoffs` and `gates`, how their
+        thresholds were chosen.
 
     Raises:
         ValueError: there is no cropper, names are not unique or are taken, an item has no answers,
-            a target has no likelihoods where the benchmark is about them, or replies cannot be
-            scored by `metric`.
+            a target has no likelihoods where the benchmark is about them or takes fewer pictures
+            than a cropper shows, or replies cannot be scored by `metric`.
         OSError: another command works on the same evaluation, or a process of this one has failed.
         ReaderUnavailable: a target answers nothing; what was answered before is in the records.
     """
@@ -88,13 +95,24 @@ def evaluate(
         seed=seed,
         best_scale=best.factor,
     )
-    study = Study(name, benchmark, targets, croppers, conditions)
+    if costs is None:
+        costs = any(map(varies, croppers.values()))
+    choice = gates.Thresholds({}, {})
+    if costs:
+        choice = gates.choose_thresholds(
+            name, benchmark, targets, croppers, source, validation, out
+        )
+    sure = gates.confident(targets) if costs else ()
+    study = Study(name, benchmark, targets, croppers, conditions, costs, sure)
     protocol = study.protocol(source, split or benchmark.split) | {
         "best_scale": dict(best.protocol)
     }
     file, records = study.collect(source, total, out, name, protocol)
     results = summarise(protocol, records)
     results["best_scale"] |= {"validation": dict(best.validation)} if best.validation else {}
+    if costs:
+        results["tradeoffs"] = tradeoffs(protocol, records, choice.values)
+        results["gates"] = dict(choice.told)
     pace = throughput(by_process(records), jax.device_count())
     return results | {"throughput": pace, "records": file}
 
@@ -110,8 +128,21 @@ def _check(name: str, targets: Sequence[Reader], croppers: Mapping[str, Cropper]
     if taken := set(croppers) & controls:
         raise ValueError(f"croppers cannot be named {', '.join(sorted(taken))}: these are controls")
     for target in targets:
+        for cropper, model in croppers.items():
+            _check_pictures(target, cropper, 1 + most_boxes(model))
         if BENCHMARKS[name].likelihood:
             try:
                 require_likelihoods(target)
             except ValueError as error:
                 raise ValueError(f"{name} is about likelihoods: {error}") from error
+
+
+def _check_pictures(target: Reader, cropper: str, shown: int) -> None:
+    """Refuses a target that takes fewer pictures than a cropper shows it."""
+    most = getattr(target, "most_pictures", shown)
+    if most < shown:
+        raise ValueError(
+            f"{target.name} takes {most} pictures a question, and {cropper} shows it up to "
+            f"{shown}, the picture and {shown - 1} crops: use a cropper of fewer boxes or another "
+            "target"
+        )

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The results of an evaluation from its records: scores, differences, and their intervals.
 
-Shape letters: n items, C conditions.
+Shape letters: n items, C conditions, K boxes of a reply, M true boxes.
 """
 
 import collections
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cropvlm_jax import geometry
-from cropvlm_jax.evals.conditions import NO_CROP, ORACLE, Conditions
+from cropvlm_jax.evals.conditions import NO_CROP, ORACLE, Boxes, Conditions, boxes_of
 from cropvlm_jax.evals.intervals import METHOD, Groups, bootstrap, estimate
 
 
@@ -238,23 +238,41 @@ def _by_category(
 
 
 def _of_boxes(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
-    """Coverage of the true box, area and validity of a condition's boxes, means, 0..1."""
+    """Coverage of the true boxes, area and validity of a condition's boxes, means, 0..1.
+
+    A true box is covered as well as the best box of an item covers it; areas of boxes are added up.
+    """
     having = [record["boxes"] for record in records if name in record["boxes"]]
     if not having:
         return {}
-    boxes = np.array([by_name[name] for by_name in having])
-    with_truth = [by_name for by_name in having if ORACLE in by_name]
+    boxes, there = _padded([by_name[name] for by_name in having])
+    truth, known = _padded([by_name.get(ORACLE, ()) for by_name in having])
     coverage = None
-    if with_truth:
-        found = np.array([by_name[name] for by_name in with_truth])
-        truth = np.array([by_name[ORACLE] for by_name in with_truth])
-        coverage = float(geometry.coverage(found, truth).mean())
+    if (has_truth := known.any(1)).any():
+        each = geometry.coverage(boxes[has_truth, :, None], truth[has_truth, None])
+        best = np.where(there[has_truth, :, None], each, 0).max(1)
+        known = known[has_truth]
+        coverage = float((np.where(known, best, 0).sum(1) / known.sum(1)).mean())
     valid = geometry.is_valid(boxes)
     return {
         "coverage": coverage,
-        "area": float(np.where(valid, geometry.area(boxes), 0).mean()),
-        "valid": float(valid.mean()),
+        "area": float(np.where(valid & there, geometry.area(boxes), 0).sum(1).mean()),
+        "valid": float((valid | ~there).all(1).mean()),
     }
+
+
+def _padded(written: Sequence[Boxes]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of items as one array int `[n, K, 4]`, and which of them there are, bool `[n, K]`.
+
+    The others are of the whole picture.
+    """
+    rows = [boxes_of(boxes) for boxes in written]
+    there = np.zeros((len(rows), max([1, *map(len, rows)])), bool)
+    boxes = np.tile(np.array(geometry.FULL), (*there.shape, 1))
+    for i, row in enumerate(rows):
+        boxes[i, : len(row)] = np.reshape(row, (-1, 4))
+        there[i, : len(row)] = True
+    return boxes, there
 
 
 def _stages(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float]]:

@@ -8,10 +8,10 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import time
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +19,15 @@ from absl import logging
 
 from cropvlm_jax.data import faults
 from cropvlm_jax.data.source import Example
-from cropvlm_jax.evals.conditions import CONTROLS, INVALID, Conditions, shown_pictures
+from cropvlm_jax.evals.asking import Asked, Clock, own_log_probs, replies_of
+from cropvlm_jax.evals.conditions import (
+    CONTROLS,
+    NO_CROP,
+    Conditions,
+    boxes_of,
+    shown_pictures,
+)
+from cropvlm_jax.evals.croppers import Cropper, numbers, propose
 from cropvlm_jax.evals.items import Item, begin_record, read_item, read_parts
 from cropvlm_jax.evals.records import (
     Record,
@@ -32,39 +40,14 @@ from cropvlm_jax.evals.registry import SCORERS, Benchmark
 from cropvlm_jax.evals.shares import CHUNK, ask_in_shares, check_others, check_same, own_chunks
 from cropvlm_jax.progress import Progress
 from cropvlm_jax.readers.ahead import ahead
-from cropvlm_jax.readers.asking import ask, ask_likelihoods, refused_alone
-from cropvlm_jax.readers.base import EMPTY, LikelihoodReader, Reader, ReaderUnavailable, Reply
+from cropvlm_jax.readers.base import EMPTY, Reader, ReaderUnavailable, Reply
 
 PACKAGES = ("cropvlm-jax", "jax", "flax", "numpy", "pillow", "tokenizers")
-
-
-class Cropper(Protocol):
-    """What says where to look; `api.CropVLM` is one.
-
-    A cropper may also have `tokens_of(height, width)`, how many tokens it makes of a picture.
-    """
-
-    def propose(self, images: Sequence[Any], questions: Sequence[str]) -> np.ndarray:
-        """Percent boxes, int `[n, 4]`."""
-        ...
-
-
-class Asked(NamedTuple):
-    """What a target is asked about an item, under all conditions that show it the same.
-
-    Attributes:
-        record: of the item.
-        conditions: their names.
-        pictures: what it is shown.
-        question: the question.
-        example: the item.
-    """
-
-    record: Record
-    conditions: list[str]
-    pictures: list[np.ndarray]
-    question: str
-    example: Example
+TRADEOFFS = (
+    "no crop and croppers are asked apart, so that each has its seconds; croppers say how sure "
+    "they are, and targets that can tell it how likely their own answers are"
+)
+DIGITS = 4  # of log-probabilities in records, so that machines agree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +60,8 @@ class Study:
         targets: answer; of different names.
         croppers: by name, the one to report last.
         conditions: what targets are shown.
+        tradeoffs: whether what `TRADEOFFS` says is measured as well.
+        confident: names of the targets that can tell how likely their own answers are, if so.
     """
 
     name: str
@@ -84,6 +69,8 @@ class Study:
     targets: Sequence[Reader]
     croppers: Mapping[str, Cropper]
     conditions: Conditions
+    tradeoffs: bool = False
+    confident: tuple[str, ...] = ()
 
     def protocol(self, source: Any, split: str) -> dict[str, Any]:
         """All that the records depend on, and nothing else.
@@ -92,20 +79,24 @@ class Study:
             source: of the items.
             split: of the data set that they are from.
         """
-        return {
+        protocol = {
             "benchmark": self.name,
             "split": split,
             "source": hashlib.sha256(source.fingerprint.encode()).hexdigest()[:16],
             "metrics": {metric: SCORERS[metric].description for metric in self.benchmark.metrics},
             "prompt": self.benchmark.prompt,
-            "conditions": CONTROLS if self.conditions.controls else {},
+            "conditions": {name: CONTROLS[name] for name in self.conditions.controls},
             "targets": {target.name: describe(target) for target in self.targets},
-            "croppers": {name: describe(cropper) for name, cropper in self.croppers.items()},
+            "croppers": {
+                name: describe(cropper) | numbers(cropper)
+                for name, cropper in self.croppers.items()
+            },
             "expansions": list(self.conditions.expansions),
             "seed": self.conditions.seed,
             "backend": jax.default_backend(),
             "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         }
+        return protocol | {"tradeoffs": TRADEOFFS} if self.tradeoffs else protocol
 
     def collect(
         self, source: Any, total: int, out: Path, stem: str, protocol: Mapping[str, Any]
@@ -246,8 +237,8 @@ class Study:
         begun = [record for record in records if "unreadable" not in record]
         if not kept:
             return records
-        for name, cropper in self.croppers.items():
-            _propose(name, cropper, kept, begun)
+        for name in self.croppers:
+            self._propose(name, kept, begun)
         for record in begun:
             record["boxes"] = self.conditions.boxes(record["index"], record["boxes"])
         each = ahead(lambda i: self._asked(kept[i], begun[i]), range(len(kept)))
@@ -258,37 +249,74 @@ class Study:
             self._answer(target, asked, begun)
         return records
 
+    def _propose(self, name: str, items: Sequence[Item], records: Sequence[Record]) -> None:
+        """Asks a cropper for boxes, and writes them into the records."""
+        cropper = self.croppers[name]
+        clock = Clock(cropper)
+        proposals = propose(cropper, items, confidence=self.tradeoffs)
+        clock.stop(f"propose/{name}", records)
+        for item, record, proposal in zip(items, records, proposals, strict=True):
+            record["boxes"][name] = proposal.boxes
+            if self.tradeoffs and proposal.confidence is not None:
+                sure = record.setdefault("confidence", {})
+                sure[name] = round(proposal.confidence, DIGITS)
+            if hasattr(cropper, "tokens_of"):
+                tokens = cropper.tokens_of(*item.image.shape[:2])
+                record["image_tokens"][f"propose/{name}"] = tokens
+
     def _asked(self, item: Item, record: Record) -> list[Asked]:
-        """What targets are asked about an item; crops of the same box are shown once."""
+        """What targets are asked about an item; what shows the same is asked once."""
         question = self.benchmark.ask(item.example)
         asked: dict[Any, Asked] = {}
         for condition in [*self.conditions.without_box, *record["boxes"]]:
-            shown = tuple(record["boxes"].get(condition, [condition]))
+            boxes = boxes_of(record["boxes"].get(condition, []))
+            alone = condition if condition in self.conditions.without_box else NO_CROP
+            shown = (self._stage(condition), *map(tuple, boxes)) if boxes else (alone,)
             if shown not in asked:
                 pictures = shown_pictures(item.image, condition, record["boxes"])
                 asked[shown] = Asked(record, [], pictures, question, item.example)
             asked[shown].conditions.append(condition)
         return list(asked.values())
 
+    def _stage(self, condition: str) -> str:
+        """What is asked and timed apart: "", or a condition's own name."""
+        apart = self.tradeoffs and condition in (NO_CROP, *self.croppers)
+        return condition if apart else ""
+
     def _answer(self, target: Reader, asked: Sequence[Asked], records: Sequence[Record]) -> None:
         """Asks a target under all conditions at once, and writes its replies into the records.
 
         So a reader that can share a picture between questions reads each whole picture once.
+        Stages are asked one after the other.
         """
-        clock = Clock(target)
-        replies = _replies(target, asked, self.benchmark.likelihood)
-        clock.stop(f"answer/{target.name}", records)
         for record in records:
             in_order = dict.fromkeys([*self.conditions.without_box, *record["boxes"]])
             record["replies"][target.name] = in_order
-        for row, reply in zip(asked, replies, strict=True):
-            scored = self._scored(reply, row.example)
-            row.record["replies"][target.name] |= dict.fromkeys(row.conditions, scored)
-            if hasattr(target, "image_tokens") and not reply.unanswered:
-                tokens = target.image_tokens([row.pictures])
-                for condition in row.conditions:
-                    stage = f"answer/{target.name}/{condition}"
-                    row.record["image_tokens"][stage] = tokens
+        stages: dict[str, list[Asked]] = {}
+        for row in asked:
+            stages.setdefault(self._stage(row.conditions[0]), []).append(row)
+        for stage, rows in stages.items():
+            clock = Clock(target)
+            replies = replies_of(target, rows, self.benchmark.likelihood)
+            clock.stop("/".join(["answer", target.name, *filter(None, [stage])]), records)
+            log_probs = [math.nan] * len(rows)
+            if target.name in self.confident:
+                clock = Clock(target)
+                log_probs = own_log_probs(target, rows, replies)
+                clock.stop(f"confidence/{target.name}", records)
+            for row, reply, log_prob in zip(rows, replies, log_probs, strict=True):
+                self._write(target, row, reply, log_prob)
+
+    def _write(self, target: Reader, row: Asked, reply: Reply, log_prob: float) -> None:
+        """Writes a reply into the record of its item, under all its conditions."""
+        scored = self._scored(reply, row.example)
+        if not math.isnan(log_prob):
+            scored["log_prob"] = round(log_prob, DIGITS)
+        row.record["replies"][target.name] |= dict.fromkeys(row.conditions, scored)
+        if hasattr(target, "image_tokens") and not reply.unanswered:
+            tokens = target.image_tokens([row.pictures])
+            for condition in row.conditions:
+                row.record["image_tokens"][f"answer/{target.name}/{condition}"] = tokens
 
     def _scored(self, reply: Reply, example: Example) -> dict[str, Any]:
         """A reply and its scores, as records have them."""
@@ -313,66 +341,6 @@ def _saying_where(path: Path, total: int) -> Iterator[None]:
             f"{error}. Of {total} items, {len(known)} are in {path}: the same command goes on from "
             "there"
         ) from error
-
-
-def _propose(name: str, cropper: Cropper, items: Sequence[Item], records: Sequence[Record]) -> None:
-    """Asks a cropper for boxes, and writes them into the records."""
-
-    def propose(rows: Sequence[Item]) -> Sequence[Any]:
-        questions = [item.example["question"] for item in rows]
-        return list(cropper.propose([item.image for item in rows], questions))
-
-    clock = Clock(cropper)
-    boxes = refused_alone(propose, items, lambda reason: INVALID)
-    clock.stop(f"propose/{name}", records)
-    for item, record, box in zip(items, records, boxes, strict=True):
-        record["boxes"][name] = [int(v) for v in box]
-        if hasattr(cropper, "tokens_of"):
-            record["image_tokens"][f"propose/{name}"] = cropper.tokens_of(*item.image.shape[:2])
-
-
-class Clock:
-    """Measures what a model takes for a stage: seconds, and the tokens that it reads and writes."""
-
-    def __init__(self, model: Any):
-        self._work: collections.Counter[str] | None = getattr(model, "work", None)
-        self._tokens = self._work["tokens"] if self._work is not None else 0
-        self._began = time.perf_counter()
-
-    def stop(self, stage: str, records: Sequence[Record]) -> None:
-        """Writes into records the share of each, under the name of the stage."""
-        seconds = time.perf_counter() - self._began
-        for record in records:
-            record["seconds"][stage] = seconds / len(records)
-            if self._work is not None:
-                record["tokens"][stage] = (self._work["tokens"] - self._tokens) / len(records)
-
-
-def _replies(target: Any, asked: Sequence[Asked], likelihood: bool) -> list[Reply]:
-    """A target's replies; one to a question that it refuses says so."""
-    if likelihood:
-        return _likeliest(target, asked)
-    return ask(target, [row.pictures for row in asked], [row.question for row in asked])
-
-
-def _likeliest(target: LikelihoodReader, asked: Sequence[Asked]) -> list[Reply]:
-    """Replies that are, for each item, the option whose tokens are the likeliest on average."""
-    each = [(row, option) for row in asked for option in row.example["options"]]
-    told = iter(
-        ask_likelihoods(
-            target,
-            [row.pictures for row, _ in each],
-            [row.question for row, _ in each],
-            [option for _, option in each],
-        )
-    )
-    replies = []
-    for row in asked:
-        likelihoods = {option: next(told) for option in row.example["options"]}
-        failures = [likelihood.failure for likelihood in likelihoods.values() if likelihood.failure]
-        best = max(likelihoods, key=lambda option: likelihoods[option].nats_a_token)
-        replies.append(Reply("", failures[0]) if failures else Reply(best))
-    return replies
 
 
 def _unanswered(record: Mapping[str, Any]) -> bool:

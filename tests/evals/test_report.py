@@ -5,11 +5,15 @@ import re
 
 import numpy as np
 import pytest
+from chromium import SIZES, browser
 from PIL import Image
+from tiny_evals import Guesser, Looker, SureReader
 
 from cropvlm_jax.data.source import Source
+from cropvlm_jax.data.sources.zoom_digits_looks import MixedScenes
 from cropvlm_jax.evals import figures, report
 from cropvlm_jax.evals.best_scale import Validation
+from cropvlm_jax.evals.croppers import ToldBudget
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.run import evaluate
 from cropvlm_jax.readers.base import Reply
@@ -179,3 +183,52 @@ def test_without_the_control_the_page_says_why(page, tmp_path):
     written = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "is left out: no validation items were given" in written
     assert SECTIONS[1] not in written
+
+
+@pytest.fixture(scope="module")
+def looks(tmp_path_factory):
+    """The folder of a report on a cropper that says none to two boxes."""
+    folder, source = tmp_path_factory.mktemp("looks"), MixedScenes("test", 24)
+    looker = Looker()
+    told = {f"looks {name}": ToldBudget(looker, name) for name in ("low", "high")}
+    results = evaluate(
+        "zoom_digits_mixed",
+        source,
+        [SureReader()],
+        {"always": Guesser(), **told},
+        folder,
+        validation=Validation("validation", MixedScenes("validation", 8)),
+    )
+    report.write(folder, results, read_records(folder / results["records"]), source, {})
+    return folder
+
+
+def test_what_looking_costs_is_drawn(looks):
+    text = (looks / "report.html").read_text(encoding="utf-8")
+    assert re.findall("<h2>(.*?)</h2>", text)[2:4] == [
+        "When does looking pay?",
+        "Risk and coverage",
+    ]
+    for name in ("cost", "risk"):
+        assert min(Image.open(looks / f"{name}.png").size) > 200
+    drawn = text[text.index("Risk and coverage") :]
+    for told in ("looks low: ", "always: ", "no crop, ever: ", "always, confidence gate: "):
+        assert re.search(rf">{told}0\.\d\d\d<", drawn), told
+    table = text[text.index("When does looking pay?") : text.index("Risk and coverage")]
+    for told in ("looks high", "always, oracle gate", "8 items of the split validation"):
+        assert told in table
+    assert "<p>no crop</p>" in text  # an example
+    assert text.count('<i style="left:50%;top:60%;width:40%;height:35%">') > 0  # a second box
+
+
+def test_it_fits_into_a_browser(looks):
+    with browser() as opened:
+        for width, height in SIZES.values():
+            page = opened.new_page(viewport={"width": width, "height": height})
+            page.goto((looks / "report.html").as_uri())
+            overhang = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert page.evaluate(overhang) == 0
+            section = page.locator("section", has_text="Risk and coverage")
+            assert section.locator("svg").bounding_box()["width"] > width / 2
+            assert page.locator(".crop img").first.is_visible()
+            page.close()
