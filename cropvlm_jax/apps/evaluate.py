@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from PIL import Image
 
-from cropvlm_jax import apps, geometry, json_lines, parallel
+from cropvlm_jax import apps, json_lines, parallel
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.apps import processes, target_processor
 from cropvlm_jax.data import sources
@@ -248,11 +248,11 @@ def picture_sheet(
     for record in readable[:PANELS]:
         image = host.to_rgb(source[record["index"]]["image"])
         for name in croppers:
-            boxes, reply = record["boxes"][name], record["replies"][target][name]["text"]
-            told = f"{name}: {boxes} -> {reply!r} (truth {record['answers'][0]})"
-            first, *others = boxes_of(boxes) or [geometry.FULL]
-            captions = [record["question"], told]
-            panels.append(sheet.panel(Image.fromarray(image), first, captions, others=others))
+            written, reply = record["boxes"][name], record["replies"][target][name]["text"]
+            told = f"{name}: {written} -> {reply!r} (truth {record['answers'][0]})"
+            boxes, captions = boxes_of(written), [record["question"], told]
+            first = boxes[0] if boxes else None
+            panels.append(sheet.panel(Image.fromarray(image), first, captions, others=boxes[1:]))
     return sheet.grid(panels, columns=len(croppers))
 
 

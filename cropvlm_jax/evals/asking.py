@@ -3,7 +3,6 @@
 """How targets are asked in an evaluation, and what that takes."""
 
 import collections
-import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 
 from cropvlm_jax.data.source import Example
 from cropvlm_jax.evals.records import Record
-from cropvlm_jax.readers.asking import ask, ask_likelihoods
+from cropvlm_jax.readers.asking import ask, ask_how_sure, ask_likelihoods
 from cropvlm_jax.readers.base import LikelihoodReader, Reply
 
 
@@ -53,11 +52,19 @@ class Clock:
                 record[key][stage] = record[key].get(stage, 0.0) + share
 
 
-def replies_of(target: Any, asked: Sequence[Asked], likelihood: bool) -> list[Reply]:
-    """A target's replies; one to a question that it refuses says so."""
+def replies_of(target: Any, asked: Sequence[Asked], *, likelihood: bool, sure: bool) -> list[Reply]:
+    """A target's replies; one to a question that it refuses says so.
+
+    Args:
+        target: answers.
+        asked: what it is asked.
+        likelihood: whether it chooses the likeliest of an item's options.
+        sure: whether replies are to have their log-probabilities.
+    """
     if likelihood:
         return _likeliest(target, asked)
-    return ask(target, [row.pictures for row in asked], [row.question for row in asked])
+    pictures, questions = [row.pictures for row in asked], [row.question for row in asked]
+    return (ask_how_sure if sure else ask)(target, pictures, questions)
 
 
 def _likeliest(target: LikelihoodReader, asked: Sequence[Asked]) -> list[Reply]:
@@ -76,29 +83,6 @@ def _likeliest(target: LikelihoodReader, asked: Sequence[Asked]) -> list[Reply]:
         likelihoods = {option: next(told) for option in row.example["options"]}
         failures = [likelihood.failure for likelihood in likelihoods.values() if likelihood.failure]
         best = max(likelihoods, key=lambda option: likelihoods[option].nats_a_token)
-        replies.append(Reply("", failures[0]) if failures else Reply(best))
+        nats = likelihoods[best].nats
+        replies.append(Reply("", failures[0]) if failures else Reply(best, nats=nats))
     return replies
-
-
-def own_log_probs(target: Any, asked: Sequence[Asked], replies: Sequence[Reply]) -> list[float]:
-    """How likely a target's own answers are.
-
-    Args:
-        target: a `LikelihoodReader`.
-        asked: what it was asked.
-        replies: what it said to each.
-
-    Returns:
-        Log-probabilities in nats, summed over an answer's tokens and its end; NaN where there is no
-        answer or they are not told.
-    """
-    said = [(row, reply.text) for row, reply in zip(asked, replies, strict=True) if reply.text]
-    told = iter(
-        ask_likelihoods(
-            target,
-            [row.pictures for row, _ in said],
-            [row.question for row, _ in said],
-            [text for _, text in said],
-        )
-    )
-    return [next(told).nats if reply.text else math.nan for reply in replies]

@@ -10,6 +10,7 @@ import numpy as np
 from cropvlm_jax.evals.conditions import NO_CROP
 from cropvlm_jax.evals.figures import (
     CONTROL,
+    MUTED,
     TRUE,
     Axes,
     Figure,
@@ -19,9 +20,17 @@ from cropvlm_jax.evals.figures import (
     color_of,
     label_of,
 )
-from cropvlm_jax.evals.tradeoffs import CONFIDENCE_GATE, COVERAGES, ORACLE_GATE, gate_of, shown
+from cropvlm_jax.evals.tradeoffs import (
+    CONFIDENCE_GATE,
+    COVERAGES,
+    ORACLE_GATE,
+    SURER,
+    gate_of,
+    shown,
+)
 
-GATES = {ORACLE_GATE: (TRUE, "D"), CONFIDENCE_GATE: (CONTROL, "s")}  # colours and markers
+# Colours and markers of gates.
+MARKS = {ORACLE_GATE: (TRUE, "D"), CONFIDENCE_GATE: (CONTROL, "s"), SURER: (MUTED, "^")}
 BESIDE: dict[str, Any] = {
     "frameon": False,
     "fontsize": 8,
@@ -90,7 +99,7 @@ def name_of(results: Results, name: str) -> str:
 def _mark(results: Results, name: str) -> tuple[str, str]:
     """The colour and the marker of a condition."""
     croppers = list(results["protocol"]["croppers"])
-    gates = {gate_of(croppers[0], gate): mark for gate, mark in GATES.items()}
+    gates = {gate_of(croppers[0], gate): mark for gate, mark in MARKS.items()}
     return gates.get(name, (color_of(results, name), "o"))
 
 

@@ -28,7 +28,8 @@ def sections(results: Results, drawn: Mapping[str, str]) -> list[str]:
     text = (
         f"Gates show {first}'s crops for a part of the items: the oracle gate where they score "
         "better than none; the confidence gate where the target was unsure of its answer without "
-        f"a crop ({chosen}). Budgets of one cropper are on one line."
+        f"a crop ({chosen}). Where the surer answer is kept, the target gives both. Budgets of one "
+        "cropper are on one line."
     )
     tables = "".join(_cost_table(results, target) for target in results["targets"])
     orders = {found["ordered_by"] for found in results["tradeoffs"].values()}

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cropvlm_jax import geometry
 from cropvlm_jax.evals.conditions import NO_CROP, boxes_of
 from cropvlm_jax.evals.figures import last_of
 from cropvlm_jax.evals.statistics import score_of
@@ -67,8 +66,9 @@ def panel(results: Mapping[str, Any], record: Mapping[str, Any], image: np.ndarr
         word = {RIGHT: "right", WRONG: "wrong"}.get(mark, mark)
         lines.append(f"{title}: {text[:50]!r}, {word}")
     lines.append(f"truth: {record['answers'][0][:60]}")
-    first, *others = boxes_of(record["boxes"][last_of(results)]) or [geometry.FULL]
-    return sheet.panel(Image.fromarray(image), first, lines, others=others)
+    boxes = boxes_of(record["boxes"][last_of(results)])
+    first = boxes[0] if boxes else None
+    return sheet.panel(Image.fromarray(image), first, lines, others=boxes[1:])
 
 
 def card(

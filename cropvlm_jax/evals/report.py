@@ -343,7 +343,6 @@ def _costs(results: Results) -> str:
             "read": "read the picture",
             "propose": f"propose a box: {name}",
             "answer": f"answer under all conditions: {name}",
-            "confidence": f"tell how sure it is of its answers: {name}",
         }[kind]
         counts = [f"{tokens[stage]:,.0f}"] if stage in tokens else []
         counts += [

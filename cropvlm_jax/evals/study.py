@@ -19,7 +19,7 @@ from absl import logging
 
 from cropvlm_jax.data import faults
 from cropvlm_jax.data.source import Example
-from cropvlm_jax.evals.asking import Asked, Clock, own_log_probs, replies_of
+from cropvlm_jax.evals.asking import Asked, Clock, replies_of
 from cropvlm_jax.evals.conditions import (
     CONTROLS,
     NO_CROP,
@@ -297,21 +297,18 @@ class Study:
             stages.setdefault(self._stage(row.conditions[0]), []).append(row)
         for stage, rows in stages.items():
             clock = Clock(target)
-            replies = replies_of(target, rows, self.benchmark.likelihood)
+            sure = target.name in self.confident
+            replies = replies_of(target, rows, likelihood=self.benchmark.likelihood, sure=sure)
             clock.stop("/".join(["answer", target.name, *filter(None, [stage])]), records)
-            log_probs = [math.nan] * len(rows)
-            if target.name in self.confident:
-                clock = Clock(target)
-                log_probs = own_log_probs(target, rows, replies)
-                clock.stop(f"confidence/{target.name}", records)
-            for row, reply, log_prob in zip(rows, replies, log_probs, strict=True):
-                self._write(target, row, reply, log_prob)
+            for row, reply in zip(rows, replies, strict=True):
+                self._write(target, row, reply)
 
-    def _write(self, target: Reader, row: Asked, reply: Reply, log_prob: float) -> None:
+    def _write(self, target: Reader, row: Asked, reply: Reply) -> None:
         """Writes a reply into the record of its item, under all its conditions."""
         scored = self._scored(reply, row.example)
-        if not math.isnan(log_prob):
-            scored["log_prob"] = round(log_prob, DIGITS)
+        nats = reply.nats if target.name in self.confident else None
+        if nats is not None and math.isfinite(nats):
+            scored["log_prob"] = round(nats, DIGITS)
         row.record["replies"][target.name] |= dict.fromkeys(row.conditions, scored)
         if hasattr(target, "image_tokens") and not reply.unanswered:
             tokens = target.image_tokens([row.pictures])

@@ -6,6 +6,8 @@ A gate says for each item whether the target is shown a cropper's crops. To answ
 to answer with the crops of every item are the two plain ones. The oracle gate shows crops where
 they score better than none. The confidence gate shows them where the target gave its own answer
 without a crop less probability than a threshold, which `gates.py` chooses on validation items.
+The surer answer is harm control: the target answers with crops and without, and the answer that it
+is surer of is kept, that with crops where it is as sure (`readers.asking.keeps_crops`).
 
 Risk-coverage curves are those of selective prediction (Geifman & El-Yaniv, 2017): where only the
 surest items are answered, risk is one less their mean score. The area under the curve is the mean
@@ -24,7 +26,7 @@ from cropvlm_jax.evals.conditions import NO_CROP, ORACLE, boxes_of
 from cropvlm_jax.evals.intervals import Groups, bootstrap, estimate, resamples
 from cropvlm_jax.evals.statistics import score_of
 
-ORACLE_GATE, CONFIDENCE_GATE = "oracle gate", "confidence gate"
+ORACLE_GATE, CONFIDENCE_GATE, SURER = GATES = ("oracle gate", "confidence gate", "surer answer")
 COVERAGES = np.arange(1, 101) / 100  # at which results tell the risk
 BLOCK = 2**22  # weights of items in memory
 LEVELS = 21  # of the confidence gate, from no crop to crops for every item
@@ -138,6 +140,24 @@ def confidence_gate(crop: Outcomes, alone: Outcomes, threshold: float) -> Outcom
     return dataclasses.replace(
         gated,
         image_tokens=alone.image_tokens + np.where(looked, crop.image_tokens, 0),
+        seconds=seconds,
+    )
+
+
+def surer_answer(crop: Outcomes, alone: Outcomes) -> Outcomes:
+    """The answer of the two that the target is surer of; both are asked for, where there is a crop.
+
+    Answers to the same pictures are one.
+    """
+    gated = _chosen(crop.sure >= alone.sure, crop, alone)
+    seconds = None
+    if crop.seconds is not None and alone.seconds is not None:
+        seconds = crop.seconds + float((crop.crops > 0).mean()) * alone.seconds
+    return dataclasses.replace(
+        gated,
+        crops=crop.crops,
+        crop_tokens=crop.crop_tokens,
+        image_tokens=crop.image_tokens + np.where(crop.crops > 0, alone.image_tokens, 0),
         seconds=seconds,
     )
 
@@ -257,6 +277,7 @@ def _of_target(
             gated = confidence_gate(found[name], alone, chosen[name])
             found[gate_of(name, CONFIDENCE_GATE)] = gated
         if ordered_by == "target":
+            found[gate_of(name, SURER)] = surer_answer(found[name], alone)
             levels[name] = _levels(found[name], alone)
     groups = Groups.of(records)
     areas = {name: aurcs(each.sure, each.score, groups.cluster) for name, each in found.items()}
@@ -343,6 +364,6 @@ def shown(results: Mapping[str, Any], target: str) -> dict[str, Mapping[str, Any
     """
     rows = results["tradeoffs"][target]["conditions"]
     croppers = list(results["protocol"]["croppers"])
-    gates = (gate_of(croppers[0], gate) for gate in (ORACLE_GATE, CONFIDENCE_GATE))
+    gates = (gate_of(croppers[0], gate) for gate in GATES)
     names = [NO_CROP, *croppers, ORACLE, *gates]
     return {name: rows[name] for name in names if name in rows and rows[name]["score"] is not None}

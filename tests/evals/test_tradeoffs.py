@@ -20,12 +20,14 @@ from cropvlm_jax.evals.gates import best_threshold
 from cropvlm_jax.evals.records import open_records
 from cropvlm_jax.evals.tradeoffs import (
     CONFIDENCE_GATE,
+    GATES,
     ORACLE_GATE,
     Outcomes,
     aurcs,
     confidence_gate,
     gate_of,
     oracle_gate,
+    surer_answer,
 )
 
 
@@ -73,6 +75,10 @@ def test_gates_by_hand():
     assert gate.crop_tokens.tolist() == [0, 16, 16, 0]
     assert gate.image_tokens.tolist() == [16, 48, 48, 32]  # the picture alone is read first
     assert gate.seconds == 1 + 3 * 3 / 4 and gate.sure.tolist() == [-0.1, -0.5, -0.5, -0.5]
+    surer = surer_answer(crop, alone)
+    assert surer.score.tolist() == [1, 0, 1, 0] and surer.sure.tolist() == [-0.1, -0.5, -0.5, -0.5]
+    assert surer.crops.tolist() == [1, 1, 1, 0] and surer.seconds == 3 + 3 / 4
+    assert surer.image_tokens.tolist() == [48, 48, 48, 16]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,7 @@ def test_figures_by_condition_and_gate(evaluation):
     _, _, results, records, _ = evaluation
     found = results["tradeoffs"]["reader"]
     rows, scores = found["conditions"], results["targets"]["reader"]["scores"]["exact"]
-    gates = [gate_of(n, g) for n in ("always", "looks") for g in (ORACLE_GATE, CONFIDENCE_GATE)]
+    gates = [gate_of(n, g) for n in ("always", "looks") for g in GATES]
     assert list(rows) == [NO_CROP, "always", "looks", ORACLE, *gates]
     counts = np.array([len(record["boxes"]["looks"]) for record in records])
     assert rows["looks"]["crops"] == rows["looks"]["crop_tokens"] == counts.mean()
