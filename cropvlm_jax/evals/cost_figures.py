@@ -54,7 +54,8 @@ def cost_figure(results: Results) -> Figure:
         _draw_levels(axis, results, target, unit)
         for names in _budgets(results):
             told = sorted((rows[name][unit], rows[name]["score"]) for name in names if name in rows)
-            axis.plot(*np.array(told).reshape(-1, 2).T, color=color_of(results, names[-1]), lw=2)
+            places, scores = np.array(told).reshape(-1, 2).T
+            axis.plot(places, scores, color=color_of(results, names[-1]), lw=2)
         for name, row in rows.items():
             color, marker = _mark(results, name)
             axis.plot([row[unit]] * 2, row["score_interval"], color=color, lw=5, alpha=0.25)
@@ -119,4 +120,5 @@ def _draw_levels(axis: Axes, results: Results, target: str, unit: str) -> None:
         return
     points = zip(levels[unit], levels["score"], strict=True)
     known = [point for point in points if None not in point]
-    axis.plot(*np.array(known, float).reshape(-1, 2).T, color=CONTROL, lw=1.2, ls=(0, (2, 3)))
+    places, scores = np.array(known, float).reshape(-1, 2).T
+    axis.plot(places, scores, color=CONTROL, lw=1.2, ls=(0, (2, 3)))

@@ -109,10 +109,10 @@ def propose(cropper: Any, items: Sequence[Item], *, confidence: bool) -> list[Pr
     several = varies(cropper)
 
     def ask(rows: Sequence[Item]) -> list[Proposal]:
-        asked = [row.image for row in rows], [row.example["question"] for row in rows]
+        images, questions = [row.image for row in rows], [row.example["question"] for row in rows]
         if several or (confidence and hasattr(cropper, "replies")):
-            return [_proposal(reply, several) for reply in cropper.replies(*asked)]
-        return [Proposal([int(v) for v in box]) for box in cropper.propose(*asked)]
+            return [_proposal(reply, several) for reply in cropper.replies(images, questions)]
+        return [Proposal([int(v) for v in box]) for box in cropper.propose(images, questions)]
 
     refused = Proposal([list(INVALID)] if several else list(INVALID))
     return refused_alone(ask, items, lambda reason: refused)

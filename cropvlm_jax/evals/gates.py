@@ -33,13 +33,18 @@ class Thresholds:
     """The thresholds that were chosen.
 
     Attributes:
+        confident: names of the targets that can tell how likely their own answers are.
         values: log-probabilities in nats, by target and cropper; targets that tell none have none.
         told: how they were chosen: `n` items of `split` and the file of their `records`; or why the
             gate is `left_out`.
     """
 
+    confident: tuple[str, ...]
     values: Mapping[str, Mapping[str, float]]
     told: Mapping[str, Any]
+
+
+NOTHING = Thresholds((), {}, {})
 
 
 def confident(targets: Sequence[Reader]) -> tuple[str, ...]:
@@ -88,9 +93,9 @@ def choose_thresholds(
     """
     names = confident(targets)
     if not names:
-        return Thresholds({}, {"left_out": "no target tells how likely its answers are"})
+        return Thresholds((), {}, {"left_out": "no target tells how likely its answers are"})
     if validation.source is None:
-        return Thresholds({}, {"left_out": validation.left_out})
+        return Thresholds(names, {}, {"left_out": validation.left_out})
     check_apart(source, validation.source)
     total = min(len(validation.source), validation.limit)
     check_answers(validation.source, total)
@@ -108,7 +113,7 @@ def choose_thresholds(
     usable = [record for record in records if "unreadable" not in record]
     if not usable:
         left_out = f"no picture of {validation.split!r} could be read"
-        return Thresholds({}, {"left_out": left_out})
+        return Thresholds(names, {}, {"left_out": left_out})
     metric = benchmark.metrics[0]
     values = {
         target: {
@@ -120,7 +125,7 @@ def choose_thresholds(
         }
         for target in names
     }
-    return Thresholds(values, {"n": len(usable), "split": validation.split, "records": file})
+    return Thresholds(names, values, {"n": len(usable), "split": validation.split, "records": file})
 
 
 def best_threshold(alone: Outcomes, crop: Outcomes) -> float:

@@ -15,10 +15,11 @@ from typing import Any
 import jax
 
 from cropvlm_jax.evals import gates
-from cropvlm_jax.evals.best_scale import Validation, choose_scale
+from cropvlm_jax.evals.best_scale import BestScale, Validation, choose_scale
 from cropvlm_jax.evals.conditions import CONTROLS, Conditions, best_scale_of, sorted_expansions
 from cropvlm_jax.evals.croppers import Cropper, most_boxes, varies
 from cropvlm_jax.evals.items import check_answers
+from cropvlm_jax.evals.records import Record
 from cropvlm_jax.evals.registry import BENCHMARKS
 from cropvlm_jax.evals.shares import by_process
 from cropvlm_jax.evals.statistics import summarise, throughput
@@ -66,18 +67,17 @@ def evaluate(
         split: the part of the data set that `source` is; None is the benchmark's own.
         metric: the one to report first, one of `Benchmark.possible_metrics`; None takes the
             benchmark's own, or one that is fair to all targets, as `Benchmark.for_readers` says.
-        costs: whether results also tell what looking costs and when it pays, with gates and
-            risk-coverage curves; None has them where a cropper may say none or several boxes.
+        costs: whether results also tell what looking costs and when it pays; None does where a
+            cropper may say none or several boxes.
 
     Returns:
-        What `summarise` returns, with `records`, the name of their file, `throughput`, and in
-        `best_scale` how that was chosen; with `costs`, `tradeoffs` and `gates`, how their
-        thresholds were chosen.
+        What `summarise` returns, with `records`, the name of their file, `throughput`, in
+        `best_scale` how that was chosen, and with `costs` `tradeoffs` and how `gates` were chosen.
 
     Raises:
         ValueError: there is no cropper, names are not unique or are taken, an item has no answers,
-            a target has no likelihoods where the benchmark is about them or takes fewer pictures
-            than a cropper shows, or replies cannot be scored by `metric`.
+            a target lacks likelihoods that the benchmark is about or takes fewer pictures than a
+            cropper shows, or replies cannot be scored by `metric`.
         OSError: another command works on the same evaluation, or a process of this one has failed.
         ReaderUnavailable: a target answers nothing; what was answered before is in the records.
     """
@@ -95,26 +95,41 @@ def evaluate(
         seed=seed,
         best_scale=best.factor,
     )
-    if costs is None:
-        costs = any(map(varies, croppers.values()))
-    choice = gates.Thresholds({}, {})
+    costs = any(map(varies, croppers.values())) if costs is None else costs
+    choice = gates.NOTHING
     if costs:
         choice = gates.choose_thresholds(
             name, benchmark, targets, croppers, source, validation, out
         )
-    sure = gates.confident(targets) if costs else ()
-    study = Study(name, benchmark, targets, croppers, conditions, costs, sure)
+    study = Study(name, benchmark, targets, croppers, conditions, costs, choice.confident)
     protocol = study.protocol(source, split or benchmark.split) | {
         "best_scale": dict(best.protocol)
     }
     file, records = study.collect(source, total, out, name, protocol)
+    results = _results(protocol, records, best, choice if costs else None)
+    return results | {"records": file}
+
+
+def _results(
+    protocol: Mapping[str, Any],
+    records: Sequence[Record],
+    best: BestScale,
+    choice: gates.Thresholds | None,
+) -> dict[str, Any]:
+    """The results of the records, without the name of their file.
+
+    Args:
+        protocol: of the records.
+        records: of all items.
+        best: the scale of the first cropper's boxes.
+        choice: the thresholds of gates; None where nothing is said of what looking costs.
+    """
     results = summarise(protocol, records)
     results["best_scale"] |= {"validation": dict(best.validation)} if best.validation else {}
-    if costs:
+    if choice is not None:
         results["tradeoffs"] = tradeoffs(protocol, records, choice.values)
         results["gates"] = dict(choice.told)
-    pace = throughput(by_process(records), jax.device_count())
-    return results | {"throughput": pace, "records": file}
+    return results | {"throughput": throughput(by_process(records), jax.device_count())}
 
 
 def _check(name: str, targets: Sequence[Reader], croppers: Mapping[str, Cropper]) -> None:

@@ -40,7 +40,7 @@ class Outcomes:
         score: `[n]`, NaN where there is none.
         crops: int `[n]`, how many the target was shown.
         crop_tokens: `[n]`, image tokens of crops; NaN where the target tells none.
-        image_tokens: `[n]`, all image tokens that the target read; NaN likewise.
+        image_tokens: `[n]`, all image tokens that the target read; NaN where it tells none.
         sure: `[n]`, what orders the items, the surest are the largest; -inf where nothing is told.
         seconds: mean of an item, cropper and target; None where it was not measured.
     """
