@@ -26,6 +26,7 @@ from cropvlm_jax.scoring import GoldAnswers
 if TYPE_CHECKING:
     from cropvlm_jax.models.conversations import Conversation, Conversations
 
+UNSPLIT = (0, 0)  # the grid of a picture that is one tile
 SPOKEN_BYTES = 4096  # of a question and its answers at most, for a target outside of the graph
 
 
@@ -52,6 +53,9 @@ class Batch(NamedTuple):
             None for a target inside of the graph.
         price: What 1,000 image tokens of crops cost in the reward, fp32 `[B]`; None where all
             prompts have `grpo.token_price`.
+        second_prompt: As `crop_prompt`, about a picture of one tile, which the first crop is to a
+            cropper that looks twice; int32 `[B, P]`. None where it looks once.
+        second_prompt_valid: Which of these are real, bool `[B, P]`, or None.
     """
 
     canvas: Array
@@ -68,6 +72,8 @@ class Batch(NamedTuple):
     gold: Any = None  # GoldAnswers
     spoken: Array = None
     price: Array = None
+    second_prompt: Array = None
+    second_prompt_valid: Array = None
 
 
 class SupervisedBatch(NamedTuple):
@@ -237,6 +243,7 @@ class CropperInput:
             where the host cuts.
         budgets: What the cropper is told after the question; None where it is told nothing.
         budget_tokens: The most tokens of these words, which `question_tokens` does not count.
+        looks: 2 where it is asked once more, about its first crop.
     """
 
     conversations: "Conversations"
@@ -247,6 +254,7 @@ class CropperInput:
     plan: Callable[[int, int], PlannedTiles] | None = None
     budgets: Budgets | None = None
     budget_tokens: int = 0
+    looks: int = 1
 
     def budget(self, index: int, step: int) -> Budget | None:
         """The budget of an example in a batch; None where there are none."""
@@ -263,6 +271,10 @@ class CropperInput:
         """P, the same for all pictures of a grid."""
         words = self.question_tokens + self.budget_tokens
         return crop_prompt_length(self.conversations, grid) + words
+
+    def ask(self, told: str, grid: Any = UNSPLIT) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that ask for a box, padded on the left to P, and which of them are real."""
+        return pad(self.conversations.crop(told, grid).ids, self.prompt_tokens(grid), "left")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,9 +322,8 @@ class Preparer:
         tiles, grid = self.cropper_input.show(placed.picture)
         budget = self.cropper_input.budget(index, step)
         told = question if budget is None else budget.after(question)
-        asking = self.cropper_input.conversations.crop(told, grid)
-        length = self.cropper_input.prompt_tokens(grid)
-        crop_prompt, crop_prompt_valid = pad(asking.ids, length, "left")
+        crop_prompt, crop_prompt_valid = self.cropper_input.ask(told, grid)
+        second = self.cropper_input.ask(told) if self.cropper_input.looks > 1 else (None, None)
         asked = answered = asked_valid = answered_valid = gold = spoken = None
         if self.target_conversations is None:
             spoken = write_spoken(question, answers)
@@ -341,6 +352,8 @@ class Preparer:
             gold=gold,
             spoken=spoken,
             price=None if budget is None else np.float32(budget.price),
+            second_prompt=second[0],
+            second_prompt_valid=second[1],
         )
 
     @property
@@ -395,8 +408,7 @@ class BoxPreparer:
         picture = host.decoded(example["image"]) if placed is None else placed.picture
         tiles, grid = self.cropper_input.show(picture)
         budget = self.cropper_input.budget(index, step)
-        question = example["question"]
-        told = question if budget is None else budget.after(question)
+        told = example["question"] if budget is None else budget.after(example["question"])
         conversation = self.cropper_input.conversations.crop(told, grid, reply)
         row = supervised_row(
             conversation,

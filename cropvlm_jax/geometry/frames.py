@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coordinate frames: percent, pixels, thousandths, and Qwen's smart-resized pixels.
 
+Percent boxes are whole numbers, but for those of `inside`: a whole percent of a crop that has whole
+percent of its picture is a multiple of a hundredth of a percent of the picture. Such boxes are
+floats, and `to_pixels` takes floats as multiples of a hundredth, exactly.
+
 Original pixels and padded canvas pixels are one frame, because canvases are padded at the bottom
 and on the right. Any other frame is known by its size: an image's height and width in the frame's
 units (`frame_size`). Functions take NumPy and JAX arrays alike; JAX is not imported here.
@@ -136,8 +140,9 @@ def to_pixels(boxes: Array, size: Array) -> Array:
     reproduced.)
 
     Args:
-        boxes: Percent boxes, int `[..., 4]`.
-        size: Height and width of the image in pixels, at most 2**20, int `[..., 2]`.
+        boxes: Percent boxes, int `[..., 4]`, or float, which counts to the nearest hundredth.
+        size: Height and width of the image in pixels, at most 2**20 and for floats under jit
+            2**17, int `[..., 2]`.
 
     Returns:
         int `[..., 4]`: left, top, right, bottom; right and bottom exclusive.
@@ -148,17 +153,40 @@ def to_pixels(boxes: Array, size: Array) -> Array:
     check_finite(boxes)
     xp = boxes.__array_namespace__()
     scale = xp.stack([size[..., 1], size[..., 0]], axis=-1)
+    edges, parts = boxes, 100
+    if xp.isdtype(boxes.dtype, "real floating"):
+        edges, parts = xp.round(boxes * 100).astype(scale.dtype), 10_000
 
-    def pixels(percent: Array) -> Array:
+    def pixels(edge: Array) -> Array:
         # Integer arithmetic, because floats would decide ties at random.
-        whole, rest = percent * scale // 100, percent * scale % 100
-        return whole + ((rest > 50) | ((rest == 50) & (whole % 2 == 1)))
+        whole, rest = edge * scale // parts, edge * scale % parts
+        return whole + ((rest > parts // 2) | ((rest == parts // 2) & (whole % 2 == 1)))
 
-    low = xp.minimum(pixels(boxes[..., :2]), scale - 1)
-    cut = xp.concatenate([low, xp.maximum(pixels(boxes[..., 2:]), low + 1)], axis=-1)
+    low = xp.minimum(pixels(edges[..., :2]), scale - 1)
+    cut = xp.concatenate([low, xp.maximum(pixels(edges[..., 2:]), low + 1)], axis=-1)
     sides = xp.concatenate([scale, scale], axis=-1)
     corner = xp.minimum(xp.asarray((0, 0, 2, 2), dtype=scale.dtype), sides)
     return xp.where(is_valid(boxes)[..., None], cut, corner)
+
+
+def inside(outer: Array, inner: Array) -> Array:
+    """Boxes in percent of a crop as boxes in percent of the picture that it was cut from.
+
+    Exact: nothing is rounded to whole percent or to pixels. The crop itself was rounded to whole
+    pixels, so that what is inside may be up to half a pixel beside what it was in the crop.
+
+    Args:
+        outer: The crop, whole percent of the picture, int `[..., 4]`.
+        inner: Whole percent of the crop, int `[..., 4]`.
+
+    Returns:
+        float `[..., 4]`, multiples of a hundredth of a percent. Valid where both boxes are, and
+        equal to `outer` where `inner` is all of it.
+    """
+    xp = outer.__array_namespace__()
+    low, extent = outer[..., :2], outer[..., 2:] - outer[..., :2]
+    edges = [100 * low + extent * inner[..., :2], 100 * low + extent * inner[..., 2:]]
+    return xp.concatenate(edges, axis=-1) / 100
 
 
 def from_pixels(boxes: Array, size: Array) -> Array:

@@ -67,7 +67,7 @@ def ask(
         reader: answers; a `LikelihoodReader` where the reward has a likelihood.
         config: which parts of the reward have a weight, and the metric of "accuracy".
         batch: the prompts, NumPy arrays, with `spoken`.
-        boxes: int `[B, G, K, 4]`; each different reply is asked about once.
+        boxes: percent boxes `[B, G, K, 4]`; each different reply is asked about once.
         count: int `[B, G]`, how many of its K boxes a reply has.
 
     Returns:
@@ -120,14 +120,14 @@ def _views(whole: Sequence[View], boxes: np.ndarray, count: np.ndarray) -> Itera
 
     Args:
         whole: the pictures alone, which the views of a prompt share.
-        boxes: int `[B, G, K, 4]`.
+        boxes: percent boxes `[B, G, K, 4]`.
         count: int `[B, G]`.
     """
     for alone, of_prompt, counts in zip(whole, boxes, count, strict=True):
         replies = np.concatenate([of_prompt.reshape(len(counts), -1), counts[:, None]], -1)
         different, which = np.unique(replies, axis=0, return_inverse=True)
         for number, reply in enumerate(different):
-            named = reply[:-1].reshape(-1, 4)[: reply[-1]]
+            named = reply[:-1].reshape(-1, 4)[: int(reply[-1])]
             if not len(named):
                 continue
             crops = [host.cut(alone.pictures[0], box) for box in named]
@@ -208,7 +208,8 @@ def _warn_if_silent(reader: Reader, failures: Sequence[str]) -> None:
 
 def without_host_parts(batch: Batch) -> Batch:
     """The batch without what the host alone uses, so that it does not travel."""
-    if isinstance(batch.tiles, PlannedTiles):  # cut from the canvas on the devices
+    # The devices cut the cropper's tiles from the canvas, or the crops of a second look.
+    if isinstance(batch.tiles, PlannedTiles) or batch.second_prompt is not None:
         return batch._replace(spoken=None)
     return batch._replace(canvas=None, spoken=None)
 
@@ -223,13 +224,13 @@ class _Attempt(NamedTuple):
 
     Attributes:
         batch: on the devices.
-        prompts: as the policy has read them.
+        prompts: as the policy has read them, of each look.
         rollouts: what it proposed.
         scores: what `ask` returns, once the host has it.
     """
 
     batch: Batch
-    prompts: ReadPrompts
+    prompts: tuple[ReadPrompts, ...]
     rollouts: Rollouts
     scores: concurrent.futures.Future[dict[str, np.ndarray]]
 
@@ -315,18 +316,18 @@ class BlackBoxStep:
         on_devices = self._see(state, self.put(without_host_parts(batch)))
         prompts, rollouts = self._roll_out(state, on_devices, key)
         scores = host_thread.submit(self.score, batch, rollouts)
-        return _Attempt(on_devices, prompts, rollouts, scores)
+        return _Attempt(on_devices._replace(canvas=None), prompts, rollouts, scores)
 
     def see(self, state: TrainState, batch: Batch) -> Batch:
-        """The batch with the cropper's tiles, without the canvases that they are cut from."""
-        return self.step.see(state, batch)._replace(canvas=None)
+        """The batch with the cropper's tiles, without canvases that nothing more is cut from."""
+        seen = self.step.see(state, batch)
+        return seen if batch.second_prompt is not None else seen._replace(canvas=None)
 
     def roll_out(
         self, state: TrainState, batch: Batch, key: jax.Array
-    ) -> tuple[ReadPrompts, Rollouts]:
-        """The first half, on the devices: the policy reads the prompts and samples boxes."""
-        prompts = self.step.read_prompts(state, batch)
-        return prompts, self.step.sample(state, batch, prompts, key)
+    ) -> tuple[tuple[ReadPrompts, ...], Rollouts]:
+        """The first half, on the devices: the policy reads the prompts and samples replies."""
+        return self.step.roll_out(state, batch, key)
 
     def score(self, batch: Batch, rollouts: Rollouts) -> dict[str, np.ndarray]:
         """What happens between the halves, on the host: the reader answers."""
@@ -347,7 +348,7 @@ class BlackBoxStep:
         self,
         state: TrainState,
         batch: Batch,
-        prompts: ReadPrompts,
+        prompts: tuple[ReadPrompts, ...],
         rollouts: Rollouts,
         scores: dict[str, jax.Array],
         total: Gradients | None,

@@ -81,6 +81,11 @@ class GRPOConfig(Settings):
             of the reply, and the question. More than one suits a target that was trained to read
             several crops.
         abstain: whether a reply may be "Not needed.", which shows no crop: it gains exactly 0.
+        looks: how often the cropper looks. With 2 it is shown its crop as a second picture, in a
+            conversation of its own: the crop as one tile, cut from the original pixels, and the
+            same question. It replies with a box in percent of that crop, or with "Not needed.",
+            which keeps the crop. The target is shown the one crop that comes of both. Both replies
+            are sampled, rewarded and trained as one. Needs `max_boxes=1`; 1 is one look.
         token_price: a cost in the reward: units of the reward for 1,000 image tokens of the target
             that the crops of a reply take, padding left out. With a `likelihood_weight` of 1 a
             price of 2 asks a crop of 64 tokens to gain 0.128 nats.
@@ -117,6 +122,7 @@ class GRPOConfig(Settings):
     area_weight: Weight = 0.0
     max_boxes: Annotated[int, Range(1, geometry.MAX_BOXES)] = 1
     abstain: bool = False
+    looks: Annotated[int, Range(1, 2)] = 1
     token_price: Weight = 0.0
     crop_tokens: Annotated[int, Range(1, 1_000_000)] | None = None
     reward_chunk: Annotated[int, Range(1, 65_536)] | None = None
@@ -149,6 +155,11 @@ class GRPOConfig(Settings):
                 f"gain=False with abstain={self.abstain} and token_price={self.token_price}: what "
                 "a reply without a crop is worth is a gain of 0, and prices are compared with "
                 "gains: leave gain out"
+            )
+        if self.looks > 1 and self.max_boxes > 1:
+            raise ValueError(
+                f"looks={self.looks} looks closer at the one crop of a reply, and max_boxes="
+                f"{self.max_boxes} allows several: set one of them to 1"
             )
         if self.token_price and self.multi_objective_aggregation == "normalize_then_sum":
             raise ValueError(

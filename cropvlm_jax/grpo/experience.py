@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import jax
 
 from cropvlm_jax.grpo.rewards import Rewards
+from cropvlm_jax.grpo.rollout import Turns
 from cropvlm_jax.microbatching import Sums
 from cropvlm_jax.models.llama import KVCache
 
 
 class ReadPrompts(NamedTuple):
-    """The prompts as the policy has read them.
+    """The prompts of a look as the policy has read them.
 
     Attributes:
-        prefix: their keys and values, which all rollouts share.
+        prefix: their keys and values, which all rollouts share; in a second look each rollout has
+            its own.
         pull_back: from gradients of these keys and values to those of the weights: `jax.vjp`'s
             pullback, a tree of arrays like any other.
         image_tokens: `[B, N, I, D]` of the tiles, where the policy's tower is not trained and so
@@ -35,13 +37,14 @@ class Experience(NamedTuple):
     """What the policy learns from: found once a step, used `num_iterations` times.
 
     Attributes:
-        boxes: int32 `[B, G, K, 4]`, the rollouts.
+        boxes: `[B, G, K, 4]`, the rollouts.
         count: int32 `[B, G]`, how many of its K boxes each has.
         rewards: what they are worth.
         advantages: fp32 `[B, G]`.
         reference_log_probs: fp32 `[B, G, T, A]`, of every action; None where beta is 0.
         old_log_probs: fp32 `[B, G, T]`, of the choices under the policy that sampled; None during
             the first iteration, whose policy that is.
+        turns: both replies of each rollout where the cropper looks twice; else None.
     """
 
     boxes: jax.Array
@@ -50,6 +53,7 @@ class Experience(NamedTuple):
     advantages: jax.Array
     reference_log_probs: jax.Array | None
     old_log_probs: jax.Array | None = None
+    turns: Turns | None = None
 
 
 class Gradients(NamedTuple):

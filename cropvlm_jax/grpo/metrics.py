@@ -52,12 +52,17 @@ def rollout_metrics(
 def shown(
     config: GRPOConfig, rollouts: Rollouts, rewards: Rewards
 ) -> list[tuple[str, Float[Array, "B G"]]]:
-    """What replies show the target, by name of the metric: area, and where that varies how much."""
+    """What replies show the target, by name of the metric: area, and where it varies how much.
+
+    Of croppers that look twice also whether the second look went closer.
+    """
     found = [("area", shown_area(rollouts.boxes, rollouts.count))]
     if config.varies:
         found.append(("boxes", rollouts.count.astype(jnp.float32)))
     if config.abstain:
         found.append(("no_crop", (rollouts.count == 0).astype(jnp.float32)))
+    if rollouts.turns is not None:
+        found.append(("second_look", rollouts.turns.second_count.astype(jnp.float32)))
     if rewards.crop_tokens is not None:
         found.append(("crop_tokens", rewards.crop_tokens))
     return found

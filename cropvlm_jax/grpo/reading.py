@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Real, UInt8
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import Batch
@@ -98,7 +98,7 @@ class Crops(NamedTuple):
 
     @classmethod
     def of(
-        cls, target: VLM, batch: Batch, boxes: Int[Array, "B G K 4"], count: Int[Array, "B G"]
+        cls, target: VLM, batch: Batch, boxes: Real[Array, "B G K 4"], count: Int[Array, "B G"]
     ) -> "Crops":
         """Cuts and encodes the crops of replies.
 
@@ -120,7 +120,7 @@ class Crops(NamedTuple):
         return jnp.where(self.there, real, 0).sum(-1).astype(jnp.float32)
 
 
-def there(boxes: Int[Array, "B G K 4"], count: Int[Array, "B G"]) -> Bool[Array, "B G K"]:
+def there(boxes: Real[Array, "B G K 4"], count: Int[Array, "B G"]) -> Bool[Array, "B G K"]:
     """Which of the K slots of each reply hold a box."""
     return jnp.arange(boxes.shape[2]) < count[..., None]
 

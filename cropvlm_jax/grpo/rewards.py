@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import Batch
@@ -60,7 +60,7 @@ class TargetRewards:
         self,
         target: VLM,
         batch: Batch,
-        boxes: Int[Array, "B G K 4"],
+        boxes: Real[Array, "B G K 4"],
         count: Int[Array, "B G"],
         whole: ImageTokens | None = None,
     ) -> Rewards:
@@ -184,7 +184,7 @@ def counts_tokens(config: GRPOConfig, batch: Batch) -> bool:
 def weigh(
     config: GRPOConfig,
     batch: Batch,
-    boxes: Int[Array, "B G K 4"],
+    boxes: Real[Array, "B G K 4"],
     count: Int[Array, "B G"],
     parts: dict[str, jax.Array],
     crop_tokens: Float[Array, "B G"] | None = None,
@@ -210,7 +210,7 @@ def weigh(
     return Rewards(jnp.stack(weighted).sum(0), parts, crop_tokens)
 
 
-def shown_area(boxes: Int[Array, "B G K 4"], count: Int[Array, "B G"]) -> Float[Array, "B G"]:
+def shown_area(boxes: Real[Array, "B G K 4"], count: Int[Array, "B G"]) -> Float[Array, "B G"]:
     """The boxes' shares of the picture's area, summed: what two boxes share counts twice.
 
     That is what the target is shown: it reads the common part in both crops.

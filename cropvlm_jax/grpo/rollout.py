@@ -7,7 +7,7 @@ A actions, I tokens of a picture, D width.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,41 @@ from cropvlm_jax.models.llama import NEGATIVE, KVCache
 from cropvlm_jax.models.vlm import VLM
 
 
+class Turns(NamedTuple):
+    """Both replies of a cropper that looks twice; see `second_look`.
+
+    Attributes:
+        tiles: what it saw in the second turn, leaves `[B, G, ...]`.
+        first: int32 `[B, G, 1, 4]`, the boxes of the first turn; of replies without a box the whole
+            picture's.
+        second: int32 `[B, G, 1, 4]`, the boxes of the second turn, in percent of the first ones.
+        second_count: int32 `[B, G]`, 1 where the second turn names a box, 0 where it stops or there
+            is no crop to look at; there `second` is all of the first one.
+    """
+
+    tiles: Any
+    first: jax.Array
+    second: jax.Array
+    second_count: jax.Array
+
+
 class Rollouts(NamedTuple):
     """Sampled replies.
 
     Attributes:
-        boxes: int32 `[B, G, K, 4]`, in increasing order; those beyond `count` are the whole
-            picture's.
+        boxes: `[B, G, K, 4]`, what the target is shown, in increasing order; those beyond `count`
+            are the whole picture's. Whole percent, int32; of two looks float32, see
+            `geometry.inside`.
         count: int32 `[B, G]`, how many boxes a reply names, 0 to K.
-        log_probs: fp32 `[B, G]`, the log-probability of each reply as the decoding saw it.
+        log_probs: fp32 `[B, G]`, the log-probability of each reply as the decoding saw it, of two
+            looks that of both.
+        turns: the replies of two looks; None of one.
     """
 
     boxes: jax.Array
     count: jax.Array  # type: ignore[assignment]  # not the method of tuples
     log_probs: jax.Array
+    turns: Turns | None = None
 
 
 class ReplyLogProbs(NamedTuple):

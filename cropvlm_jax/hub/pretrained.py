@@ -302,6 +302,12 @@ class Pretrained:
             self.tokenizer, self.replies.max_boxes, abstain=self.replies.abstain
         )
 
+    def second_grammar(self) -> Grammar | None:
+        """What it can reply when it is shown its crop: a box or none. None where it looks once."""
+        if self.replies.looks == 1:
+            return None
+        return Grammar.from_tokenizer(self.tokenizer, abstain=True)
+
     def conversations(self, **options: Any) -> Conversations:
         """The model's conversations.
 

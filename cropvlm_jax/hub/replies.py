@@ -18,10 +18,13 @@ class Replies:
     Attributes:
         max_boxes: the most boxes of a reply.
         abstain: whether a reply may be that nothing is to be looked at.
+        looks: 2 where the cropper is to be asked once more, about its crop: it then replies with a
+            box in percent of that crop, or that nothing more is to be looked at. Else 1.
     """
 
     max_boxes: int = 1
     abstain: bool = False
+    looks: int = 1
 
     def __post_init__(self) -> None:
         if type(self.max_boxes) is not int or not 1 <= self.max_boxes <= geometry.MAX_BOXES:
@@ -30,10 +33,17 @@ class Replies:
             )
         if type(self.abstain) is not bool:
             raise ValueError(f"abstain={self.abstain!r} is neither true nor false")
+        if type(self.looks) is not int or self.looks not in (1, 2):
+            raise ValueError(f"looks={self.looks!r} is neither 1 nor 2")
+        if self.looks > 1 and self.max_boxes > 1:
+            raise ValueError(
+                f"looks={self.looks} is for croppers of one box, not of max_boxes={self.max_boxes}"
+            )
 
     def __str__(self) -> str:
         boxes = "one box" if self.max_boxes == 1 else f"up to {self.max_boxes} boxes"
-        return f"{boxes} or none" if self.abstain else boxes
+        boxes += " or none" if self.abstain else ""
+        return f"{boxes}, in two looks" if self.looks > 1 else boxes
 
     @classmethod
     def read(cls, folder: Path) -> "Replies":
@@ -56,4 +66,7 @@ class Replies:
         if self == Replies():
             (folder / FILE).unlink(missing_ok=True)
         else:
-            write_json(folder / FILE, dataclasses.asdict(self))
+            found = dataclasses.asdict(self)
+            if self.looks == 1:  # older versions do not know it
+                del found["looks"]
+            write_json(folder / FILE, found)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Real, UInt8
 
 from cropvlm_jax.models.llama import KVCache, Llama
 from cropvlm_jax.pixels.plans import PlannedCrops, PlannedTiles
@@ -53,14 +53,14 @@ class VLM(nnx.Module):
         self,
         canvas: UInt8[Array, "B Hc Wc 3"],
         size: Int[Array, "B 2"],
-        boxes: Int[Array, "B G 4"],
+        boxes: Real[Array, "B G 4"],
     ) -> Any:
         """Crops as `encode_images` takes them, by the same arithmetic as the host's `see`.
 
         Args:
             canvas: uint8 `[B, Hc, Wc, 3]`, original pixels padded at the bottom and right.
             size: int `[B, 2]`, height and width inside the canvas.
-            boxes: int `[B, G, 4]` percent, maybe traced.
+            boxes: percent boxes `[B, G, 4]` as `geometry.to_pixels` takes them, maybe traced.
 
         Returns:
             Leaves `[B, G, ...]`.
@@ -91,7 +91,7 @@ class VLM(nnx.Module):
         self,
         canvas: UInt8[Array, "B Hc Wc 3"],
         size: Int[Array, "B 2"],
-        boxes: Int[Array, "B G 4"],
+        boxes: Real[Array, "B G 4"],
     ) -> ImageTokens:
         """Image tokens of crops, as `encode_images` makes them of the same pixels.
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Bool, Int, Real, UInt8
 
 from cropvlm_jax import geometry
 from cropvlm_jax.pixels.resampling import (
@@ -35,7 +35,7 @@ from cropvlm_jax.pixels.windows import window
 _TILES_AT_ONCE = 16  # bounds the memory of what tiles are resampled from
 
 
-def extents(size: Int[Array, "2"], boxes: Int[Array, "G 4"]) -> tuple[Int[Array, " G"], ...]:
+def extents(size: Int[Array, "2"], boxes: Real[Array, "G 4"]) -> tuple[Int[Array, " G"], ...]:
     """Left, top, width and height in pixels of percent boxes of a picture of this size."""
     pixel_boxes = geometry.to_pixels(boxes, jnp.broadcast_to(size, (*boxes.shape[:-1], 2)))
     left, top, right, bottom = (pixel_boxes[:, i] for i in range(4))
@@ -81,7 +81,7 @@ def weights_of(filter: Filter, axis: Axis, columns: int, rows: int) -> Array:
 def bicubic_square(
     canvas: UInt8[Array, "Hc Wc 3"],
     size: Int[Array, "2"],
-    boxes: Int[Array, "G 4"],
+    boxes: Real[Array, "G 4"],
     side: int,
     fill: tuple[int, int, int] | None = None,
 ) -> UInt8[Array, "G side side 3"]:
@@ -239,7 +239,7 @@ class _TiledCrop(NamedTuple):
 def smart_tiles(
     canvas: UInt8[Array, "Hc Wc 3"],
     size: Int[Array, "2"],
-    boxes: Int[Array, "G 4"],
+    boxes: Real[Array, "G 4"],
     limits: geometry.PixelLimits,
 ) -> tuple[UInt8[Array, "G I S S 3"], Int[Array, "G 2"]]:
     """Cuts percent boxes out of one picture as `pixels.host.smart_tiles` would each of them.

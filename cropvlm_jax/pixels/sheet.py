@@ -14,11 +14,11 @@ SIDE, MARGIN, LINE = 320, 12, 22
 
 def panel(
     image: Image.Image,
-    box: Sequence[int] | None,
+    box: Sequence[float] | None,
     captions: Sequence[str] = (),
     side: int = SIDE,
-    truth: Sequence[int] | None = None,
-    others: Sequence[Sequence[int]] = (),
+    truth: Sequence[float] | None = None,
+    others: Sequence[Sequence[float]] = (),
 ) -> Image.Image:
     """One scene: the picture with `box` in red, its crop at the same height, lines of text below.
 
@@ -52,7 +52,7 @@ def panel(
     return sheet
 
 
-def _pixels(image: Image.Image, box: Sequence[int]) -> tuple[int, int, int, int]:
+def _pixels(image: Image.Image, box: Sequence[float]) -> tuple[int, int, int, int]:
     """A percent box of an image in its pixels: left, top, right, bottom."""
     left, top, right, bottom = geometry.to_pixels(np.array(box), np.array(image.size[::-1]))
     return int(left), int(top), int(right), int(bottom)

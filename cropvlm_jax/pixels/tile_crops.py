@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Bool, Int, Real, UInt8
 
 from cropvlm_jax.pixels import tiles
 from cropvlm_jax.pixels.device import extents, first_axis_leading, ordered, upright, weights_of
@@ -67,7 +67,7 @@ def _keep_aspect(
 def crops(
     canvas: UInt8[Array, "B Hc Wc 3"],
     size: Int[Array, "B 2"],
-    boxes: Int[Array, "B G 4"],
+    boxes: Real[Array, "B G 4"],
     side: int,
 ) -> UInt8[Array, "B G side side 3"]:
     """Cuts percent boxes out of pictures and resizes each to one tile of SmolVLM's.
@@ -92,7 +92,7 @@ def crops(
 def crops_by_windows(
     canvas: UInt8[Array, "B Hc Wc 3"],
     size: Int[Array, "B 2"],
-    boxes: Int[Array, "B G 4"],
+    boxes: Real[Array, "B G 4"],
     side: int,
 ) -> UInt8[Array, "B G side side 3"]:
     """`crops`, one after the other, by `windows`."""
@@ -128,7 +128,7 @@ class _CropPlan(NamedTuple):
 
     @classmethod
     def of(
-        cls, size: Int[Array, "2"], boxes: Int[Array, "G 4"], side: int, longest: int
+        cls, size: Int[Array, "2"], boxes: Real[Array, "G 4"], side: int, longest: int
     ) -> "_CropPlan":
         """The plan of percent boxes; no side of the picture is longer than `longest`."""
         left, top, width, height = extents(size, boxes)
@@ -149,7 +149,7 @@ class _CropPlan(NamedTuple):
 
 
 def _crops_of_whole(
-    canvas: UInt8[Array, "Hc Wc 3"], size: Int[Array, "2"], boxes: Int[Array, "G 4"], side: int
+    canvas: UInt8[Array, "Hc Wc 3"], size: Int[Array, "2"], boxes: Real[Array, "G 4"], side: int
 ) -> UInt8[Array, "G side side 3"]:
     """`crops` of one picture, by matmuls with its whole canvas."""
     longest = max(canvas.shape[:2])
@@ -163,7 +163,7 @@ def _crops_of_whole(
 def _crops_by_blocks(
     canvas: UInt8[Array, "B Hc Wc 3"],
     size: Int[Array, "B 2"],
-    boxes: Int[Array, "B G 4"],
+    boxes: Real[Array, "B G 4"],
     side: int,
 ) -> UInt8[Array, "B G side side 3"]:
     """`crops`, one after the other, from the blocks of the canvas that hold their pixels."""

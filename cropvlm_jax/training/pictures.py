@@ -87,12 +87,12 @@ def picture_of(
         facts.append("no crop")
     boxes = np.zeros((0, 4), int) if boxes is None else boxes
     for box in boxes:
-        text = geometry.to_text(box).rstrip(".")
-        facts.append(f"box {text}, {geometry.area(box):.0%} of the picture")
+        text = ", ".join(f"{edge:g}" for edge in box)
+        facts.append(f"box [{text}], {geometry.area(box):.0%} of the picture")
         if truth is not None:
             facts.append(f"IoU {float(geometry.iou(box, np.array(truth))):.2f}")
     lines.append("; ".join(facts))
     image = Image.fromarray(host.to_rgb(example["image"]))
     shown, *others = [*boxes] or [truth if truth is not None else geometry.FULL]
     captions = [textwrap.shorten(line, WIDTH, placeholder=" ...") for line in lines]
-    return sheet.panel(image, [int(v) for v in shown], captions, truth=truth, others=others)
+    return sheet.panel(image, shown, captions, truth=truth, others=others)

@@ -11,6 +11,7 @@ r"""GRPO where the number of looks pays: from the start weights, on scenes of ha
 | `price_low`, `price_middle`, `price_high` | `zoom_digits_mixed` | one box or none, at that price |
 | `budget` | `zoom_digits_mixed` | the same, at the price of the budget that the cropper is told |
 | `deep_looks1` | `zoom_digits_deep` | one box |
+| `deep_looks2` | `zoom_digits_deep` | one box, then one inside of its crop or none |
 
 `python experiments/make_look_weights.py --out=runs/look/weights` makes the start weights. These
 settings were not yet run to their end: learning rate, steps and prices are to be chosen on the
@@ -33,6 +34,7 @@ VARIANTS = (
     *(f"price_{budget}" for budget in PRICES),
     "budget",
     "deep_looks1",
+    "deep_looks2",
 )
 
 
@@ -67,6 +69,7 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
     config.data.answer_tokens = 3
 
     config.grpo.max_boxes = 2 if variant == "pairs_k2" else 1
+    config.grpo.looks = 2 if variant == "deep_looks2" else 1
     config.grpo.abstain = kind in ("price", "budget") or variant == "mixed_gate"
     if kind == "budget":
         config.data.budgets = PRICES

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Real, UInt8
 
 from cropvlm_jax.models import linear
 from cropvlm_jax.models.llama import KVCache, Llama, Places
@@ -111,7 +111,7 @@ class Qwen2_5_VL(VLM):
         self,
         canvas: UInt8[Array, "B Hc Wc 3"],
         size: Int[Array, "B 2"],
-        boxes: Int[Array, "B G 4"],
+        boxes: Real[Array, "B G 4"],
     ) -> TiledImages:
         """Crops as tiles, leaves `[B, G, ...]`; see `VLM.cut`."""
         cut = functools.partial(device.smart_tiles, limits=self.config.limits)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Real, UInt8
 
 from cropvlm_jax import parallel
 from cropvlm_jax.models import linear
@@ -89,7 +89,7 @@ class SmolVLM(VLM):
         self,
         canvas: UInt8[Array, "B Hc Wc 3"],
         size: Int[Array, "B 2"],
-        boxes: Int[Array, "B G 4"],
+        boxes: Real[Array, "B G 4"],
     ) -> UInt8[Array, "B G S S 3"]:
         """Crops as one tile each; see `VLM.cut`."""
 

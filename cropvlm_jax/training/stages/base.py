@@ -130,10 +130,12 @@ class CropperModel(TrainedModel):
 
     Attributes:
         grammar: of the boxes that it writes.
+        second_grammar: of what it replies when it is shown its crop; None where it looks once.
         input: what it sees of an example.
     """
 
     grammar: Grammar
+    second_grammar: Grammar | None
     input: CropperInput
 
     @classmethod
@@ -178,6 +180,7 @@ class CropperModel(TrainedModel):
             plan=_plan(pretrained, longest_edge) if in_step else None,
             budgets=budgets,
             budget_tokens=room,
+            looks=config.grpo.looks,
         )
         policy, base, weights = load_trained(pretrained, config, abstract)
         cropper = cls(
@@ -189,6 +192,7 @@ class CropperModel(TrainedModel):
             shapes=shapes_of(weights),
             longest_edge=longest_edge,
             grammar=pretrained.grammar(),
+            second_grammar=pretrained.second_grammar(),
             input=cropper_input,
         )
         return cropper, weights
@@ -196,16 +200,18 @@ class CropperModel(TrainedModel):
 
 def _replying(pretrained: Pretrained, config: TrainConfig) -> Pretrained:
     """The cropper with the replies that a run trains; warns where it wrote others before."""
-    replies = Replies(config.grpo.max_boxes, config.grpo.abstain)
+    grpo = config.grpo
+    replies = Replies(grpo.max_boxes, grpo.abstain, grpo.looks)
     if replies != pretrained.replies:
         logging.warning(
-            "cropper=%r writes %s; this run trains it to write %s, as grpo.max_boxes=%d and "
-            "grpo.abstain=%s say",
+            "cropper=%r writes %s; this run trains it to write %s, as grpo.max_boxes=%d, "
+            "grpo.abstain=%s and grpo.looks=%d say",
             config.cropper,
             pretrained.replies,
             replies,
             replies.max_boxes,
             replies.abstain,
+            replies.looks,
         )
     return dataclasses.replace(pretrained, replies=replies)
 

@@ -108,6 +108,7 @@ class BlackBoxStage:
             config=self.config.grpo,
             base=self.trained.base,
             longest_edge=self.trained.longest_edge,
+            second_grammar=self.trained.second_grammar,
         )
 
     def init(self, weights: dict[str, Any], steps: int) -> TrainState:

@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from cropvlm_jax.data.batching import Batch, Preparer
+from cropvlm_jax.geometry import Grammar
 from cropvlm_jax.grpo import reading
 from cropvlm_jax.grpo.config import GRPOConfig
 from cropvlm_jax.grpo.reading import AnswerTemplate, Crops
@@ -186,6 +187,7 @@ class GRPOStage:
             shared_tower=target.sees_tile and target.same_tower,
             same_picture=target.sees_tile and in_step,
             longest_edge=self.trained.longest_edge,
+            second_grammar=self.trained.second_grammar,
         )
 
     def init(self, weights: dict[str, Any], steps: int) -> TrainState:
@@ -295,24 +297,48 @@ def init_grpo(
 
 
 def rollout_work(config: GRPOConfig, batch: Batch) -> dict[str, int]:
-    """Prompts, rollouts and the cropper's tiles of a step."""
+    """Prompts, rollouts, and the cropper's tiles: of its pictures and of crops that it sees."""
     prompts, tiles = batch.size.shape[0], count_images(batch.tiles)
     rollouts = prompts * config.num_generations
-    return {"prompts": prompts, "rollouts": rollouts, "images": prompts * tiles}
+    crops = rollouts * (config.looks - 1)
+    return {"prompts": prompts, "rollouts": rollouts, "images": prompts * tiles + crops}
 
 
 def rollout_bytes(config: TrainConfig, cropper: CropperModel, batch: Batch) -> float:
-    """Bytes that sampling the boxes reads, for the batch of one chip."""
-    grpo, grammar = config.grpo, cropper.grammar
-    prompts, length = batch.crop_prompt.shape
-    own = prompts * grpo.num_generations * grammar.iterations * grammar.chunk
+    """Bytes that sampling the replies reads, for the batch of one chip."""
+    prompts, group = batch.size.shape[0], config.grpo.num_generations
+    read = _look_bytes(config, cropper, cropper.grammar, batch.crop_prompt.shape, group)
+    if cropper.second_grammar is None:
+        return read
+    crops = prompts * group, batch.second_prompt.shape[1]
+    return read + _look_bytes(config, cropper, cropper.second_grammar, crops, 1)
+
+
+def _look_bytes(
+    config: TrainConfig,
+    cropper: CropperModel,
+    grammar: Grammar,
+    prompt: tuple[int, ...],
+    group: int,
+) -> float:
+    """Bytes that sampling the replies of a look reads.
+
+    Args:
+        config: settings of the run.
+        cropper: the model being trained.
+        grammar: of the replies.
+        prompt: how many prompts there are, and tokens of each.
+        group: replies to each prompt.
+    """
+    prompts, length = prompt
+    own = prompts * group * grammar.iterations * grammar.chunk
     params = cropper.shapes["params"]
     adapters = params["text"]["layers"] if config.lora and "text" in params else ()
     return costs.decoding_bytes(
         cropper.pretrained.config.text,
         weights=count(cropper.plain(cropper.shapes)["text"]["layers"]) + count(adapters),
         columns=len(grammar.actions),
-        passes=grammar.iterations * grpo.gradient_accumulation_steps,
+        passes=grammar.iterations * config.grpo.gradient_accumulation_steps,
         slots=grammar.iterations * (prompts * (length - 1) + own),
         itemsize=jnp.dtype(config.dtype).itemsize,
     )

@@ -46,6 +46,7 @@ class Halves:
         first = rolling.lower(state, part, key).compile()
         rolled = placed_outputs(first, jax.eval_shape(rolling, state, part, key))
         prompts, rollouts = rolled
+        part = part._replace(canvas=None)  # which nothing more is cut from
         of_replies = jax.ShapeDtypeStruct(rollouts.count.shape, jnp.float32)
         scores = self.step.no_scores(part, of_replies)
         learning = jax.jit(parallel.on_mesh(self.mesh, self.step.learn))

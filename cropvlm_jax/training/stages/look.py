@@ -15,7 +15,8 @@ class Look(NamedTuple):
     """What a model makes of the examples of a batch, to be shown to people.
 
     Attributes:
-        boxes: int `[B, K, 4]`, those of the likeliest replies; None where the model proposes none.
+        boxes: percent boxes `[B, K, 4]` of the likeliest replies; None where the model proposes
+            none.
         count: int `[B]`, how many of its K boxes a reply has.
         replies: int `[B, T]`, token ids of the reader's replies, or a list of their texts; None
             where no reader answers.

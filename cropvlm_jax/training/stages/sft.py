@@ -100,7 +100,16 @@ class SFTStage(SupervisedStage):
             config: settings of the run.
             abstract: read no weights.
             in_step: whether the step cuts the cropper's tiles.
+
+        Raises:
+            ValueError: a setting is wrong.
         """
+        if config.grpo.looks > 1:
+            raise ValueError(
+                f"grpo.looks={config.grpo.looks}: stage='sft' teaches single replies, and the "
+                "second look is a conversation like the first one: leave it at 1 here, and set it "
+                "in the GRPO run"
+            )
         cropper, weights = CropperModel.open(config, abstract, in_step)
         prepare = BoxPreparer(
             cropper_input=cropper.input,
