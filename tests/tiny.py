@@ -59,7 +59,9 @@ def several_boxes(tokenizer: Tokenizer) -> Tokenizer:
 SEVERAL = several_boxes(TOKENIZER)  # of replies that may have several boxes
 
 
-def make_cropper_input(longest_edge: int, in_step: bool = False) -> batching.CropperInput:
+def make_cropper_input(
+    longest_edge: int, in_step: bool = False, looks: int = 1
+) -> batching.CropperInput:
     """What the model sees as a cropper, which splits pictures where `longest_edge` is > `SIDE`."""
     plan = functools.partial(ARCHITECTURE.plan, CONFIG, longest_edge=longest_edge)
     return batching.CropperInput(
@@ -69,6 +71,7 @@ def make_cropper_input(longest_edge: int, in_step: bool = False) -> batching.Cro
         splits=ARCHITECTURE.splits(CONFIG, longest_edge),
         question_tokens=20,
         plan=plan if in_step else None,
+        looks=looks,
     )
 
 
@@ -110,9 +113,12 @@ def make_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def make_batch(
-    examples: list[dict[str, Any]], longest_edge: int = SIDE, in_step: bool = False
+    examples: list[dict[str, Any]],
+    longest_edge: int = SIDE,
+    in_step: bool = False,
+    looks: int = 1,
 ) -> batching.Batch:
     """The examples as one batch of NumPy arrays, the cropper's pictures split above `SIDE` px."""
-    cropper_input = make_cropper_input(longest_edge, in_step)
+    cropper_input = make_cropper_input(longest_edge, in_step, looks)
     prepare = dataclasses.replace(PREPARE, cropper_input=cropper_input)
     return batching.stack([prepare(example, i) for i, example in enumerate(examples)])

@@ -43,11 +43,12 @@ CONFIG = GRPOConfig(
     answer_tokens=4,
     area_weight=0.3,
 )
+SECOND_GRAMMAR = geometry.Grammar.from_tokenizer(tiny.TOKENIZER, abstain=True)
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
 
 
 def make_state(config: GRPOConfig = CONFIG) -> TrainState:
-    policy = UNDECIDED if config.varies else POLICY
+    policy = UNDECIDED if config.varies or config.looks > 1 else POLICY
     policy, reference, target = jax.tree.map(jnp.copy, (policy, policy, TARGET))
     coef = jnp.float32(0.1) if config.entropy_target else None
     return TrainState.create(
@@ -55,14 +56,14 @@ def make_state(config: GRPOConfig = CONFIG) -> TrainState:
     )
 
 
-def make_batches(in_step: bool = False) -> tuple[batching.Batch, batching.Batch]:
+def make_batches(in_step: bool = False, looks: int = 1) -> tuple[batching.Batch, batching.Batch]:
     """The same examples for a target in the graph and for one outside."""
-    inside = tiny.make_batch(EXAMPLES, in_step=in_step)
+    inside = tiny.make_batch(EXAMPLES, in_step=in_step, looks=looks)
     gold = [scoring.encode_gold(answers, "anls", 3, 40) for answers in GOLD]
     inside = inside._replace(gold=jax.tree.map(lambda *x: np.stack(x), *gold))
     prepare = dataclasses.replace(
         tiny.PREPARE,
-        cropper_input=tiny.make_cropper_input(tiny.SIDE, in_step),
+        cropper_input=tiny.make_cropper_input(tiny.SIDE, in_step, looks),
         target_conversations=None,
     )
     outside = batching.stack([prepare(example, i) for i, example in enumerate(EXAMPLES)])
@@ -94,6 +95,7 @@ def make_step(config, **target):
         optimizer=OPTIMIZER,
         config=config,
         longest_edge=tiny.SIDE,
+        second_grammar=SECOND_GRAMMAR if config.looks > 1 else None,
         **target,
     )
 
@@ -118,19 +120,26 @@ BOXES = {
     "verification_weight": 0.2,
     "reward_chunk": 2,
 }
+LOOKS = {
+    "looks": 2,
+    "likelihood_weight": 1.0,
+    "accuracy_weight": 0.0,
+    "beta": 0.0,
+    "scale_rewards": "none",
+}
 
 
 @pytest.mark.parametrize(
     "accumulate, updates, rewards",
-    [(1, 1, {}), (2, 2, {}), (1, 1, LIKELY), (1, 1, BOXES)],
-    ids=["accuracy", "microbatches", "likelihoods", "boxes"],
+    [(1, 1, {}), (2, 2, {}), (1, 1, LIKELY), (1, 1, BOXES), (1, 1, LOOKS)],
+    ids=["accuracy", "microbatches", "likelihoods", "boxes", "looks"],
 )
 def test_the_halves_do_what_the_fused_step_does(vlm, accumulate, updates, rewards):
     config = dataclasses.replace(
         CONFIG, gradient_accumulation_steps=accumulate, num_iterations=updates, **rewards
     )
     in_step = accumulate > 1  # the devices cut the tiles
-    inside, outside = make_batches(in_step)
+    inside, outside = make_batches(in_step, config.looks)
     inner = make_step(
         config,
         target=GRAPHDEF,

@@ -124,6 +124,21 @@ CASES = {
         dataclasses.replace(CONFIG, max_boxes=3, abstain=True, beta=0.0),
         prices=(0.0, 3.0, 1.0, 7.0),
     ),
+    "dr_grpo-group-looks-abstain-updates-tiles": Case(
+        dataclasses.replace(
+            CONFIG,
+            looks=2,
+            abstain=True,
+            token_price=5.0,
+            area_weight=0.7,
+            loss_type="dr_grpo",
+            format_weight=0.5,
+            num_iterations=2,
+            gradient_accumulation_steps=2,
+            epsilon_high=0.3,
+        ),
+        grid=(2, 2),
+    ),
 }
 
 
@@ -178,6 +193,7 @@ def build(case: Case, kind: Any = GRPOStep, **options: Any) -> GRPOStep:
         template=tiny.TEMPLATE,
         vocabulary=in_graph.Vocabulary.from_tokenizer(tiny.TOKENIZER),
         longest_edge=case.longest_edge,
+        second_grammar=case.second_grammar,
         **options,
     )
 
@@ -208,14 +224,16 @@ def fused(case: Case) -> tuple[Result, TrainState]:
         return np.asarray(parts).swapaxes(0, 1).reshape(len(EXAMPLES), *parts.shape[2:])
 
     boxes, number = in_order(experience.boxes), in_order(experience.count)
+    there = (np.arange(boxes.shape[2]) < number[..., None])[..., None]
     result = Result(
-        np.where((np.arange(boxes.shape[2]) < number[..., None])[..., None], boxes, 0),
+        np.where(there, np.round(np.float64(boxes), 2), 0),
         number,
         np.asarray(cut(case.batch.canvas, case.batch.size, boxes, tiny.SIDE)),
         in_order(experience.rewards.parts["likelihood"]),
         metrics,
         state.opt_state,
         state.params,
+        None if experience.turns is None else in_order(experience.turns.tiles),
     )
     return result, state
 
@@ -283,7 +301,7 @@ def test_what_follows_a_sequence_is_never_seen():
 def test_fused_equals_naive(name):
     case = CASES[name]
     got, state = fused(case)
-    want = naive_grpo.naive(case, got.pictures)
+    want = naive_grpo.naive(case, got.pictures, got.tiles)
     assert_same(got, want, bool(case.config.compared))
     # The decoding's own log-probabilities have no part in the naive version.
     assert got.metrics.keys() == want.metrics.keys() | {"sampler_gap"}
@@ -298,6 +316,9 @@ def test_fused_equals_naive(name):
     if case.config.entropy_target:
         change = 0.005 if want.metrics["entropy"] <= case.config.entropy_target else -0.005
         np.testing.assert_allclose(state.entropy_coef, ENTROPY_COEF + change)
+    if case.config.looks > 1:
+        assert 0 < got.metrics["no_crop"] < 1
+        assert 0 < got.metrics["second_look"] < 1 - got.metrics["no_crop"]  # and some stop
     if case.config.num_iterations > 1:
         assert_gradients_close(
             jax.tree.map(jnp.subtract, got.params, case.model[1]),
@@ -550,6 +571,8 @@ def test_settings_that_cannot_work_are_refused():
         {"multi_objective_aggregation": "sum"},
         {"min_reward_std": -0.1},
         {"entropy_target": 3.0},
+        {"looks": 3},
+        {"looks": 2, "max_boxes": 2},
     ):
         with pytest.raises(ValueError, match=next(iter(change))):
             dataclasses.replace(CONFIG, **change)
