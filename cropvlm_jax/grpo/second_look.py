@@ -74,7 +74,7 @@ def of_prompts(image_tokens: ImageTokens, prompts: int) -> ImageTokens:
     The crops of a second look go through the tower as the pictures of one prompt do, one after the
     other, and each belongs to a prompt of its own.
     """
-    return jax.tree.map(lambda x: x.reshape(prompts, -1, *x.shape[2:]), image_tokens)
+    return jax.tree.map(lambda x: x.reshape((prompts, -1) + x.shape[2:]), image_tokens)
 
 
 def joined(first: Rollouts, look: SecondLook, second: Rollouts) -> Rollouts:
@@ -117,7 +117,7 @@ def joined_log_probs(
     Returns:
         `[B, G, T + T, ...]`, with as many actions as the look that has more.
     """
-    second = jax.tree.map(lambda x: x.reshape(*asked.shape, *x.shape[2:]), second)
+    second = jax.tree.map(lambda x: x.reshape(asked.shape + x.shape[2:]), second)
     reply = second.reply._replace(
         valid=second.reply.valid & asked[..., None],
         allowed=second.reply.allowed & asked[..., None, None],

@@ -120,13 +120,7 @@ BOXES = {
     "verification_weight": 0.2,
     "reward_chunk": 2,
 }
-LOOKS = {
-    "looks": 2,
-    "likelihood_weight": 1.0,
-    "accuracy_weight": 0.0,
-    "beta": 0.0,
-    "scale_rewards": "none",
-}
+LOOKS = {"looks": 2, "likelihood_weight": 0.1, "area_weight": 10.0, "beta": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_every_name_that_a_run_writes_is_in_the_glossary_and_no_other(stage, tmp
     if stage == "grpo":
         written |= traced_names(small(stage, **PARTS, **TWICE))
         written |= traced_names(small(stage, **SEVERAL))
+        written |= traced_names(small(stage, **{"grpo.looks": 2}))
     assert written == glossary("Every stage") | glossary(SECTIONS[stage])
 
 
