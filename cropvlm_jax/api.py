@@ -28,6 +28,7 @@ from PIL import Image
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import SupervisedBatch
+from cropvlm_jax.evals.calibration import Calibration
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.pretrained import Pretrained
@@ -101,7 +102,11 @@ class CropVLM(LoadedModel):
     Attributes:
         grammar: the boxes that the cropper's tokenizer can write.
         target: the reader that answers, or None where only boxes are wanted.
+        calibration: makes `Zoom.confidence` the probability that an answer is right; None leaves it
+            the probability of the cropper's reply.
     """
+
+    calibration: Calibration | None = None
 
     def __init__(
         self,
@@ -138,6 +143,7 @@ class CropVLM(LoadedModel):
         dtype: Any = jnp.float32,
         longest_edge: int | None = None,
         processor: Mapping[str, Any] | None = None,
+        calibration: str | Path | None = None,
         mesh: Mesh | None = None,
     ) -> "CropVLM":
         """Loads a cropper, and a target where one is named.
@@ -152,8 +158,12 @@ class CropVLM(LoadedModel):
                 takes what its own processor says.
             processor: settings of the target's image processor that replace its own, under Hugging
                 Face's names; for a VLM that is named.
+            calibration: a file that `evals.calibration.Calibration` wrote, for this target.
             mesh: whose devices share the weights of both, as `VLMReader.from_pretrained` takes it.
         """
+        known = None if calibration is None else Calibration.read(calibration)
+        if known is not None and target is None:
+            raise ValueError(f"calibration={calibration} is of a target's answers: give a target")
         if isinstance(target, (str, Path)):
             target = open_reader(target, processor=processor, dtype=dtype, mesh=mesh)
         elif target is not None and not isinstance(target, Reader):
@@ -166,7 +176,9 @@ class CropVLM(LoadedModel):
         if not source.architecture.can_crop:
             raise ValueError(f"{cropper}: a {source.config.model_type} may not be a cropper")
         longest_edge = source.longest_edge if longest_edge is None else longest_edge
-        return cls(source, source.load(mesh, dtype=dtype), longest_edge, target, mesh)
+        model = cls(source, source.load(mesh, dtype=dtype), longest_edge, target, mesh)
+        model.calibration = known
+        return model
 
     @property
     def always_one_box(self) -> bool:
@@ -288,6 +300,7 @@ class CropVLM(LoadedModel):
                 boxes=item.reply.boxes,
                 crops=tuple(map(Image.fromarray, cut)),
                 confidence=item.reply.confidence,
+                reply_probability=item.reply.confidence,
             )
             for item, cut in zip(asked, crops, strict=True)
         ]
@@ -302,10 +315,13 @@ class CropVLM(LoadedModel):
             [item.question for item in asked] + [asked[i].question for i in both],
         )
         alone = dict(zip(both, replies[len(asked) :], strict=True))
-        return [
+        found = [
             answered(zoom, reply, alone.get(i), compare=compare, keep_if_surer=keep_if_surer)
             for i, (zoom, reply) in enumerate(zip(zooms, replies[: len(asked)], strict=True))
         ]
+        if self.calibration is None:
+            return found
+        return [zoom._replace(confidence=self.calibration.confidence(zoom)) for zoom in found]
 
     def save_pretrained(self, folder: str | Path, *, dtype: Any = None) -> None:
         """Writes the cropper as a folder that this package and `transformers` load.

@@ -26,13 +26,15 @@ class Zoom(NamedTuple):
         failure: why the target gave no `answer`, such as "empty", "refusal: ..." or "HTTP 500:
             ..."; "" where there is nothing to explain.
         failure_without_crop: the same of `answer_without_crop`.
-        confidence: probability of the reply that names these boxes under the cropper, 0..1, among
-            all replies that it can write.
+        confidence: probability that `answer` is right, 0..1, where a calibration was given, see
+            `evals.calibration`; else `reply_probability`, which is no such thing.
         margin_with: how sure the target is of its answer to the picture and the crops: the log-odds
             of that answer, `readers.base.Reply.margin`. None where it does not tell.
         margin_without: the same of its answer to the picture alone.
         kept: False where `keep_if_surer` put the answer without crops in the place of that with
             them.
+        reply_probability: of the reply that names these boxes under the cropper, 0..1, among all
+            replies that it can write.
     """
 
     boxes: tuple[geometry.Box, ...]
@@ -45,6 +47,7 @@ class Zoom(NamedTuple):
     margin_with: float | None = None
     margin_without: float | None = None
     kept: bool = True
+    reply_probability: float = math.nan
 
     @property
     def box(self) -> geometry.Box | None:

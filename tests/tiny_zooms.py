@@ -15,6 +15,8 @@ from cropvlm_jax.zooms import Zoom
 class Model:
     """Zooms into a box that depends on the picture alone: its first pixel says which picture."""
 
+    calibration = None
+
     def __init__(
         self,
         answers=False,

@@ -21,6 +21,7 @@ Example, with the models that come with the package:
         --question="What digit is in the red frame?" --out=zoomed
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -65,6 +66,12 @@ KEEP_IF_SURER = flags.DEFINE_bool(
     False,
     "Harm control: where the target is less sure of its answer with the crops than of that "
     "without, the answer is that without. The target must tell how likely its answers are.",
+)
+CALIBRATION = flags.DEFINE_string(
+    "calibration",
+    None,
+    "File that makes `confidence` the probability that an answer is right, for this --target; "
+    "docs/readers.md says how it is made.",
 )
 IMAGE = flags.DEFINE_string("image", None, "Picture file, of any format and size.")
 IMAGES = flags.DEFINE_string(
@@ -170,6 +177,8 @@ def found(zoom: Zoom, compare: bool) -> list[str]:
             f"log-odds of the target's answers: {next(sure)} with the crop, {next(sure)} without; "
             f"the answer is that {chosen}"
         )
+    if CALIBRATION.value:
+        lines.append(f"the answer is right with a probability of {zoom.confidence:.0%}")
     return lines
 
 
@@ -193,7 +202,12 @@ def open_model() -> CropVLM:
     """The cropper, with the target that answers if there is one."""
     targets = [TARGET.value] if TARGET.value else []
     processor = target_processor.read(PROCESSOR.value, targets)
-    return CropVLM.from_pretrained(CROPPER.value, TARGET.value or None, processor=processor)
+    return CropVLM.from_pretrained(
+        CROPPER.value,
+        TARGET.value or None,
+        processor=processor,
+        calibration=CALIBRATION.value or None,
+    )
 
 
 def said(answer: str | None, failure: str) -> str:
@@ -243,6 +257,8 @@ def models(model: CropVLM) -> dict[str, Any]:
         told["target"] |= describe(model.target)
         if KEEP_IF_SURER.value:
             told["target"]["keep_if_surer"] = True
+    if model.calibration is not None:
+        told["calibration"] = dataclasses.asdict(model.calibration)
     return told
 
 

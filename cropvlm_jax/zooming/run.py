@@ -54,6 +54,16 @@ class Zoomer:
             keep_if_surer=self.keep_if_surer,
         )
 
+    def sure(self, zoom: Zoom) -> Record:
+        """How sure cropper and target are, where the result tells it."""
+        told: Record = {}
+        if self.model.calibration is not None or not self.model.always_one_box:
+            told["confidence"] = zoom.confidence
+        if self.keep_if_surer:
+            names = ("margin_with", "margin_without", "kept")
+            told |= {name: getattr(zoom, name) for name in names}
+        return told
+
 
 def zoom_all(
     model: CropVLM,
@@ -151,7 +161,7 @@ def _zoom_part(
             records.append(_failed(question, found))
         else:
             record = _zoomed(question, item.image, found, out, zoomer.model.always_one_box)
-            records.append(record | _said(found, zoomer.keep_if_surer))
+            records.append(record | zoomer.sure(found) | _said(found))
     return records
 
 
@@ -196,15 +206,13 @@ def _zoomed(
     boxes = [list(box) for box in zoom.boxes]
     if always_one_box:
         return record | {"box": boxes[0], "box_pixels": pixels[0], "crop": crops[0]}
-    found = {"boxes": boxes, "boxes_pixels": pixels, "crops": crops}
-    return record | found | {"confidence": zoom.confidence}
+    return record | {"boxes": boxes, "boxes_pixels": pixels, "crops": crops}
 
 
-def _said(zoom: Zoom, keep_if_surer: bool) -> Record:
+def _said(zoom: Zoom) -> Record:
     """What the target answered where it was asked, and what kept it from answering.
 
-    An answer is "" where the target read and said nothing, None where there is none. With
-    `keep_if_surer` there is also how sure it was.
+    An answer is "" where the target read and said nothing, None where there is none.
     """
     replies = {
         "answer": (zoom.answer, zoom.failure),
@@ -220,9 +228,6 @@ def _said(zoom: Zoom, keep_if_surer: bool) -> Record:
         for key, (_, failure) in replies.items()
         if failure and not _is_empty(failure)
     ]
-    if keep_if_surer:
-        names = ("margin_with", "margin_without", "kept")
-        told |= {name: getattr(zoom, name) for name in names}
     return told | ({FAILURE: "; ".join(reasons)} if reasons else {})
 
 

@@ -17,6 +17,7 @@ from tiny_zooms import draw_pictures
 from cropvlm_jax import json_lines
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
+from cropvlm_jax.evals.calibration import Calibration
 
 MODELS = {"cropper": "zoom_digits/cropper", "target": "zoom_digits/target"}
 
@@ -110,12 +111,15 @@ def test_no_box_and_several_and_the_answer_that_is_kept(run, tmp_path):
     refused = run("real", **asked, jsonl="q.jsonl", out="out")
     assert "target.keep_if_surer: True there, None now" in refused.err
 
+    Calibration(0.1, 0.5, 0.25, 9).write(tmp_path / "c.json")
     options = {"keep_if_surer": "true", "out": "one.png", "question": questions[2]}
+    options["calibration"] = "c.json"
     done = run("real", **asked, image="2.png", **options)
     told = ", ".join(str(list(box)) for box in zooms[2].boxes)
     assert f"boxes (percent): {told}\nanswer: {zooms[2].answer}\n" in done.out
     chosen = "with" if zooms[2].kept else "without"
     assert f"the answer is that {chosen}" in done.out
+    assert "the answer is right with a probability of" in done.out
     assert Image.open(tmp_path / "one.png").width > 600
     done = run("real", cropper="cropper", image="0.png", question=questions[0], out="one.png")
     assert done.out == "boxes (percent): none, not needed\n"
