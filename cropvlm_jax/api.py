@@ -66,11 +66,13 @@ class Reply(NamedTuple):
     """What the cropper says about a picture.
 
     Attributes:
-        boxes: percent boxes in the order of a reply; none where nothing is to be looked at.
-        confidence: probability of the reply under the cropper, 0..1, among all that it can write.
+        boxes: percent boxes in the order of a reply; none where nothing is to be looked at. Whole
+            numbers; of two looks multiples of a hundredth, see `geometry.inside`.
+        confidence: probability of the reply under the cropper, 0..1, among all that it can write;
+            of two looks that of both replies.
     """
 
-    boxes: tuple[geometry.Box, ...]
+    boxes: tuple[geometry.FineBox, ...]
     confidence: float
 
     @classmethod
@@ -80,6 +82,12 @@ class Reply(NamedTuple):
         numbers = map(int, edges[: 4 * int(count)])
         boxes = tuple(zip(numbers, numbers, numbers, numbers, strict=True))  # four at a time
         return cls(boxes, min(probability, 1.0))  # a rounded exp(0) may exceed it
+
+    def then(self, second: "Reply") -> "Reply":
+        """This reply of one box and what the second look says of its crop, as one."""
+        (outer,), (inner,) = self.boxes, second.boxes or (geometry.FULL,)
+        left, top, right, bottom = geometry.inside(np.array(outer), np.array(inner)).tolist()
+        return Reply(((left, top, right, bottom),), self.confidence * second.confidence)
 
 
 class _Asked(NamedTuple):
@@ -101,6 +109,7 @@ class CropVLM(LoadedModel):
 
     Attributes:
         grammar: the boxes that the cropper's tokenizer can write.
+        second_grammar: what it can reply when it is shown its crop; None where it looks once.
         target: the reader that answers, or None where only boxes are wanted.
         calibration: makes `Zoom.confidence` the probability that an answer is right; None leaves it
             the probability of the cropper's reply.
@@ -127,6 +136,7 @@ class CropVLM(LoadedModel):
         """
         super().__init__(source, model, longest_edge, mesh)
         self.grammar, self.target = source.grammar(), target
+        self.second_grammar = source.second_grammar()
         most = getattr(target, "most_pictures", None)
         if target is not None and most is not None and most <= self.grammar.max_boxes:
             raise ValueError(
@@ -194,7 +204,7 @@ class CropVLM(LoadedModel):
 
         Returns:
             int32 `[n, 4]` percent boxes: of a cropper that writes several the first ones, and the
-            whole picture's where it writes none. `replies` tells all.
+            whole picture's where it writes none; of one that looks twice fp64. `replies` tells all.
         """
         return self.look(images, questions)[0]
 
@@ -204,18 +214,20 @@ class CropVLM(LoadedModel):
         """Where to look, as `propose` says it, and how sure the cropper is.
 
         Returns:
-            int32 `[n, 4]` percent boxes; and fp32 `[n]`, the probability of each one's reply under
-            the cropper among all boxes that it can write, 0..1.
+            `[n, 4]` percent boxes; and fp32 `[n]`, the probability of each one's reply under the
+            cropper among all that it can write, 0..1.
         """
-        looks = self._looks(images, questions)
-        return looks[:, :4].astype(np.int32), looks[:, -2]
+        replies = self.replies(images, questions)
+        boxes = [reply.boxes[0] if reply.boxes else geometry.FULL for reply in replies]
+        kind = np.int32 if self.second_grammar is None else np.float64
+        sure = np.array([reply.confidence for reply in replies], np.float32)
+        return np.array(boxes, kind).reshape(-1, 4), sure
 
     def replies(self, images: Sequence[Picture], questions: str | Sequence[str]) -> list[Reply]:
-        """All that the cropper says of each picture; arguments and errors as of `propose`."""
-        return [Reply.of(look) for look in self._looks(images, questions)]
+        """All that the cropper says of each picture; arguments and errors as of `propose`.
 
-    def _looks(self, images: Sequence[Picture], questions: str | Sequence[str]) -> np.ndarray:
-        """What `likeliest_boxes` makes of each picture, fp32 `[n, 4 K + 2]`."""
+        A cropper that looks twice is then asked about its crops, in conversations of their own.
+        """
         questions = for_each(images, questions)
         check_texts(images, questions=questions)
 
@@ -225,8 +237,15 @@ class CropVLM(LoadedModel):
                 return self.crop_row(picture, question)
 
         rows = ahead(row, enumerate(zip(images, questions, strict=True), 1))
-        found = np.array(self.run(likeliest_boxes, rows, self.grammar), np.float32)
-        return found.reshape(-1, 4 * self.grammar.max_boxes + 2)
+        replies = [Reply.of(look) for look in self.run(likeliest_boxes, rows, self.grammar)]
+        if self.second_grammar is None:
+            return replies
+        asked = [number for number, reply in enumerate(replies) if reply.boxes]
+        closer = (self.second_row(images[i], questions[i], replies[i]) for i in asked)
+        looks = self.run(likeliest_boxes, closer, self.second_grammar)
+        for number, look in zip(asked, looks, strict=True):
+            replies[number] = replies[number].then(Reply.of(look))
+        return replies
 
     def crop_row(self, picture: Picture, question: str) -> Row:
         """The conversation that asks where to look, as a row of a batch for `likeliest_boxes`.
@@ -238,6 +257,17 @@ class CropVLM(LoadedModel):
         seen, (grid,) = self.see([picture])
         conversation = self.conversations.crop(question, grid)
         return self.row(seen, conversation, self.grammar.max_length)
+
+    def second_row(self, picture: Picture, question: str, reply: Reply) -> Row:
+        """The conversation about the crop of a first reply, which is seen as one tile.
+
+        As of `crop_row`, with `second_grammar`; `Reply.then` puts both replies together.
+        """
+        assert self.second_grammar is not None
+        crop = host.cut(host.to_rgb(picture), reply.boxes[0])
+        seen, grid = self.source.see(crop, self.source.tile_size)
+        conversation = self.conversations.crop(question, grid)
+        return self.row(seen, conversation, self.second_grammar.max_length)
 
     def __call__(
         self, image: Picture, question: str, *, compare: bool = True, keep_if_surer: bool = False

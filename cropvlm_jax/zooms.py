@@ -17,7 +17,8 @@ class Zoom(NamedTuple):
 
     Attributes:
         boxes: percent of the picture's width and height: left, top, right, bottom of each; none
-            where the cropper says "Not needed.".
+            where the cropper says "Not needed.". Whole numbers; of a cropper that looks twice
+            multiples of a hundredth.
         crops: what is inside each, of the original pixels.
         answer: to the picture and the crops; to the picture alone where there are none, and where
             `kept` is False. None without a target, and where it gave none.
@@ -37,7 +38,7 @@ class Zoom(NamedTuple):
             replies that it can write.
     """
 
-    boxes: tuple[geometry.Box, ...]
+    boxes: tuple[geometry.FineBox, ...]
     crops: tuple[Image.Image, ...]
     answer: str | None = None
     answer_without_crop: str | None = None
@@ -50,7 +51,7 @@ class Zoom(NamedTuple):
     reply_probability: float = math.nan
 
     @property
-    def box(self) -> geometry.Box | None:
+    def box(self) -> geometry.FineBox | None:
         """The box, of several the first one; None where there is none."""
         return self.boxes[0] if self.boxes else None
 

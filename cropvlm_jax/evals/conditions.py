@@ -117,18 +117,18 @@ class Conditions:
         """Boxes of the last cropper's widths and heights, at the centre and at random places."""
         rng = np.random.default_rng([self.seed, index])
 
-        def centre(box: Sequence[int]) -> list[int]:
+        def centre(box: Sequence[float]) -> list[int]:
             side = _side(box)
             return _placed(50 - side // 2, side)
 
-        def anywhere(box: Sequence[int]) -> list[int]:
+        def anywhere(box: Sequence[float]) -> list[int]:
             side = _side(box)
             return _placed(rng.integers(0, 101 - side), side)
 
         return {CENTRE: _each(centre, last), RANDOM: _each(anywhere, last)}
 
 
-def boxes_of(written: Boxes) -> list[Sequence[int]]:
+def boxes_of(written: Boxes) -> list[Sequence[float]]:
     """The boxes of a condition, of which records have one, or a list of none to several."""
     return [written] if _is_one(written) else list(written)
 
@@ -138,14 +138,14 @@ def _is_one(written: Boxes) -> bool:
     return len(written) > 0 and np.ndim(written[0]) == 0
 
 
-def _each(change: Callable[[Sequence[int]], list[int]], written: Boxes) -> Boxes:
+def _each(change: Callable[[Sequence[float]], list[Any]], written: Boxes) -> Boxes:
     """Boxes in the form that they have, each of them changed."""
     return change(written) if _is_one(written) else [change(box) for box in written]
 
 
-def _side(box: Sequence[int]) -> np.ndarray:
-    """Width and height of a box in percent, 1 at least."""
-    return np.clip(np.subtract(box[2:], box[:2]), 1, 100)
+def _side(box: Sequence[float]) -> np.ndarray:
+    """Width and height of a box in whole percent, rounded up, 1 at least."""
+    return np.clip(np.ceil(np.subtract(box[2:], box[:2])).astype(int), 1, 100)
 
 
 def _placed(corner: np.ndarray, side: np.ndarray) -> list[int]:
@@ -171,7 +171,7 @@ def best_scale_of(cropper: str) -> str:
 def scaled(boxes: Boxes, factor: float) -> Boxes:
     """Boxes whose areas are `factor` times as large; one that is not valid stays as it is."""
 
-    def scale(box: Sequence[int]) -> list[int]:
+    def scale(box: Sequence[float]) -> list[float]:
         values = np.array(box)
         return geometry.expand(values, factor).tolist() if geometry.is_valid(values) else list(box)
 

@@ -112,7 +112,7 @@ def propose(cropper: Any, items: Sequence[Item], *, confidence: bool) -> list[Pr
         images, questions = [row.image for row in rows], [row.example["question"] for row in rows]
         if several or (confidence and hasattr(cropper, "replies")):
             return [_proposal(reply, several) for reply in cropper.replies(images, questions)]
-        return [Proposal([int(v) for v in box]) for box in cropper.propose(images, questions)]
+        return [Proposal(np.asarray(box).tolist()) for box in cropper.propose(images, questions)]
 
     refused = Proposal([list(INVALID)] if several else list(INVALID))
     return refused_alone(ask, items, lambda reason: refused)
@@ -120,5 +120,5 @@ def propose(cropper: Any, items: Sequence[Item], *, confidence: bool) -> list[Pr
 
 def _proposal(reply: Any, several: bool) -> Proposal:
     """A reply as a proposal: with a list of boxes, or with the only one."""
-    boxes = [[int(v) for v in box] for box in reply.boxes]
+    boxes = [list(box) for box in reply.boxes]
     return Proposal(boxes if several else boxes[0], float(reply.confidence))

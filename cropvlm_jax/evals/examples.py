@@ -98,12 +98,12 @@ def card(
     }
 
 
-def _crop(image: np.ndarray, box: Sequence[int]) -> str:
+def _crop(image: np.ndarray, box: Sequence[float]) -> str:
     """The crop of a box, as HTML."""
     return f'<img alt="" src="{_data_uri(host.cut(image, box))}">'
 
 
-def _frame(box: Sequence[int]) -> str:
+def _frame(box: Sequence[float]) -> str:
     """A frame around a box of a card's whole picture, as HTML."""
     x1, y1, x2, y2 = box
     place = f"left:{x1}%;top:{y1}%;width:{x2 - x1}%;height:{y2 - y1}%"

@@ -15,6 +15,7 @@ import numpy as np
 
 Array = Any  # np.ndarray or jax.Array
 Box = tuple[int, int, int, int]
+FineBox = tuple[float, float, float, float]  # of two looks, see `frames.inside`; or a `Box`
 FULL = (0, 0, 100, 100)
 QUINTILE_FACTORS = (45, 10, 4, 2, 1)  # of the smallest fifth of the boxes first
 PAPER_BOUNDS = (0.0016, 0.0038, 0.0091, 0.0351)  # quintiles of seed areas, CropVLM's table 2

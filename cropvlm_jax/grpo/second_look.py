@@ -124,8 +124,8 @@ def joined_log_probs(
     )
     turns = first, second._replace(reply=reply)
     most = max(turn.actions.shape[-1] for turn in turns)
-    both = [_with_actions(turn, most) for turn in turns]
-    return jax.tree.map(lambda *x: jnp.concatenate(x, 2), *both)
+    one, other = (_with_actions(turn, most) for turn in turns)
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y], 2), one, other)
 
 
 def _with_actions(turn: ReplyLogProbs, most: int) -> ReplyLogProbs:

@@ -17,7 +17,7 @@ sizes = st.tuples(st.integers(1, 2**20), st.integers(1, 2**20)) | st.tuples(
 
 
 def _rounded(percent, pixels):
-    return round(fractions.Fraction(percent * pixels, 100))  # half to even, exactly
+    return round(fractions.Fraction(percent * pixels) / 100)  # half to even, exactly
 
 
 @settings(deadline=None)
@@ -263,6 +263,39 @@ def test_boxes_that_are_not_finite_are_not_valid_under_jit(name):
     np.testing.assert_array_equal(converted[0], CONVERSIONS[name](np.array([1, 2, 30, 40])))
     corner = [0, 0, 2, 2] if name == "to_pixels" else [0] * 4
     assert (converted[1:] == corner).all()
+
+
+def test_boxes_inside_of_boxes_are_exact():
+    """Against fractions: edges are rounded to pixels only, half to even, as PIL does."""
+    rng = np.random.default_rng(0)
+    outer, inner = random_boxes(rng, 300), random_boxes(rng, 300)
+    inner[0], sizes = geometry.FULL, rng.integers(1, 2**17, (300, 2))
+    found = geometry.inside(outer, inner)
+    assert geometry.is_valid(found).all() and (found[0] == outer[0]).all()
+    pixels = geometry.to_pixels(found, sizes)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        x1, y1, x2, y2 = outer[i].tolist()
+        frame = [(x1, x2 - x1, width), (y1, y2 - y1, height)] * 2
+        edges = [
+            low + fractions.Fraction(percent * side, 100)
+            for percent, (low, side, _) in zip(inner[i].tolist(), frame, strict=True)
+        ]
+        assert found[i].tolist() == list(map(float, edges))
+        rounded = [_rounded(edge, p) for edge, (_, _, p) in zip(edges, frame, strict=True)]
+        left, top = min(rounded[0], width - 1), min(rounded[1], height - 1)
+        right, bottom = max(rounded[2], left + 1), max(rounded[3], top + 1)
+        assert pixels[i].tolist() == [left, top, right, bottom]
+
+
+def test_boxes_inside_of_boxes_are_the_same_under_jit():
+    rng = np.random.default_rng(1)
+    outer, inner = random_boxes(rng, 500), random_boxes(rng, 500)
+    sizes = rng.integers(1, 2**17, (500, 2))
+    check_numpy_and_jax_agree(geometry.inside, (outer, inner))
+    for found in (geometry.inside(outer, inner), 1.0 * outer):
+        check_numpy_and_jax_agree(geometry.to_pixels, (found, sizes))
+    pixels = geometry.to_pixels(1.0 * outer, sizes)
+    np.testing.assert_array_equal(pixels, geometry.to_pixels(outer, sizes))
 
 
 @pytest.mark.parametrize("size", [(0, 10), (10, 0), (0, 0), (-5, 10)])

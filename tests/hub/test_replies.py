@@ -64,7 +64,8 @@ def taught(source):
 def test_an_export_says_what_it_replies_and_transformers_writes_the_same(tmp_path, monkeypatch):
     source = source_of(TWO)
     export(tmp_path / "cropper", taught(source), source, role="cropper")
-    assert json.loads((tmp_path / "cropper" / FILE).read_text()) == dataclasses.asdict(TWO)
+    said = json.loads((tmp_path / "cropper" / FILE).read_text())
+    assert said == {"max_boxes": 2, "abstain": True}  # as versions of one look read it
     cropper = CropVLM.from_pretrained(tmp_path / "cropper")
     assert cropper.source.replies == TWO and cropper.grammar.iterations == 17
     found = cropper.replies(PICTURES, QUESTIONS)
@@ -110,7 +111,10 @@ def test_a_cropper_of_before_writes_one_box():
         ('{"max_boxes": "2"}', "max_boxes='2' is not"),
         ('{"max_boxes": true}', "max_boxes=True is not"),
         ('{"abstain": 1}', "abstain=1 is neither true nor false"),
-        ('{"looks": 2}', "looks is not known: was the cropper made by a newer version"),
+        ('{"looks": 3}', "looks=3 is neither 1 nor 2"),
+        ('{"looks": true}', "looks=True is neither 1 nor 2"),
+        ('{"looks": 2, "max_boxes": 2}', "looks=2 is for croppers of one box"),
+        ('{"turns": 2}', "turns is not known: was the cropper made by a newer version"),
         ("[]", "holds a list"),
         ("{", "is not JSON"),
     ],
@@ -123,3 +127,5 @@ def test_a_broken_file_is_named(tmp_path, content, message):
 
 def test_replies_in_words():
     assert str(Replies()) == "one box" and str(TWO) == "up to 2 boxes or none"
+    assert str(Replies(looks=2)) == "one box, in two looks"
+    assert str(Replies(abstain=True, looks=2)) == "one box or none, in two looks"
