@@ -61,6 +61,8 @@ def test_it_runs_top_to_bottom(tmp_path):
     assert json.loads((exported.folder / "config.json").read_text())["dtype"] == "bfloat16"
     trained = Pretrained.open(tmp_path / "run" / "cropper").load().text.head[...]
     np.testing.assert_allclose(exported.load().text.head[...], trained, rtol=2**-8)
+    (told,) = cells["surer"].outputs
+    assert "the crop); log-odds" in told["text"]
     for name in ("zoom", "train", "compare", "panels"):
         shown = [output.get("data", {}) for output in cells[name].outputs]
         assert sum("image/png" in data for data in shown) == 1, name
