@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -33,10 +33,15 @@ from cropvlm_jax.readers.inputs import check_picture
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.serving import metrics
 from cropvlm_jax.serving.batcher import Batcher
-from cropvlm_jax.serving.lanes import Asked, ServedCropper, ServedTarget
+from cropvlm_jax.serving.lanes import (
+    Asked,
+    Lane,
+    ServedCropper,
+    ServedSecondLook,
+    ServedTarget,
+)
 from cropvlm_jax.serving.looks import (
     Answer,
-    Box,
     Busy,
     Closed,
     DeadlineExceeded,
@@ -104,6 +109,11 @@ class Engine:
         self.cropper, self.target, self.ready = cropper, target, False
         self.metrics = metrics.Metrics()
         self._looks = ServedCropper(cropper, sizes, question_tokens)
+        self._second_looks = None
+        if cropper.second_grammar is not None:
+            self._second_looks = ServedSecondLook(
+                cropper, cropper.second_grammar, sizes, question_tokens
+            )
         self._answers = None
         if target is not None:
             self._answers = ServedTarget(
@@ -127,6 +137,8 @@ class Engine:
     async def start(self) -> None:
         """Compiles all shapes; `ready` is True afterwards."""
         await self._batcher.on_device(self._looks.compile)
+        if self._second_looks is not None:
+            await self._batcher.on_device(self._second_looks.compile)
         if self._answers is not None:
             await self._batcher.on_device(self._answers.compile)
         self._batcher.start()
@@ -178,14 +190,39 @@ class Engine:
                 prepare = functools.partial(self._prepare_look, picture, question)
                 image, asked = await _in(self._before, prepare)
                 lane = self._looks.lane(asked.row)
-            ready = time.monotonic()
-            done = await self._batcher.submit(lane, asked)
+            seconds = {"prepare": time.monotonic() - begun, "queue": 0.0, "cropper": 0.0}
+            reply = await self._reply(lane, asked, seconds)
+            written = geometry.reply_text(reply.boxes)
+            if self._second_looks is not None and reply.boxes:
+                ask = functools.partial(self._second_looks.ask_again, image, question, reply)
+                closer = await _in(self._before, ask)
+                second = await self._reply(self._second_looks.lane(closer.row), closer, seconds)
+                written += f" {geometry.reply_text(second.boxes)}"
+                reply = reply.then(second)
             worked = time.monotonic()
-            cut = functools.partial(_cut, image, done.value, policy)
-            look = await _in(self._after, cut)
-            seconds = {"prepare": ready - begun, "queue": done.queued, "cropper": done.worked}
+            look = await _in(self._after, functools.partial(_cut, image, reply, written, policy))
             seconds["crop"] = time.monotonic() - worked
             return dataclasses.replace(look, milliseconds=self._observe(metrics.LOOK, seconds))
+
+    async def _reply(self, lane: Lane, asked: Asked, seconds: dict[str, float]) -> Reply:
+        """The cropper's reply to a request.
+
+        Args:
+            lane: of its shape.
+            asked: the request.
+            seconds: of the stages queue and cropper, to which those of this request are added.
+
+        Raises:
+            ArithmeticError: the probability is not a number.
+        """
+        done = await self._batcher.submit(lane, asked)
+        seconds["queue"] += done.queued
+        seconds["cropper"] += done.worked
+        if not np.isfinite(done.value).all():
+            raise ArithmeticError(
+                "the cropper's probabilities are not finite: its weights are broken"
+            )
+        return Reply.of(done.value)
 
     async def answer(
         self,
@@ -356,29 +393,24 @@ def _prepare_answer(
     return served.ask([host.to_rgb(picture) for picture in pictures], question, max_tokens)
 
 
-def _cut(image: np.ndarray, value: np.ndarray, policy: Policy) -> Look:
+def _cut(image: np.ndarray, reply: Reply, written: str, policy: Policy) -> Look:
     """What there is to say of a picture, but for the times.
 
     Args:
         image: uint8 `[H, W, 3]`.
-        value: fp32 `[4 K + 2]`, what `likeliest_boxes` tells of it.
+        reply: the cropper's.
+        written: its text.
         policy: how many boxes are cut, and how large.
-
-    Raises:
-        ArithmeticError: the probability is not a number.
     """
-    if not np.isfinite(value).all():
-        raise ArithmeticError("the cropper's probabilities are not finite: its weights are broken")
-    reply = Reply.of(value)
     boxes = [np.array(box) for box in reply.boxes[: policy.looks]]
     if policy.area_scale != 1:
         boxes = [geometry.expand(box, policy.area_scale) for box in boxes]
     size = np.array(image.shape[:2])
     return Look(
-        boxes=tuple(_as_box(box) for box in boxes),
-        pixel_boxes=tuple(_as_box(geometry.to_pixels(box, size)) for box in boxes),
+        boxes=tuple(_four(box) for box in boxes),
+        pixel_boxes=tuple(_four(geometry.to_pixels(box, size)) for box in boxes),
         crops=tuple(Image.fromarray(host.cut(image, box)) for box in boxes),
-        reply=geometry.reply_text(reply.boxes),
+        reply=written,
         confidence=reply.confidence,
         size=(image.shape[1], image.shape[0]),
         milliseconds={},
@@ -386,7 +418,7 @@ def _cut(image: np.ndarray, value: np.ndarray, policy: Policy) -> Look:
     )
 
 
-def _as_box(edges: np.ndarray) -> Box:
-    """Four whole numbers of an array."""
+def _four(edges: np.ndarray) -> Any:
+    """Four numbers of an array."""
     left, top, right, bottom = edges.tolist()
     return left, top, right, bottom

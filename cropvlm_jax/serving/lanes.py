@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from cropvlm_jax.api import CropVLM, likeliest_boxes
+from cropvlm_jax import geometry
+from cropvlm_jax.api import CropVLM, Reply, likeliest_boxes
 from cropvlm_jax.data.batching import SupervisedBatch
 from cropvlm_jax.readers.base import reply_from
 from cropvlm_jax.readers.batches import Row, full_batch, stack_rows
@@ -175,7 +176,7 @@ class ServedCropper(Served):
         self, cropper: CropVLM, batch_sizes: Sequence[int], question_tokens: Sequence[int]
     ):
         """See `shapes.make_rooms`."""
-        self.cropper = cropper
+        self.cropper, self.grammar = cropper, cropper.grammar
         rooms = make_rooms(
             cropper,
             lambda question, grids: cropper.conversations.crop(question, grids[0]),
@@ -195,7 +196,35 @@ class ServedCropper(Served):
 
     def call(self, batch: SupervisedBatch, limits: np.ndarray) -> np.ndarray:
         """fp32 `[B, 4 K + 2]`, see `likeliest_boxes`."""
-        return self.model.call(likeliest_boxes, batch, self.cropper.grammar)
+        return self.model.call(likeliest_boxes, batch, self.grammar)
+
+
+class ServedSecondLook(ServedCropper):
+    """The second look of a cropper that looks twice, at crops of one tile."""
+
+    def __init__(
+        self,
+        cropper: CropVLM,
+        grammar: geometry.Grammar,
+        batch_sizes: Sequence[int],
+        question_tokens: Sequence[int],
+    ):
+        """See `shapes.make_rooms`; crops take the rooms of the fewest tiles.
+
+        Args:
+            cropper: that looks twice.
+            grammar: of its second replies.
+            batch_sizes: as of `Served`.
+            question_tokens: as of `make_rooms`.
+        """
+        super().__init__(cropper, batch_sizes, question_tokens)
+        self.grammar = grammar
+        fewest = self.lanes[0].room.images
+        self.lanes = tuple(lane for lane in self.lanes if lane.room.images == fewest)
+
+    def ask_again(self, picture: np.ndarray, question: str, reply: Reply) -> Asked:
+        """Where to look in the crop of a first reply; raises as `CropVLM.second_row` does."""
+        return Asked(self.cropper.second_row(picture, question, reply))
 
 
 class ServedTarget(Served):

@@ -81,8 +81,8 @@ class Look:
     """What the cropper says about one picture.
 
     Attributes:
-        boxes: percent of the picture; none where the cropper says so, and where the policy asks for
-            none.
+        boxes: percent of the picture, whole numbers; of a cropper that looks twice multiples of a
+            hundredth. None where the cropper says so, and where the policy asks for none.
         pixel_boxes: the same in pixels of the original picture, turned as its EXIF says.
         crops: what is inside, of the original pixels.
         reply: what the cropper wrote, such as "[12, 5, 40, 33]." or "Not needed."; "" where it was
@@ -94,7 +94,7 @@ class Look:
         pixels: the original picture, turned, uint8 RGB `[H, W, 3]`; None where it was not decoded.
     """
 
-    boxes: tuple[Box, ...]
+    boxes: tuple[geometry.FineBox, ...]
     pixel_boxes: tuple[Box, ...]
     crops: tuple[Image.Image, ...]
     reply: str

@@ -237,7 +237,7 @@ def told(look: Look, crops: list[Encoded]) -> str:
         scaled = "" if shown == cut else f", shown at {shown[0]} x {shown[1]} px"
         lines.append(
             f"Crop {number}: left {left}, top {top}, right {right}, bottom {bottom} px of the "
-            f"original ({box[0]}% to {box[2]}% of its width, {box[1]}% to {box[3]}% of its "
+            f"original ({box[0]:g}% to {box[2]:g}% of its width, {box[1]:g}% to {box[3]:g}% of its "
             f"height), {cut[0]} x {cut[1]} px{scaled}."
         )
     sure = look.confidence ** (1 / (4 * len(crops)))  # the geometric mean of the edges

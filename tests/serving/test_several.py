@@ -4,6 +4,7 @@
 
 import asyncio
 import base64
+import dataclasses
 
 import chat_server
 import numpy as np
@@ -15,6 +16,7 @@ from served import QUESTION, FakeEngine, ask, file_of, picture_part, pixels_of, 
 from upstream_server import Server
 
 from cropvlm_jax.api import CropVLM
+from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.serving.engine import Engine, Policy
@@ -104,6 +106,27 @@ def test_the_tool_returns_all_crops_or_says_that_none_is_needed():
     (text,) = result.content
     assert text.text == "No place of the 80 x 40 px picture stands out: look at all of it."
     assert result.meta[META]["boxes"] == [] and result.meta[META]["confidence"] == 0.75
+
+
+def test_an_engine_looks_twice_as_python_does():
+    cropper = CropVLM.from_pretrained("zoom_digits/cropper")
+    cropper.second_grammar = dataclasses.replace(
+        cropper.source, replies=Replies(looks=2)
+    ).second_grammar()
+    pictures, questions = several_boxes.scenes(SCENES)
+
+    async def served():
+        engine = Engine(cropper, batch_sizes=(1,), question_tokens=(20,))
+        await engine.start()
+        looks = [await engine.look(*asked) for asked in zip(pictures, questions, strict=True)]
+        await engine.close()
+        return looks
+
+    zooms = cropper.zoom(pictures, questions)
+    for zoom, look in zip(zooms, asyncio.run(served()), strict=True):
+        assert look.boxes == zoom.boxes and look.reply.count("]") == 2
+        np.testing.assert_array_equal(look.crops[0], zoom.crop)
+        np.testing.assert_allclose(look.confidence, zoom.confidence, rtol=1e-4)
 
 
 def test_an_engine_says_what_python_says():
