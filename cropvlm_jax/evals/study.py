@@ -47,7 +47,7 @@ TRADEOFFS = (
     "no crop and croppers are asked apart, so that each has its seconds; croppers say how sure "
     "they are, and targets that can tell it how likely their own answers are"
 )
-DIGITS = 4  # of log-probabilities in records, so that machines agree
+DIGITS = 4  # of confidences in records, so that machines agree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +259,7 @@ class Study:
             record["boxes"][name] = proposal.boxes
             if self.tradeoffs and proposal.confidence is not None:
                 sure = record.setdefault("confidence", {})
-                sure[name] = round(proposal.confidence, DIGITS)
+                sure[name] = float(f"{proposal.confidence:.{DIGITS}g}")
             if hasattr(cropper, "tokens_of"):
                 tokens = cropper.tokens_of(*item.image.shape[:2])
                 record["image_tokens"][f"propose/{name}"] = tokens

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# The runs of the looks experiment (protocol.md), their evaluations on test and results.json:
+#
+#     bash experiments/look/runs.sh                    # all of it, in order
+#     bash experiments/look/runs.sh train pairs_k2 0   # one run: a variant of look.py and a seed
+#     bash experiments/look/runs.sh evaluate pairs 0   # one evaluation: a set of scenes and a seed
+#     bash experiments/look/runs.sh choose rates       # before all others: learning rates, on validation scenes
+#     bash experiments/look/runs.sh choose prices      # then, with these in look.py, prices
+#
+# Each command goes on where it was stopped; what is finished is left alone. RUNS is the folder of all that is made.
+# WEIGHTS is a folder of start weights that are not to be made. To try the script small: SEEDS are fewer seeds, TRAIN
+# and EVALUATE more flags of `cropvlm train` and `cropvlm evaluate`, SAVE is the file of the results.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+runs=${RUNS:-runs/look}
+weights=${WEIGHTS:-$runs/weights}
+models=(--config.cropper="$weights/cropper" --config.target="$weights/target")
+# mixed_gate has the middle one of the three prices, so that it is the second of the croppers of one price each.
+variants=(pairs_k1 pairs_k2 mixed_always mixed_gate deep_looks1 deep_looks2 price_low price_high budget)
+seeds=${SEEDS:-0 1 2}
+
+train() { # variant, seed, name of the run, more flags
+  [ -f "$runs/$3/done" ] && return
+  # shellcheck disable=SC2086
+  cropvlm train --config="experiments/look/look.py:$1" --config.seed="$2" "${models[@]}" --workdir="$runs/$3" "${@:4}" ${TRAIN:-}
+  touch "$runs/$3/done"
+}
+
+evaluate() { # scenes, seed
+  local croppers more=()
+  case $1 in
+    pairs) croppers=k1=pairs_k1,k2=pairs_k2 ;;
+    mixed)
+      croppers=always=mixed_always,gate=mixed_gate,low=price_low,high=price_high,budget=budget
+      more=(--budgets=low,middle,high)
+      ;;
+    deep) croppers=looks1=deep_looks1,looks2=deep_looks2 ;;
+    *) echo "no scenes $1: pairs, mixed or deep" >&2 && exit 1 ;;
+  esac
+  [ -f "$runs/test/$1_$2/done" ] && return
+  croppers=$(sed -E "s#=([a-z0-9_]+)#=$runs/\1_$2/cropper#g" <<<"$croppers")
+  # shellcheck disable=SC2086
+  cropvlm evaluate --benchmark="zoom_digits_$1" --targets="$weights/target" --croppers="$croppers" "${more[@]}" \
+    --costs --report --out="$runs/test/$1_$2" ${EVALUATE:-}
+  touch "$runs/test/$1_$2/done"
+}
+
+choose_rates() { # by the arm that looks once, always
+  for rate in 1e-4 3e-4 1e-3; do
+    for variant in pairs_k1 mixed_always deep_looks1; do
+      train $variant 0 "choose/${variant}_$rate" --config.learning_rate=$rate --config.eval.every=50 \
+        --config.eval.examples=512
+    done
+  done
+  grep -H eval/reward "$runs"/choose/*/metrics.jsonl
+}
+
+choose_prices() {
+  local croppers=always=$runs/choose/always/cropper
+  train mixed_always 0 choose/always
+  for price in 10 20 40 64; do
+    train mixed_gate 0 "choose/price_$price" --config.grpo.token_price=$price
+    croppers=$croppers,price_$price=$runs/choose/price_$price/cropper
+  done
+  # shellcheck disable=SC2086
+  cropvlm evaluate --benchmark=zoom_digits_mixed --split=validation --targets="$weights/target" --croppers="$croppers" \
+    --out="$runs/choose/prices" ${EVALUATE:-}
+}
+
+case ${1:-all} in
+  train) train "$2" "$3" "$2_$3" ;;
+  evaluate) evaluate "$2" "$3" ;;
+  choose) "choose_$2" ;;
+  all)
+    [ -n "${WEIGHTS:-}" ] || [ -d "$weights/cropper" ] || python experiments/make_look_weights.py --out="$weights"
+    for seed in $seeds; do
+      for variant in "${variants[@]}"; do train "$variant" "$seed" "${variant}_$seed"; done
+    done
+    for seed in $seeds; do
+      for scenes in pairs mixed deep; do evaluate $scenes "$seed"; done
+    done
+    python experiments/look/results.py --runs="$runs" --save="${SAVE:-experiments/look/results.json}"
+    ;;
+  *) echo "no command $1: train, evaluate, choose, or nothing for all" >&2 && exit 1 ;;
+esac
