@@ -32,6 +32,7 @@ from cropvlm_jax.api import CropVLM
 from cropvlm_jax.apps import processes, target_processor
 from cropvlm_jax.data import sources
 from cropvlm_jax.evals import best_scale
+from cropvlm_jax.evals.calibration import Calibration
 from cropvlm_jax.evals.conditions import boxes_of
 from cropvlm_jax.evals.croppers import ToldBudget
 from cropvlm_jax.evals.records import read_records
@@ -365,6 +366,8 @@ def evaluate_and_write() -> dict[str, Any]:
     results |= summary
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     (out / "results.json").write_text(text, encoding="utf-8")
+    if "calibration" in results:
+        Calibration(**results["calibration"]).write(out / "calibration.json")
     picture_sheet(source, results, records).save(out / "before_after.png")
     if REPORT.value:
         from cropvlm_jax.evals import report

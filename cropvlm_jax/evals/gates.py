@@ -1,12 +1,14 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The threshold of the gate "target's own confidence", chosen on validation items.
+"""What validation items choose: thresholds of the confidence gate, and the calibration.
 
 A target that is unsure of its answer without a crop may need one: the gate shows a crop where the
 log-probability of that answer is below a threshold. It is the rival that needs no training, so it
 gets the best threshold of all: for each target and cropper the one with the best score on
 validation items, and of equals the one with the fewest crops. The items that are reported have no
 part in the choice.
+
+The same items fit the calibration of the first target's answers to the last cropper's crops.
 """
 
 import dataclasses
@@ -15,15 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from cropvlm_jax.evals.best_scale import Validation, check_apart
+from cropvlm_jax.evals.calibration import Calibration
 from cropvlm_jax.evals.conditions import NO_CROP, Conditions
 from cropvlm_jax.evals.croppers import Cropper
 from cropvlm_jax.evals.items import check_answers
+from cropvlm_jax.evals.records import Record
 from cropvlm_jax.evals.registry import Benchmark
+from cropvlm_jax.evals.statistics import score_of
 from cropvlm_jax.evals.study import Study
 from cropvlm_jax.evals.tradeoffs import Outcomes
-from cropvlm_jax.readers.base import LikelihoodReader, Reader, require_likelihoods
+from cropvlm_jax.readers.base import LikelihoodReader, Reader, Reply, require_likelihoods
+from cropvlm_jax.zooms import Zoom
 
 ALWAYS = 1.0  # is above every log-probability
 
@@ -37,11 +44,14 @@ class Thresholds:
         values: log-probabilities in nats, by target and cropper; targets that tell none have none.
         told: how they were chosen: `n` items of `split` and the file of their `records`; or why the
             gate is `left_out`.
+        calibration: of the answers that the first of these targets gives to the last cropper's
+            crops; None where there is none.
     """
 
     confident: tuple[str, ...]
     values: Mapping[str, Mapping[str, float]]
     told: Mapping[str, Any]
+    calibration: Calibration | None = None
 
 
 NOTHING = Thresholds((), {}, {})
@@ -125,7 +135,8 @@ def choose_thresholds(
         }
         for target in names
     }
-    return Thresholds(names, values, {"n": len(usable), "split": validation.split, "records": file})
+    told = {"n": len(usable), "split": validation.split, "records": file}
+    return Thresholds(names, values, told, calibrated(usable, names[0], [*croppers][-1], metric))
 
 
 def best_threshold(alone: Outcomes, crop: Outcomes) -> float:
@@ -140,3 +151,34 @@ def best_threshold(alone: Outcomes, crop: Outcomes) -> float:
     candidates = [*np.unique(sure[np.isfinite(sure)]).tolist(), ALWAYS]
     wins = [float(gains[sure < threshold].sum()) for threshold in candidates]
     return candidates[int(np.argmax(wins))]
+
+
+def calibrated(
+    records: Sequence[Record], target: str, cropper: str, metric: str
+) -> Calibration | None:
+    """What makes confidence in a target's answers to a cropper's crops a probability.
+
+    Args:
+        records: of readable validation items.
+        target: its name.
+        cropper: its name.
+        metric: whose scores of a half or more are right answers.
+
+    Returns:
+        None where the cropper tells no confidence, or answers are all right or all wrong.
+    """
+    zooms, right = [], []
+    for record in records:
+        reply, sure = record["replies"][target][cropper], record.get("confidence", {}).get(cropper)
+        score = score_of(record["replies"][target], cropper, metric)
+        if sure is None or reply.get("failure") or np.isnan(score):
+            continue
+        margin = Reply(reply["text"], nats=reply.get("log_prob")).margin
+        told = Zoom((), (), reply["text"], margin_with=margin, reply_probability=sure)
+        zooms.append(told)
+        right.append(score >= 0.5)
+    try:
+        return Calibration.fit(zooms, right)
+    except ValueError as error:
+        logging.warning("no calibration: %s", error)
+        return None

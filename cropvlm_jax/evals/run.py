@@ -7,6 +7,7 @@ pixels: these are the conditions. A line of JSON an item is appended to a file o
 an evaluation that was killed goes on where it stopped; the results are computed from the records.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,6 +130,8 @@ def _results(
     if choice is not None:
         results["tradeoffs"] = tradeoffs(protocol, records, choice.values)
         results["gates"] = dict(choice.told)
+        if choice.calibration is not None:
+            results["calibration"] = dataclasses.asdict(choice.calibration)
     return results | {"throughput": throughput(by_process(records), jax.device_count())}
 
 

@@ -262,13 +262,13 @@ def _of_boxes(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, floa
 
 
 def _padded(written: Sequence[Boxes]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes of items as one array int `[n, K, 4]`, and which of them there are, bool `[n, K]`.
+    """Boxes of items as one array `[n, K, 4]`, and which of them there are, bool `[n, K]`.
 
     The others are of the whole picture.
     """
     rows = [boxes_of(boxes) for boxes in written]
     there = np.zeros((len(rows), max([1, *map(len, rows)])), bool)
-    boxes = np.tile(np.array(geometry.FULL), (*there.shape, 1))
+    boxes = np.tile(np.array(geometry.FULL, float), (*there.shape, 1))
     for i, row in enumerate(rows):
         boxes[i, : len(row)] = np.reshape(row, (-1, 4))
         there[i, : len(row)] = True

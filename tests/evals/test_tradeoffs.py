@@ -171,6 +171,7 @@ def test_figures_by_condition_and_gate(evaluation):
     assert levels["score"][0] == rows[NO_CROP]["score"]
     assert levels["score"][-1] == rows["always"]["score"] and levels["crops"][-1] == 1
     assert rows["looks"]["seconds"] > 0 and rows[ORACLE]["seconds"] is None
+    assert results["calibration"]["answers"] == 20
     json.loads(json.dumps(results, allow_nan=False))
 
 
