@@ -28,10 +28,12 @@ from PIL import Image
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data.batching import SupervisedBatch
+from cropvlm_jax.data.budgets import Budget
 from cropvlm_jax.evals.calibration import Calibration
 from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.hub.upload import upload
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.pixels import host
@@ -113,9 +115,11 @@ class CropVLM(LoadedModel):
         target: the reader that answers, or None where only boxes are wanted.
         calibration: makes `Zoom.confidence` the probability that an answer is right; None leaves it
             the probability of the cropper's reply.
+        budget: that the cropper is told after each question; None where it is told none.
     """
 
     calibration: Calibration | None = None
+    budget: str | None = None
 
     def __init__(
         self,
@@ -154,6 +158,7 @@ class CropVLM(LoadedModel):
         longest_edge: int | None = None,
         processor: Mapping[str, Any] | None = None,
         calibration: str | Path | None = None,
+        budget: str | None = None,
         mesh: Mesh | None = None,
     ) -> "CropVLM":
         """Loads a cropper, and a target where one is named.
@@ -169,6 +174,8 @@ class CropVLM(LoadedModel):
             processor: settings of the target's image processor that replace its own, under Hugging
                 Face's names; for a VLM that is named.
             calibration: a file that `evals.calibration.Calibration` wrote, for this target.
+            budget: the name of one of the budgets that the cropper was trained with, such as "low",
+                which it is told after each question; None tells it none.
             mesh: whose devices share the weights of both, as `VLMReader.from_pretrained` takes it.
         """
         known = None if calibration is None else Calibration.read(calibration)
@@ -185,10 +192,19 @@ class CropVLM(LoadedModel):
         source = Pretrained.open(cropper)
         if not source.architecture.can_crop:
             raise ValueError(f"{cropper}: a {source.config.model_type} may not be a cropper")
+        if budget is not None and budget not in source.replies.budgets:
+            names = ", ".join(source.replies.budgets) or "none"
+            raise ValueError(f"budget={budget!r}: the budgets that {cropper} was told are {names}")
         longest_edge = source.longest_edge if longest_edge is None else longest_edge
         model = cls(source, source.load(mesh, dtype=dtype), longest_edge, target, mesh)
-        model.calibration = known
+        model.calibration, model.budget = known, budget
         return model
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What its boxes depend on besides pictures, questions and weights, for records."""
+        told = {} if self.source.replies == Replies() else {"replies": str(self.source.replies)}
+        return told if self.budget is None else told | {"budget": self.budget}
 
     @property
     def always_one_box(self) -> bool:
@@ -255,7 +271,7 @@ class CropVLM(LoadedModel):
             ValueError: picture or question cannot be used.
         """
         seen, (grid,) = self.see([picture])
-        conversation = self.conversations.crop(question, grid)
+        conversation = self.conversations.crop(self._told(question), grid)
         return self.row(seen, conversation, self.grammar.max_length)
 
     def second_row(self, picture: Picture, question: str, reply: Reply) -> Row:
@@ -266,8 +282,12 @@ class CropVLM(LoadedModel):
         assert self.second_grammar is not None
         crop = host.cut(host.to_rgb(picture), reply.boxes[0])
         seen, grid = self.source.see(crop, self.source.tile_size)
-        conversation = self.conversations.crop(question, grid)
+        conversation = self.conversations.crop(self._told(question), grid)
         return self.row(seen, conversation, self.second_grammar.max_length)
+
+    def _told(self, question: str) -> str:
+        """What the cropper is asked: the question, and its budget where there is one."""
+        return question if self.budget is None else Budget(self.budget, price=0.0).after(question)
 
     def __call__(
         self, image: Picture, question: str, *, compare: bool = True, keep_if_surer: bool = False

@@ -7,9 +7,11 @@ import math
 
 import numpy as np
 import pytest
+from absl import app
 
 from cropvlm_jax import CropVLM, Zoom, geometry
 from cropvlm_jax.api import Reply as Boxes
+from cropvlm_jax.apps import budget_flag
 from cropvlm_jax.hub.pretrained import BUNDLED, Pretrained
 from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.readers.base import Likelihood, Reply
@@ -146,3 +148,22 @@ def test_a_target_that_takes_fewer_pictures_is_refused():
     assert model_of(target, Replies()).target is target
     with pytest.raises(ValueError, match=r"counter takes 2 picture.* up to 2 boxes or none .* 3"):
         model_of(target)
+
+
+def test_a_cropper_is_told_its_budget(tmp_path):
+    told = dataclasses.replace(SEVERAL, budgets=("low", "high"))
+    model_of(None, told).save_pretrained(tmp_path / "cropper")
+    assert Replies.read(tmp_path / "cropper") == told
+    plain = CropVLM.from_pretrained(tmp_path / "cropper")
+    low = CropVLM.from_pretrained(tmp_path / "cropper", budget="low")
+    rows = low.crop_row(PICTURE, " What? "), plain.crop_row(PICTURE, "What? Budget: low.")
+    np.testing.assert_array_equal(rows[0].prompt, rows[1].prompt)
+    assert low.settings == {"replies": "up to 2 boxes or none", "budget": "low"}
+    with pytest.raises(ValueError, match=r"budget='no': .*cropper was told are low, high"):
+        CropVLM.from_pretrained(tmp_path / "cropper", budget="no")
+    with pytest.raises(ValueError, match=r"budget='low': .*zoom_digits/cropper was told are none"):
+        CropVLM.from_pretrained("zoom_digits/cropper", budget="low")
+    with pytest.raises(app.UsageError, match=r"give --budget=low\|high"):
+        budget_flag.open_cropper(str(tmp_path / "cropper"), None)
+    assert budget_flag.open_cropper(str(tmp_path / "cropper"), "high").budget == "high"
+    assert CropVLM.from_pretrained("zoom_digits/cropper").settings == {}

@@ -3,10 +3,12 @@
 """A cheap stand-in for `CropVLM`, and pictures to zoom into."""
 
 import time
+import types
 
 import numpy as np
 from PIL import Image
 
+from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.pixels import host
 from cropvlm_jax.readers.base import ReaderUnavailable
 from cropvlm_jax.zooms import Zoom
@@ -16,6 +18,7 @@ class Model:
     """Zooms into a box that depends on the picture alone: its first pixel says which picture."""
 
     calibration = None
+    source = types.SimpleNamespace(replies=Replies())
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 
 import cropvlm_jax
 from cropvlm_jax import apps
-from cropvlm_jax.api import CropVLM
+from cropvlm_jax.apps import budget_flag
 from cropvlm_jax.apps.secrets import TOKEN, secret
 from cropvlm_jax.serving.engine import Engine
 from cropvlm_jax.serving.limits import Limits
@@ -46,6 +46,7 @@ CROPPER = flags.DEFINE_string(
     "or zoom_digits/cropper, which comes with the package.",
     required=True,
 )
+BUDGET = budget_flag.define()
 FOLDER = flags.DEFINE_multi_string(
     "folder",
     [],
@@ -91,7 +92,11 @@ def main(argv: list[str]) -> None:
             f"--host={HOST.value}: everybody who reaches this server could use it. Set {TOKEN}"
         )
     tool = ZoomTool(
-        Engine(CropVLM.from_pretrained(CROPPER.value), batch_sizes=(1,), wait_ms=0.0),
+        Engine(
+            budget_flag.open_cropper(str(CROPPER.value), BUDGET.value),
+            batch_sizes=(1,),
+            wait_ms=0.0,
+        ),
         PictureReader(limits),
         folders,
         limits=limits,

@@ -26,7 +26,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from cropvlm_jax import apps, settings
-from cropvlm_jax.api import CropVLM
+from cropvlm_jax.apps import budget_flag
 from cropvlm_jax.apps.secrets import TOKEN, secret
 from cropvlm_jax.readers.endpoint import check_address
 from cropvlm_jax.readers.registry import open_reader
@@ -51,6 +51,7 @@ CROPPER = flags.DEFINE_string(
     "or zoom_digits/cropper, which comes with the package.",
     required=True,
 )
+BUDGET = budget_flag.define()
 UPSTREAM = flags.DEFINE_string(
     "upstream",
     None,
@@ -198,7 +199,7 @@ def open_engine() -> Engine:
         raise app.UsageError(
             f"--batch_sizes={','.join(BATCH_SIZES.value)} are not whole numbers"
         ) from None
-    cropper = CropVLM.from_pretrained(CROPPER.value)
+    cropper = budget_flag.open_cropper(str(CROPPER.value), BUDGET.value)
     target = open_reader(TARGET.value) if TARGET.value else None
     if target is not None and not isinstance(target, VLMReader):
         raise app.UsageError(

@@ -32,7 +32,7 @@ from PIL import Image
 
 from cropvlm_jax import apps, texts
 from cropvlm_jax.api import CropVLM
-from cropvlm_jax.apps import target_processor
+from cropvlm_jax.apps import budget_flag, target_processor
 from cropvlm_jax.evals.study import describe
 from cropvlm_jax.pixels import host, sheet
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
@@ -55,6 +55,7 @@ TARGET = flags.DEFINE_string(
     "--target nobody answers, and only the box is found.",
 )
 PROCESSOR = target_processor.define()
+BUDGET = budget_flag.define()
 COMPARE = flags.DEFINE_bool(
     "compare",
     True,
@@ -202,8 +203,9 @@ def open_model() -> CropVLM:
     """The cropper, with the target that answers if there is one."""
     targets = [TARGET.value] if TARGET.value else []
     processor = target_processor.read(PROCESSOR.value, targets)
-    return CropVLM.from_pretrained(
-        CROPPER.value,
+    return budget_flag.open_cropper(
+        str(CROPPER.value),
+        BUDGET.value,
         TARGET.value or None,
         processor=processor,
         calibration=CALIBRATION.value or None,

@@ -20,11 +20,14 @@ class Replies:
         abstain: whether a reply may be that nothing is to be looked at.
         looks: 2 where the cropper is to be asked once more, about its crop: it then replies with a
             box in percent of that crop, or that nothing more is to be looked at. Else 1.
+        budgets: the names of the budgets that it was trained to be told; empty where it is told
+            none.
     """
 
     max_boxes: int = 1
     abstain: bool = False
     looks: int = 1
+    budgets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if type(self.max_boxes) is not int or not 1 <= self.max_boxes <= geometry.MAX_BOXES:
@@ -39,6 +42,8 @@ class Replies:
             raise ValueError(
                 f"looks={self.looks} is for croppers of one box, not of max_boxes={self.max_boxes}"
             )
+        if not all(type(name) is str and name.strip() for name in self.budgets):
+            raise ValueError(f"budgets={list(self.budgets)!r} are not names")
 
     def __str__(self) -> str:
         boxes = "one box" if self.max_boxes == 1 else f"up to {self.max_boxes} boxes"
@@ -59,7 +64,10 @@ class Replies:
                 raise ValueError(
                     f"{', '.join(unknown)} is not known: was the cropper made by a newer version?"
                 )
-            return cls(**found)
+            budgets = found.pop("budgets", [])
+            if not isinstance(budgets, list):
+                raise ValueError(f"budgets={budgets!r} is no list of names")
+            return cls(**found, budgets=tuple(budgets))
 
     def write(self, folder: Path) -> None:
         """Writes `FILE`, but not for a cropper that writes one box."""
@@ -67,6 +75,7 @@ class Replies:
             (folder / FILE).unlink(missing_ok=True)
         else:
             found = dataclasses.asdict(self)
-            if self.looks == 1:  # older versions do not know it
-                del found["looks"]
+            for name in ("looks", "budgets"):  # older versions do not know them
+                if found[name] == getattr(Replies, name):
+                    del found[name]
             write_json(folder / FILE, found)

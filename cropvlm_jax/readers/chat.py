@@ -75,8 +75,10 @@ class ChatReader:
         Raises:
             ImportError: the client is not installed.
             ValueError: there is no key for OpenAI's own endpoint, the address is none, or there is
-                no such format of pictures.
+                no such format of pictures; or `max_tokens` is below 1.
         """
+        if max_tokens < 1:
+            raise ValueError(f"{model}: max_tokens={max_tokens} must be at least 1")
         self.model, self.longest_edge, self.max_tokens = model, longest_edge, max_tokens
         self.instruction, self.concurrency = instruction, concurrency
         self.format = PictureFormat.named(picture_format) if picture_format else PictureFormat()

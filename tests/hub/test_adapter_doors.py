@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+import several_boxes
 from flax import nnx
 from tokenizers import Tokenizer
 
@@ -95,6 +96,17 @@ def test_as_a_cropper_and_as_a_reader(made):
 
 
 PAIR = ("adapter", "merged")
+
+
+def test_an_adapter_says_how_many_boxes_there_may_be(adapter, tmp_path):
+    source = several_boxes.source()
+    export_processor(adapter, source, source.longest_edge, "cropper")
+    opened = CropVLM.from_pretrained(adapter)
+    assert opened.source.replies == source.replies and opened.grammar.max_boxes == 3
+    opened.save_pretrained(tmp_path / "whole")
+    asked = several_boxes.scenes(4)
+    whole = CropVLM.from_pretrained(tmp_path / "whole").replies(*asked)
+    assert [reply.boxes for reply in whole] == [reply.boxes for reply in opened.replies(*asked)]
 
 
 def test_an_export_is_a_whole_model(made, tmp_path):

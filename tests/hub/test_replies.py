@@ -115,6 +115,8 @@ def test_a_cropper_of_before_writes_one_box():
         ('{"looks": true}', "looks=True is neither 1 nor 2"),
         ('{"looks": 2, "max_boxes": 2}', "looks=2 is for croppers of one box"),
         ('{"turns": 2}', "turns is not known: was the cropper made by a newer version"),
+        ('{"budgets": "low"}', "budgets='low' is no list of names"),
+        ('{"budgets": [1]}', "budgets=[1] are not names"),
         ("[]", "holds a list"),
         ("{", "is not JSON"),
     ],

@@ -201,8 +201,9 @@ class CropperModel(TrainedModel):
 def _replying(pretrained: Pretrained, config: TrainConfig) -> Pretrained:
     """The cropper with the replies that a run trains; warns where it wrote others before."""
     grpo = config.grpo
-    replies = Replies(grpo.max_boxes, grpo.abstain, grpo.looks)
-    if replies != pretrained.replies:
+    budgets = tuple(config.data.budgets)
+    replies = Replies(grpo.max_boxes, grpo.abstain, grpo.looks, budgets)
+    if replies != dataclasses.replace(pretrained.replies, budgets=budgets):
         logging.warning(
             "cropper=%r writes %s; this run trains it to write %s, as grpo.max_boxes=%d, "
             "grpo.abstain=%s and grpo.looks=%d say",
