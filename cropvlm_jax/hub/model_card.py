@@ -149,6 +149,8 @@ class Card:
         text = _template(template).substitute(
             replies=replies,
             tokens=32 * replies.max_boxes,
+            second_look=self._second_look(),
+            budget=_budget_clause(replies.budgets),
             metadata=self._metadata(origin),
             base=_base_sentence(origin.base_model),
             imports=self._imports(),
@@ -202,6 +204,22 @@ class Card:
             "model = PeftModel.from_pretrained(base, folder)"
         )
 
+    def _second_look(self) -> str:
+        """How a cropper that looks twice is asked once more; "" for others."""
+        if self.source.replies.looks == 1:
+            return ""
+        resized = ""
+        if self.longest_edge > self.source.tile_size:
+            resized = (
+                "\n  The crop was one tile in its training: before asking again, set "
+                f'`processor.image_processor.size = {{"longest_edge": {self.source.tile_size}}}`.'
+            )
+        return (
+            "- **The second look.** This cropper was trained to be asked once more, about its crop "
+            "alone:\n  `propose(crop, question)` says a box in percent of the crop, or none; then "
+            f"the crop stays.{resized}\n"
+        )
+
     def _resolution(self) -> str:
         """What becomes of pictures before the model sees them."""
         if not self.source.architecture.splits_pictures:
@@ -214,6 +232,14 @@ class Card:
             f"The model sees pictures resized to a longest edge of {edge} px, {seen}: what cannot "
             "be made out at that size is not found."
         )
+
+
+def _budget_clause(budgets: Sequence[str]) -> str:
+    """What a cropper that was trained with budgets has to be told after a question."""
+    if not budgets:
+        return ""
+    names = ", ".join(f"`{name}`" for name in budgets)
+    return f", and after it what may be spent on crops, `Budget: {budgets[0]}.`: one of {names}"
 
 
 def _base_sentence(base_model: str | None) -> str:

@@ -18,6 +18,7 @@ from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data import batching
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.export import export, export_processor
+from cropvlm_jax.hub.model_card import Card
 from cropvlm_jax.hub.pretrained import BUNDLED, Pretrained
 from cropvlm_jax.hub.replies import FILE, Replies
 from cropvlm_jax.train_state import TrainState
@@ -131,3 +132,16 @@ def test_replies_in_words():
     assert str(Replies()) == "one box" and str(TWO) == "up to 2 boxes or none"
     assert str(Replies(looks=2)) == "one box, in two looks"
     assert str(Replies(abstain=True, looks=2)) == "one box or none, in two looks"
+
+
+def test_a_card_says_how_to_look_twice_and_what_is_told(tmp_path):
+    replies = Replies(abstain=True, looks=2, budgets=("low", "high"))
+    source = source_of(replies)
+    Card("mine", source, "cropper", 2 * source.tile_size).write(tmp_path, before=tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "it writes one box or none, in two looks" in text
+    assert '`processor.image_processor.size = {"longest_edge": 64}`' in text
+    assert "Give it alone, and after it what may be spent on crops, `Budget: low.`" in text
+    Card("mine", source_of(TWO), "cropper", 64).write(tmp_path, before=tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "second look" not in text and "Give it alone.\n" in text and "$" not in text
