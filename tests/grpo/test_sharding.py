@@ -37,16 +37,14 @@ MESHES = {
     "4x1x2": (4, 1, 2),
 }
 TILED = ("one", "8x1x1", "4x1x2")
+TWICE = ("one", "8x1x1")  # meshes of the steps with two looks
+OF_BOXES = ("area", "boxes", "no_crop", "second_look", "crop_tokens")  # of the boxes themselves
 STEPS, DEVICES = 3, 8
 SNAPSHOT = pathlib.Path(__file__).with_name("shardings_256m.txt")
 
 
 def main(folder: pathlib.Path) -> None:
     """Runs the steps on each mesh and leaves metrics, weights, HLO and errors in `folder`."""
-    # SGD: Adam's first steps have the size of the learning rate whatever the gradient's rounding.
-    optimizer = optax.chain(optax.trace(0.9), optax.scale(-1.0))
-    graphdef, policy = tiny.make_model(11)  # undecided whether and how often to look
-    reference, target = tiny.make_model(1)[1], tiny.make_model(2)[1]
     config = GRPOConfig(
         num_generations=4,
         beta=0.1,
@@ -60,54 +58,68 @@ def main(folder: pathlib.Path) -> None:
         max_boxes=2,
         abstain=True,
     )
-    batches = [tiny.make_batch(tiny.make_examples(16, seed)) for seed in range(STEPS)]
-    inner = GRPOStep(
-        policy=graphdef,
-        target=graphdef,
-        grammar=geometry.Grammar.from_tokenizer(tiny.SEVERAL, config.max_boxes, config.abstain),
-        template=tiny.TEMPLATE,
-        optimizer=optimizer,
-        config=config,
-    )
+    twice = GRPOConfig(num_generations=4, beta=0.0, looks=2, abstain=True, loss_type="dapo")
     for name, sizes in MESHES.items():
-        mesh = parallel.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
-        params, *frozen = jax.tree.map(np.array, (policy, reference, target))
-        state = TrainState.create(
-            params,
-            optimizer,
-            reference=frozen[0],
-            target=frozen[1],
-            entropy_coef=np.float32(0.1),
-        )
-        shardings = parallel.state_shardings(
-            mesh, state, tiny.CONFIG.heads, ARCHITECTURE.logical_axes
-        )
-        batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-        state = jax.device_put(state, shardings)
-        step = jax.jit(
-            parallel.on_mesh(mesh, inner),
-            donate_argnums=0,
-            in_shardings=(shardings, batched, replicated),
-            out_shardings=(shardings, replicated),
-            compiler_options={"xla_backend_optimization_level": 0},
-        )
-        compiled, history = None, []
-        for i, batch in enumerate(batches):
-            key = jax.random.fold_in(jax.random.key(0), i)
-            inputs = state, jax.device_put(batch, batched), jax.device_put(key, replicated)
-            # Compiled once: what it returned is placed as what it takes, or it would complain.
-            compiled = compiled or step.lower(*inputs).compile()
-            with jax.transfer_guard("disallow"):
-                state, metrics = compiled(*inputs)
-            history.append({k: float(v) for k, v in metrics.items()})
-        (folder / f"{name}.json").write_text(json.dumps(history))
-        (folder / f"{name}.hlo").write_text(compiled.as_text())
-        np.savez(folder / f"{name}.npz", *jax.tree.leaves(jax.device_get(state.params)))
-    np.savez(folder / "start.npz", *jax.tree.leaves(policy))
+        train(folder, name, sizes, config)
+    for name in TWICE:
+        train(folder, f"{name}_twice", MESHES[name], twice)
+    np.savez(folder / "start.npz", *jax.tree.leaves(tiny.make_model(11)[1]))
     for name in TILED:
         encode_tiles(folder, name, MESHES[name])
     for name in ("one", "8x1x1"):
         drop(folder, name, MESHES[name])
+
+
+def train(folder: pathlib.Path, name: str, sizes: tuple[int, ...], config: GRPOConfig) -> None:
+    """Leaves metrics, weights and HLO of the steps on a mesh."""
+    # SGD: Adam's first steps have the size of the learning rate whatever the gradient's rounding.
+    optimizer = optax.chain(optax.trace(0.9), optax.scale(-1.0))
+    graphdef, policy = tiny.make_model(11)  # undecided whether and how often to look
+    reference, target = tiny.make_model(1)[1], tiny.make_model(2)[1]
+    batches = [
+        tiny.make_batch(tiny.make_examples(16, seed), looks=config.looks) for seed in range(STEPS)
+    ]
+    second = geometry.Grammar.from_tokenizer(tiny.SEVERAL, abstain=True)
+    inner = GRPOStep(
+        policy=graphdef,
+        target=graphdef,
+        grammar=geometry.Grammar.from_tokenizer(tiny.SEVERAL, config.max_boxes, config.abstain),
+        second_grammar=second if config.looks > 1 else None,
+        template=tiny.TEMPLATE,
+        optimizer=optimizer,
+        config=config,
+    )
+    mesh = parallel.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
+    params, *frozen = jax.tree.map(np.array, (policy, reference, target))
+    state = TrainState.create(
+        params,
+        optimizer,
+        reference=frozen[0] if config.beta else None,
+        target=frozen[1],
+        entropy_coef=np.float32(0.1) if config.entropy_target else None,
+    )
+    shardings = parallel.state_shardings(mesh, state, tiny.CONFIG.heads, ARCHITECTURE.logical_axes)
+    batched, replicated = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    state = jax.device_put(state, shardings)
+    step = jax.jit(
+        parallel.on_mesh(mesh, inner),
+        donate_argnums=0,
+        in_shardings=(shardings, batched, replicated),
+        out_shardings=(shardings, replicated),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    compiled, history = None, []
+    for i, batch in enumerate(batches):
+        key = jax.random.fold_in(jax.random.key(0), i)
+        inputs = state, jax.device_put(batch, batched), jax.device_put(key, replicated)
+        # Compiled once: what it returned is placed as what it takes, or it would complain.
+        compiled = compiled or step.lower(*inputs).compile()
+        with jax.transfer_guard("disallow"):
+            state, metrics = compiled(*inputs)
+        history.append({k: float(v) for k, v in metrics.items()})
+    (folder / f"{name}.json").write_text(json.dumps(history))
+    (folder / f"{name}.hlo").write_text(compiled.as_text())
+    np.savez(folder / f"{name}.npz", *jax.tree.leaves(jax.device_get(state.params)))
 
 
 def encode_tiles(folder: pathlib.Path, name: str, sizes: tuple[int, ...]) -> None:
@@ -168,19 +180,22 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name in MESHES if name != "one"])
+@pytest.mark.parametrize(
+    "name", [*[name for name in MESHES if name != "one"], *[f"{name}_twice" for name in TWICE[1:]]]
+)
 def test_a_mesh_changes_nothing(runs, name):
-    want, got = (json.loads((runs / f"{n}.json").read_text()) for n in ("one", name))
+    alone = "one_twice" if name.endswith("_twice") else "one"
+    want, got = (json.loads((runs / f"{n}.json").read_text()) for n in (alone, name))
     worst = 0
     for one, other in zip(want, got, strict=True):
         assert one.keys() == other.keys()
         for metric, value in one.items():
-            if metric in ("area", "boxes", "no_crop", "crop_tokens"):  # of the boxes themselves
+            if metric in OF_BOXES:
                 assert other[metric] == pytest.approx(value, rel=1e-6), metric
             else:
                 assert other[metric] == pytest.approx(value, rel=1e-5, abs=1e-5), metric
                 worst = max(worst, abs(other[metric] - value) / max(abs(value), 1))
-    start, one, other = (np.load(runs / f"{n}.npz") for n in ("start", "one", name))
+    start, one, other = (np.load(runs / f"{n}.npz") for n in ("start", alone, name))
     differences = [np.abs(one[k] - other[k]).max() / np.abs(one[k]).max() for k in one.files]
     moved = [np.abs(one[k] - start[k]).max() for k in one.files]
     print(name, "metrics", worst, "weights", max(differences), "moved", np.median(moved))
@@ -195,8 +210,9 @@ def collectives(hlo: str) -> list[tuple[str, str, str]]:
     return re.findall(rf"= (.*?) ({kinds})(?:-start)?\(.*op_name=\"([^\"]*)", hlo)
 
 
-def test_data_parallelism_reduces_gradients_and_metrics_only(runs):
-    found = collectives((runs / "8x1x1.hlo").read_text())
+@pytest.mark.parametrize("name", ["8x1x1", "8x1x1_twice"])
+def test_data_parallelism_reduces_gradients_and_metrics_only(runs, name):
+    found = collectives((runs / f"{name}.hlo").read_text())
     assert any("transpose(" in name for *_, name in found)
     for result, kind, name in found:
         assert kind == "all-reduce", (kind, name)
