@@ -19,7 +19,7 @@ from typing import Any
 from absl import app, flags
 from PIL import Image
 
-from cropvlm_jax import apps, geometry
+from cropvlm_jax import apps
 from cropvlm_jax.api import CropVLM
 from cropvlm_jax.data import sources
 
@@ -63,10 +63,10 @@ def examples(names: Sequence[str], count: int) -> list[dict[str, Any]]:
     return [source[i] for i in range(each) for source in opened][:count]
 
 
-def as_boxes(proposed: Sequence[Any]) -> tuple[geometry.Box, ...]:
-    """Boxes of a card's function, which of a cropper of one box is that box alone."""
+def as_boxes(proposed: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
+    """Boxes, to the hundredth; those of a card of a cropper of one box are that box alone."""
     rows = [proposed] if proposed and isinstance(proposed[0], int) else proposed
-    return geometry.in_order(rows)
+    return tuple(tuple(round(edge, 2) for edge in row) for row in rows)
 
 
 def main(argv: list[str]) -> None:
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(FOLDER.value).expanduser().resolve()
     asked = examples(SOURCES.value, SCENES.value)
     pictures, questions = [e["image"] for e in asked], [e["question"] for e in asked]
-    ours = [reply.boxes for reply in CropVLM.from_pretrained(folder).replies(pictures, questions)]
+    ours = [as_boxes(reply.boxes) for reply in CropVLM.from_pretrained(folder).replies(pictures, questions)]
     propose = propose_of_card(folder)
     theirs = [
         as_boxes(propose(Image.fromarray(picture), question))
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
     ]
     other = [i for i in range(len(asked)) if ours[i] != theirs[i]]
     for i in other:
-        print(f"scene {i}: {geometry.reply_text(ours[i])} and {geometry.reply_text(theirs[i])}")
+        print(f"scene {i}: {list(ours[i])} and {list(theirs[i])}")
     counts = collections.Counter(len(boxes) for boxes in ours)
     told = {
         "folder": FOLDER.value,

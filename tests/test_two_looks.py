@@ -4,10 +4,12 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 import several_boxes
+from PIL import Image
 
 from cropvlm_jax import CropVLM, geometry
 from cropvlm_jax.hub.export import export
@@ -62,8 +64,22 @@ def test_its_folder_says_it(cropper, tmp_path):
     said = json.loads((tmp_path / "cropper" / FILE).read_text())
     assert said == {"max_boxes": 1, "abstain": True, "looks": 2}
     again = CropVLM.from_pretrained(tmp_path / "cropper")
-    assert again.replies(PICTURES[:3], QUESTIONS[:3]) == cropper.replies(
-        PICTURES[:3], QUESTIONS[:3]
-    )
+    few = PICTURES[:3], QUESTIONS[:3]
+    assert again.replies(*few) == cropper.replies(*few)
     export(tmp_path / "reader", again.source.load(), again.source, role="reader")
     assert not (tmp_path / "reader" / FILE).exists()
+
+
+def test_its_card_looks_twice_in_transformers(tmp_path, monkeypatch):
+    source = dataclasses.replace(several_boxes.source(), replies=Replies(looks=2))
+    export(tmp_path / "cropper", source.load(), source, longest_edge=128, role="cropper")
+    text = (tmp_path / "cropper/README.md").read_text()
+    assert "it writes one box, in two looks" in text
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    space: dict = {}
+    exec(code.partition("image = Image.open(")[0], space)
+    found = CropVLM.from_pretrained("cropper").replies(PICTURES[:4], QUESTIONS[:4])
+    for picture, question, ours in zip(PICTURES, QUESTIONS, found, strict=False):
+        theirs = space["propose"](Image.fromarray(picture), question)
+        np.testing.assert_allclose(theirs, ours.boxes, rtol=1e-12)

@@ -145,11 +145,11 @@ class Card:
         runs += [origin.training] if origin.training else []
         replies, template = self.source.replies, f"{self.role}.md"
         if self.role == "cropper" and replies != Replies():
-            template = "cropper_of_boxes.md"
+            template = "cropper_of_looks.md" if replies.looks > 1 else "cropper_of_boxes.md"
         text = _template(template).substitute(
             replies=replies,
             tokens=32 * replies.max_boxes,
-            second_look=self._second_look(),
+            tile=self.source.tile_size,
             budget=_budget_clause(replies.budgets),
             metadata=self._metadata(origin),
             base=_base_sentence(origin.base_model),
@@ -202,22 +202,6 @@ class Card:
         return (
             f'base = {load}({base}, dtype="float32")\n'
             "model = PeftModel.from_pretrained(base, folder)"
-        )
-
-    def _second_look(self) -> str:
-        """How a cropper that looks twice is asked once more; "" for others."""
-        if self.source.replies.looks == 1:
-            return ""
-        resized = ""
-        if self.longest_edge > self.source.tile_size:
-            resized = (
-                "\n  The crop was one tile in its training: before asking again, set "
-                f'`processor.image_processor.size = {{"longest_edge": {self.source.tile_size}}}`.'
-            )
-        return (
-            "- **The second look.** This cropper was trained to be asked once more, about its crop "
-            "alone:\n  `propose(crop, question)` says a box in percent of the crop, or none; then "
-            f"the crop stays.{resized}\n"
         )
 
     def _resolution(self) -> str:

@@ -140,8 +140,8 @@ def test_a_card_says_how_to_look_twice_and_what_is_told(tmp_path):
     Card("mine", source, "cropper", 2 * source.tile_size).write(tmp_path, before=tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "it writes one box or none, in two looks" in text
-    assert '`processor.image_processor.size = {"longest_edge": 64}`' in text
+    assert 'size={"longest_edge": 64})' in text and "def look(" in text and "$" not in text
     assert "Give it alone, and after it what may be spent on crops, `Budget: low.`" in text
     Card("mine", source_of(TWO), "cropper", 64).write(tmp_path, before=tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "second look" not in text and "Give it alone.\n" in text and "$" not in text
+    assert "def look(" not in text and "Give it alone.\n" in text and "$" not in text

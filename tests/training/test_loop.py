@@ -18,6 +18,7 @@ from PIL import Image
 from cropvlm_jax.data import order
 from cropvlm_jax.data.sources.zoom_digits import ZoomDigits
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.models.vlm import RESAMPLING
 from cropvlm_jax.readers.base import ReaderUnavailable
 from cropvlm_jax.train_state import TrainState
@@ -137,9 +138,10 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_bits(unbroken, tmp_path, m
     assert rows(tmp_path) == rows(unbroken)
 
 
-def test_a_run_on_replies_of_several_boxes_resumes_to_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [{"max_boxes": 2}, {"looks": 2}], ids=["boxes", "looks"])
+def test_a_run_on_more_than_one_box_resumes_to_the_same_bits(tmp_path, monkeypatch, more):
     config = quickstart(**{"steps": 2, "eval.every": 2, "checkpoint.every": 1})
-    config.grpo.update(max_boxes=2, abstain=True, num_generations=4)
+    config.grpo.update(abstain=True, num_generations=4, **more)
     config.data.budgets.update(low=5.0, high=0.0)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert loop.run(config, whole)
@@ -150,6 +152,7 @@ def test_a_run_on_replies_of_several_boxes_resumes_to_the_same_bits(tmp_path, mo
     assert rows(stopped) == rows(whole) and last_state(stopped) == last_state(whole)
     found = set().union(*rows(whole))
     assert {"boxes", "no_crop", "crop_tokens", "reward/cost", "eval/no_crop"} <= found
+    assert Pretrained.open(whole / "cropper").replies == Replies(abstain=True, **more)
 
 
 def test_other_settings_or_data_are_refused(unbroken):
