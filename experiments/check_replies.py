@@ -76,7 +76,10 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(FOLDER.value).expanduser().resolve()
     asked = examples(SOURCES.value, SCENES.value)
     pictures, questions = [e["image"] for e in asked], [e["question"] for e in asked]
-    ours = [as_boxes(reply.boxes) for reply in CropVLM.from_pretrained(folder).replies(pictures, questions)]
+    ours = [
+        as_boxes(reply.boxes)
+        for reply in CropVLM.from_pretrained(folder).replies(pictures, questions)
+    ]
     propose = propose_of_card(folder)
     theirs = [
         as_boxes(propose(Image.fromarray(picture), question))

@@ -70,15 +70,21 @@ def test_its_folder_says_it(cropper, tmp_path):
     assert not (tmp_path / "reader" / FILE).exists()
 
 
-def test_its_card_looks_twice_in_transformers(tmp_path, monkeypatch):
+@pytest.mark.parametrize("edge", [64, 128])
+def test_its_card_looks_twice_in_transformers(edge, tmp_path, monkeypatch):
     source = dataclasses.replace(several_boxes.source(), replies=Replies(looks=2))
-    export(tmp_path / "cropper", source.load(), source, longest_edge=128, role="cropper")
+    export(tmp_path / "cropper", source.load(), source, longest_edge=edge, role="cropper")
     text = (tmp_path / "cropper/README.md").read_text()
     assert "it writes one box, in two looks" in text
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     monkeypatch.chdir(tmp_path)
     space: dict = {}
     exec(code.partition("image = Image.open(")[0], space)
+    if edge == 128:  # of which it has learned nothing
+        for name, tiles in (("processor", 5), ("one_tile", 1)):
+            seen = space[name].image_processor([Image.fromarray(PICTURES[0])])
+            assert len(seen["pixel_values"][0]) == tiles
+        return
     found = CropVLM.from_pretrained("cropper").replies(PICTURES[:4], QUESTIONS[:4])
     for picture, question, ours in zip(PICTURES, QUESTIONS, found, strict=False):
         theirs = space["propose"](Image.fromarray(picture), question)
