@@ -1,30 +1,28 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the start cropper of this folder learns from: drawn documents and where answers stand."""
+"""What the start cropper of this folder learns from: letters, and where answers stand."""
 
 import dataclasses
 import functools
-import json
-import multiprocessing
 import os
 import pathlib
 from typing import NamedTuple
 
+import located
 import numpy as np
-from drawn import draw_page, draw_receipt
 from PIL import Image
 
 from cropvlm_jax import geometry
 from cropvlm_jax.data import batching
 from cropvlm_jax.models.smolvlm.conversations import SmolVLMConversations
-from cropvlm_jax.pixels import host
-from cropvlm_jax.progress import Progress
 
 CELLS = 4  # places of a patch's side
 BLANK, PRINT, FIRST_ANSWER = 0, 1, 2  # what stands at a place; from there on, a question's answer
+UNKNOWN = 255
+NO_LETTER = 0
+LETTERS = 34  # kinds: none, a to z, a digit, five signs, any other
+_SIGNS = ".,/-:"
 QUESTIONS_EACH = 3  # about a picture
-_CHUNK = 100  # documents in a file
-_DRAW = {"receipts": draw_receipt, "pages": draw_page}
 
 
 class LocatingBatch(NamedTuple):
@@ -32,15 +30,18 @@ class LocatingBatch(NamedTuple):
 
     Attributes:
         images: grey, uint8 `[B, S, S]`.
-        places: uint8 `[B, P, CELLS * CELLS]`, P patches: `BLANK`, `PRINT`, or an answer by
-            `FIRST_ANSWER` plus its question's number.
+        letters: uint8 `[B, P, CELLS * CELLS]`, P patches: the kind of the letter at each place,
+            as `letter_kinds` numbers them.
+        places: uint8 `[B, P, CELLS * CELLS]`: `BLANK`, `PRINT`, or an answer by `FIRST_ANSWER`
+            plus its question's number; `UNKNOWN` in pictures whose answers are not told.
         conversations: `B * QUESTIONS_EACH` of them, those about a picture together; without their
-            pictures, which are in `images` once.
+            pictures, which are in `images` once. None in phases that do not ask.
     """
 
     images: np.ndarray
+    letters: np.ndarray
     places: np.ndarray
-    conversations: batching.SupervisedBatch
+    conversations: batching.SupervisedBatch | None
 
 
 class Answer(NamedTuple):
@@ -50,53 +51,13 @@ class Answer(NamedTuple):
     box: np.ndarray
 
 
-def draw_documents(
-    folder: str | os.PathLike, counts: dict[str, int], side: int, seed: int, workers: int = 2
-) -> None:
-    """Draws documents into files, as the cropper sees them; those that are there are kept.
+class _Picture(NamedTuple):
+    """A picture of a batch, and what is asked about it."""
 
-    Args:
-        folder: for the files.
-        counts: how many of each suite's kind.
-        side: of the pictures, pixels.
-        seed: of what is drawn.
-        workers: processes.
-    """
-    root = pathlib.Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
-    todo = [
-        (root, suite, chunk, side, seed)
-        for suite, count in counts.items()
-        for chunk in range(count // _CHUNK)
-        if not (root / f"{suite}_{chunk:04}.npz").exists()
-    ]
-    progress = Progress(len(todo), what=f"{_CHUNK} documents")
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for done, _ in enumerate(pool.imap_unordered(_draw_chunk, todo), 1):
-            progress.update(done)
-
-
-def _draw_chunk(task: tuple[pathlib.Path, str, int, int, int]) -> None:
-    root, suite, chunk, side, seed = task
-    images, facts = [], []
-    for number in range(_CHUNK):
-        rng = np.random.default_rng([seed, chunk, number])
-        document = _DRAW[suite](rng)
-        height, width = document.image.shape[:2]
-        images.append(host.tile(document.image, side, side, split=False)[0][0, ..., 0])
-        size = np.array([width, height] * 2)
-        # Receipts' true boxes are those of lines, pages' those of the words.
-        boxes = document.evidence if suite == "receipts" else document.fields
-        answers = {
-            name: (np.array(box if suite == "receipts" else box.box) / size).tolist()
-            for name, box in boxes.items()
-        }
-        lines = [(np.array(line.box) / size).tolist() for line in document.lines]
-        facts.append({"answers": answers, "lines": lines})
-    path = root / f"{suite}_{chunk:04}.npz"
-    unfinished = path.with_suffix(".part.npz")
-    np.savez(unfinished, images=np.stack(images), facts=json.dumps(facts, allow_nan=False))
-    unfinished.rename(path)
+    image: np.ndarray
+    letters: np.ndarray
+    places: np.ndarray
+    asked: list[Answer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +67,12 @@ class Locating:
     Attributes:
         conversations: of the cropper.
         questions: question by suite and field.
-        folder: of the drawn documents.
+        drawn: folder of the drawn documents.
         chunks: which files of a suite to take, of all in order.
+        receipts: file of the training receipts.
+        real: share of the pictures that are training receipts.
+        asks: whether there are conversations; then every picture has an answer.
+        smallest: the smallest part of a picture that is shown alone, as a share of its sides.
         side: of the pictures, pixels.
         patch: of the tower, pixels.
         batch_size: B.
@@ -119,8 +84,12 @@ class Locating:
 
     conversations: SmolVLMConversations
     questions: dict[str, dict[str, str]]
-    folder: str | os.PathLike
+    drawn: str | os.PathLike
     chunks: slice
+    receipts: str | os.PathLike
+    real: float
+    asks: bool
+    smallest: float
     side: int
     patch: int
     batch_size: int
@@ -132,51 +101,74 @@ class Locating:
     def __call__(self, step: int) -> LocatingBatch:
         """The batch of a step."""
         rng = np.random.default_rng([self.seed, step])
-        images, places, conversations = [], [], []
-        while len(images) < self.batch_size:
-            suite = "receipts" if rng.random() < 0.5 else "pages"
-            pictures, facts = self._documents[suite]
-            number = int(rng.integers(len(pictures)))
-            image, kinds, answers = self._changed(rng, suite, pictures[number], facts[number])
-            if answers:
-                images.append(image)
-                places.append(kinds)
-                order = rng.permutation(max(len(answers), QUESTIONS_EACH))[:QUESTIONS_EACH]
-                conversations += [self._conversation(answers[i % len(answers)]) for i in order]
-        return LocatingBatch(np.stack(images), np.stack(places), batching.stack(conversations))
+        rows: list[_Picture] = []
+        while len(rows) < self.batch_size:
+            if rng.random() < self.real:
+                suite, documents = "receipts", self._receipts
+            else:
+                suite = "receipts" if rng.random() < 0.5 else "pages"
+                documents = self._drawn[suite]
+            row = self._row(rng, suite, documents[int(rng.integers(len(documents)))])
+            if row is not None:
+                rows.append(row)
+        asked = [self._conversation(answer) for row in rows for answer in row.asked]
+        return LocatingBatch(
+            images=np.stack([row.image for row in rows]),
+            letters=np.stack([row.letters for row in rows]),
+            places=np.stack([row.places for row in rows]),
+            conversations=batching.stack(asked) if self.asks else None,
+        )
 
     @functools.cached_property
-    def _documents(self) -> dict[str, tuple[np.ndarray, list[dict]]]:
+    def _drawn(self) -> dict[str, list[located.Located]]:
         found = {}
-        for suite in _DRAW:
-            files = sorted(pathlib.Path(self.folder).glob(f"{suite}_????.npz"))[self.chunks]
-            loaded = [np.load(file) for file in files]
-            images = np.concatenate([file["images"] for file in loaded])
-            found[suite] = (
-                images,
-                [row for file in loaded for row in json.loads(str(file["facts"]))],
-            )
+        for suite in self.questions:
+            files = sorted(pathlib.Path(self.drawn).glob(f"{suite}_????.npz"))[self.chunks]
+            found[suite] = [document for file in files for document in located.read(file)]
         return found
 
-    def _changed(
-        self, rng: np.random.Generator, suite: str, image: np.ndarray, facts: dict
-    ) -> tuple[np.ndarray, np.ndarray, list[Answer]]:
-        """A changed picture, what stands at its places, and the answers that are whole in it."""
-        lines = np.array(facts["lines"]).reshape(-1, 4)
-        names = [name for name in facts["answers"] if name in self.questions[suite]]
-        boxes = np.array([facts["answers"][name] for name in names]).reshape(-1, 4)
-        image, moved = changed(rng, image, np.concatenate([lines, boxes]))
+    @functools.cached_property
+    def _receipts(self) -> list[located.Located]:
+        return located.read(pathlib.Path(self.receipts))
+
+    def _row(
+        self, rng: np.random.Generator, suite: str, document: located.Located
+    ) -> _Picture | None:
+        """A changed picture; None where it lacks the answers that are asked for."""
+        fields = {
+            name: box
+            for name, box in (document.answers or {}).items()
+            if name in self.questions[suite]
+        }
+        boxes = np.array(list(fields.values())).reshape(-1, 4)
+        together = np.concatenate([document.lines, boxes, document.letter_boxes])
+        image, moved = changed(rng, document.image, together, self.smallest)
+        first, last = len(document.lines), len(document.lines) + len(boxes)
         answers = [
             Answer(self.questions[suite][name], box)
-            for name, box in zip(names, moved[len(lines) :], strict=True)
+            for name, box in zip(fields, moved[first:last], strict=True)
         ]
+        whole = [a for a in answers if a.box.min() >= 0 and a.box.max() <= 1]
+        if self.asks and not whole:
+            return None
         numbers = [FIRST_ANSWER + self._all_questions.index(a.question) for a in answers]
-        places = self._places([PRINT] * len(lines) + numbers, moved)
-        return image, places, [a for a in answers if a.box.min() >= 0 and a.box.max() <= 1]
+        kinds = np.array([PRINT] * first + numbers, np.uint8)
+        places = self._spread(kinds, moved[:last], least=1)
+        if document.answers is None:
+            places[...] = UNKNOWN
+        letters = self._spread(letter_kinds(document.letters), moved[last:], least=0)
+        return _Picture(image, letters, places, self._asked(rng, whole))
 
     @functools.cached_property
     def _all_questions(self) -> list[str]:
         return all_questions(self.questions)
+
+    def _asked(self, rng: np.random.Generator, answers: list[Answer]) -> list[Answer]:
+        """Which of the answers are asked for; where there are few, they come twice."""
+        if not self.asks:
+            return []
+        order = rng.permutation(max(len(answers), QUESTIONS_EACH))[:QUESTIONS_EACH]
+        return [answers[i % len(answers)] for i in order]
 
     def _conversation(self, answer: Answer) -> batching.SupervisedBatch:
         text = f"{geometry.to_text(percent_box(answer.box))}"
@@ -187,17 +179,34 @@ class Locating:
             completion_tokens=self.reply_tokens,
         )
 
-    def _places(self, kinds: list[int], boxes: np.ndarray) -> np.ndarray:
-        """What stands at each place, uint8 `[P, CELLS * CELLS]`; later boxes cover earlier ones."""
+    def _spread(self, kinds: np.ndarray, boxes: np.ndarray, least: int) -> np.ndarray:
+        """What stands at each place, uint8 `[P, CELLS * CELLS]`; later boxes cover earlier ones.
+
+        Args:
+            kinds: of what stands in the boxes, uint8 `[N]`.
+            boxes: shares of the picture `[N, 4]`; a place is in those that its middle is in.
+            least: places of a side that a box covers at least.
+        """
         grid = self.side // self.patch
         count = grid * CELLS
         cells = np.zeros((count, count), np.uint8)
-        low = np.floor(boxes[:, :2] * count).astype(int).clip(0, count)
-        high = np.floor(boxes[:, 2:] * count).astype(int).clip(0, count)
-        for kind, (x1, y1), (x2, y2) in zip(kinds, low, np.maximum(high, low + 1), strict=True):
+        edges = np.ceil(boxes * count - 0.5).astype(int).clip(0, count)
+        edges[:, 2:] = np.maximum(edges[:, 2:], edges[:, :2] + least)
+        for kind, (x1, y1, x2, y2) in zip(kinds, edges, strict=True):
             cells[y1:y2, x1:x2] = kind
         blocks = cells.reshape(grid, CELLS, grid, CELLS).swapaxes(1, 2)
         return blocks.reshape(grid * grid, CELLS * CELLS)
+
+
+def letter_kinds(letters: np.ndarray) -> np.ndarray:
+    """The kinds of code points, uint8 of the same shape: large and small letters are one."""
+    kinds = np.full(128, LETTERS - 1, np.uint8)
+    for first in "aA":
+        kinds[ord(first) : ord(first) + 26] = np.arange(1, 27)
+    kinds[ord("0") : ord("9") + 1] = 27
+    for number, sign in enumerate(_SIGNS, 28):
+        kinds[ord(sign)] = number
+    return kinds[np.where(letters < 128, letters, 0)]
 
 
 def all_questions(questions: dict[str, dict[str, str]]) -> list[str]:
@@ -212,7 +221,7 @@ def percent_box(box: np.ndarray) -> np.ndarray:
 
 
 def changed(
-    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray
+    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, smallest: float = 0.7
 ) -> tuple[np.ndarray, np.ndarray]:
     """A part of a picture, or the picture with a border, in other light.
 
@@ -220,12 +229,14 @@ def changed(
         rng: what is drawn from.
         image: uint8 `[S, S]`.
         boxes: shares of the picture `[N, 4]`.
+        smallest: the smallest part, as a share of its sides.
 
     Returns:
         Picture and boxes, which may reach beyond it.
     """
-    if rng.random() < 0.5:
-        size = rng.uniform(0.7, 1.0, 2)
+    if rng.random() < 0.6:
+        size = rng.uniform(smallest, 1.0) * rng.uniform(0.9, 1.1, 2)
+        size = np.minimum(size, 1)
         corner = rng.uniform(0, 1 - size)
         if rng.random() < 0.3:
             size, corner = rng.uniform(1.0, 1.25, 2), rng.uniform(-0.12, 0, 2)

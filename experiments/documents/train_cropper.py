@@ -1,17 +1,19 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the start cropper of the documents experiment, on drawn documents alone.
+"""Trains the start cropper of the documents experiment.
 
-    python experiments/documents/train_cropper.py --documents=data/documents \
+    python experiments/documents/train_cropper.py --documents=data/documents --receipts=FOLDER \
         --workdir=runs/documents/start
 
-First documents are drawn, whose boxes are known because they were drawn. Then there are two phases.
-"places": the tower alone says at each place of a picture whether it is blank, print, or the answer
-to which question. "boxes": the whole model answers questions with boxes. No real picture is used;
-the suites' folder only says which questions there are. A run that was stopped goes on. The result
-is the folder `cropper` in the workdir.
+First documents are drawn, whose letters and answers are known because they were drawn. Then there
+are three phases. "letters": the tower alone says which letter stands at each place of a picture.
+"places": it also says whether a place is blank, print, or the answer to which question. "boxes":
+the whole model answers questions with boxes. Of real pictures the training receipts are used, for
+their letters only, which SROIE tells by lines; no answer of theirs is. A run that was stopped goes
+on. The result is the folder `cropper` in the workdir.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -21,15 +23,18 @@ import numpy as np
 import optax
 from absl import flags, logging
 from flax import nnx
+from located import draw_documents, read_receipts, write
 from locating_batches import (
     CELLS,
     FIRST_ANSWER,
+    LETTERS,
+    NO_LETTER,
     PRINT,
     QUESTIONS_EACH,
+    UNKNOWN,
     Locating,
     LocatingBatch,
     all_questions,
-    draw_documents,
 )
 from pretraining import Phase, begin, make_tokenizer, save
 
@@ -42,14 +47,15 @@ from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.training.sft import completion_loss, reply_logits, written_exactly
 
 DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of the suites.", required=True)
+RECEIPTS = flags.DEFINE_string("receipts", None, "Folder of SROIE.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training.", required=True)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of what is drawn.")
 SIDE = flags.DEFINE_enum("side", "384", ["192", "384"], "Pixels of the pictures.")
 
 PATCH, WIDTH = 16, 192
 BATCH = 32
-DRAWN = {"receipts": 6000, "pages": 6000}
-STEPS = {"places": 800, "boxes": 1700}
+DRAWN = {"receipts": 10000, "pages": 5000}
+STEPS = {"letters": 1500, "places": 800, "boxes": 1000}
 HELD_CHUNKS = 2  # of each kind, not trained on
 
 
@@ -72,102 +78,147 @@ def shape(vocab_size: int, image_token: int, side: int) -> SmolVLMConfig:
 
 
 class Losses:
-    """The losses of the phases; weights are `{"model": ..., "places": ...}`.
+    """The losses of the phases; weights are `{"model": ..., "letters": ..., "places": ...}`.
 
-    `places` is a linear layer from the tower's patches to what stands at their places, which is
-    thrown away at the end.
+    `letters` and `places` are linear layers from the tower's patches to what stands at their
+    places, which are thrown away at the end.
     """
 
-    def __init__(self, graph: nnx.GraphDef, kinds: int) -> None:
-        self._graph, self._kinds = graph, kinds
+    def __init__(self, graph: nnx.GraphDef) -> None:
+        self._graph = graph
+
+    def letters(self, params: dict, batch: LocatingBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy of the letter at each place."""
+        return self._letters(params, self._patches(params, batch), batch)
 
     def places(self, params: dict, batch: LocatingBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy of what stands at each place; answers count most."""
-        return self._places(params, self._patches(params, batch), batch)
+        """Cross-entropy of what stands at each place, and half of that of the letters."""
+        patches = self._patches(params, batch)
+        loss, metrics = self._places(params, patches, batch)
+        letters, more = self._letters(params, patches, batch)
+        return loss + 0.5 * letters, metrics | more
 
     def boxes(self, params: dict, batch: LocatingBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy of the boxes' texts, and a fifth of that of the places."""
+        """Cross-entropy of the boxes' texts, and a fifth of those of places and letters."""
         patches = self._patches(params, batch)
         places, metrics = self._places(params, patches, batch)
+        letters, more = self._letters(params, patches, batch)
         model = nnx.merge(self._graph, params["model"])
         # A picture's patches are computed once for all its questions.
         tokens = jnp.repeat(model.tokens_of_patches(patches), QUESTIONS_EACH, 0)[:, None]
         logits = reply_logits(model, batch.conversations, tokens)
         total, count = completion_loss(logits, batch.conversations)
         exact = written_exactly(logits, batch.conversations).mean()
-        metrics |= {"loss": total / count, "exact": exact}
-        return total / count + 0.2 * places, metrics
+        metrics |= more | {"loss": total / count, "exact": exact}
+        return total / count + 0.2 * (places + letters), metrics
 
     def _patches(self, params: dict, batch: LocatingBatch) -> jax.Array:
         model = nnx.merge(self._graph, params["model"])
         pixels = (batch.images.astype(jnp.float32) / 127.5 - 1)[..., None]
         return model.vision(jnp.repeat(pixels, 3, -1).astype(model.dtype))
 
+    def _letters(
+        self, params: dict, patches: jax.Array, batch: LocatingBatch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        written = batch.letters != NO_LETTER
+        loss, right = _at_places(
+            params["letters"], patches, batch.letters, jnp.where(written, 1.0, 0.2)
+        )
+        return loss, {"letters_loss": loss, "letters_right": _share(right, written)}
+
     def _places(
         self, params: dict, patches: jax.Array, batch: LocatingBatch
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        layer = params["places"]
-        logits = patches.astype(jnp.float32) @ layer["kernel"] + layer["bias"]
-        logits = logits.reshape(*batch.places.shape, self._kinds)
-        kinds = batch.places.astype(jnp.int32)
-        weights = jnp.where(kinds <= PRINT, 0.3, 4.0)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, kinds)
-        loss = (losses * weights).sum() / weights.sum()
-        answers = kinds > PRINT
-        right = ((logits.argmax(-1) == kinds) & answers).sum() / answers.sum()
-        return loss, {"places_loss": loss, "answers_right": right}
+        known = batch.places != UNKNOWN
+        answers = known & (batch.places > PRINT)
+        weights = jnp.where(answers, 4.0, 0.3) * known
+        loss, right = _at_places(
+            params["places"], patches, jnp.where(known, batch.places, 0), weights
+        )
+        return loss, {"places_loss": loss, "answers_right": _share(right, answers)}
+
+
+def _at_places(
+    layer: dict[str, jax.Array], patches: jax.Array, kinds: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The weighted mean cross-entropy of kinds `[B, P, C]`, and which are right."""
+    logits = (patches @ layer["kernel"].astype(patches.dtype)).astype(jnp.float32) + layer["bias"]
+    logits = logits.reshape(*kinds.shape, -1)
+    kinds = kinds.astype(jnp.int32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, kinds)
+    return (losses * weights).sum() / weights.sum(), logits.argmax(-1) == kinds
+
+
+def _share(right: jax.Array, among: jax.Array) -> jax.Array:
+    return (right & among).sum() / jnp.maximum(among.sum(), 1)
+
+
+def _layer(key: jax.Array, kinds: int) -> dict[str, jax.Array]:
+    """Weights from a patch to the kinds at its places."""
+    outputs = CELLS * CELLS * kinds
+    kernel = jax.random.normal(key, (WIDTH, outputs)) * 0.02
+    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
 
 
 def main(argv: list[str]) -> None:
     del argv
-    side, seed = int(SIDE.value), SEED.value
-    drawn = pathlib.Path(WORKDIR.value) / "drawn"
-    draw_documents(drawn, DRAWN, side, seed)
+    side, seed, workdir = int(SIDE.value), SEED.value, pathlib.Path(WORKDIR.value)
+    draw_documents(workdir / "drawn", DRAWN, side, seed)
+    receipts = workdir / "receipts.npz"
+    write(receipts, read_receipts(DOCUMENTS.value, RECEIPTS.value, side))
     questions = suite_questions(DOCUMENTS.value)
     asked = all_questions(questions)
     tokenizer = make_tokenizer(asked)
     config = shape(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE), side)
     conversations = SmolVLMConversations(tokenizer, config.image_seq_len)
-
-    def locating(steps: int, number: int, chunks: slice = slice(HELD_CHUNKS, None)) -> Locating:
-        longest = max(len(conversations.crop(question).ids) for question in asked)
-        return Locating(
-            conversations=conversations,
-            questions=questions,
-            folder=drawn,
-            chunks=chunks,
-            side=side,
-            patch=PATCH,
-            batch_size=BATCH,
-            prompt_tokens=longest,
-            reply_tokens=Grammar.from_tokenizer(tokenizer).max_length,
-            steps=steps,
-            seed=3 * seed + number,
-        )
-
-    places, boxes = locating(STEPS["places"], 0), locating(STEPS["boxes"], 1)
+    training = Locating(
+        conversations=conversations,
+        questions=questions,
+        drawn=workdir / "drawn",
+        chunks=slice(HELD_CHUNKS, None),
+        receipts=receipts,
+        real=0.25,
+        asks=False,
+        smallest=0.4,
+        side=side,
+        patch=PATCH,
+        batch_size=BATCH,
+        prompt_tokens=max(len(conversations.crop(question).ids) for question in asked),
+        reply_tokens=Grammar.from_tokenizer(tokenizer).max_length,
+        steps=STEPS["letters"],
+        seed=4 * seed,
+    )
+    replace = dataclasses.replace
+    places = replace(training, smallest=0.6, steps=STEPS["places"], seed=4 * seed + 1)
+    boxes = replace(
+        training, real=0.0, asks=True, smallest=0.7, steps=STEPS["boxes"], seed=4 * seed + 2
+    )
+    held = replace(boxes, chunks=slice(HELD_CHUNKS), seed=4 * seed + 3)
     model = SmolVLM(config, rngs=nnx.Rngs(seed), dtype=jnp.bfloat16)
-    begin(model, np.repeat(places(places.steps).images[..., None], 3, -1))  # a batch of no step
+    begin(model, np.repeat(training(training.steps).images[..., None], 3, -1))  # of no step
     graph, params = nnx.split(model)
-    kinds = FIRST_ANSWER + len(asked)
-    kernel = jax.random.normal(jax.random.key(seed), (WIDTH, CELLS * CELLS * kinds)) * 0.02
-    bias = jnp.zeros(CELLS * CELLS * kinds)
-    weights = {"model": params, "places": {"kernel": kernel, "bias": bias}}
-    losses = Losses(graph, kinds)
-    held = [locating(1, 2, slice(HELD_CHUNKS))(step) for step in range(8)]
+    keys = jax.random.split(jax.random.key(seed))
+    weights = {
+        "model": params,
+        "letters": _layer(keys[0], LETTERS),
+        "places": _layer(keys[1], FIRST_ANSWER + len(asked)),
+    }
+    losses = Losses(graph)
+    held_batches = [held(step) for step in range(8)]
 
     def evaluate(params: dict) -> dict[str, float]:
-        found = [jax.device_get(measure(params, batch)) for batch in held]
+        found = [jax.device_get(measure(params, batch)) for batch in held_batches]
         return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
 
     measure = jax.jit(lambda params, batch: losses.boxes(params, batch)[1])
     for phase in (
+        Phase("letters", training, losses.letters, matrices=3e-3, others=1.5e-3, evaluate=evaluate),
         Phase("places", places, losses.places, matrices=3e-3, others=1.5e-3, evaluate=evaluate),
         Phase("boxes", boxes, losses.boxes, matrices=2e-3, others=1e-3, evaluate=evaluate),
     ):
-        weights = phase.train(WORKDIR.value, weights)
+        weights = phase.train(workdir, weights)
     model = nnx.merge(graph, weights["model"])
-    save(pathlib.Path(WORKDIR.value) / "cropper", model, tokenizer, role="cropper")
+    save(workdir / "cropper", model, tokenizer, role="cropper")
 
 
 if __name__ == "__main__":

@@ -139,8 +139,12 @@ def test_the_longest_box_has_room_in_the_start_croppers_batches():
     locating = locating_batches.Locating(
         conversations=SmolVLMConversations(tokenizer, 9),
         questions={"receipts": {"total": question}},
-        folder="",
+        drawn="",
         chunks=slice(None),
+        receipts="",
+        real=0.0,
+        asks=True,
+        smallest=0.7,
         side=64,
         patch=16,
         batch_size=1,
