@@ -5,9 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 documents=data/documents
 runs=runs/documents
+receipts=${RECEIPTS:?the folder of SROIE}
 
 python experiments/documents/train_reader.py --documents=$documents --workdir=$runs/reader
-python experiments/documents/train_cropper.py --documents=$documents --workdir=$runs/start
+python experiments/documents/train_cropper.py --documents=$documents --receipts="$receipts" --workdir=$runs/start
 python experiments/documents/seed_replies.py --documents=$documents --out=$runs/seed_replies
 for suite in receipts pages; do
   for split in train val; do

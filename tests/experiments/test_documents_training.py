@@ -3,10 +3,12 @@
 """What the small reader and cropper of the documents experiment learn from, and how."""
 
 import dataclasses
+import json
 from typing import get_args
 
 import cropper
 import jax.numpy as jnp
+import located
 import locating_batches
 import noisy_boxes
 import numpy as np
@@ -15,6 +17,7 @@ import printed_lines
 import pytest
 import reading_batches
 import real_crops
+from PIL import Image
 
 from cropvlm_jax.geometry.grammar import Grammar
 from cropvlm_jax.models.smolvlm.conversations import SmolVLMConversations
@@ -132,27 +135,98 @@ def test_the_accuracy_of_a_reward_in_the_step_is_one_of_those_in_the_graph(varia
     assert is_black_box(config.target or "") or config.grpo.accuracy in get_args(Metric)
 
 
-def test_the_longest_box_has_room_in_the_start_croppers_batches():
+def _locating(folder, **settings):
     question = "What is the total amount?"
     tokenizer = pretraining.make_tokenizer([question])
-    longest = Grammar.from_tokenizer(tokenizer).max_length
-    locating = locating_batches.Locating(
+    made = locating_batches.Locating(
         conversations=SmolVLMConversations(tokenizer, 9),
-        questions={"receipts": {"total": question}},
-        drawn="",
+        questions={"receipts": {"total": question}, "pages": {"total": question}},
+        drawn=folder,
         chunks=slice(None),
-        receipts="",
+        receipts=folder / "real.npz",
         real=0.0,
         asks=True,
         smallest=0.7,
         side=64,
         patch=16,
-        batch_size=1,
+        batch_size=4,
         prompt_tokens=64,
-        reply_tokens=longest,
+        reply_tokens=Grammar.from_tokenizer(tokenizer).max_length,
         steps=1,
         seed=0,
     )
-    answer = locating_batches.Answer(question, np.array([0.1, 0.1, 1.0, 1.0]))
+    return dataclasses.replace(made, **settings)
+
+
+def _document(answers):
+    """A black A at the top left, and a black 7 below it to the right."""
+    image = np.full((64, 64), 255, np.uint8)
+    image[0:16, 0:8] = image[32:48, 40:56] = 0
+    boxes = np.array([[0, 0, 8, 16], [40, 32, 56, 48]]) / 64
+    return located.Located(image, np.array([ord("A"), ord("7")]), boxes, boxes, answers)
+
+
+def test_letters_and_answers_stand_where_the_changed_picture_shows_them(tmp_path):
+    for suite in ("receipts", "pages"):
+        documents = [_document({"total": [0.625, 0.5, 0.875, 0.75]})]
+        located.write(tmp_path / f"{suite}_0000.npz", documents)
+    batch = _locating(tmp_path, batch_size=64)(0)
+    grid, cells = 4, locating_batches.CELLS
+    blocks = (-1, grid, grid, cells, cells)
+    for kinds, wanted in ((batch.letters, 27), (batch.places, locating_batches.FIRST_ANSWER)):
+        places = kinds.reshape(blocks).swapaxes(2, 3).reshape(-1, grid * cells, grid * cells)
+        middles = batch.images[:, 2::4, 2::4]
+        dark = middles < (middles.min((1, 2)) / 2 + middles.max((1, 2)) / 2)[:, None, None]
+        assert (places == wanted).any((1, 2)).mean() > 0.9
+        # A place on an edge may show either.
+        assert dark[places == wanted].mean() > 0.85
+    assert set(np.unique(batch.letters)) <= {0, 1, 27}
+    assert len(batch.conversations.prompt) == 64 * locating_batches.QUESTIONS_EACH
+
+
+def test_of_real_receipts_letters_alone_are_told(tmp_path):
+    located.write(tmp_path / "real.npz", [_document(None)])
+    batch = _locating(tmp_path, real=1.0, asks=False)(0)
+    assert batch.conversations is None
+    assert (batch.places == locating_batches.UNKNOWN).all()
+    assert (batch.letters != locating_batches.NO_LETTER).any((1, 2)).all()
+
+
+def test_kinds_of_letters_know_no_case():
+    kinds = locating_batches.letter_kinds(np.array([ord(x) for x in "aA zZ09.:é"]))
+    assert kinds[0] == kinds[1] == 1 and kinds[3] == kinds[4] == 26 and kinds[5] == kinds[6] == 27
+    assert list(kinds[7:9]) == [28, 32]
+    assert kinds[2] == kinds[9] == locating_batches.LETTERS - 1
+
+
+def test_training_receipts_have_the_letters_of_their_lines(tmp_path):
+    suite, origin = tmp_path / "receipts", tmp_path / "origin"
+    (suite / "images").mkdir(parents=True)
+    origin.mkdir()
+    Image.new("RGB", (50, 100), "white").save(suite / "images" / "1.png")
+    (suite / "train.jsonl").write_text(json.dumps({"image": "images/1.png"}) + "\n")
+    lines = [{"text": "a b", "box": [5, 10, 35, 20]}]
+    receipts = [
+        {"image": f"images/{number}.png", "width": 50, "height": 100, "lines": lines}
+        for number in (1, 2)  # the second one is of another split
+    ]
+    text = "".join(json.dumps(receipt) + "\n" for receipt in receipts)
+    (origin / "receipts.jsonl").write_text(text)
+    (receipt,) = located.read_receipts(tmp_path, origin, side=32)
+    assert receipt.answers is None and receipt.image.shape == (32, 32)
+    assert "".join(map(chr, receipt.letters)) == "ab"
+    wanted = [[0.1, 0.1, 0.3, 0.2], [0.5, 0.1, 0.7, 0.2]]
+    np.testing.assert_allclose(receipt.letter_boxes, wanted, atol=1e-6)
+    located.write(tmp_path / "file.npz", [receipt, receipt])
+    for again in located.read(tmp_path / "file.npz"):
+        np.testing.assert_array_equal(again.letters, receipt.letters)
+        np.testing.assert_allclose(again.letter_boxes, wanted, atol=1e-5)
+        np.testing.assert_allclose(again.lines, receipt.lines, atol=1e-5)
+        assert again.answers is None
+
+
+def test_the_longest_box_has_room_in_the_start_croppers_batches(tmp_path):
+    locating = _locating(tmp_path)
+    answer = locating_batches.Answer("What is the total amount?", np.array([0.1, 0.1, 1.0, 1.0]))
     row = locating._conversation(answer)
-    assert row.completion_valid.sum() == longest
+    assert row.completion_valid.sum() == locating.reply_tokens
