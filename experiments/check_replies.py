@@ -95,9 +95,10 @@ def main(argv: list[str]) -> None:
         "same": len(asked) - len(other),
         "boxes_of_a_reply": {str(count): counts[count] for count in sorted(counts)},
     }
-    print(json.dumps(told))
+    text = json.dumps(told, indent=2, allow_nan=False)
+    print(text)
     if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        pathlib.Path(JSON.value).write_text(text + "\n", encoding="utf-8")
     if other:
         raise ValueError(f"{len(other)} of {len(asked)} replies differ")
 

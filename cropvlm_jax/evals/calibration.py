@@ -7,7 +7,6 @@ numbers: the log-probability of the cropper's reply and the target's margin of i
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,7 +106,7 @@ class Calibration:
             numbers = [found.get("reply"), found.get("margin", 0.0) or 0.0, found.get("bias")]
             names = {field.name for field in dataclasses.fields(cls)}
             if found.keys() != names or not all(_is_number(number) for number in numbers):
-                raise ValueError(f"{json.dumps(found):.80} is no calibration: fit it anew")
+                raise ValueError(f"{found!s:.80} is no calibration: fit it anew")
             return cls(**found)
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cropvlm_jax.hub.pretrained import resolve
 from cropvlm_jax.readers import chat, registry
 from cropvlm_jax.readers.base import ReaderUnavailable, Reply
+from cropvlm_jax.readers.chat import ChatReader
 from cropvlm_jax.readers.ocr import OCRReader
 from cropvlm_jax.readers.registry import open_reader
 
@@ -285,3 +286,8 @@ def test_a_vlm_says_answers_likelihoods_and_tokens():
     assert likelihood.shape == (1,) and likelihood[0] < 0
     tokens = target.source.config.image_seq_len
     assert target.image_tokens([[image, image], [image]]) == 3 * tokens
+
+
+def test_an_answer_of_no_tokens_is_refused():
+    with pytest.raises(ValueError, match="m: max_tokens=0 must be at least 1"):
+        ChatReader("m", base_url="http://localhost:1/v1", max_tokens=0)

@@ -159,6 +159,7 @@ def test_what_keeps_it_from_starting():
         cases = [
             ([], {}, "give --upstream or --target"),
             ([UPSTREAM, "--target=zoom_digits/target"], {}, "give --upstream or --target"),
+            ([UPSTREAM, "--keep_if_surer"], {}, "--keep_if_surer is for --target"),
             (["--upstream=localhost:9"], {}, "--upstream is not of the form"),
             ([UPSTREAM], {"CROPVLM_AUTH_TOKEN": ""}, "CROPVLM_AUTH_TOKEN is set, but it is empty"),
             (
