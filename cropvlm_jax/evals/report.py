@@ -338,19 +338,26 @@ def _costs(results: Results) -> str:
     shown = {"picture alone": NO_CROP, "with a crop": last_of(results)}
     rows = []
     for stage, seconds in results["seconds"].items():
-        kind, _, name = stage.partition("/")
-        words = {
-            "read": "read the picture",
-            "propose": f"propose a box: {name}",
-            "answer": f"answer under all conditions: {name}",
-        }[kind]
         counts = [f"{tokens[stage]:,.0f}"] if stage in tokens else []
         counts += [
             f"{tokens[key]:,.0f} {what}"
             for what, condition in shown.items()
             if (key := f"{stage}/{condition}") in tokens
         ]
-        rows.append(
-            markup.cells("td", [html.escape(words), f"{1000 * seconds:,.1f}", ", ".join(counts)])
-        )
+        words = html.escape(_stage_words(results, stage))
+        rows.append(markup.cells("td", [words, f"{1000 * seconds:,.1f}", ", ".join(counts)]))
     return markup.table_of(markup.cells("th", ["stage", "milliseconds", "image tokens"]), rows)
+
+
+def _stage_words(results: Results, stage: str) -> str:
+    """A stage of the evaluation in words; of what looking costs, some are asked apart."""
+    kind, _, name = stage.partition("/")
+    if kind == "read":
+        return "read the picture"
+    if kind == "propose":
+        return f"propose a box: {name}"
+    if name in results["targets"]:
+        which = "all other conditions" if "tradeoffs" in results else "all conditions"
+        return f"answer under {which}: {name}"
+    target = next(target for target in results["targets"] if name.startswith(f"{target}/"))
+    return f"answer, {label_of(results, name.removeprefix(f'{target}/'))}: {target}"

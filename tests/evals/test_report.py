@@ -218,6 +218,8 @@ def test_what_looking_costs_is_drawn(looks):
     for told in ("looks high", "always, oracle gate", "8 items of the split validation"):
         assert told in table
     assert "<p>no crop</p>" in text  # an example
+    for stage in ("no crop: reader", "looks high: reader", "all other conditions: reader"):
+        assert stage in text[text.index("What it costs") :]
     assert text.count('<i style="left:50%;top:60%;width:40%;height:35%">') > 0  # a second box
 
 
