@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import several_boxes
 from PIL import Image
+from tiny_runs import small
 
 from cropvlm_jax import CropVLM, geometry
 from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.replies import FILE, Replies
 from cropvlm_jax.pixels import host
+from cropvlm_jax.training.config import load_config
+from cropvlm_jax.training.stages import open_stage
 
 PICTURES, QUESTIONS = several_boxes.scenes(12)
 
@@ -89,3 +92,9 @@ def test_its_card_looks_twice_in_transformers(edge, tmp_path, monkeypatch):
     for picture, question, ours in zip(PICTURES, QUESTIONS, found, strict=False):
         theirs = space["propose"](Image.fromarray(picture), question)
         np.testing.assert_allclose(theirs, ours.boxes, rtol=1e-12)
+
+
+def test_sft_teaches_no_second_look():
+    config = load_config(small("sft", **{"grpo.looks": 2}))
+    with pytest.raises(ValueError, match="grpo.looks=2: stage='sft' teaches single replies"):
+        open_stage(config, abstract=True)
