@@ -269,10 +269,12 @@ def test_the_variants_of_looks_are_sound():
     configs = {name: load_config(module["get_config"](name)) for name in module["VARIANTS"]}
     assert configs["pairs_k2"].grpo.max_boxes == 2
     assert {name for name, config in configs.items() if config.grpo.abstain} == {
-        *(f"price_{budget}" for budget in module["PRICES"]),
+        "price_low",
+        "price_high",
         "mixed_gate",
         "budget",
     }
+    assert [name for name, config in configs.items() if config.grpo.looks > 1] == ["deep_looks2"]
     assert list(configs["deep_looks1"].data.sources) == ["zoom_digits_deep"]
     with pytest.raises(ValueError, match="no variant 'pairs': use one of pairs_k1, pairs_k2"):
         module["get_config"]("pairs")
