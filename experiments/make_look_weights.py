@@ -11,6 +11,7 @@ in noisy numbers.
 A run that was cut off goes on from where it was when the command is given again.
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ from cropvlm_jax.grpo import rollout
 from cropvlm_jax.hub.export import export
 from cropvlm_jax.hub.model_card import Run
 from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.models.conversations import Conversations
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.training import sft
@@ -165,7 +167,8 @@ def make(name: str) -> None:
         evaluate = functools.partial(reading_accuracy, prompts=prompts)
     else:
         courses, batch = CROPPER, locating_batch
-        grammar = geometry.Grammar.from_tokenizer(start.tokenizer, max_boxes=2, abstain=True)
+        start = dataclasses.replace(start, replies=Replies(max_boxes=2, abstain=True))
+        grammar = start.grammar()
         evaluate = functools.partial(locating_scores, prompts=prompts, grammar=grammar)
     total, scores = 0, dict[str, float]()
     for number, course in enumerate(courses):
