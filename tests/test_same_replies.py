@@ -105,7 +105,7 @@ def test_every_way_to_ask_gives_the_same_replies(folders, server, tmp_path, monk
     if kind in ("rapidocr", "tesseract"):
         assert "48.15" in zoom.answer_without_crop
     opened = CropVLM.from_pretrained(folders[0], open_reader(spec))
-    assert opened.zoom([image], QUESTION)[0]._replace(crop=None) == zoom._replace(crop=None)
+    assert opened.zoom([image], QUESTION)[0]._replace(crops=()) == zoom._replace(crops=())
 
     box, with_crop, without = from_evaluation(model, opened.target, image, QUESTION, tmp_path)
     assert box == zoom.box

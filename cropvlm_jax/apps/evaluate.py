@@ -3,9 +3,8 @@
 r"""Measures croppers in front of frozen readers on a benchmark, with controls.
 
 The controls are no crop, crops from the centre and at random, the whole picture enlarged, the true
-box where it is known and, with two croppers or more, the first one's boxes at the scale that was
-the best on validation items. Every score has a 95% interval. docs/evaluate.md explains the
-benchmarks, the controls and what is written; docs/readers.md the names of readers.
+box and, with two croppers or more, the first one's boxes at the scale that was the best on
+validation items. Every score has a 95% interval. docs/evaluate.md explains all of it.
 
 Example:
 
@@ -67,30 +66,26 @@ METRIC = flags.DEFINE_enum(
 TARGETS = flags.DEFINE_list(
     "targets",
     ["zoom_digits/target"],
-    "The frozen readers that answer, with commas between, the one to report first. A reader is "
-    "the folder, the Hugging Face id or the bundled name of a VLM, openai:MODEL, rapidocr:v4, "
-    "rapidocr:v6 or tesseract. @PIXELS after a name limits the pictures that it sees; @jpeg85 or "
-    "@png after an openai:MODEL says as what they are sent.",
+    "The frozen readers that answer, with commas between, the one to report first: a VLM's folder, "
+    "Hugging Face id or bundled name, openai:MODEL, rapidocr:v4 or :v6, tesseract, some with "
+    "@PIXELS, @jpeg85 or @png (docs/readers.md).",
 )
 CROPPERS = flags.DEFINE_list(
     "croppers",
     None,
     "The croppers as NAME=MODEL, with commas between: the one to compare with first, the one to "
-    "report last. A model is a folder, such as a run's cropper/ or that of a PEFT adapter, a "
-    "Hugging Face id, or zoom_digits/cropper, which comes with the package.",
+    "report last. A model is a folder, a Hugging Face id or a bundled name.",
     required=True,
 )
 BUDGETS = flags.DEFINE_list(
     "budgets",
     [],
-    "Budgets that the last cropper was trained with, such as low,high: it is asked once with each, "
-    "and becomes the conditions 'NAME low' and 'NAME high'.",
+    "Budgets to tell the last cropper, such as low,high: conditions 'NAME low' and 'NAME high'.",
 )
 COSTS = flags.DEFINE_bool(
     "costs",
     None,
-    "Also tell what looking costs and when it pays: seconds and image tokens by condition, gates, "
-    "risk-coverage curves. Default: where a cropper may say none or several boxes.",
+    "Also tell what looks cost and when they pay. Default: where their number may vary.",
 )
 EXPANSIONS = flags.DEFINE_list(
     "expansions",
@@ -100,9 +95,8 @@ EXPANSIONS = flags.DEFINE_list(
 BEST_SCALE_SPLIT = flags.DEFINE_string(
     "best_scale_split",
     None,
-    "The split on which the best scale of the first of several croppers, and thresholds of gates "
-    "are chosen, such as val. "
-    "By default the benchmark's own; where it has none, the control is left out.",
+    "The split, such as val, on which the best scale of the first of several croppers and "
+    "thresholds of gates are chosen. Default: the benchmark's own; without one, none are.",
 )
 BEST_SCALE_ITEMS = flags.DEFINE_integer(
     "best_scale_items",
@@ -130,7 +124,7 @@ DTYPE = flags.DEFINE_enum(
 FSDP = flags.DEFINE_integer(
     "fsdp",
     1,
-    "How many devices of a host share one copy of the weights, as a 7B reader needs.",
+    "Devices of a host that share a copy of the weights, as a 7B reader needs.",
     lower_bound=1,
 )
 REPORT = flags.DEFINE_bool(

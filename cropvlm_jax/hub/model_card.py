@@ -149,7 +149,7 @@ class Card:
         text = _template(template).substitute(
             replies=replies,
             tokens=32 * replies.max_boxes,
-            tile=self.source.tile_size,
+            tile=self.source.tile_size if replies.looks > 1 else "",  # some towers have no size
             budget=_budget_clause(replies.budgets),
             metadata=self._metadata(origin),
             base=_base_sentence(origin.base_model),

@@ -146,7 +146,7 @@ def sampled_gradients(config: GRPOConfig, steps: int, prompts: int) -> np.ndarra
 
     @quickly
     def run(rollouts: Rollouts) -> jax.Array:
-        read = step.read_prompts(state, batch)
+        read = (step.read_prompts(state, batch),)
 
         def learn(rollouts: Rollouts) -> jax.Array:
             _, rewards = step.reward(state, batch, read, rollouts)
