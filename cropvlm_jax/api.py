@@ -12,6 +12,7 @@
 Shape letters: n questions, B rows of a batch.
 """
 
+import copy
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -192,13 +193,23 @@ class CropVLM(LoadedModel):
         source = Pretrained.open(cropper)
         if not source.architecture.can_crop:
             raise ValueError(f"{cropper}: a {source.config.model_type} may not be a cropper")
-        if budget is not None and budget not in source.replies.budgets:
-            names = ", ".join(source.replies.budgets) or "none"
-            raise ValueError(f"budget={budget!r}: the budgets that {cropper} was told are {names}")
+        if budget is not None:
+            _check_budget(source, budget)
         longest_edge = source.longest_edge if longest_edge is None else longest_edge
         model = cls(source, source.load(mesh, dtype=dtype), longest_edge, target, mesh)
         model.calibration, model.budget = known, budget
         return model
+
+    def with_budget(self, budget: str) -> "CropVLM":
+        """The same cropper and target, with the same weights, told a budget after each question.
+
+        Raises:
+            ValueError: the cropper was not trained with this budget.
+        """
+        _check_budget(self.source, budget)
+        told = copy.copy(self)
+        told.budget = budget
+        return told
 
     @property
     def settings(self) -> dict[str, str]:
@@ -426,3 +437,9 @@ class CropVLM(LoadedModel):
             folder = Path(name) / "cropper"
             self._export(folder, dtype, name=repo)
             return upload(folder, repo, private=private, message=message, token=token)
+
+
+def _check_budget(source: Pretrained, budget: str) -> None:
+    if budget not in source.replies.budgets:
+        names = ", ".join(source.replies.budgets) or "none"
+        raise ValueError(f"budget={budget!r}: the budgets that {source.name} was told are {names}")

@@ -161,6 +161,10 @@ def test_a_cropper_is_told_its_budget(tmp_path):
     assert low.settings == {"replies": "up to 2 boxes or none", "budget": "low"}
     with pytest.raises(ValueError, match=r"budget='no': .*cropper was told are low, high"):
         CropVLM.from_pretrained(tmp_path / "cropper", budget="no")
+    high = low.with_budget("high")
+    assert (high.budget, low.budget) == ("high", "low") and high.params is low.params
+    with pytest.raises(ValueError, match=r"budget='no': .*cropper was told are low, high"):
+        low.with_budget("no")
     with pytest.raises(ValueError, match=r"budget='low': .*zoom_digits/cropper was told are none"):
         CropVLM.from_pretrained("zoom_digits/cropper", budget="low")
     with pytest.raises(app.UsageError, match=r"give --budget=low\|high"):

@@ -74,17 +74,16 @@ def questions(records, controls=True):
 
 
 class Looker:
-    """A cropper that says none, one or two boxes, by the picture and the budget that it is told."""
+    """A cropper that says none, one or two boxes, by the picture and its budget."""
 
-    def __init__(self, max_boxes=2, abstain=True):
+    def __init__(self, max_boxes=2, abstain=True, budget=None):
         self.grammar = types.SimpleNamespace(max_boxes=max_boxes, abstain=abstain)
-        self.questions = []
+        self.settings = {} if budget is None else {"budget": budget}
 
     def replies(self, images, questions):
-        self.questions += questions
         replies = []
-        for image, question in zip(images, questions, strict=True):
-            count = 0 if "Budget: low" in question else int(image[0, 0, 0]) % 3
+        for image, _ in zip(images, questions, strict=True):
+            count = 0 if self.settings.get("budget") == "low" else int(image[0, 0, 0]) % 3
             boxes = [(10, 10, 40, 30), (50, 60, 90, 95)][: min(count, self.grammar.max_boxes)]
             replies.append(types.SimpleNamespace(boxes=boxes, confidence=1 / (1 + count)))
         return replies

@@ -33,7 +33,6 @@ from cropvlm_jax.data import sources
 from cropvlm_jax.evals import best_scale
 from cropvlm_jax.evals.calibration import Calibration
 from cropvlm_jax.evals.conditions import boxes_of
-from cropvlm_jax.evals.croppers import ToldBudget
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.registry import BENCHMARKS, SCORERS
 from cropvlm_jax.evals.run import evaluate
@@ -295,16 +294,16 @@ def told_names(name: str, models: dict[str, str]) -> list[str]:
     return names
 
 
-def told_budgets(croppers: dict[str, CropVLM], models: dict[str, str]) -> dict[str, Any]:
+def told_budgets(croppers: dict[str, CropVLM], models: dict[str, str]) -> dict[str, CropVLM]:
     """The croppers by condition; the last one is told each of the --budgets."""
-    found: dict[str, Any] = {}
+    found: dict[str, CropVLM] = {}
     for name, cropper in croppers.items():
         names = told_names(name, models)
         if names == [name]:
             found[name] = cropper
         else:
             told = zip(names, BUDGETS.value, strict=True)
-            found |= {each: ToldBudget(cropper, budget) for each, budget in told}
+            found |= {each: cropper.with_budget(budget) for each, budget in told}
     return found
 
 

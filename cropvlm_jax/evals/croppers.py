@@ -1,14 +1,12 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The croppers of an evaluation: where they look, and what they are told that they may spend."""
+"""The croppers of an evaluation: where they look."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from cropvlm_jax.data.budgets import Budget
 from cropvlm_jax.evals.conditions import INVALID, Boxes
 from cropvlm_jax.evals.items import Item
 from cropvlm_jax.readers.asking import refused_alone
@@ -38,40 +36,6 @@ class Proposal(NamedTuple):
 
     boxes: Boxes
     confidence: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ToldBudget:
-    """A cropper that is told a budget after every question, as it was in its training.
-
-    Attributes:
-        cropper: says where to look; what else it has, this has too.
-        budget: the name of the budget, such as "low".
-    """
-
-    cropper: Any
-    budget: str
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.cropper, name)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What its boxes depend on besides the weights."""
-        return {**getattr(self.cropper, "settings", {}), "budget": self.budget}
-
-    def propose(self, images: Sequence[Any], questions: Sequence[str]) -> np.ndarray:
-        """Percent boxes, int `[n, 4]`."""
-        return np.asarray(self.cropper.propose(images, self._told(questions)))
-
-    def replies(self, images: Sequence[Any], questions: Sequence[str]) -> Sequence[Any]:
-        """Replies of none to several boxes."""
-        replies: Sequence[Any] = self.cropper.replies(images, self._told(questions))
-        return replies
-
-    def _told(self, questions: Sequence[str]) -> list[str]:
-        """The questions with the budget's words, whose price matters to a reward only."""
-        return [Budget(self.budget, price=0.0).after(question) for question in questions]
 
 
 def most_boxes(cropper: Any) -> int:

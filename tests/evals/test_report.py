@@ -13,7 +13,6 @@ from cropvlm_jax.data.source import Source
 from cropvlm_jax.data.sources.zoom_digits_looks import MixedScenes
 from cropvlm_jax.evals import figures, report
 from cropvlm_jax.evals.best_scale import Validation
-from cropvlm_jax.evals.croppers import ToldBudget
 from cropvlm_jax.evals.records import read_records
 from cropvlm_jax.evals.run import evaluate
 from cropvlm_jax.readers.base import Reply
@@ -189,8 +188,7 @@ def test_without_the_control_the_page_says_why(page, tmp_path):
 def looks(tmp_path_factory):
     """The folder of a report on a cropper that says none to two boxes."""
     folder, source = tmp_path_factory.mktemp("looks"), MixedScenes("test", 24)
-    looker = Looker()
-    told = {f"looks {name}": ToldBudget(looker, name) for name in ("low", "high")}
+    told = {f"looks {name}": Looker(budget=name) for name in ("low", "high")}
     results = evaluate(
         "zoom_digits_mixed",
         source,

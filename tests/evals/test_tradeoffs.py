@@ -15,7 +15,6 @@ from cropvlm_jax.data.sources.zoom_digits_looks import MixedScenes
 from cropvlm_jax.evals import shares, study
 from cropvlm_jax.evals.best_scale import Validation
 from cropvlm_jax.evals.conditions import CENTRE, NO_CROP, ORACLE, RANDOM, Conditions, boxes_of
-from cropvlm_jax.evals.croppers import ToldBudget
 from cropvlm_jax.evals.gates import best_threshold
 from cropvlm_jax.evals.records import open_records
 from cropvlm_jax.evals.tradeoffs import (
@@ -201,13 +200,11 @@ def test_it_goes_on_and_two_processes_record_the_same(evaluation, monkeypatch, t
     assert without_seconds(together["targets"]) == without_seconds(expected["targets"])
 
 
-def test_a_cropper_is_told_budgets(tmp_path):
-    looker = Looker()
-    croppers = {f"looks {name}": ToldBudget(looker, name) for name in ("low", "high")}
+def test_each_budget_is_a_condition(tmp_path):
+    croppers = {f"looks {name}": Looker(budget=name) for name in ("low", "high")}
     results, records = run(
         tmp_path, ZoomDigits("test", 9), readers=[SureReader()], croppers=croppers
     )
-    assert {question.rpartition(" ")[2] for question in looker.questions} == {"low.", "high."}
     rows = results["tradeoffs"]["reader"]["conditions"]
     assert rows["looks low"]["no_crop_rate"] == 1 and rows["looks high"]["no_crop_rate"] < 1
     assert results["protocol"]["croppers"]["looks low"]["budget"] == "low"
