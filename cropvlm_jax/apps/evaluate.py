@@ -295,11 +295,20 @@ def told_names(name: str, models: dict[str, str]) -> list[str]:
 
 
 def told_budgets(croppers: dict[str, CropVLM], models: dict[str, str]) -> dict[str, CropVLM]:
-    """The croppers by condition; the last one is told each of the --budgets."""
+    """The croppers by condition; the last one is told each of the --budgets.
+
+    Raises:
+        UsageError: a cropper that was trained with budgets is told none.
+    """
     found: dict[str, CropVLM] = {}
     for name, cropper in croppers.items():
         names = told_names(name, models)
         if names == [name]:
+            if known := ",".join(cropper.source.replies.budgets):
+                raise app.UsageError(
+                    f"{name} was trained with budgets: name it last in --croppers and give "
+                    f"--budgets={known}"
+                )
             found[name] = cropper
         else:
             told = zip(names, BUDGETS.value, strict=True)

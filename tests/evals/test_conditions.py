@@ -2,11 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What targets are shown under each condition."""
 
+import dataclasses
+import types
+
 import hypothesis
 import numpy as np
+import pytest
+from absl import app
 from hypothesis import strategies as st
 
-from cropvlm_jax import geometry
+from cropvlm_jax import CropVLM, geometry
+from cropvlm_jax.apps import evaluate
 from cropvlm_jax.evals.conditions import (
     CENTRE,
     NO_CROP,
@@ -18,6 +24,8 @@ from cropvlm_jax.evals.conditions import (
     sorted_expansions,
     upscale,
 )
+from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.hub.replies import Replies
 from cropvlm_jax.pixels import host
 
 
@@ -76,3 +84,22 @@ def test_random_crops_are_anywhere():
     corners = [conditions.boxes(index, known)[RANDOM][:2] for index in range(300)]
     assert np.min(corners) == 0 and np.max(corners) == 90
     np.testing.assert_allclose(np.mean(corners, 0), 45, atol=5)
+
+
+def test_a_cropper_that_was_trained_with_budgets_is_told_one(monkeypatch):
+    source = Pretrained.open("zoom_digits/cropper")
+    model = source.load()
+    told = Replies(max_boxes=2, abstain=True, budgets=("low", "high"))
+    aware = dataclasses.replace(source, replies=told)
+    croppers = {"plain": CropVLM(source, model, 64), "aware": CropVLM(aware, model, 64)}
+    models = {"plain": "a", "aware": "b"}
+    monkeypatch.setattr(evaluate, "BUDGETS", types.SimpleNamespace(value=["low", "high"]))
+    found = evaluate.told_budgets(croppers, models)
+    assert [(name, each.budget) for name, each in found.items()] == [
+        ("plain", None),
+        ("aware low", "low"),
+        ("aware high", "high"),
+    ]
+    monkeypatch.setattr(evaluate, "BUDGETS", types.SimpleNamespace(value=[]))
+    with pytest.raises(app.UsageError, match="aware was trained .*--budgets=low,high"):
+        evaluate.told_budgets(croppers, models)
