@@ -24,14 +24,26 @@ def texts_of(batch, pretrained):
 
 def test_a_batch_of_the_reader_shows_none_to_three_crops():
     target = Pretrained.open("zoom_digits/target", weights=False)
-    scenes = list(look_lessons.drawn(np.random.default_rng(0), "train", 0))
-    batch = look_lessons.reading_batch(
-        scenes, look_lessons.READER[1], np.random.default_rng(1), target.conversations()
-    )
+    course, rng = look_lessons.READER[-1], np.random.default_rng(1)
+    scenes = list(look_lessons.drawn(np.random.default_rng(0), course, "train", 0))
+    batch = look_lessons.reading_batch(scenes, course, rng, target.conversations())
     assert batch.images.shape == (64, 1 + look_lessons.CROPS, 64, 64, 3)
     shown = (batch.prompt == target.config.image_token_id).sum(-1) // 16 - 1
     assert set(shown) == {0, 1, 2, 3} and (shown == 2).sum() >= 12
     assert {text.rstrip(".") for text in texts_of(batch, target)} <= set(map(str, range(19)))
+
+
+def test_a_course_of_pairs_asks_both_questions_about_two_frames_and_shows_them():
+    target = Pretrained.open("zoom_digits/target", weights=False)
+    (course,) = (course for course in look_lessons.READER if course.pairs)
+    scenes = list(look_lessons.drawn(np.random.default_rng(0), course, "train", 0))
+    rng = np.random.default_rng(1)
+    batch = look_lessons.reading_batch(scenes, course, rng, target.conversations())
+    shown = (batch.prompt == target.config.image_token_id).sum(-1) // 16 - 1
+    np.testing.assert_array_equal(shown, np.full(64, 2))
+    answers = [int(text.rstrip(".")) for text in texts_of(batch, target)]
+    expected = [int(asked.answer) for (_, questions), _ in scenes for asked in questions[:2]]
+    assert answers == expected
 
 
 def test_the_cropper_imitates_noisy_boxes_in_noisy_numbers():
@@ -40,7 +52,7 @@ def test_the_cropper_imitates_noisy_boxes_in_noisy_numbers():
     course, rng = look_lessons.CROPPER[0], np.random.default_rng(0)
     exact = 0
     for step in range(4):
-        scenes = list(look_lessons.drawn(np.random.default_rng(step), "train", 0))
+        scenes = list(look_lessons.drawn(np.random.default_rng(step), course, "train", 0))
         for (_, questions), _ in scenes:
             boxes = look_lessons.replied(rng, questions[0], course)
             assert boxes == geometry.in_order(boxes)
