@@ -53,8 +53,8 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r}: use one of {', '.join(VARIANTS)}")
     config = default_config()
-    config.cropper = "runs/look/weights/cropper"
-    config.target = "runs/look/weights/target"
+    config.cropper = "zoom_digits_looks/cropper"
+    config.target = "zoom_digits_looks/target"
     config.warmup = 0.05
     config.adam_b2 = 0.98
     config.grpo.beta = 0.0

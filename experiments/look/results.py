@@ -168,12 +168,12 @@ def budget(tested: Evaluation) -> dict[str, Sample]:
     return found
 
 
-# By section: the scenes of its evaluation, and what is told of it.
-SECTIONS: dict[str, tuple[str, Callable[[Evaluation], dict[str, Sample]]]] = {
-    "pairs": ("pairs", pairs),
-    "mixed": ("mixed", mixed),
-    "deep": ("deep", deep),
-    "budget": ("mixed", budget),
+# What is told of each section, which has an evaluation of its own.
+SECTIONS: dict[str, Callable[[Evaluation], dict[str, Sample]]] = {
+    "pairs": pairs,
+    "mixed": mixed,
+    "deep": deep,
+    "budget": budget,
 }
 
 
@@ -216,7 +216,7 @@ def _read_one(
 
 def told(section: str, tested: Evaluation) -> dict[str, dict[str, Any]]:
     """Means, intervals and the means of each seed of a section, and how it stands to its bars."""
-    measure = SECTIONS[section][1]
+    measure = SECTIONS[section]
     found = measure(tested)
     seeds = [measure(tested.of_seed(seed)) for seed in range(tested.seeds)]
     means = {key: _number(sample[0]) for key, sample in found.items()}
@@ -261,17 +261,17 @@ def main(argv: list[str]) -> None:
         "evaluations": {},
         "runs": settings(runs),
     }
-    for section, (scenes, _) in SECTIONS.items():
-        folders = sorted(file.parent for file in runs.glob(f"test/{scenes}_*/results.json"))
+    for section in SECTIONS:
+        folders = sorted(file.parent for file in runs.glob(f"test/{section}_*/results.json"))
         if not folders:
-            print(f"{section}: there is no evaluation in {runs}/test/{scenes}_*")
+            print(f"{section}: there is no evaluation in {runs}/test/{section}_*")
             continue
         tested, results = read(folders)
         found = told(section, tested)
         saved[section] = found["means"]
         saved["intervals"][section], saved["seeds"][section] = found["intervals"], found["seeds"]
         protocol["bars"][section] = found["bars"]
-        protocol["evaluations"][scenes] = {
+        protocol["evaluations"][section] = {
             "scenes": results["n"],
             "seeds": len(folders),
             **{key: results["protocol"][key] for key in ("split", "metrics", "seed", "versions")},

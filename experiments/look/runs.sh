@@ -3,17 +3,18 @@
 #
 #     bash experiments/look/runs.sh                    # all of it, in order
 #     bash experiments/look/runs.sh train pairs_k2 0   # one run: a variant of look.py and a seed
-#     bash experiments/look/runs.sh evaluate pairs 0   # one evaluation: a set of scenes and a seed
-#     bash experiments/look/runs.sh choose rates       # before all others: learning rates, on validation scenes
+#     bash experiments/look/runs.sh evaluate pairs 0   # one evaluation: a section of the results and a seed
+#     bash experiments/look/runs.sh choose steps       # before all others: steps and learning rates, on validation scenes
 #     bash experiments/look/runs.sh choose prices      # then, with these in look.py, prices
 #
 # Each command goes on where it was stopped; what is finished is left alone. RUNS is the folder of all that is made.
-# WEIGHTS is a folder of start weights that are not to be made. To try the script small: SEEDS are fewer seeds, TRAIN
-# and EVALUATE more flags of `cropvlm train` and `cropvlm evaluate`, SAVE is the file of the results.
+# WEIGHTS is a folder of other start weights than the bundled ones, such as of make_look_weights.py. To try the script
+# small: SEEDS are fewer seeds, TRAIN and EVALUATE more flags of `cropvlm train` and `cropvlm evaluate`, SAVE is the file
+# of the results.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${RUNS:-runs/look}
-weights=${WEIGHTS:-$runs/weights}
+weights=${WEIGHTS:-zoom_digits_looks}
 models=(--config.cropper="$weights/cropper" --config.target="$weights/target")
 # mixed_gate has the middle one of the three prices, so that it is the second of the croppers of one price each.
 variants=(pairs_k1 pairs_k2 mixed_always mixed_gate deep_looks1 deep_looks2 price_low price_high budget)
@@ -26,21 +27,23 @@ train() { # variant, seed, name of the run, more flags
   touch "$runs/$3/done"
 }
 
-evaluate() { # scenes, seed
-  local croppers more=()
+evaluate() { # section of the results, seed
+  local croppers scenes=$1 more=()
   case $1 in
     pairs) croppers=k1=pairs_k1,k2=pairs_k2 ;;
-    mixed)
-      croppers=always=mixed_always,gate=mixed_gate,low=price_low,high=price_high,budget=budget
+    mixed) croppers=always=mixed_always,gate=mixed_gate ;;
+    deep) croppers=looks1=deep_looks1,looks2=deep_looks2 ;;
+    budget)
+      scenes=mixed
+      croppers=gate=mixed_gate,low=price_low,high=price_high,budget=budget
       more=(--budgets=low,middle,high)
       ;;
-    deep) croppers=looks1=deep_looks1,looks2=deep_looks2 ;;
-    *) echo "no scenes $1: pairs, mixed or deep" >&2 && exit 1 ;;
+    *) echo "no section $1: pairs, mixed, deep or budget" >&2 && exit 1 ;;
   esac
   [ -f "$runs/test/$1_$2/done" ] && return
   croppers=$(sed -E "s#=([a-z0-9_]+)#=$runs/\1_$2/cropper#g" <<<"$croppers")
   # shellcheck disable=SC2086
-  cropvlm evaluate --benchmark="zoom_digits_$1" --targets="$weights/target" --croppers="$croppers" "${more[@]}" \
+  cropvlm evaluate --benchmark="zoom_digits_$scenes" --targets="$weights/target" --croppers="$croppers" "${more[@]}" \
     --costs --report --out="$runs/test/$1_$2" ${EVALUATE:-}
   touch "$runs/test/$1_$2/done"
 }
@@ -72,12 +75,11 @@ case ${1:-all} in
   evaluate) evaluate "$2" "$3" ;;
   choose) "choose_$2" ;;
   all)
-    [ -n "${WEIGHTS:-}" ] || [ -d "$weights/cropper" ] || python experiments/make_look_weights.py --out="$weights"
     for seed in $seeds; do
       for variant in "${variants[@]}"; do train "$variant" "$seed" "${variant}_$seed"; done
     done
     for seed in $seeds; do
-      for scenes in pairs mixed deep; do evaluate $scenes "$seed"; done
+      for section in pairs mixed deep budget; do evaluate $section "$seed"; done
     done
     python experiments/look/results.py --runs="$runs" --save="${SAVE:-experiments/look/results.json}"
     ;;

@@ -21,6 +21,9 @@ CONDITIONS = {
     "mixed": {
         "always": [([0, 1, 1, 1], [1] * 4)] * 2,
         "gate": [([1, 1, 1, 1], [0, 0, 1, 1]), ([1, 1, 1, 0], [0, 0, 1, 0])],
+    },
+    "budget": {
+        "gate": [([1, 1, 1, 1], [0, 0, 1, 1]), ([1, 1, 1, 0], [0, 0, 1, 0])],
         "low": [([1, 1, 0, 0], [0] * 4)] * 2,
         "high": [([1, 1, 1, 1], [1, 1, 1, 1])] * 2,
         "budget low": [([1, 1, 1, 0], [0, 0, 1, 0])] * 2,
@@ -31,9 +34,9 @@ CONDITIONS = {
 }
 
 
-def evaluation(folder, scenes, seed):
+def evaluation(folder, section, seed):
     """The folder of an evaluation, with as much as the results need."""
-    told = {name: of_seeds[seed] for name, of_seeds in CONDITIONS[scenes].items()}
+    told = {name: of_seeds[seed] for name, of_seeds in CONDITIONS[section].items()}
     told |= {"no_crop": (ALONE, [0] * 4), "oracle": TRUE}
     records = []
     for i in range(4):
@@ -50,7 +53,7 @@ def evaluation(folder, scenes, seed):
         records.append(
             {
                 "index": i,
-                "example_id": f"{scenes}/{i}",
+                "example_id": f"{section}/{i}",
                 "picture": str(i),
                 "boxes": {name: [BOX] * count for name, count in counts.items() if count},
                 "replies": {"reader": replies},
@@ -63,7 +66,7 @@ def evaluation(folder, scenes, seed):
     folder.mkdir(parents=True)
     lines = [json.dumps(row) + "\n" for row in ({"protocol": {}}, *records)]
     (folder / "records.jsonl").write_text("".join(lines))
-    croppers = {name: {} for name in CONDITIONS[scenes]}
+    croppers = {name: {} for name in CONDITIONS[section]}
     protocol = {"metrics": {"exact": ""}, "croppers": croppers, "split": "test", "seed": 0}
     results = {
         "records": "records.jsonl",
@@ -78,9 +81,9 @@ def evaluation(folder, scenes, seed):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     runs = tmp_path_factory.mktemp("look")
-    for scenes in CONDITIONS:
+    for section in CONDITIONS:
         for seed in range(2):
-            evaluation(runs / "test" / f"{scenes}_{seed}", scenes, seed)
+            evaluation(runs / "test" / f"{section}_{seed}", section, seed)
     config = {"steps": 5, "learning_rate": 1e-3, "batch_size": 4, "seed": 0}
     config |= {"grpo": {"max_boxes": 2, "abstain": False}, "data": {"budgets": {}}}
     (runs / "pairs_k2_0").mkdir()
