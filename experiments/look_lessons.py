@@ -64,7 +64,7 @@ READER = (
 )
 CROPPER = (
     Course(500, 1e-3, (1.5, 12.0), jitter=0.2, wrong=0.15, fewer=0.35, more=0.35),
-    Course(400, 6e-4, (4.0, 30.0), jitter=0.3, wrong=0.25, fewer=0.35, more=0.35),
+    Course(1000, 1e-3, (1.5, 8.0), jitter=0.15, wrong=0.1, fewer=0.35, more=0.35),
 )
 
 

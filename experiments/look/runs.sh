@@ -4,8 +4,7 @@
 #     bash experiments/look/runs.sh                    # all of it, in order
 #     bash experiments/look/runs.sh train pairs_k2 0   # one run: a variant of look.py and a seed
 #     bash experiments/look/runs.sh evaluate pairs 0   # one evaluation: a section of the results and a seed
-#     bash experiments/look/runs.sh choose steps       # before all others: steps and learning rates, on validation scenes
-#     bash experiments/look/runs.sh choose prices      # then, with these in look.py, prices
+#     bash experiments/look/runs.sh choose prices      # before all others: the middle price, on validation scenes
 #
 # Each command goes on where it was stopped; what is finished is left alone. RUNS is the folder of all that is made.
 # WEIGHTS is a folder of other start weights than the bundled ones, such as of make_look_weights.py. To try the script
@@ -48,20 +47,10 @@ evaluate() { # section of the results, seed
   touch "$runs/test/$1_$2/done"
 }
 
-choose_rates() { # by the arm that looks once, always
-  for rate in 1e-4 3e-4 1e-3; do
-    for variant in pairs_k1 mixed_always deep_looks1; do
-      train $variant 0 "choose/${variant}_$rate" --config.learning_rate=$rate --config.eval.every=50 \
-        --config.eval.examples=512
-    done
-  done
-  grep -H eval/reward "$runs"/choose/*/metrics.jsonl
-}
-
 choose_prices() {
   local croppers=always=$runs/choose/always/cropper
   train mixed_always 0 choose/always
-  for price in 10 20 40 64; do
+  for price in 10 20 40; do
     train mixed_gate 0 "choose/price_$price" --config.grpo.token_price=$price
     croppers=$croppers,price_$price=$runs/choose/price_$price/cropper
   done
@@ -73,7 +62,7 @@ choose_prices() {
 case ${1:-all} in
   train) train "$2" "$3" "$2_$3" ;;
   evaluate) evaluate "$2" "$3" ;;
-  choose) "choose_$2" ;;
+  choose) choose_prices ;;
   all)
     for seed in $seeds; do
       for variant in "${variants[@]}"; do train "$variant" "$seed" "${variant}_$seed"; done
