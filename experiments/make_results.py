@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import look_tables
 from draw_curves import draw_curves
 
 from cropvlm_jax import apps
@@ -241,6 +242,18 @@ def receipts() -> str:
 
 
 # The step -----------------------------------------------------------------------------------------
+
+
+def looks() -> str:
+    """What was claimed of cropping only where it pays, and the tables of its sections."""
+    if not (EXPERIMENTS / "look/results.json").is_file():
+        return MISSING.format(path="experiments/look/results.json")
+    results = load("look/results.json")
+    head, *rows = look_tables.claim_rows(results)
+    parts = [table(head, rows)]
+    for title, (head, *rows) in look_tables.sections(results):
+        parts += [f"**{title}.**", table(head, rows)]
+    return "\n\n".join(parts)
 
 
 def phases(found: Mapping[str, float] | None) -> str:
@@ -487,6 +500,7 @@ def results_page() -> str:
         digits_seeds=digits_seeds(),
         expansion=(drawing if expansion_rows() else "") + expansion_table(),
         receipts=receipts(),
+        looks=looks(),
         step_cpu=step_cpu("bench_step.json"),
         step_cpu_other=step_cpu("bench_step_213_gflops.json"),
         step_gpu=step_gpu(),

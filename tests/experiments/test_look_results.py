@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import forked
+import look_tables
 import numpy as np
 import pytest
 
@@ -138,3 +139,15 @@ def test_intervals_bars_and_protocol_are_beside_the_means(found):
     assert bars["budget"]["least_over_curve"]["met"] is False
     assert found["protocol"]["evaluations"]["mixed"]["seeds"] == 2
     assert found["protocol"]["runs"]["pairs_k2"]["max_boxes"] == 2
+
+
+def test_the_tables_of_the_page_have_every_claim_and_section(found):
+    head, *rows = look_tables.claim_rows(found)
+    claims = sum(len(bars) for bars in found["protocol"]["bars"].values())
+    assert len(rows) == claims and all(len(row) == len(head) for row in rows)
+    assert ["one or two boxes over one box", "50.0 [0.0, 100.0]", ">= 20", "met"] in rows
+    sections = dict(look_tables.sections(found))
+    assert len(sections) == len(CONDITIONS)
+    mixed = sections[look_tables.SECTIONS["mixed"][0]]
+    assert ["the cropper decides", "87.5 [62.5, 100.0]", "6.0"] == mixed[3][:3]
+    assert mixed[0] == ["", "accuracy", "image tokens of crops", "harmed", "AURC"]
