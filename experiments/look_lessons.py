@@ -10,7 +10,7 @@ names one. What pays is left to GRPO.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from digit_lessons import misplaced, noisy_box, supervised_batch
@@ -28,7 +28,6 @@ ANSWER_PROMPT, ANSWER_REPLY = 113, 5  # tokens, of the longest question with all
 CROP_PROMPT, BOX_REPLY = 64, 37  # tokens, of the longest question and of two boxes
 # Scenes of a batch, and questions of each: 64 conversations.
 SCENES = {"zoom_digits_pairs": (12, 3), "zoom_digits_mixed": (7, 2), "zoom_digits_deep": (7, 2)}
-PAIRS = {"zoom_digits_pairs": (32, 2)}  # whose first two questions are about two frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,9 @@ class Course:
         wrong: Share of the boxes that are at a random place.
         fewer: Share of the conversations with too few boxes.
         more: Share of the conversations with too many.
-        pairs: Whether all questions are about the digits of two frames.
+        none: Share of the conversations without a crop, beside the questions that need none.
+        scenes: By set, the scenes of a batch, and how many of the first questions of each. None
+            takes `SCENES`, and of each scene the first question and others at random.
     """
 
     steps: int
@@ -53,18 +54,29 @@ class Course:
     wrong: float
     fewer: float
     more: float
-    pairs: bool = False
+    none: float = 0.0
+    scenes: Mapping[str, tuple[int, int]] | None = None
 
 
+# The first two questions of a scene of pairs are about two frames.
+PAIRS = {"zoom_digits_pairs": (32, 2)}
+UNSURE = {"zoom_digits_pairs": (12, 2), "zoom_digits_mixed": (26, 1), "zoom_digits_deep": (7, 2)}
 READER = (
     Course(1000, 1.5e-3, (1.0, 3.0), jitter=0.1, wrong=0.0, fewer=0.1, more=0.1),
     # Of the questions before, one in eight is a sum, and 11% of the sums were right after them.
-    Course(1500, 2e-3, (1.0, 1.5), jitter=0.05, wrong=0.0, fewer=0.0, more=0.0, pairs=True),
+    Course(1500, 2e-3, (1.0, 1.5), jitter=0.05, wrong=0.0, fewer=0.0, more=0.0, scenes=PAIRS),
     Course(700, 1e-3, (1.0, 30.0), jitter=0.2, wrong=0.05, fewer=0.15, more=0.15),
+    # After these it was as sure of wrong answers as of right ones where it was shown no crop.
+    Course(600, 1e-3, (1.0, 12.0), 0.15, 0.05, fewer=0.1, more=0.1, none=0.35, scenes=UNSURE),
 )
 CROPPER = (
     Course(500, 1e-3, (1.5, 12.0), jitter=0.2, wrong=0.15, fewer=0.35, more=0.35),
     Course(1000, 1e-3, (1.5, 8.0), jitter=0.15, wrong=0.1, fewer=0.35, more=0.35),
+)
+# From the cropper of one look: its boxes in crops of rings were beside the frame in 45% of them.
+DEEP = {"zoom_digits_deep": (16, 4)}
+SECOND_LOOKS = (
+    Course(1000, 1e-3, (1.0, 2.0), jitter=0.1, wrong=0.1, fewer=0.0, more=0.0, scenes=DEEP),
 )
 
 
@@ -94,6 +106,8 @@ def shown(
     boxes = [noisy(rng, box, course) for box in true_boxes(asked)]
     if not asked.boxes and rng.random() < 0.5:
         return ()
+    if course.none and rng.random() < course.none:
+        return ()
     kind = rng.random()
     if kind < course.fewer:
         kept = rng.permutation(len(boxes))[: rng.integers(len(boxes))]
@@ -111,11 +125,8 @@ def crops(image: np.ndarray, boxes: Sequence[Box]) -> list[np.ndarray]:
 def picked(
     rng: np.random.Generator, questions: list[Asked], count: int, course: Course
 ) -> list[Asked]:
-    """Some questions of a scene: the first one, which is its own, and others at random.
-
-    In a course of pairs they are the first ones, which are about two frames.
-    """
-    if course.pairs:
+    """Some questions of a scene, as the course has them."""
+    if course.scenes is not None:
         return questions[:count]
     others = rng.permutation(len(questions) - 1)[: count - 1] + 1
     return [questions[0], *(questions[i] for i in others)]
@@ -188,7 +199,8 @@ def locating_batch(
                 picture, boxes = second_look(rng, image, asked, course)
             elif asked.around:
                 around = Asked(asked.question, asked.answer, (asked.around,), asked.around)
-                easier = dataclasses.replace(course, expansion=(1.0, 4.0))
+                most = min(4.0, course.expansion[1])
+                easier = dataclasses.replace(course, expansion=(1.0, most))
                 boxes = replied(rng, around, easier)
             pictures.append(picture[None])
             conversations.append(prompts.crop(asked.question, (0, 0), geometry.reply_text(boxes)))
@@ -199,7 +211,7 @@ def drawn(
     rng: np.random.Generator, course: Course, split: str, seed: int
 ) -> Iterator[tuple[Scene, int]]:
     """The scenes of a batch, and how many questions of each to ask."""
-    for name, (scenes, questions) in (PAIRS if course.pairs else SCENES).items():
+    for name, (scenes, questions) in (course.scenes or SCENES).items():
         source = sources.open_drawn(name, split, 1 << 30, seed)
         for index in rng.integers(len(source), size=scenes):
             yield source.scene(index), questions  # type: ignore[attr-defined]

@@ -1,12 +1,12 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Makes start weights for scenes that need none, one or several looks: a reader and a cropper.
+"""Makes start weights for scenes that need none, one or several looks: a reader and two croppers.
 
     python experiments/make_look_weights.py --out=FOLDER
 
-Both go on from the bundled models of `make_zoom_digits_weights.py`; `look_lessons.py` says what
+They go on from the bundled models of `make_zoom_digits_weights.py`; `look_lessons.py` says what
 they learn. The reader reads up to three crops beside the picture. The cropper imitates noisy boxes
-in noisy numbers.
+in noisy numbers. That of two looks goes on from it, on tiny frames alone.
 
 A run that was cut off goes on from where it was when the command is given again.
 """
@@ -30,6 +30,8 @@ from look_lessons import (
     CROPS,
     READER,
     SCENES,
+    SECOND_LOOKS,
+    SIDE,
     crops,
     locating_batch,
     preparer,
@@ -37,7 +39,7 @@ from look_lessons import (
     true_boxes,
 )
 
-from cropvlm_jax import apps, geometry
+from cropvlm_jax import CropVLM, apps, geometry
 from cropvlm_jax.data import batching, sources
 from cropvlm_jax.data.source import Box
 from cropvlm_jax.data.sources.zoom_digits_looks import Asked
@@ -50,12 +52,10 @@ from cropvlm_jax.models.conversations import Conversations
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.training import sft
 
-OUT = flags.DEFINE_string("out", None, "Folder for `target` and `cropper`.", required=True)
+NAMES = ("target", "cropper", "cropper_two_looks")
+OUT = flags.DEFINE_string("out", None, "Folder for the models' folders.", required=True)
 MODELS = flags.DEFINE_multi_enum(
-    "models",
-    ["target", "cropper"],
-    ["target", "cropper"],
-    "Which of the two to make; may be repeated.",
+    "models", NAMES, NAMES, "Which of the models to make, in this order; may be repeated."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of scenes and noise.")
 STEPS = flags.DEFINE_integer("steps", None, "Fewer steps a course, to try the script.")
@@ -133,24 +133,43 @@ def locating_scores(
     return scores
 
 
+def two_look_scores(model: VLM, start: Pretrained) -> dict[str, float]:
+    """What two looks make of unseen tiny frames.
+
+    Returns:
+        The share of the frames whose centre is in the box of both looks, and the median of its area
+        by the frame's.
+    """
+    source = sources.open_drawn("zoom_digits_deep", "validation", 64)
+    scenes = [source[index] for index in range(len(source))]
+    cropper = CropVLM(start, model, SIDE)
+    found = cropper.propose([s["image"] for s in scenes], [s["question"] for s in scenes])
+    boxes, truths = np.array(found, float), np.array([s["box"] for s in scenes], float)
+    middles = (truths[:, :2] + truths[:, 2:]) / 2
+    inside = ((boxes[:, :2] <= middles) & (middles <= boxes[:, 2:])).all(-1)
+    ratio = geometry.area(boxes) / geometry.area(truths)
+    return {"deep_hit": float(inside.mean()), "deep_area": float(np.median(ratio))}
+
+
+MEANINGS = {  # of the scores
+    "target": "accuracy by set and by what is shown beside the picture: no crop, the first true "
+    "box, all true boxes, these with 4 times the area, or their hull (of a tiny frame, its ring)",
+    "cropper": "by set: share of the frames asked about whose centre is in a box of the reply, and "
+    "boxes of a reply; two at most",
+    "cropper_two_looks": "share of the tiny frames whose centre is in the box of both looks, and "
+    "the median of its area, by the frame's",
+}
+
+
 def described(name: str, steps: int, scores: dict[str, float]) -> Run:
     """What the model card of a finished model says of its making."""
-    meaning = (
-        "by set: share of the frames asked about whose centre is in a box of the reply, and boxes "
-        "of a reply; two at most"
-    )
-    if name == "target":
-        meaning = (
-            "accuracy by set and by what is shown beside the picture: no crop, the first true box, "
-            "all true boxes, these with 4 times the area, or their hull (of a tiny frame, its ring)"
-        )
     return Run(
         title=f"From the bundled model, {steps:,} steps",
         facts={
             "made by": "`experiments/make_look_weights.py`",
             "seed": str(SEED.value),
             "data": ", ".join(f"`{set_name}`" for set_name in SCENES),
-            "metrics": meaning,
+            "metrics": MEANINGS[name],
         },
         metrics=scores,
         measured_after=steps,
@@ -159,17 +178,22 @@ def described(name: str, steps: int, scores: dict[str, float]) -> Run:
 
 
 def make(name: str) -> None:
-    """Trains one of the two models and writes its folder."""
-    start = Pretrained.open(f"zoom_digits/{name}")
+    """Trains one of the models and writes its folder."""
+    folder = pathlib.Path(OUT.value)
+    before = folder / "cropper" if name == "cropper_two_looks" else f"zoom_digits/{name}"
+    start = Pretrained.open(before)
     prompts, model = start.conversations(), start.load()
     if name == "target":
         courses, batch = READER, reading_batch
         evaluate = functools.partial(reading_accuracy, prompts=prompts)
-    else:
+    elif name == "cropper":
         courses, batch = CROPPER, locating_batch
         start = dataclasses.replace(start, replies=Replies(max_boxes=2, abstain=True))
-        grammar = start.grammar()
-        evaluate = functools.partial(locating_scores, prompts=prompts, grammar=grammar)
+        evaluate = functools.partial(locating_scores, prompts=prompts, grammar=start.grammar())
+    else:
+        courses, batch = SECOND_LOOKS, locating_batch
+        start = dataclasses.replace(start, replies=Replies(looks=2))
+        evaluate = functools.partial(two_look_scores, start=start)
     total, scores = 0, dict[str, float]()
     for number, course in enumerate(courses):
         logging.info("%s: course %d of %d", name, number + 1, len(courses))
@@ -180,13 +204,12 @@ def make(name: str) -> None:
             steps,
             course.learning_rate,
             evaluate,
-            pathlib.Path(OUT.value) / f"{name}_course{number}.npz",
+            folder / f"{name}_course{number}.npz",
         )
         total += steps
-    role: Literal["cropper", "reader"] = "cropper" if name == "cropper" else "reader"
-    folder = pathlib.Path(OUT.value) / name
-    export(folder, model, start, role=role, run=described(name, total, scores))
-    logging.info("%s is in %s", name, folder)
+    role: Literal["cropper", "reader"] = "reader" if name == "target" else "cropper"
+    export(folder / name, model, start, role=role, run=described(name, total, scores))
+    logging.info("%s is in %s", name, folder / name)
 
 
 def main(argv: list[str]) -> None:

@@ -35,7 +35,7 @@ def test_a_batch_of_the_reader_shows_none_to_three_crops():
 
 def test_a_course_of_pairs_asks_both_questions_about_two_frames_and_shows_them():
     target = Pretrained.open("zoom_digits/target", weights=False)
-    (course,) = (course for course in look_lessons.READER if course.pairs)
+    (course,) = (course for course in look_lessons.READER if course.scenes is look_lessons.PAIRS)
     scenes = list(look_lessons.drawn(np.random.default_rng(0), course, "train", 0))
     rng = np.random.default_rng(1)
     batch = look_lessons.reading_batch(scenes, course, rng, target.conversations())
