@@ -58,6 +58,8 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
     config.grpo.format_weight = 0.1
 
     kind, _, choice = variant.partition("_")
+    if kind == "deep":
+        config.cropper = "zoom_digits_looks/cropper_two_looks"
     config.steps = 200
     config.learning_rate = 3e-4
     scenes = f"zoom_digits_{SCENES[kind]}"

@@ -2,27 +2,27 @@
 # The runs of the looks experiment (protocol.md), their evaluations on test and results.json:
 #
 #     bash experiments/look/runs.sh                    # all of it, in order
+#     bash experiments/look/runs.sh section pairs      # the runs and evaluations of a section of the results
 #     bash experiments/look/runs.sh train pairs_k2 0   # one run: a variant of look.py and a seed
 #     bash experiments/look/runs.sh evaluate pairs 0   # one evaluation: a section of the results and a seed
 #     bash experiments/look/runs.sh choose prices      # before all others: the middle price, on validation scenes
 #
 # Each command goes on where it was stopped; what is finished is left alone. RUNS is the folder of all that is made.
-# WEIGHTS is a folder of other start weights than the bundled ones, such as of make_look_weights.py. To try the script
-# small: SEEDS are fewer seeds, TRAIN and EVALUATE more flags of `cropvlm train` and `cropvlm evaluate`, SAVE is the file
-# of the results.
+# To try the script small: SEEDS are fewer seeds, TRAIN and EVALUATE more flags of `cropvlm train` and of `cropvlm
+# evaluate`, SAVE is the file of the results.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${RUNS:-runs/look}
-weights=${WEIGHTS:-zoom_digits_looks}
-models=(--config.cropper="$weights/cropper" --config.target="$weights/target")
+target=zoom_digits_looks/target
 # mixed_gate has the middle one of the three prices, so that it is the second of the croppers of one price each.
-variants=(pairs_k1 pairs_k2 mixed_always mixed_gate deep_looks1 deep_looks2 price_low price_high budget)
+declare -A variants=([pairs]="pairs_k1 pairs_k2" [mixed]="mixed_always mixed_gate" [deep]="deep_looks1 deep_looks2"
+  [budget]="price_low price_high budget")
 seeds=${SEEDS:-0 1 2}
 
 train() { # variant, seed, name of the run, more flags
   [ -f "$runs/$3/done" ] && return
   # shellcheck disable=SC2086
-  cropvlm train --config="experiments/look/look.py:$1" --config.seed="$2" "${models[@]}" --workdir="$runs/$3" "${@:4}" ${TRAIN:-}
+  cropvlm train --config="experiments/look/look.py:$1" --config.seed="$2" --workdir="$runs/$3" "${@:4}" ${TRAIN:-}
   touch "$runs/$3/done"
 }
 
@@ -42,7 +42,7 @@ evaluate() { # section of the results, seed
   [ -f "$runs/test/$1_$2/done" ] && return
   croppers=$(sed -E "s#=([a-z0-9_]+)#=$runs/\1_$2/cropper#g" <<<"$croppers")
   # shellcheck disable=SC2086
-  cropvlm evaluate --benchmark="zoom_digits_$scenes" --targets="$weights/target" --croppers="$croppers" "${more[@]}" \
+  cropvlm evaluate --benchmark="zoom_digits_$scenes" --targets=$target --croppers="$croppers" "${more[@]}" \
     --costs --report --out="$runs/test/$1_$2" ${EVALUATE:-}
   touch "$runs/test/$1_$2/done"
 }
@@ -55,22 +55,25 @@ choose_prices() {
     croppers=$croppers,price_$price=$runs/choose/price_$price/cropper
   done
   # shellcheck disable=SC2086
-  cropvlm evaluate --benchmark=zoom_digits_mixed --split=validation --targets="$weights/target" --croppers="$croppers" \
+  cropvlm evaluate --benchmark=zoom_digits_mixed --split=validation --targets=$target --croppers="$croppers" \
     --out="$runs/choose/prices" ${EVALUATE:-}
+}
+
+section() { # section of the results
+  for seed in $seeds; do
+    for variant in ${variants[$1]}; do train "$variant" "$seed" "${variant}_$seed"; done
+  done
+  for seed in $seeds; do evaluate "$1" "$seed"; done
 }
 
 case ${1:-all} in
   train) train "$2" "$3" "$2_$3" ;;
   evaluate) evaluate "$2" "$3" ;;
+  section) section "$2" ;;
   choose) choose_prices ;;
   all)
-    for seed in $seeds; do
-      for variant in "${variants[@]}"; do train "$variant" "$seed" "${variant}_$seed"; done
-    done
-    for seed in $seeds; do
-      for section in pairs mixed deep budget; do evaluate $section "$seed"; done
-    done
+    for name in pairs mixed deep budget; do section $name; done
     python experiments/look/results.py --runs="$runs" --save="${SAVE:-experiments/look/results.json}"
     ;;
-  *) echo "no command $1: train, evaluate, choose, or nothing for all" >&2 && exit 1 ;;
+  *) echo "no command $1: section, train, evaluate, choose, or nothing for all" >&2 && exit 1 ;;
 esac
