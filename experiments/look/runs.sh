@@ -16,7 +16,7 @@ runs=${RUNS:-runs/look}
 target=zoom_digits_looks/target
 # mixed_gate has the middle one of the three prices, so that it is the second of the croppers of one price each.
 declare -A variants=([pairs]="pairs_k1 pairs_k2" [mixed]="mixed_always mixed_gate" [deep]="deep_looks1 deep_looks2"
-  [budget]="price_low price_high budget")
+  [budget]="mixed_gate price_low price_high budget")
 seeds=${SEEDS:-0 1 2}
 
 train() { # variant, seed, name of the run, more flags
