@@ -27,7 +27,7 @@ CROPS = 3  # that the reader is shown at most
 ANSWER_PROMPT, ANSWER_REPLY = 113, 5  # tokens, of the longest question with all crops
 CROP_PROMPT, BOX_REPLY = 64, 37  # tokens, of the longest question and of two boxes
 # Scenes of a batch, and questions of each: 64 conversations.
-SCENES = {"zoom_digits_pairs": (12, 3), "zoom_digits_mixed": (7, 2), "zoom_digits_deep": (7, 2)}
+SCENES = {"zoom_digits_pairs": (12, 3), "zoom_digits_mixed": (14, 1), "zoom_digits_deep": (7, 2)}
 
 
 @dataclasses.dataclass(frozen=True)

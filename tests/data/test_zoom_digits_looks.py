@@ -79,10 +79,10 @@ def test_boxes_are_around_the_frames_of_the_named_colours(name):
                 assert geometry.coverage(np.array(asked.around), np.array(asked.box)) == 1
 
 
-def test_half_of_the_mixed_questions_need_no_crop():
+def test_half_of_the_mixed_scenes_need_no_crop():
     scenes = MixedScenes("validation", 200)
     questions = [scenes.scene(index)[1] for index in range(0, 200, 2)]
-    assert all(sorted(len(q.boxes) for q in asked) == [0, 1, 1, 1] for asked in questions)
+    assert all([len(q.boxes) for q in asked] in ([0], [1, 1, 1, 1]) for asked in questions)
     share = np.mean([not asked[0].boxes for asked in questions])
     assert 0.35 < share < 0.65
     sides = {True: [], False: []}  # whether a crop is needed, in percent of the picture

@@ -4,8 +4,8 @@
 
 `zoom_digits` needs one crop for every question. Here are three sets that do not:
 
-- `zoom_digits_mixed`: half of the questions are about a frame so large that its digit is read
-  without a crop.
+- `zoom_digits_mixed`: half of the scenes have a frame so large that its digit is read without a
+  crop, and are asked about it.
 - `zoom_digits_pairs`: a question is about the digits of two frames that lie far apart. Each is read
   in a crop of its own. A crop that holds both shows neither.
 - `zoom_digits_deep`: frames are so small that the whole picture shows their neighbourhoods only.
@@ -159,10 +159,10 @@ class LookScenes(abc.ABC):
 
 
 class MixedScenes(LookScenes):
-    """`zoom_digits_mixed`: one large frame and three small ones; half of the questions need a crop.
+    """`zoom_digits_mixed`: half of the scenes have one large frame, and are asked about it alone.
 
-    The first question is about the large frame in half of the scenes, and about a small one in the
-    others.
+    The others have four small frames. No small frame is asked about beside a large one: a reader
+    that cannot look for a colour would take the large digit for the small one's.
     """
 
     name = "zoom_digits_mixed"
@@ -174,11 +174,16 @@ class MixedScenes(LookScenes):
         canvas = background(rng, self.size)
         colors = rng.permutation(list(COLORS))[:4]
         chosen = rng.integers(len(images), size=4)
+        pictures = [
+            framed(rng, images[digit], COLORS[color])
+            for color, digit in zip(colors, chosen, strict=True)
+        ]
+        large = rng.random() < 0.5
+        if large:
+            side = round(len(pictures[0]) * rng.uniform(5.5, 6.5))
+            pictures[0] = resized(pictures[0], side)
         corners: list[Corner] = []
-        for color, digit, large in zip(colors, chosen, (True, False, False, False), strict=True):
-            picture = framed(rng, images[digit], COLORS[color])
-            if large:
-                picture = resized(picture, round(len(picture) * rng.uniform(5.5, 6.5)))
+        for picture in pictures:
             left, top = place(rng, len(picture), corners, self.size)
             put(canvas, picture, left, top)
             corners.append((left, top, len(picture)))
@@ -187,9 +192,8 @@ class MixedScenes(LookScenes):
         for color, digit, corner in zip(colors, chosen, corners, strict=True):
             box = percent_box(corner, self.size)
             question = QUESTIONS[rng.integers(len(QUESTIONS))].format(color=color)
-            needed = () if corner == corners[0] else (box,)
-            questions.append(Asked(question, str(labels[digit]), needed, box))
-        return canvas, questions if rng.random() < 0.5 else questions[::-1]
+            questions.append(Asked(question, str(labels[digit]), () if large else (box,), box))
+        return canvas, questions[:1] if large else questions
 
 
 class PairScenes(LookScenes):
