@@ -54,7 +54,8 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
     """The folder of a model: `name` itself, the bundled one, or the Hub's, downloaded once.
 
     Bundled are the tiny start weights, "zoom_digits/cropper" and "zoom_digits/target", and for
-    none, one or several looks "zoom_digits_looks/cropper" and "zoom_digits_looks/target".
+    none, one or several looks "zoom_digits_looks/cropper", "zoom_digits_looks/target" and
+    "zoom_digits_looks/cropper_two_looks".
 
     Args:
         name: folder, bundled model or Hub id.
