@@ -77,3 +77,12 @@ def test_a_course_that_was_cut_off_goes_on_from_its_file(tmp_path):
     assert int(again.step) == 1 and [p.name for p in (tmp_path / "new").iterdir()] == ["course.npz"]
     np.testing.assert_array_equal(again.params["b"]["c"], state.params["b"]["c"])
     np.testing.assert_array_equal(again.opt_state[0].mu["a"], state.opt_state[0].mu["a"])
+
+
+def test_lessons_of_second_looks_have_one_box_at_most():
+    cropper = Pretrained.open("zoom_digits/cropper", weights=False)
+    (course,), rng = look_lessons.SECOND_LOOKS, np.random.default_rng(0)
+    scenes = list(look_lessons.drawn(rng, course, "train", 0))
+    batch = look_lessons.locating_batch(scenes, course, rng, cropper.conversations())
+    counts = [len(geometry.parse_all(text)) for text in texts_of(batch, cropper)]
+    assert len(counts) == 64 and set(counts) <= {0, 1} and np.mean(counts) > 0.8
