@@ -52,7 +52,7 @@ from cropvlm_jax.models.conversations import Conversations
 from cropvlm_jax.models.vlm import VLM
 from cropvlm_jax.training import sft
 
-NAMES = ("target", "cropper", "cropper_two_looks")
+NAMES = ("target", "cropper", "cropper_deep")
 OUT = flags.DEFINE_string("out", None, "Folder for the models' folders.", required=True)
 MODELS = flags.DEFINE_multi_enum(
     "models", NAMES, NAMES, "Which of the models to make, in this order; may be repeated."
@@ -156,7 +156,7 @@ MEANINGS = {  # of the scores
     "box, all true boxes, these with 4 times the area, or their hull (of a tiny frame, its ring)",
     "cropper": "by set: share of the frames asked about whose centre is in a box of the reply, and "
     "boxes of a reply; two at most",
-    "cropper_two_looks": "share of the tiny frames whose centre is in the box of both looks, and "
+    "cropper_deep": "share of the tiny frames whose centre is in the box of both looks, and "
     "the median of its area, by the frame's",
 }
 
@@ -180,7 +180,7 @@ def described(name: str, steps: int, scores: dict[str, float]) -> Run:
 def make(name: str) -> None:
     """Trains one of the models and writes its folder."""
     folder = pathlib.Path(OUT.value)
-    before = folder / "cropper" if name == "cropper_two_looks" else f"zoom_digits/{name}"
+    before = folder / "cropper" if name == "cropper_deep" else f"zoom_digits/{name}"
     start = Pretrained.open(before)
     prompts, model = start.conversations(), start.load()
     if name == "target":

@@ -55,7 +55,7 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
 
     Bundled are the tiny start weights, "zoom_digits/cropper" and "zoom_digits/target", and for
     none, one or several looks "zoom_digits_looks/cropper", "zoom_digits_looks/target" and
-    "zoom_digits_looks/cropper_two_looks".
+    "zoom_digits_looks/cropper_deep".
 
     Args:
         name: folder, bundled model or Hub id.

@@ -59,7 +59,7 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
 
     kind, _, choice = variant.partition("_")
     if kind == "deep":
-        config.cropper = "zoom_digits_looks/cropper_two_looks"
+        config.cropper = "zoom_digits_looks/cropper_deep"
     config.steps = 200
     config.learning_rate = 3e-4
     scenes = f"zoom_digits_{SCENES[kind]}"
