@@ -4,6 +4,9 @@
 
     python experiments/check_replies.py --folder=runs/look/pairs_k2/cropper
 
+`experiments/look/replies.json` and `replies_deep.json` are of the bundled start weights
+`zoom_digits_looks/cropper`, and `cropper_deep` on scenes of `zoom_digits_deep`.
+
 The code that runs in transformers is the snippet of the folder's own model card, so that an adapter
 is loaded by PEFT. It lets the model write anything, and this package what the grammar allows: boxes
 that differ are printed. Ends with 1 where any do.
