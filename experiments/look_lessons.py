@@ -63,21 +63,31 @@ PAIRS = {"zoom_digits_pairs": (32, 2)}
 UNSURE = {"zoom_digits_pairs": (12, 2), "zoom_digits_mixed": (26, 1), "zoom_digits_deep": (7, 2)}
 # The bundled reader took the first three courses when `zoom_digits_mixed` also asked about small
 # frames beside a large one.
-READER = (
+READER: tuple[Course, ...] = (
     Course(1000, 1.5e-3, (1.0, 3.0), jitter=0.1, wrong=0.0, fewer=0.1, more=0.1),
     # Of the questions before, one in eight is a sum, and 11% of the sums were right after them.
     Course(1500, 2e-3, (1.0, 1.5), jitter=0.05, wrong=0.0, fewer=0.0, more=0.0, scenes=PAIRS),
     Course(700, 1e-3, (1.0, 30.0), jitter=0.2, wrong=0.05, fewer=0.15, more=0.15),
     # After these it was as sure of wrong answers as of right ones where it was shown no crop.
-    Course(600, 1e-3, (1.0, 12.0), 0.15, 0.05, fewer=0.1, more=0.1, none=0.35, scenes=UNSURE),
+    Course(
+        600,
+        1e-3,
+        (1.0, 12.0),
+        jitter=0.15,
+        wrong=0.05,
+        fewer=0.1,
+        more=0.1,
+        none=0.35,
+        scenes=UNSURE,
+    ),
 )
-CROPPER = (
+CROPPER: tuple[Course, ...] = (
     Course(500, 1e-3, (1.5, 12.0), jitter=0.2, wrong=0.15, fewer=0.35, more=0.35),
     Course(1000, 1e-3, (1.5, 8.0), jitter=0.15, wrong=0.1, fewer=0.35, more=0.35),
 )
 # From the cropper of one look: its boxes in crops of rings were beside the frame in 45% of them.
 DEEP = {"zoom_digits_deep": (16, 4)}
-SECOND_LOOKS = (
+SECOND_LOOKS: tuple[Course, ...] = (
     Course(1000, 1e-3, (1.0, 2.0), jitter=0.1, wrong=0.1, fewer=0.0, more=0.0, scenes=DEEP),
 )
 

@@ -32,6 +32,7 @@ from look_lessons import (
     SCENES,
     SECOND_LOOKS,
     SIDE,
+    Course,
     crops,
     locating_batch,
     preparer,
@@ -136,6 +137,10 @@ def locating_scores(
 def two_look_scores(model: VLM, start: Pretrained) -> dict[str, float]:
     """What two looks make of unseen tiny frames.
 
+    Args:
+        model: The cropper.
+        start: What it was opened from; its replies are of two looks.
+
     Returns:
         The share of the frames whose centre is in the box of both looks, and the median of its area
         by the frame's.
@@ -161,14 +166,15 @@ MEANINGS = {  # of the scores
 }
 
 
-def described(name: str, steps: int, scores: dict[str, float]) -> Run:
+def described(name: str, courses: Sequence[Course], steps: int, scores: dict[str, float]) -> Run:
     """What the model card of a finished model says of its making."""
+    seen = {set_name for course in courses for set_name in course.scenes or SCENES}
     return Run(
         title=f"From the bundled model, {steps:,} steps",
         facts={
             "made by": "`experiments/make_look_weights.py`",
             "seed": str(SEED.value),
-            "data": ", ".join(f"`{set_name}`" for set_name in SCENES),
+            "data": ", ".join(f"`{set_name}`" for set_name in SCENES if set_name in seen),
             "metrics": MEANINGS[name],
         },
         metrics=scores,
@@ -208,7 +214,7 @@ def make(name: str) -> None:
         )
         total += steps
     role: Literal["cropper", "reader"] = "reader" if name == "target" else "cropper"
-    export(folder / name, model, start, role=role, run=described(name, total, scores))
+    export(folder / name, model, start, role=role, run=described(name, courses, total, scores))
     logging.info("%s is in %s", name, folder / name)
 
 

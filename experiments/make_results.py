@@ -241,7 +241,7 @@ def receipts() -> str:
     )
 
 
-# The step -----------------------------------------------------------------------------------------
+# Looks --------------------------------------------------------------------------------------------
 
 
 def looks() -> str:
@@ -254,6 +254,9 @@ def looks() -> str:
     for title, (head, *rows) in look_tables.sections(results):
         parts += [f"**{title}.**", table(head, rows)]
     return "\n\n".join(parts)
+
+
+# The step -----------------------------------------------------------------------------------------
 
 
 def phases(found: Mapping[str, float] | None) -> str:
