@@ -22,8 +22,8 @@ import ml_collections
 from cropvlm_jax.training.config import default_config, source
 
 # Units of the reward for 1,000 image tokens of crops, of which one crop has 16: a crop has to gain
-# 0.03, 0.3 and 1 nat.
-PRICES = {"high": 2.0, "middle": 20.0, "low": 60.0}
+# 0.016, 0.16 and 0.48 nats.
+PRICES = {"high": 1.0, "middle": 10.0, "low": 30.0}
 SCENES = {"pairs": "pairs", "mixed": "mixed", "price": "mixed", "budget": "mixed", "deep": "deep"}
 VARIANTS = (
     "pairs_k1",
@@ -60,7 +60,7 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
     kind, _, choice = variant.partition("_")
     if kind == "deep":
         config.cropper = "zoom_digits_looks/cropper_deep"
-    config.steps = 200
+    config.steps = 400 if SCENES[kind] == "mixed" else 200
     config.learning_rate = 3e-4
     scenes = f"zoom_digits_{SCENES[kind]}"
     config.data.sources[scenes] = source()
