@@ -73,7 +73,7 @@ class FakeEngine:
         image = host.to_rgb(picture)
         size = np.array(image.shape[:2])
         shown = self.boxes[: policy.looks]
-        boxes = [geometry.expand(np.array(box), policy.area_scale) for box in shown]
+        boxes = [geometry.expand_reply(np.array(box), policy.area_scale) for box in shown]
         return Look(
             boxes=tuple(tuple(box.tolist()) for box in boxes),
             pixel_boxes=tuple(tuple(geometry.to_pixels(box, size).tolist()) for box in boxes),

@@ -173,7 +173,9 @@ def scaled(boxes: Boxes, factor: float) -> Boxes:
 
     def scale(box: Sequence[float]) -> list[float]:
         values = np.array(box)
-        return geometry.expand(values, factor).tolist() if geometry.is_valid(values) else list(box)
+        if not geometry.is_valid(values):
+            return list(box)
+        return geometry.expand_reply(values, factor).tolist()
 
     return _each(scale, boxes)
 

@@ -183,17 +183,46 @@ def expand(boxes: Array, factor: Any) -> Array:
     Raises:
         ValueError: A coordinate is NaN or infinite.
     """
+    xp = boxes.__array_namespace__()
+    low, high = _expanded(boxes, factor)
+    whole = boxes.dtype if xp.isdtype(boxes.dtype, "integral") else int
+    high = xp.floor(high).astype(whole)
+    low = xp.minimum(xp.floor(low).astype(whole), 99)
+    expanded = xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
+    return zero_where_not_finite(expanded, boxes)
+
+
+def expand_reply(boxes: Array, factor: Any) -> Array:
+    """Scales the areas of a cropper's boxes: whole percent as `expand`, hundredths to hundredths.
+
+    Args:
+        boxes: Percent boxes, int, or of two looks float, `[..., 4]`.
+        factor: What areas are multiplied with, a number or `[...]`.
+
+    Returns:
+        Valid boxes `[..., 4]`, int or float as they were; a float box keeps 0.01 of each side.
+
+    Raises:
+        ValueError: A coordinate is NaN or infinite.
+    """
+    xp = boxes.__array_namespace__()
+    if xp.isdtype(boxes.dtype, "integral"):
+        return expand(boxes, factor)
+    low, high = (xp.round(edges * 100) for edges in _expanded(boxes, factor))
+    low = xp.minimum(low, 9_999)
+    expanded = xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1) / 100
+    return zero_where_not_finite(expanded, boxes)
+
+
+def _expanded(boxes: Array, factor: Any) -> tuple[Array, Array]:
+    """Left and top, and right and bottom, `[..., 2]`, of scaled boxes before they are rounded."""
     check_finite(boxes)
     xp = boxes.__array_namespace__()
     size = (boxes[..., 2:] - boxes[..., :2]) * xp.asarray(factor)[..., None] ** 0.5
     size = xp.minimum(size, 100.0)
     low = (boxes[..., 2:] + boxes[..., :2]) / 2 - size / 2
     low = xp.clip(low, 0, 100 - size)
-    whole = boxes.dtype if xp.isdtype(boxes.dtype, "integral") else int
-    high = xp.floor(low + size).astype(whole)
-    low = xp.minimum(xp.floor(low).astype(whole), 99)
-    expanded = xp.concatenate([low, xp.maximum(high, low + 1)], axis=-1)
-    return zero_where_not_finite(expanded, boxes)
+    return low, low + size
 
 
 def expand_by_quintile(boxes: Array, bounds: Array | None = None) -> Array:

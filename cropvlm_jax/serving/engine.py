@@ -404,7 +404,7 @@ def _cut(image: np.ndarray, reply: Reply, written: str, policy: Policy) -> Look:
     """
     boxes = [np.array(box) for box in reply.boxes[: policy.looks]]
     if policy.area_scale != 1:
-        boxes = [geometry.expand(box, policy.area_scale) for box in boxes]
+        boxes = [geometry.expand_reply(box, policy.area_scale) for box in boxes]
     size = np.array(image.shape[:2])
     return Look(
         boxes=tuple(_four(box) for box in boxes),

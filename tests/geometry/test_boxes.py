@@ -145,6 +145,26 @@ def test_unrounded_boxes_are_only_floored(factor):
             assert new == [low, max(high, low + 1)], (box, factor)
 
 
+@settings(deadline=None)
+@given(valid_boxes, valid_boxes, st.floats(0.01, 200))
+def test_boxes_of_two_looks_are_expanded_in_hundredths(outer, inner, factor):
+    fine = geometry.inside(np.array(outer), np.array(inner))
+    got = geometry.expand_reply(fine, factor)
+    assert geometry.is_valid(got) and got.dtype == fine.dtype
+    np.testing.assert_allclose(got * 100, np.rint(got * 100), atol=1e-3)
+    for i in range(2):
+        low, high = _official_axis(float(fine[i]), float(fine[i + 2]), factor)
+        np.testing.assert_allclose(got[[i, i + 2]], [low, high], atol=0.011)
+    np.testing.assert_array_equal(
+        geometry.expand_reply(np.array(outer), factor), geometry.expand(np.array(outer), factor)
+    )
+
+
+def test_a_reply_of_no_numbers_is_not_expanded():
+    with pytest.raises(ValueError, match="a coordinate is not a finite number"):
+        geometry.expand_reply(np.array([1.25, 2.5, np.nan, 30.0]), 2)
+
+
 def test_quintiles_of_the_paper():
     # 15, 16 | 38 | 91 | 351 of 10,000: a bound belongs to the quintile that it begins.
     some = np.array(
