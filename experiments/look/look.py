@@ -60,7 +60,7 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
     kind, _, choice = variant.partition("_")
     if kind == "deep":
         config.cropper = "zoom_digits_looks/cropper_deep"
-    config.steps = 300 if SCENES[kind] == "mixed" else 200
+    config.steps = 400 if SCENES[kind] == "mixed" else 200
     config.learning_rate = 3e-4
     scenes = f"zoom_digits_{SCENES[kind]}"
     config.data.sources[scenes] = source()

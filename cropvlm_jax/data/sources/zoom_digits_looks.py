@@ -180,8 +180,7 @@ class MixedScenes(LookScenes):
         ]
         large = rng.random() < 0.5
         if large:
-            side = round(len(pictures[0]) * rng.uniform(5.5, 6.5))
-            pictures[0] = resized(pictures[0], side)
+            pictures[0] = resized(pictures[0], round(rng.uniform(340, 390)))
         corners: list[Corner] = []
         for picture in pictures:
             left, top = place(rng, len(picture), corners, self.size)
