@@ -22,8 +22,8 @@ import ml_collections
 from cropvlm_jax.training.config import default_config, source
 
 # Units of the reward for 1,000 image tokens of crops, of which one crop has 16: a crop has to gain
-# 0.016, 0.16 and 0.48 nats.
-PRICES = {"high": 1.0, "middle": 10.0, "low": 30.0}
+# 0.016, 0.16 and 1.6 nats.
+PRICES = {"high": 1.0, "middle": 10.0, "low": 100.0}
 SCENES = {"pairs": "pairs", "mixed": "mixed", "price": "mixed", "budget": "mixed", "deep": "deep"}
 VARIANTS = (
     "pairs_k1",
