@@ -61,8 +61,9 @@ class Course:
 # The first two questions of a scene of pairs are about two frames.
 PAIRS = {"zoom_digits_pairs": (32, 2)}
 UNSURE = {"zoom_digits_pairs": (12, 2), "zoom_digits_mixed": (26, 1), "zoom_digits_deep": (7, 2)}
-# The bundled models took these courses when large frames of `zoom_digits_mixed` were 41 to 58% of the
-# picture's side; the reader its first three when small frames beside a large one were asked about.
+# The bundled models took these courses when large frames of `zoom_digits_mixed` were 41 to 58% of
+# the picture's side; the reader its first three when small frames beside a large one were asked
+# about.
 READER: tuple[Course, ...] = (
     Course(1000, 1.5e-3, (1.0, 3.0), jitter=0.1, wrong=0.0, fewer=0.1, more=0.1),
     # Of the questions before, one in eight is a sum, and 11% of the sums were right after them.
