@@ -161,6 +161,7 @@ class LookScenes(abc.ABC):
 class MixedScenes(LookScenes):
     """`zoom_digits_mixed`: half of the scenes have one large frame, and are asked about it alone.
 
+    Its side is two thirds to three quarters of the picture's, so that a crop hardly shows more.
     The others have four small frames. No small frame is asked about beside a large one: a reader
     that cannot look for a colour would take the large digit for the small one's.
     """
