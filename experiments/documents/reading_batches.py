@@ -20,6 +20,13 @@ NO_LETTER, UNKNOWN = 0, 255
 CLASSES = 95  # no letter, and ASCII from "!" to "~"
 _FIRST = ord("!") - 1
 _SHARES = {"total": 0.38, "date": 0.38, "number": 0.16, "text": 0.08}
+_REAL_SHARES = {
+    "lines of receipts": 0.3,
+    "numbers of receipts": 0.3,
+    "texts of receipts": 0.03,
+    "numbers of pages": 0.27,
+    "texts of pages": 0.1,
+}
 
 
 class ReadingBatch(NamedTuple):
@@ -52,6 +59,7 @@ class Reading:
         hard: how worn the print is at the start; it rises to 1 within the phase.
         real: share of the crops that are of real pictures, after an eighth of the phase.
         documents: folder of the suites.
+        receipts: folder of SROIE, for the lines of its training receipts.
         wholes: pictures uint8 `[N, S, S, 3]` that stand before a crop in a conversation of two;
             None for conversations about a crop alone.
     """
@@ -67,6 +75,7 @@ class Reading:
     hard: float
     real: float
     documents: str | os.PathLike
+    receipts: str | os.PathLike
     wholes: np.ndarray | None = None
 
     ANSWER_TOKENS = 27
@@ -98,25 +107,30 @@ class Reading:
         return self.row(rng, crop.image, question, crop.answer, letters)
 
     def _real(self, rng: np.random.Generator, step: int) -> ReadingBatch | None:
-        suite = "receipts" if rng.random() < 0.55 else "pages"
-        numeric = rng.random() < 0.85
-        places = self._places[suite, numeric]
+        kind = rng.choice(list(_REAL_SHARES), p=list(_REAL_SHARES.values()))
+        places = self._places[kind]
         place = places[int(rng.integers(len(places)))]
         loose = self._looseness(step)
-        crop = place.cut(rng, loose if numeric else min(loose, 1.5))
+        if place.category not in real_crops.NUMERIC:  # as of drawn texts
+            loose = min(loose, 1.5)
+        crop = place.cut(rng, loose)
         if crop is None:
             return None
         return self.row(rng, crop, place.question, place.answer)
 
     @functools.cached_property
-    def _places(self) -> dict[tuple[str, bool], list[real_crops.Place]]:
-        """Places of the training documents by suite, and by whether their answers are numeric."""
+    def _places(self) -> dict[str, list[real_crops.Place]]:
+        """Places of the training documents, by `_REAL_SHARES`."""
         found = {}
         for suite in ("receipts", "pages"):
             places = real_crops.read_places(os.path.join(self.documents, suite), "train", most=3000)
-            for numeric in (True, False):
+            for what in ("numbers", "texts"):
+                numeric = what == "numbers"
                 of_kind = [p for p in places if (p.category in real_crops.NUMERIC) == numeric]
-                found[suite, numeric] = of_kind
+                found[f"{what} of {suite}"] = of_kind
+        found["lines of receipts"] = real_crops.read_lines(
+            os.path.join(self.documents, "receipts"), self.receipts, printed_lines.QUESTIONS["text"]
+        )
         return found
 
     def row(

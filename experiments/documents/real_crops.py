@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from crop_rule import surround
@@ -102,6 +103,35 @@ def read_places(folder: str | os.PathLike, split: str, most: int) -> list[Place]
     return places
 
 
+def read_lines(folder: str | os.PathLike, origin: str | os.PathLike, question: str) -> list[Place]:
+    """The printed lines of the training receipts that are mostly digits, as places.
+
+    Lines of letters are left out: SROIE writes small letters as capitals.
+
+    Args:
+        folder: of the suite of receipts.
+        origin: folder of SROIE, whose `receipts.jsonl` has the lines.
+        question: to ask about them.
+    """
+    root, places = pathlib.Path(folder), []
+    with (root / "train.jsonl").open(encoding="utf-8") as file:
+        names = {json.loads(line)["image"] for line in file}
+    with (pathlib.Path(origin) / "receipts.jsonl").open(encoding="utf-8") as file:
+        receipts = [row for row in map(json.loads, file) if row["image"] in names]
+    for receipt in receipts:
+        picture = grey(root / receipt["image"])
+        for line in receipt["lines"]:
+            text = line["text"].strip()
+            if text.isascii() and 3 <= len(text) <= MOST_LETTERS and _mostly_digits(text):
+                box = [int(edge) for edge in line["box"]]
+                places.append(_surrounded("line", question, text, picture, box))
+    return places
+
+
+def _mostly_digits(text: str) -> bool:
+    return sum(letter.isdigit() for letter in text) > sum(letter.isalpha() for letter in text)
+
+
 def grey(path: str | os.PathLike) -> np.ndarray:
     """A picture file as uint8 `[H, W]`."""
     with Image.open(path) as opened:
@@ -118,9 +148,16 @@ def questions(documents: str | os.PathLike) -> list[str]:
 
 
 def _place(row: dict, picture: np.ndarray) -> Place:
-    x1, y1, x2, y2 = geometry.to_pixels(np.array(row["box"]), np.array(picture.shape)).tolist()
+    box = geometry.to_pixels(np.array(row["box"]), np.array(picture.shape)).tolist()
+    return _surrounded(row["category"], row["question"], row["answers"][0], picture, box)
+
+
+def _surrounded(
+    category: str, question: str, answer: str, picture: np.ndarray, box: Sequence[int]
+) -> Place:
+    x1, y1, x2, y2 = box
     across, down = int(2.2 * (x2 - x1) + 40), int(2.2 * (y2 - y1) + 10)
     left, top = max(0, x1 - across), max(0, y1 - down)
     surroundings = picture[top : y2 + down, left : x2 + across].copy()
-    box = (x1 - left, y1 - top, x2 - left, y2 - top)
-    return Place(row["category"], row["question"], row["answers"][0], surroundings, box)
+    inner = (x1 - left, y1 - top, x2 - left, y2 - top)
+    return Place(category, question, answer, surroundings, inner)

@@ -7,7 +7,7 @@ documents=data/documents
 runs=runs/documents
 receipts=${RECEIPTS:?the folder of SROIE}
 
-python experiments/documents/train_reader.py --documents=$documents --workdir=$runs/reader
+python experiments/documents/train_reader.py --documents=$documents --receipts="$receipts" --workdir=$runs/reader
 python experiments/documents/train_cropper.py --documents=$documents --receipts="$receipts" --workdir=$runs/start
 python experiments/documents/seed_replies.py --documents=$documents --out=$runs/seed_replies
 for suite in receipts pages; do

@@ -3,7 +3,7 @@
 """Trains the reader of the documents experiment: a small SmolVLM that reads print in crops.
 
     python experiments/documents/suites.py ... --out=data/documents
-    python experiments/documents/train_reader.py --documents=data/documents \
+    python experiments/documents/train_reader.py --documents=data/documents --receipts=FOLDER \
         --workdir=runs/documents/reader
 
 In three phases. "letters": the tower alone says which letter stands at each place of drawn crops.
@@ -46,6 +46,7 @@ from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.training.sft import completion_loss, reply_logits, written_exactly
 
 DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of the suites.", required=True)
+RECEIPTS = flags.DEFINE_string("receipts", None, "Folder of SROIE.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training.", required=True)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of what is drawn.")
 
@@ -177,14 +178,15 @@ def main(argv: list[str]) -> None:
             batch_size=BATCH,
             prompt_tokens=max(len(conversations.answer(q, pictures).ids) for q in asked),
             documents=DOCUMENTS.value,
+            receipts=RECEIPTS.value,
             **settings,
         )
 
     wholes, seed = whole_pictures(DOCUMENTS.value), 3 * SEED.value
     letters = reading(steps=STEPS["letters"], seed=seed, loose=(5.0, 5.0), hard=0.0, real=0.0)
-    answers = reading(steps=STEPS["answers"], seed=seed + 1, loose=(1.3, 8.0), hard=0.6, real=0.4)
+    answers = reading(steps=STEPS["answers"], seed=seed + 1, loose=(1.3, 8.0), hard=0.6, real=0.5)
     pairs = reading(
-        steps=STEPS["pairs"], seed=seed + 2, loose=(8.0, 8.0), hard=1.0, real=0.5, wholes=wholes
+        steps=STEPS["pairs"], seed=seed + 2, loose=(8.0, 8.0), hard=1.0, real=0.6, wholes=wholes
     )
 
     model = SmolVLM(config, rngs=nnx.Rngs(SEED.value), dtype=jnp.bfloat16)
