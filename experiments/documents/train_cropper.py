@@ -54,8 +54,8 @@ SIDE = flags.DEFINE_enum("side", "384", ["192", "384"], "Pixels of the pictures.
 
 PATCH, WIDTH = 16, 192
 BATCH = 32
-DRAWN = {"receipts": 10000, "pages": 5000}
-STEPS = {"letters": 1500, "places": 800, "boxes": 1000}
+DRAWN = {"receipts": 6000, "pages": 3000}
+STEPS = {"letters": 1200, "places": 700, "boxes": 800}
 HELD_CHUNKS = 2  # of each kind, not trained on
 
 
