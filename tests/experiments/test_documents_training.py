@@ -71,6 +71,22 @@ def test_a_crop_of_a_real_place_holds_the_whole_box(loose):
     np.testing.assert_array_equal(place.expanded(1), surroundings[40:50, 100:160])
 
 
+def test_numeric_lines_of_training_receipts_become_places(tmp_path):
+    (tmp_path / "suite").mkdir()
+    picture = np.full((60, 120), 255, np.uint8)
+    picture[20:30, 10:50] = 0
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture).save(tmp_path / "suite" / name)
+    (tmp_path / "suite" / "train.jsonl").write_text(json.dumps({"image": "a.png"}) + "\n")
+    lines = ["RM 12.50", "TOTAL 5", "12", "21/08/2017 18:05:07 0000000 1"]  # only the first will do
+    told = [{"text": text, "box": [10.0, 20.0, 50.0, 30.0]} for text in lines]
+    rows = [{"image": name, "lines": told} for name in ("a.png", "b.png")]  # b is of another split
+    (tmp_path / "receipts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (place,) = real_crops.read_lines(tmp_path / "suite", tmp_path, "What is written here?")
+    assert (place.answer, place.question) == ("RM 12.50", "What is written here?")
+    assert (place.expanded(1) == 0).all() and place.expanded(1).shape == (10, 40)
+
+
 def test_a_seed_box_has_the_size_of_the_true_one_and_stays_inside():
     boxes = [[0, 0, 3, 2], [40, 50, 60, 52], [97, 98, 100, 100]]
     rng, near = np.random.default_rng(0), 0
