@@ -53,7 +53,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of what is drawn.")
 SIDE = flags.DEFINE_enum("side", "384", ["192", "384"], "Pixels of the pictures.")
 
 PATCH, WIDTH = 16, 192
-BATCH = 32
+BATCH = 16
 DRAWN = {"receipts": 6000, "pages": 3000}
 STEPS = {"letters": 1200, "places": 700, "boxes": 800}
 HELD_CHUNKS = 2  # of each kind, not trained on
@@ -72,7 +72,7 @@ def suite_questions(documents: str) -> dict[str, dict[str, str]]:
 
 def shape(vocab_size: int, image_token: int, side: int) -> SmolVLMConfig:
     """Pictures of 384 px as 36 tokens, of 192 px as 9; three million weights."""
-    vision = SiglipConfig(side, PATCH, WIDTH, 3 * WIDTH, 5, 4)
+    vision = SiglipConfig(side, PATCH, WIDTH, 3 * WIDTH, 5, 3)
     text = LlamaConfig(vocab_size, WIDTH, 2 * WIDTH, 3, 4, 2, 48, max_position_embeddings=2048)
     return SmolVLMConfig(vision, text, 4, image_token)
 
