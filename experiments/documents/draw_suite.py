@@ -43,7 +43,6 @@ def receipt(number: int, folder: pathlib.Path) -> list[dict[str, Any]]:
             "box": geometry.from_pixels(np.array(drawn.evidence[field]), size).tolist(),
         }
         for field in ("total", "date")
-        if field in drawn.fields
     ]
 
 

@@ -2,11 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drawn documents: what is said about them is what is seen on them."""
 
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from documents import drawn
 from documents.drawn import fonts, frames, warp
 from documents.drawn.document import Sheet
+
+from cropvlm_jax.data.sources import jsonl
+from cropvlm_jax.data.sources.sroie import QUESTIONS
+from cropvlm_jax.pixels import host
 
 KINDS = {"receipt": drawn.draw_receipt, "page": drawn.draw_page}
 PAGE_FIELDS = {
@@ -156,3 +164,19 @@ def test_a_machine_without_fonts_is_told_what_to_install(monkeypatch, tmp_path):
     with pytest.raises(OSError, match="no usable font .* apt-get install"):
         fonts.families()
     fonts.families.cache_clear()
+
+
+def test_drawn_receipts_are_a_folder_of_the_source_jsonl(tmp_path):
+    script = pathlib.Path(drawn.__file__).parents[1] / "draw_suite.py"
+    subprocess.run([sys.executable, script, f"--out={tmp_path}", "--count=2"], check=True)
+    examples = list(jsonl.open(tmp_path, "test"))
+    assert [example["category"] for example in examples] == ["total", "date"] * 2
+    assert [example["question"] for example in examples[:2]] == [
+        QUESTIONS[category] for category in ("total", "date")
+    ]
+    again = drawn.draw_receipt(np.random.default_rng([1000, 1]))
+    np.testing.assert_array_equal(host.to_rgb(examples[2]["image"]), again.image)
+    assert examples[2]["answers"] == [again.fields["total"].answer]
+    inner = np.array(again.evidence["total"]) / ([*again.image.shape[1::-1]] * 2) * 100
+    box = np.array(examples[2]["box"])
+    assert (box[:2] <= inner[:2]).all() and (box[2:] >= inner[2:]).all() and box.max() <= 100
