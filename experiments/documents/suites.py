@@ -19,7 +19,6 @@ does nothing else.
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,11 +26,11 @@ from typing import Any
 
 import fingerprints
 import page_suite
+import receipt_suite
 import street_suite
 from absl import app, flags, logging
 
 from cropvlm_jax import apps
-from cropvlm_jax.data.sources import sroie
 
 RECEIPTS = flags.DEFINE_string("receipts", None, "Folder of SROIE.")
 STREET = flags.DEFINE_string("street", None, "Folder of the street photos.")
@@ -60,18 +59,6 @@ def _place(line: dict[str, Any]) -> str:
     return hashlib.sha256(line["example_id"].encode()).hexdigest()
 
 
-def without_currency(example: dict[str, Any]) -> dict[str, Any]:
-    """The example; where a total stands after a currency's mark, the amount alone comes first.
-
-    One total of SROIE's in eight has the mark, which is no part of the amount.
-    """
-    answer = example["answers"][0]
-    amount = re.sub(r"^(RM|\$)\s*", "", answer)
-    if example["category"] != "total" or amount == answer:
-        return example
-    return {**example, "answers": [amount, answer]}
-
-
 def copied(example: dict[str, Any], origin: Path, folder: Path) -> dict[str, Any]:
     """The example with its picture copied into a folder."""
     picture = folder / example["image"]
@@ -86,9 +73,8 @@ def make(out: Path) -> None:
     for split in SPLITS:
         if RECEIPTS.value:
             origin, folder = Path(RECEIPTS.value), out / "receipts"
-            source = sroie.open(origin, split)
-            found = (without_currency(copied(row, origin, folder)) for row in source.rows)
-            write(found, folder / f"{split}.jsonl")
+            found = receipt_suite.questions(origin, split)
+            write((copied(row, origin, folder) for row in found), folder / f"{split}.jsonl")
         if STREET.value:
             origin, folder = Path(STREET.value), out / "street"
             found = street_suite.questions(origin, split)

@@ -53,7 +53,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of what is drawn.")
 
 SIDE, PATCH, WIDTH = 192, 24, 192
 BATCH = 64
-STEPS = {"letters": 1000, "answers": 2400, "pairs": 800}
+STEPS = {"letters": 1000, "answers": 2400, "pairs": 600}
 EXPANSIONS = (1, 2, 4)  # of the validation crops, in areas
 
 
