@@ -78,7 +78,7 @@ def _draw_chunk(task: tuple[pathlib.Path, str, int, int, int]) -> None:
 def _located(document: Document, suite: str, side: int) -> Located:
     height, width = document.image.shape[:2]
     size = np.array([width, height] * 2)
-    # Receipts' true boxes are those of lines, pages' those of the words.
+    # Of receipts the lines, which the labels of SROIE are about; of pages the words.
     answers = (
         document.evidence
         if suite == "receipts"

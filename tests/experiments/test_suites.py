@@ -5,8 +5,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
-from documents import fingerprints, page_suite, street_suite
+from documents import fingerprints, page_suite, receipt_suite, street_suite
+
+from cropvlm_jax import geometry
 
 PUBLISHED = json.loads(fingerprints.FILE.read_text())
 
@@ -54,6 +57,42 @@ def test_the_manuals_of_a_package_stay_together_and_a_linked_one_counts_once(tmp
     assert page_suite.group("texlive-doc/latex/a/b.pdf") == "texlive-doc/latex/a"
     with pytest.raises(FileNotFoundError, match="apt-get install r-doc-pdf"):
         page_suite.documents(tmp_path / "octave")
+
+
+RECEIPT = {
+    "image": "a.jpg",
+    "width": 1000,
+    "height": 1000,
+    "lines": [
+        {"text": "RM 119.00 19.00", "box": [300, 100, 600, 120]},
+        {"text": "DATE: 01/02/2018 8:13:39", "box": [100, 200, 340, 220]},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("category", "answer", "line", "box"),
+    [
+        ("total", "19.00", 0, [48, 10, 60, 12]),  # not the end of 119.00
+        ("date", "01/02/2018", 1, [15, 20, 27, 22]),
+        ("date", "1/02/2018", 1, [10, 20, 34, 22]),  # not as it is written
+        ("company", "DATE", 1, [10, 20, 34, 22]),
+    ],
+)
+def test_a_box_holds_the_answer_and_not_its_line(category, answer, line, box):
+    size = np.array([RECEIPT["height"], RECEIPT["width"]])
+    whole = geometry.from_pixels(np.array(RECEIPT["lines"][line]["box"]), size)
+    example = {"category": category, "answers": [answer], "box": tuple(whole.tolist())}
+    assert list(receipt_suite.narrowed(example, RECEIPT)["box"]) == box
+    del example["box"]
+    assert receipt_suite.narrowed(example, RECEIPT) == example
+
+
+def test_a_total_is_asked_for_without_its_currency():
+    example = {"category": "total", "answers": ["RM 9.00"]}
+    assert receipt_suite.without_currency(example)["answers"] == ["9.00", "RM 9.00"]
+    example = {"category": "company", "answers": ["RM 9.00"]}
+    assert receipt_suite.without_currency(example) == example
 
 
 def test_the_largest_word_is_asked_for_where_it_is_much_larger(tmp_path):
