@@ -55,7 +55,8 @@ def resolve(name: str | Path, weights: bool = True, revision: str | None = None)
 
     Bundled are the tiny start weights, "zoom_digits/cropper" and "zoom_digits/target", and for
     none, one or several looks "zoom_digits_looks/cropper", "zoom_digits_looks/target" and
-    "zoom_digits_looks/cropper_deep".
+    "zoom_digits_looks/cropper_deep"; for receipts and printed pages "documents/reader" and
+    "documents/start", a cropper before SFT and GRPO.
 
     Args:
         name: folder, bundled model or Hub id.
