@@ -4,9 +4,13 @@
 
     python experiments/documents/draw_suite.py --out=data/drawn --count=200
 
-For those who have no receipts at hand: `launch/documents.sh` asks about these. Names, dates and
-sums are made up; the fonts are those of this machine (`drawn/fonts.py`). None was trained on: their
-random numbers begin elsewhere.
+For those who have no receipts at hand:
+
+    cropvlm evaluate --benchmark=jsonl --folder=data/drawn --metric=contains \
+        --targets=documents/reader --croppers=start=documents/start --out=runs/drawn
+
+Names, dates and sums are made up; the fonts are those of this machine (`drawn/fonts.py`). None was
+trained on: their random numbers begin elsewhere.
 """
 
 import json

@@ -13,7 +13,7 @@ from cropvlm_jax.data.sources.sroie import QUESTIONS
 from cropvlm_jax.readers.vlm import VLMReader
 from cropvlm_jax.scoring import text
 
-CROPS, RECEIPTS = 48, 24
+CROPS, RECEIPTS = 48, 48
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_reader_reads_crops_and_not_what_it_cannot_see(reader):
     assert _right(reader, others, questions, answers) < 0.1
 
 
-def test_the_start_cropper_covers_answers_of_drawn_receipts():
+def test_the_start_cropper_points_near_answers_of_drawn_receipts():
     receipts = [drawn.draw_receipt(np.random.default_rng([2000, i])) for i in range(RECEIPTS)]
     cropper = CropVLM.from_pretrained("documents/start")
     fields = ["total", "date"] * (RECEIPTS // 2)
@@ -53,8 +53,7 @@ def test_the_start_cropper_covers_answers_of_drawn_receipts():
             for r, field in zip(receipts, fields, strict=True)
         ]
     )
-    centres = (truth[:, :2] + truth[:, 2:]) / 2
-    found = ((boxes[:, :2] <= centres) & (centres <= boxes[:, 2:])).all(1)
-    moved = np.roll(centres, 1, axis=0)
-    by_chance = ((boxes[:, :2] <= moved) & (moved <= boxes[:, 2:])).all(1)
-    assert found.mean() > 0.4 > by_chance.mean()
+    middles, true_middles = boxes[:, :2] + boxes[:, 2:], truth[:, :2] + truth[:, 2:]
+    near = np.abs(middles - true_middles).sum(1)
+    of_other_receipts = np.abs(middles - np.roll(true_middles, 2, axis=0)).sum(1)
+    assert np.median(near) < 0.6 * np.median(of_other_receipts)
