@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     progress, lines = Progress(COUNT.value, what="receipt"), []
     for number in range(COUNT.value):
-        lines += [json.dumps(line) for line in receipt(number, folder)]
+        lines += [json.dumps(line, allow_nan=False) for line in receipt(number, folder)]
         progress.update(number + 1)
     (folder / "test.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     logging.info("%d questions about %d receipts are in %s", len(lines), COUNT.value, folder)
