@@ -224,6 +224,33 @@ def make_tokenizer(questions: Iterable[str]) -> Tokenizer:
     return train_tokenizer(texts, 640)
 
 
+def from_scratch(
+    script: str, steps: int, seed: int, data: str, meaning: str, metrics: dict[str, float]
+) -> Run:
+    """What the model card of a finished model says of its making.
+
+    Args:
+        script: of this folder, that trained it.
+        steps: of all phases.
+        seed: of weights and data.
+        data: what it learned from.
+        meaning: of the metrics.
+        metrics: after the last step, by name.
+    """
+    return Run(
+        title=f"From scratch, {steps:,} steps",
+        facts={
+            "made by": f"`experiments/documents/{script}`",
+            "seed": str(seed),
+            "data": data,
+            "metrics": meaning,
+        },
+        metrics=metrics,
+        measured_after=steps,
+        licence="apache-2.0",
+    )
+
+
 def save(folder: pathlib.Path, model: SmolVLM, tokenizer: Tokenizer, role: Role, run: Run) -> None:
     """Writes a model that sees its pictures as one tile as a Hugging Face folder, in bf16."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -36,11 +36,10 @@ from locating_batches import (
     LocatingBatch,
     all_questions,
 )
-from pretraining import Phase, begin, make_tokenizer, save
+from pretraining import Phase, begin, from_scratch, make_tokenizer, save
 
 from cropvlm_jax import apps
 from cropvlm_jax.geometry.grammar import Grammar
-from cropvlm_jax.hub.model_card import Run
 from cropvlm_jax.models.config import LlamaConfig
 from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import IMAGE, SmolVLMConversations
@@ -161,25 +160,6 @@ def _layer(key: jax.Array, kinds: int) -> dict[str, jax.Array]:
     return {"kernel": kernel, "bias": jnp.zeros(outputs)}
 
 
-def described(metrics: dict[str, float]) -> Run:
-    """What the start cropper's model card says of its making."""
-    steps = sum(STEPS.values())
-    return Run(
-        title=f"From scratch, {steps:,} steps",
-        facts={
-            "made by": "`experiments/documents/train_cropper.py`",
-            "seed": str(SEED.value),
-            "data": "drawn receipts and pages in the fonts of one machine; the letters, not the "
-            "answers, of the training receipts of SROIE (ICDAR 2019, CC BY 4.0)",
-            "metrics": "on drawn documents: losses; shares of letters and of places of answers "
-            "that the tower tells, and of boxes written exactly",
-        },
-        metrics=metrics,
-        measured_after=steps,
-        licence="apache-2.0",
-    )
-
-
 def main(argv: list[str]) -> None:
     del argv
     side, seed, workdir = int(SIDE.value), SEED.value, pathlib.Path(WORKDIR.value)
@@ -238,7 +218,16 @@ def main(argv: list[str]) -> None:
     ):
         weights = phase.train(workdir, weights)
     model = nnx.merge(graph, weights["model"])
-    run = described(evaluate(weights))
+    run = from_scratch(
+        script="train_cropper.py",
+        steps=sum(STEPS.values()),
+        seed=SEED.value,
+        data="drawn receipts and pages in the fonts of one machine; the letters, not the "
+        "answers, of the training receipts of SROIE (ICDAR 2019, CC BY 4.0)",
+        meaning="on drawn documents: losses; shares of letters and of places of answers "
+        "that the tower tells, and of boxes written exactly",
+        metrics=evaluate(weights),
+    )
     save(workdir / "cropper", model, tokenizer, role="cropper", run=run)
 
 

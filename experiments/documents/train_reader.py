@@ -25,7 +25,7 @@ import printed_lines
 import real_crops
 from absl import flags, logging
 from flax import nnx
-from pretraining import Phase, begin, make_tokenizer, save
+from pretraining import Phase, begin, from_scratch, make_tokenizer, save
 from reading_batches import (
     CLASSES,
     COLUMNS,
@@ -39,7 +39,6 @@ from tokenizers import Tokenizer
 
 from cropvlm_jax import apps
 from cropvlm_jax.data import batching
-from cropvlm_jax.hub.model_card import Run
 from cropvlm_jax.models.config import LlamaConfig
 from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
 from cropvlm_jax.models.smolvlm.conversations import IMAGE, SmolVLMConversations
@@ -163,25 +162,6 @@ def validation_places(documents: str) -> dict[str, list[real_crops.Place]]:
     return found
 
 
-def described(exact: dict[str, float]) -> Run:
-    """What the reader's model card says of its making."""
-    steps = sum(STEPS.values())
-    return Run(
-        title=f"From scratch, {steps:,} steps",
-        facts={
-            "made by": "`experiments/documents/train_reader.py`",
-            "seed": str(SEED.value),
-            "data": "drawn lines of print in the fonts of one machine; crops of the training "
-            "receipts of SROIE (ICDAR 2019, CC BY 4.0) and of training pages of Debian's manuals",
-            "metrics": "exact answers about numbers, dates and totals of validation documents, "
-            "where the crop has so many times the area of the true box",
-        },
-        metrics=exact,
-        measured_after=steps,
-        licence="apache-2.0",
-    )
-
-
 def main(argv: list[str]) -> None:
     del argv
     asked = [*printed_lines.QUESTIONS.values(), *real_crops.questions(DOCUMENTS.value)]
@@ -226,7 +206,16 @@ def main(argv: list[str]) -> None:
     ):
         weights = phase.train(WORKDIR.value, weights)
     model = nnx.merge(graph, weights["model"])
-    run = described(of_pairs(weights))
+    run = from_scratch(
+        script="train_reader.py",
+        steps=sum(STEPS.values()),
+        seed=SEED.value,
+        data="drawn lines of print in the fonts of one machine; crops of the training "
+        "receipts of SROIE (ICDAR 2019, CC BY 4.0) and of training pages of Debian's manuals",
+        meaning="exact answers about numbers, dates and totals of validation documents, "
+        "where the crop has so many times the area of the true box",
+        metrics=of_pairs(weights),
+    )
     save(pathlib.Path(WORKDIR.value) / "reader", model, tokenizer, role="reader", run=run)
 
 
