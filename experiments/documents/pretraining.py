@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 from cropvlm_jax.hub.export import export, write_processor_files
 from cropvlm_jax.hub.model_card import Role, Run
-from cropvlm_jax.hub.pretrained import Pretrained
+from cropvlm_jax.hub.pretrained import CARD, Pretrained
 from cropvlm_jax.hub.tokenizer import train_tokenizer
 from cropvlm_jax.models.smolvlm.conversations import ANSWER_INSTRUCTION, CROP_INSTRUCTION
 from cropvlm_jax.models.smolvlm.model import SmolVLM
@@ -254,6 +254,7 @@ def from_scratch(
 def save(folder: pathlib.Path, model: SmolVLM, tokenizer: Tokenizer, role: Role, run: Run) -> None:
     """Writes a model that sees its pictures as one tile as a Hugging Face folder, in bf16."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)  # or the new one tells of the same training twice
     write_processor_files(folder, model.config, tokenizer, model.config.vision.image_size)
     export(folder, model, Pretrained.open(folder), dtype=jnp.bfloat16, role=role, run=run)
     logging.info("the %s is in %s", role, folder)

@@ -17,10 +17,14 @@ import printed_lines
 import pytest
 import reading_batches
 import real_crops
+from flax import nnx
 from PIL import Image
 
 from cropvlm_jax.geometry.grammar import Grammar
-from cropvlm_jax.models.smolvlm.conversations import SmolVLMConversations
+from cropvlm_jax.models.config import LlamaConfig
+from cropvlm_jax.models.smolvlm.config import SiglipConfig, SmolVLMConfig
+from cropvlm_jax.models.smolvlm.conversations import IMAGE, SmolVLMConversations
+from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.scoring.in_graph import Metric
 from cropvlm_jax.training.config import load_config
@@ -246,3 +250,16 @@ def test_the_longest_box_has_room_in_the_start_croppers_batches(tmp_path):
     answer = locating_batches.Answer("What is the total amount?", np.array([0.1, 0.1, 1.0, 1.0]))
     row = locating._conversation(answer)
     assert row.completion_valid.sum() == locating.reply_tokens
+
+
+def test_a_model_that_is_saved_again_tells_of_its_training_once(tmp_path):
+    tokenizer = pretraining.make_tokenizer(["What is written here?"])
+    vision = SiglipConfig(16, 8, 8, 16, 1, 2)
+    text = LlamaConfig(tokenizer.get_vocab_size(), 8, 16, 1, 2, 1, 4)
+    config = SmolVLMConfig(vision, text, 1, tokenizer.token_to_id(IMAGE))
+    model = SmolVLM(config, rngs=nnx.Rngs(0))
+    run = pretraining.from_scratch("x.py", 3, 0, data="none", meaning="none", metrics={"a": 0.5})
+    for _ in range(2):
+        pretraining.save(tmp_path / "reader", model, tokenizer, role="reader", run=run)
+    card = (tmp_path / "reader" / "README.md").read_text()
+    assert card.count("### From scratch, 3 steps") == 1 and "| `a` | 0.5 |" in card
