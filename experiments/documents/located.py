@@ -1,6 +1,6 @@
 # Copyright 2026 The cropvlm_jax Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures whose letters' places are known, as files: drawn documents, and training receipts."""
+"""Pictures of which is known what stands where, as files: drawn documents and training ones."""
 
 import dataclasses
 import json
@@ -29,15 +29,15 @@ class Located:
         image: grey, uint8 `[S, S]`.
         letters: code points `[L]`, without spaces.
         letter_boxes: float32 `[L, 4]`.
-        lines: boxes of all printed lines `[N, 4]`.
-        answers: boxes by field; None where they are not told.
+        lines: boxes of all printed lines `[N, 4]`; none where lines and letters are not told.
+        answers: boxes by field.
     """
 
     image: np.ndarray
     letters: np.ndarray
     letter_boxes: np.ndarray
     lines: np.ndarray
-    answers: dict[str, list[float]] | None
+    answers: dict[str, list[float]]
 
 
 def draw_documents(
@@ -116,37 +116,76 @@ def spread(
 
 
 def read_receipts(
-    documents: str | os.PathLike, origin: str | os.PathLike, side: int
+    documents: str | os.PathLike, origin: str | os.PathLike, side: int, seeds: str | os.PathLike
 ) -> list[Located]:
-    """The training receipts with the letters of their lines, evenly spread; no answers.
+    """The training receipts with the letters of their lines, evenly spread, and their seed boxes.
 
     Args:
         documents: folder of the suites.
         origin: folder of SROIE, whose `receipts.jsonl` has the lines.
         side: of the pictures, pixels.
+        seeds: folder of seed boxes, as `cropvlm label` writes them.
     """
     suite = pathlib.Path(documents) / "receipts"
-    with (suite / "train.jsonl").open(encoding="utf-8") as file:
-        names = {json.loads(line)["image"] for line in file}
+    answers = _seeds(suite, pathlib.Path(seeds) / "receipts_train.jsonl")
     found = []
     with (pathlib.Path(origin) / "receipts.jsonl").open(encoding="utf-8") as file:
-        for receipt in map(json.loads, file):
-            if receipt["image"] not in names:
-                continue
-            with Image.open(suite / receipt["image"]) as opened:
-                pixels = np.asarray(opened.convert("RGB"))
-            texts = [line["text"] for line in receipt["lines"]]
-            boxes = [line["box"] for line in receipt["lines"]]
-            edges = [
-                np.linspace(box[0], box[2], len(text) + 1)
-                for text, box in zip(texts, boxes, strict=True)
-            ]
-            letters, letter_boxes = spread(texts, boxes, edges)
-            size = np.array([receipt["width"], receipt["height"]] * 2)
-            image = host.tile(pixels, side, side, split=False)[0][0, ..., 0]
-            lines = np.array(boxes).reshape(-1, 4) / size
-            found.append(Located(image, letters, letter_boxes / size, lines, None))
+        receipts = {receipt["image"]: receipt for receipt in map(json.loads, file)}
+    for name, fields in answers.items():
+        lines = receipts[name]["lines"]
+        texts, boxes = [line["text"] for line in lines], [line["box"] for line in lines]
+        edges = [
+            np.linspace(box[0], box[2], len(text) + 1)
+            for text, box in zip(texts, boxes, strict=True)
+        ]
+        letters, letter_boxes = spread(texts, boxes, edges)
+        size = np.array([receipts[name]["width"], receipts[name]["height"]] * 2)
+        shares = np.array(boxes).reshape(-1, 4) / size
+        image = _grey_tile(suite / name, side)
+        found.append(Located(image, letters, letter_boxes / size, shares, fields))
     return found
+
+
+def read_pages(
+    documents: str | os.PathLike, side: int, seeds: str | os.PathLike, most: int
+) -> list[Located]:
+    """Training pages, of which nothing but some seed boxes is known.
+
+    Args:
+        documents: folder of the suites.
+        side: of the pictures, pixels.
+        seeds: folder of seed boxes, as `cropvlm label` writes them.
+        most: how many pages at most.
+    """
+    suite = pathlib.Path(documents) / "pages"
+    answers = list(_seeds(suite, pathlib.Path(seeds) / "pages_train.jsonl").items())[:most]
+    progress, found = Progress(len(answers), what="training page"), []
+    nothing = np.zeros(0, np.int32), np.zeros((0, 4), np.float32), np.zeros((0, 4))
+    for number, (name, fields) in enumerate(answers, 1):
+        image = _grey_tile(suite / name, side)
+        found.append(Located(image, *nothing, fields))
+        progress.update(number)
+    return found
+
+
+def _seeds(suite: pathlib.Path, path: pathlib.Path) -> dict[str, dict[str, list[float]]]:
+    """The seed boxes of training pictures, by picture and field, as shares."""
+    with path.open(encoding="utf-8") as file:
+        seeds = {row["example_id"]: row["seed"] for row in map(json.loads, file)}
+    found: dict[str, dict[str, list[float]]] = {}
+    with (suite / "train.jsonl").open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            if row["example_id"] in seeds:
+                shares = [edge / 100 for edge in seeds[row["example_id"]]]
+                found.setdefault(row["image"], {})[row["category"]] = shares
+    return found
+
+
+def _grey_tile(path: pathlib.Path, side: int) -> np.ndarray:
+    """A picture file as the cropper sees it, uint8 `[S, S]`."""
+    with Image.open(path) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    return host.tile(pixels, side, side, split=False)[0][0, ..., 0]
 
 
 def write(path: pathlib.Path, documents: Sequence[Located]) -> None:

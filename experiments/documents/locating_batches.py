@@ -18,7 +18,7 @@ from cropvlm_jax.models.smolvlm.conversations import SmolVLMConversations
 
 CELLS = 4  # places of a patch's side
 BLANK, PRINT, FIRST_ANSWER = 0, 1, 2  # what stands at a place; from there on, a question's answer
-UNKNOWN = 255
+OTHER, UNKNOWN = 254, 255  # any but the picture's answers; nothing is told
 NO_LETTER = 0
 LETTERS = 34  # kinds: none, a to z, a digit, five signs, any other
 _SIGNS = ".,/-:"
@@ -31,9 +31,11 @@ class LocatingBatch(NamedTuple):
     Attributes:
         images: grey, uint8 `[B, S, S]`.
         letters: uint8 `[B, P, CELLS * CELLS]`, P patches: the kind of the letter at each place,
-            as `letter_kinds` numbers them.
+            as `letter_kinds` numbers them; `UNKNOWN` in pictures whose letters are not told.
         places: uint8 `[B, P, CELLS * CELLS]`: `BLANK`, `PRINT`, or an answer by `FIRST_ANSWER`
-            plus its question's number; `UNKNOWN` in pictures whose answers are not told.
+            plus its question's number; `OTHER` beside the answers of pictures whose lines are not
+            told, and `UNKNOWN` in pictures whose answers are not.
+        told: bool `[B, K]`: which kinds of places are a picture's answers.
         conversations: `B * QUESTIONS_EACH` of them, those about a picture together; without their
             pictures, which are in `images` once. None in phases that do not ask.
     """
@@ -41,6 +43,7 @@ class LocatingBatch(NamedTuple):
     images: np.ndarray
     letters: np.ndarray
     places: np.ndarray
+    told: np.ndarray
     conversations: batching.SupervisedBatch | None
 
 
@@ -57,6 +60,7 @@ class _Picture(NamedTuple):
     image: np.ndarray
     letters: np.ndarray
     places: np.ndarray
+    told: np.ndarray
     asked: list[Answer]
 
 
@@ -70,7 +74,10 @@ class Locating:
         drawn: folder of the drawn documents.
         chunks: which files of a suite to take, of all in order.
         receipts: file of the training receipts.
-        real: share of the pictures that are training receipts.
+        pages: file of training pages.
+        real: shares of the pictures that are training receipts, and training pages.
+        seeds: whether the seed boxes of those are told.
+        turned: the largest angle by which a picture is turned, degrees.
         asks: whether there are conversations; then every picture has an answer.
         smallest: the smallest part of a picture that is shown alone, as a share of its sides.
         side: of the pictures, pixels.
@@ -87,7 +94,10 @@ class Locating:
     drawn: str | os.PathLike
     chunks: slice
     receipts: str | os.PathLike
-    real: float
+    pages: str | os.PathLike
+    real: tuple[float, float]
+    seeds: bool
+    turned: float
     asks: bool
     smallest: float
     side: int
@@ -103,12 +113,13 @@ class Locating:
         rng = np.random.default_rng([self.seed, step])
         rows: list[_Picture] = []
         while len(rows) < self.batch_size:
-            if rng.random() < self.real:
-                suite, documents = "receipts", self._receipts
-            else:
-                suite = "receipts" if rng.random() < 0.5 else "pages"
-                documents = self._drawn[suite]
-            row = self._row(rng, suite, documents[int(rng.integers(len(documents)))])
+            chance, (receipts, pages) = rng.random(), self.real
+            real = chance < receipts + pages
+            first = chance < receipts if real else rng.random() < 0.5
+            suite = "receipts" if first else "pages"
+            documents = (self._real if real else self._drawn)[suite]
+            document = documents[int(rng.integers(len(documents)))]
+            row = self._row(rng, suite, document, told=self.seeds or not real)
             if row is not None:
                 rows.append(row)
         asked = [self._conversation(answer) for row in rows for answer in row.asked]
@@ -116,6 +127,7 @@ class Locating:
             images=np.stack([row.image for row in rows]),
             letters=np.stack([row.letters for row in rows]),
             places=np.stack([row.places for row in rows]),
+            told=np.stack([row.told for row in rows]),
             conversations=batching.stack(asked) if self.asks else None,
         )
 
@@ -128,21 +140,22 @@ class Locating:
         return found
 
     @functools.cached_property
-    def _receipts(self) -> list[located.Located]:
-        return located.read(pathlib.Path(self.receipts))
+    def _real(self) -> dict[str, list[located.Located]]:
+        return {
+            suite: located.read(pathlib.Path(path))
+            for suite, path in (("receipts", self.receipts), ("pages", self.pages))
+        }
 
     def _row(
-        self, rng: np.random.Generator, suite: str, document: located.Located
+        self, rng: np.random.Generator, suite: str, document: located.Located, told: bool
     ) -> _Picture | None:
         """A changed picture; None where it lacks the answers that are asked for."""
         fields = {
-            name: box
-            for name, box in (document.answers or {}).items()
-            if name in self.questions[suite]
+            name: box for name, box in document.answers.items() if name in self.questions[suite]
         }
         boxes = np.array(list(fields.values())).reshape(-1, 4)
         together = np.concatenate([document.lines, boxes, document.letter_boxes])
-        image, moved = changed(rng, document.image, together, self.smallest)
+        image, moved = changed(rng, document.image, together, self.smallest, self.turned)
         first, last = len(document.lines), len(document.lines) + len(boxes)
         answers = [
             Answer(self.questions[suite][name], box)
@@ -154,10 +167,14 @@ class Locating:
         numbers = [FIRST_ANSWER + self._all_questions.index(a.question) for a in answers]
         kinds = np.array([PRINT] * first + numbers, np.uint8)
         places = self._spread(kinds, moved[:last], least=1)
-        if document.answers is None:
-            places[...] = UNKNOWN
         letters = self._spread(letter_kinds(document.letters), moved[last:], least=0)
-        return _Picture(image, letters, places, self._asked(rng, whole))
+        if not len(document.lines):
+            places[places == BLANK] = OTHER
+            letters[...] = UNKNOWN
+        if not told:
+            places[...] = UNKNOWN
+        answered = np.isin(np.arange(FIRST_ANSWER + len(self._all_questions)), numbers)
+        return _Picture(image, letters, places, answered, self._asked(rng, whole))
 
     @functools.cached_property
     def _all_questions(self) -> list[str]:
@@ -221,7 +238,11 @@ def percent_box(box: np.ndarray) -> np.ndarray:
 
 
 def changed(
-    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, smallest: float = 0.7
+    rng: np.random.Generator,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    smallest: float = 0.7,
+    turned: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A part of a picture, or the picture with a border, in other light.
 
@@ -230,6 +251,7 @@ def changed(
         image: uint8 `[S, S]`.
         boxes: shares of the picture `[N, 4]`.
         smallest: the smallest part, as a share of its sides.
+        turned: the largest angle of the part, degrees.
 
     Returns:
         Picture and boxes, which may reach beyond it.
@@ -240,17 +262,41 @@ def changed(
         corner = rng.uniform(0, 1 - size)
         if rng.random() < 0.3:
             size, corner = rng.uniform(1.0, 1.25, 2), rng.uniform(-0.12, 0, 2)
-        side = image.shape[0]
-        part = tuple((np.concatenate([corner, corner + size]) * side).tolist())
-        window = Image.fromarray(image).transform(
-            (side, side),
-            Image.Transform.EXTENT,
-            part,
-            Image.Resampling.BILINEAR,
-            fillcolor=int(image[0, 0]),
-        )
-        image, boxes = np.asarray(window), (boxes - np.tile(corner, 2)) / np.tile(size, 2)
+        angle = np.deg2rad(rng.uniform(-turned, turned)) if turned else 0.0
+        image, boxes = _part(image, boxes, corner, size, angle)
     if rng.random() < 0.6:
         light = (image.astype(np.float32) - 128) * rng.uniform(0.6, 1.3) + 128
         image = np.clip(light + rng.uniform(-40, 40), 0, 255).astype(np.uint8)
     return image, boxes
+
+
+def _part(
+    image: np.ndarray, boxes: np.ndarray, corner: np.ndarray, size: np.ndarray, angle: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A part of a picture `[S, S]`, turned about its middle, and boxes as shares of it.
+
+    A box keeps its sides: by small angles print stays nearly level.
+
+    Args:
+        image: uint8 `[S, S]`.
+        boxes: shares of the picture `[N, 4]`.
+        corner: left and top of the part, shares of the picture `[2]`.
+        size: width and height of the part, likewise.
+        angle: radians, clockwise as seen.
+    """
+    side, middle = image.shape[0], corner + size / 2
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    # From a place of the part to the picture: middle + turn @ (size * (place - 1/2)).
+    matrix = turn * size
+    offset = (middle - matrix @ [0.5, 0.5]) * side
+    window = Image.fromarray(image).transform(
+        (side, side),
+        Image.Transform.AFFINE,
+        (*matrix[0], offset[0], *matrix[1], offset[1]),
+        Image.Resampling.BILINEAR,
+        fillcolor=int(image[0, 0]),
+    )
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    halves = (boxes[:, 2:] - boxes[:, :2]) / 2 / size
+    placed = (centres - middle) @ turn / size + 0.5
+    return np.asarray(window), np.concatenate([placed - halves, placed + halves], 1)

@@ -3,14 +3,15 @@
 """Trains the start cropper of the documents experiment.
 
     python experiments/documents/train_cropper.py --documents=data/documents --receipts=FOLDER \
-        --workdir=runs/documents/start
+        --seeds=runs/documents/seed_boxes --workdir=runs/documents/start
 
 First documents are drawn, whose letters and answers are known because they were drawn. Then there
-are three phases. "letters": the tower alone says which letter stands at each place of a picture.
+are phases. "letters": the tower alone says which letter stands at each place of a picture.
 "places": it also says whether a place is blank, print, or the answer to which question. "boxes":
-the whole model answers questions with boxes. Of real pictures the training receipts are used, for
-their letters only, which SROIE tells by lines; no answer of theirs is. A run that was stopped goes
-on. The result is the folder `cropper` in the workdir.
+the whole model answers questions with boxes. "seeds": as "places", also on training documents with
+their seed boxes. Of real pictures the other phases use the training receipts, for their letters
+only, which SROIE tells by lines. A run that was stopped goes on. The result is the folder `cropper`
+in the workdir.
 """
 
 import dataclasses
@@ -23,12 +24,13 @@ import numpy as np
 import optax
 from absl import flags, logging
 from flax import nnx
-from located import draw_documents, read_receipts, write
+from located import draw_documents, read_pages, read_receipts, write
 from locating_batches import (
     CELLS,
     FIRST_ANSWER,
     LETTERS,
     NO_LETTER,
+    OTHER,
     PRINT,
     QUESTIONS_EACH,
     UNKNOWN,
@@ -48,6 +50,7 @@ from cropvlm_jax.training.sft import completion_loss, reply_logits, written_exac
 
 DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of the suites.", required=True)
 RECEIPTS = flags.DEFINE_string("receipts", None, "Folder of SROIE.", required=True)
+SEEDS = flags.DEFINE_string("seeds", None, "Folder of the seed boxes.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training.", required=True)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of what is drawn.")
 SIDE = flags.DEFINE_enum("side", "384", ["192", "384"], "Pixels of the pictures.")
@@ -55,7 +58,8 @@ SIDE = flags.DEFINE_enum("side", "384", ["192", "384"], "Pixels of the pictures.
 PATCH, WIDTH = 16, 192
 BATCH = 16
 DRAWN = {"receipts": 6000, "pages": 3000}
-STEPS = {"letters": 1200, "places": 700, "boxes": 800}
+TRAINING_PAGES = 4000
+STEPS = {"letters": 1200, "places": 700, "boxes": 800, "seeds": 1500}
 HELD_CHUNKS = 2  # of each kind, not trained on
 
 
@@ -120,37 +124,40 @@ class Losses:
     def _letters(
         self, params: dict, patches: jax.Array, batch: LocatingBatch
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        written = batch.letters != NO_LETTER
-        loss, right = _at_places(
-            params["letters"], patches, batch.letters, jnp.where(written, 1.0, 0.2)
-        )
-        return loss, {"letters_loss": loss, "letters_right": _share(right, written)}
+        known = batch.letters != UNKNOWN
+        written = known & (batch.letters != NO_LETTER)
+        logits = _at_places(params["letters"], patches, batch.letters)
+        kinds = jnp.where(known, batch.letters, NO_LETTER).astype(jnp.int32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, kinds)
+        loss = _mean(losses, jnp.where(written, 1.0, 0.2) * known)
+        right = _mean(logits.argmax(-1) == kinds, written)
+        return loss, {"letters_loss": loss, "letters_right": right}
 
     def _places(
         self, params: dict, patches: jax.Array, batch: LocatingBatch
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        known = batch.places != UNKNOWN
+        other = batch.places == OTHER
+        known = (batch.places != UNKNOWN) & ~other
         answers = known & (batch.places > PRINT)
-        weights = jnp.where(answers, 4.0, 0.3) * known
-        loss, right = _at_places(
-            params["places"], patches, jnp.where(known, batch.places, 0), weights
-        )
-        return loss, {"places_loss": loss, "answers_right": _share(right, answers)}
+        logits = _at_places(params["places"], patches, batch.places)
+        kinds = jnp.where(known, batch.places, 0).astype(jnp.int32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, kinds)
+        told = batch.told[:, None, None, :]
+        no_answer = jax.nn.logsumexp(logits, -1, where=~told) - jax.nn.logsumexp(logits, -1)
+        losses = jnp.where(other, -no_answer, losses)
+        loss = _mean(losses, jnp.where(answers, 4.0, 0.3) * (known | other))
+        right = _mean(logits.argmax(-1) == kinds, answers)
+        return loss, {"places_loss": loss, "answers_right": right}
 
 
-def _at_places(
-    layer: dict[str, jax.Array], patches: jax.Array, kinds: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The weighted mean cross-entropy of kinds `[B, P, C]`, and which are right."""
+def _at_places(layer: dict[str, jax.Array], patches: jax.Array, kinds: jax.Array) -> jax.Array:
+    """The logits of what stands at each place, for places `[B, P, C]`."""
     logits = (patches @ layer["kernel"].astype(patches.dtype)).astype(jnp.float32) + layer["bias"]
-    logits = logits.reshape(*kinds.shape, -1)
-    kinds = kinds.astype(jnp.int32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, kinds)
-    return (losses * weights).sum() / weights.sum(), logits.argmax(-1) == kinds
+    return logits.reshape(*kinds.shape, -1)
 
 
-def _share(right: jax.Array, among: jax.Array) -> jax.Array:
-    return (right & among).sum() / jnp.maximum(among.sum(), 1)
+def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return (values * weights).sum() / jnp.maximum(weights.sum(), 1)
 
 
 def _layer(key: jax.Array, kinds: int) -> dict[str, jax.Array]:
@@ -164,8 +171,9 @@ def main(argv: list[str]) -> None:
     del argv
     side, seed, workdir = int(SIDE.value), SEED.value, pathlib.Path(WORKDIR.value)
     draw_documents(workdir / "drawn", DRAWN, side, seed)
-    receipts = workdir / "receipts.npz"
-    write(receipts, read_receipts(DOCUMENTS.value, RECEIPTS.value, side))
+    receipts, pages = workdir / "receipts.npz", workdir / "pages.npz"
+    write(receipts, read_receipts(DOCUMENTS.value, RECEIPTS.value, side, SEEDS.value))
+    write(pages, read_pages(DOCUMENTS.value, side, SEEDS.value, TRAINING_PAGES))
     questions = suite_questions(DOCUMENTS.value)
     asked = all_questions(questions)
     tokenizer = make_tokenizer(asked)
@@ -177,7 +185,10 @@ def main(argv: list[str]) -> None:
         drawn=workdir / "drawn",
         chunks=slice(HELD_CHUNKS, None),
         receipts=receipts,
-        real=0.25,
+        pages=pages,
+        real=(0.25, 0.0),
+        seeds=False,
+        turned=0.0,
         asks=False,
         smallest=0.4,
         side=side,
@@ -191,7 +202,10 @@ def main(argv: list[str]) -> None:
     replace = dataclasses.replace
     places = replace(training, smallest=0.6, steps=STEPS["places"], seed=4 * seed + 1)
     boxes = replace(
-        training, real=0.0, asks=True, smallest=0.7, steps=STEPS["boxes"], seed=4 * seed + 2
+        training, real=(0.0, 0.0), asks=True, smallest=0.7, steps=STEPS["boxes"], seed=4 * seed + 2
+    )
+    seeds = replace(
+        places, real=(0.3, 0.2), seeds=True, turned=2.0, steps=STEPS["seeds"], seed=4 * seed + 5
     )
     held = replace(boxes, chunks=slice(HELD_CHUNKS), seed=4 * seed + 3)
     model = SmolVLM(config, rngs=nnx.Rngs(seed), dtype=jnp.bfloat16)
@@ -215,6 +229,7 @@ def main(argv: list[str]) -> None:
         Phase("letters", training, losses.letters, matrices=3e-3, others=1.5e-3, evaluate=evaluate),
         Phase("places", places, losses.places, matrices=3e-3, others=1.5e-3, evaluate=evaluate),
         Phase("boxes", boxes, losses.boxes, matrices=2e-3, others=1e-3, evaluate=evaluate),
+        Phase("seeds", seeds, losses.places, matrices=3e-3, others=1.5e-3, evaluate=evaluate),
     ):
         weights = phase.train(workdir, weights)
     model = nnx.merge(graph, weights["model"])
