@@ -59,7 +59,7 @@ PATCH, WIDTH = 16, 192
 BATCH = 16
 DRAWN = {"receipts": 6000, "pages": 3000}
 TRAINING_PAGES = 4000
-STEPS = {"letters": 1200, "places": 700, "boxes": 800, "seeds": 1500}
+STEPS = {"letters": 1200, "places": 700, "boxes": 800, "seeds": 1200}
 HELD_CHUNKS = 2  # of each kind, not trained on
 
 
@@ -172,8 +172,10 @@ def main(argv: list[str]) -> None:
     side, seed, workdir = int(SIDE.value), SEED.value, pathlib.Path(WORKDIR.value)
     draw_documents(workdir / "drawn", DRAWN, side, seed)
     receipts, pages = workdir / "receipts.npz", workdir / "pages.npz"
-    write(receipts, read_receipts(DOCUMENTS.value, RECEIPTS.value, side, SEEDS.value))
-    write(pages, read_pages(DOCUMENTS.value, side, SEEDS.value, TRAINING_PAGES))
+    if not receipts.exists():
+        write(receipts, read_receipts(DOCUMENTS.value, RECEIPTS.value, side, SEEDS.value))
+    if not pages.exists():
+        write(pages, read_pages(DOCUMENTS.value, side, SEEDS.value, TRAINING_PAGES))
     questions = suite_questions(DOCUMENTS.value)
     asked = all_questions(questions)
     tokenizer = make_tokenizer(asked)
