@@ -38,6 +38,8 @@ class LocatingBatch(NamedTuple):
         told: bool `[B, K]`: which kinds of places are a picture's answers.
         conversations: `B * QUESTIONS_EACH` of them, those about a picture together; without their
             pictures, which are in `images` once. None in phases that do not ask.
+        questions: int32 `[B * QUESTIONS_EACH]`, the number of the question of each conversation.
+        middles: float32 `[B * QUESTIONS_EACH, 2]`, of its answer: x and y as shares of the picture.
     """
 
     images: np.ndarray
@@ -45,6 +47,8 @@ class LocatingBatch(NamedTuple):
     places: np.ndarray
     told: np.ndarray
     conversations: batching.SupervisedBatch | None
+    questions: np.ndarray
+    middles: np.ndarray
 
 
 class Answer(NamedTuple):
@@ -122,13 +126,15 @@ class Locating:
             row = self._row(rng, suite, document, told=self.seeds or not real)
             if row is not None:
                 rows.append(row)
-        asked = [self._conversation(answer) for row in rows for answer in row.asked]
+        asked = [answer for row in rows for answer in row.asked]
         return LocatingBatch(
             images=np.stack([row.image for row in rows]),
             letters=np.stack([row.letters for row in rows]),
             places=np.stack([row.places for row in rows]),
             told=np.stack([row.told for row in rows]),
-            conversations=batching.stack(asked) if self.asks else None,
+            conversations=batching.stack([*map(self._conversation, asked)]) if self.asks else None,
+            questions=np.array([self._number(answer) for answer in asked], np.int32),
+            middles=np.array([(a.box[:2] + a.box[2:]) / 2 for a in asked], np.float32),
         )
 
     @functools.cached_property
@@ -164,7 +170,7 @@ class Locating:
         whole = [a for a in answers if a.box.min() >= 0 and a.box.max() <= 1]
         if self.asks and not whole:
             return None
-        numbers = [FIRST_ANSWER + self._all_questions.index(a.question) for a in answers]
+        numbers = [FIRST_ANSWER + self._number(answer) for answer in answers]
         kinds = np.array([PRINT] * first + numbers, np.uint8)
         places = self._spread(kinds, moved[:last], least=1)
         letters = self._spread(letter_kinds(document.letters), moved[last:], least=0)
@@ -179,6 +185,9 @@ class Locating:
     @functools.cached_property
     def _all_questions(self) -> list[str]:
         return all_questions(self.questions)
+
+    def _number(self, answer: Answer) -> int:
+        return self._all_questions.index(answer.question)
 
     def _asked(self, rng: np.random.Generator, answers: list[Answer]) -> list[Answer]:
         """Which of the answers are asked for; where there are few, they come twice."""

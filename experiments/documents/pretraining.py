@@ -117,6 +117,9 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
+Loss = Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+
 class Batches(Protocol):
     """The batches of a phase."""
 
@@ -142,7 +145,7 @@ class Phase:
 
     name: str
     batches: Batches
-    loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
+    loss: Loss
     matrices: float
     others: float
     evaluate: Callable[[Any], Mapping[str, float]] | None = None

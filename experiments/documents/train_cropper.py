@@ -8,14 +8,17 @@
 First documents are drawn, whose letters and answers are known because they were drawn. Then there
 are phases. "letters": the tower alone says which letter stands at each place of a picture.
 "places": it also says whether a place is blank, print, or the answer to which question. "boxes":
-the whole model answers questions with boxes. "seeds": as "places", also on training documents with
-their seed boxes. Of real pictures the other phases use the training receipts, for their letters
-only, which SROIE tells by lines. A run that was stopped goes on. The result is the folder `cropper`
-in the workdir.
+the whole model answers questions with boxes. "pointing": so does the decoder alone, and each token
+of the picture says where in it the answers stand. "seeds": as "places", also on training documents
+with their seed boxes. "answers": the decoder alone once more, on all of these. Of real pictures the
+first four phases use the training receipts, for their letters only, which SROIE tells by lines. A
+run that was stopped goes on. The result is the folder `cropper` in the workdir.
 """
 
 import dataclasses
+import functools
 import json
+import math
 import pathlib
 
 import jax
@@ -24,6 +27,7 @@ import numpy as np
 import optax
 from absl import flags, logging
 from flax import nnx
+from jax import nn
 from located import draw_documents, read_pages, read_receipts, write
 from locating_batches import (
     CELLS,
@@ -38,7 +42,8 @@ from locating_batches import (
     LocatingBatch,
     all_questions,
 )
-from pretraining import Phase, begin, from_scratch, make_tokenizer, save
+from pretraining import Loss, Phase, begin, from_scratch, make_tokenizer, save
+from tokenizers import Tokenizer
 
 from cropvlm_jax import apps
 from cropvlm_jax.geometry.grammar import Grammar
@@ -56,10 +61,18 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of what is drawn.")
 SIDE = flags.DEFINE_enum("side", "384", ["192", "384"], "Pixels of the pictures.")
 
 PATCH, WIDTH = 16, 192
+SCALE = 4  # patches of a token's side
 BATCH = 16
 DRAWN = {"receipts": 6000, "pages": 3000}
 TRAINING_PAGES = 4000
-STEPS = {"letters": 1200, "places": 700, "boxes": 800, "seeds": 1200}
+STEPS = {
+    "letters": 1200,
+    "places": 700,
+    "boxes": 800,
+    "pointing": 1200,
+    "seeds": 1200,
+    "answers": 1000,
+}
 HELD_CHUNKS = 2  # of each kind, not trained on
 
 
@@ -78,14 +91,15 @@ def shape(vocab_size: int, image_token: int, side: int) -> SmolVLMConfig:
     """Pictures of 384 px as 36 tokens, of 192 px as 9; three million weights."""
     vision = SiglipConfig(side, PATCH, WIDTH, 3 * WIDTH, 5, 3)
     text = LlamaConfig(vocab_size, WIDTH, 2 * WIDTH, 3, 4, 2, 48, max_position_embeddings=2048)
-    return SmolVLMConfig(vision, text, 4, image_token)
+    return SmolVLMConfig(vision, text, SCALE, image_token)
 
 
 class Losses:
-    """The losses of the phases; weights are `{"model": ..., "letters": ..., "places": ...}`.
+    """The losses of the phases; weights are the model's and those of linear layers beside it.
 
-    `letters` and `places` are linear layers from the tower's patches to what stands at their
-    places, which are thrown away at the end.
+    The layers `letters` and `places` lead from the tower's patches to what stands at their places,
+    `pointer` from the tokens of a picture to where in them answers stand. They are thrown away at
+    the end.
     """
 
     def __init__(self, graph: nnx.GraphDef) -> None:
@@ -115,6 +129,21 @@ class Losses:
         exact = written_exactly(logits, batch.conversations).mean()
         metrics |= more | {"loss": total / count, "exact": exact}
         return total / count + 0.2 * (places + letters), metrics
+
+    def pointing(
+        self, params: dict, batch: LocatingBatch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy of the boxes' texts and of where tokens point; the tower learns nothing."""
+        patches = jax.lax.stop_gradient(self._patches(params, batch))
+        model = nnx.merge(self._graph, params["model"])
+        tokens = model.tokens_of_patches(patches)
+        logits = reply_logits(
+            model, batch.conversations, jnp.repeat(tokens, QUESTIONS_EACH, 0)[:, None]
+        )
+        total, count = completion_loss(logits, batch.conversations)
+        exact = written_exactly(logits, batch.conversations).mean()
+        pointed, metrics = _pointed(params["pointer"], tokens, batch)
+        return total / count + 0.3 * pointed, metrics | {"loss": total / count, "exact": exact}
 
     def _patches(self, params: dict, batch: LocatingBatch) -> jax.Array:
         model = nnx.merge(self._graph, params["model"])
@@ -150,44 +179,76 @@ class Losses:
         return loss, {"places_loss": loss, "answers_right": right}
 
 
+def measured(loss: Loss, batches: list[LocatingBatch], weights: dict) -> dict[str, float]:
+    """The mean metrics of a loss over batches."""
+    measure = jax.jit(lambda weights, batch: loss(weights, batch)[1])
+    found = [jax.device_get(measure(weights, batch)) for batch in batches]
+    return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
+
+
 def _at_places(layer: dict[str, jax.Array], patches: jax.Array, kinds: jax.Array) -> jax.Array:
     """The logits of what stands at each place, for places `[B, P, C]`."""
     logits = (patches @ layer["kernel"].astype(patches.dtype)).astype(jnp.float32) + layer["bias"]
     return logits.reshape(*kinds.shape, -1)
 
 
+def _pointed(
+    layer: dict[str, jax.Array], tokens: jax.Array, batch: LocatingBatch
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """How well the tokens `[B, I, D]` of pictures tell where the answers to the questions stand.
+
+    For each question a token has a logit of being the one with the answer's middle, and logits of
+    the row and the column in it.
+    """
+    grid, inside = math.isqrt(tokens.shape[1]), SCALE * CELLS
+    normed = nn.standardize(tokens.astype(jnp.float32), axis=-1)
+    logits = normed @ layer["kernel"] + layer["bias"]
+    logits = logits.reshape(*tokens.shape[:2], -1, 1 + 2 * inside)
+    logits = jnp.repeat(logits, QUESTIONS_EACH, 0)[
+        jnp.arange(len(batch.questions)), :, batch.questions
+    ]
+    column, row = jnp.floor(batch.middles.T * grid * inside).astype(jnp.int32)
+    right = row // inside * grid + column // inside
+    there = jnp.take_along_axis(logits, right[:, None, None], 1)[:, 0, 1:]
+    rows, columns = jnp.split(there, 2, -1)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    token = cross_entropy(logits[..., 0], right).mean()
+    place = (cross_entropy(rows, row % inside) + cross_entropy(columns, column % inside)).mean()
+    pointed_right = (logits[..., 0].argmax(-1) == right).mean()
+    return token + 0.5 * place, {
+        "token_loss": token,
+        "place_loss": place,
+        "tokens_right": pointed_right,
+    }
+
+
 def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     return (values * weights).sum() / jnp.maximum(weights.sum(), 1)
 
 
-def _layer(key: jax.Array, kinds: int) -> dict[str, jax.Array]:
-    """Weights from a patch to the kinds at its places."""
-    outputs = CELLS * CELLS * kinds
+def _layer(key: jax.Array, outputs: int) -> dict[str, jax.Array]:
+    """Weights of a linear layer from the width of the model."""
     kernel = jax.random.normal(key, (WIDTH, outputs)) * 0.02
     return {"kernel": kernel, "bias": jnp.zeros(outputs)}
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    side, seed, workdir = int(SIDE.value), SEED.value, pathlib.Path(WORKDIR.value)
-    draw_documents(workdir / "drawn", DRAWN, side, seed)
-    receipts, pages = workdir / "receipts.npz", workdir / "pages.npz"
-    if not receipts.exists():
-        write(receipts, read_receipts(DOCUMENTS.value, RECEIPTS.value, side, SEEDS.value))
-    if not pages.exists():
-        write(pages, read_pages(DOCUMENTS.value, side, SEEDS.value, TRAINING_PAGES))
-    questions = suite_questions(DOCUMENTS.value)
-    asked = all_questions(questions)
-    tokenizer = make_tokenizer(asked)
-    config = shape(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE), side)
-    conversations = SmolVLMConversations(tokenizer, config.image_seq_len)
-    training = Locating(
+def courses(
+    workdir: pathlib.Path,
+    questions: dict[str, dict[str, str]],
+    tokenizer: Tokenizer,
+    image_tokens: int,
+    side: int,
+    seed: int,
+) -> dict[str, Locating]:
+    """The batches of each phase, and "held", of documents that none of them learns from."""
+    conversations = SmolVLMConversations(tokenizer, image_tokens)
+    letters = Locating(
         conversations=conversations,
         questions=questions,
         drawn=workdir / "drawn",
         chunks=slice(HELD_CHUNKS, None),
-        receipts=receipts,
-        pages=pages,
+        receipts=workdir / "receipts.npz",
+        pages=workdir / "pages.npz",
         real=(0.25, 0.0),
         seeds=False,
         turned=0.0,
@@ -196,56 +257,86 @@ def main(argv: list[str]) -> None:
         side=side,
         patch=PATCH,
         batch_size=BATCH,
-        prompt_tokens=max(len(conversations.crop(question).ids) for question in asked),
+        prompt_tokens=max(len(conversations.crop(q).ids) for q in all_questions(questions)),
         reply_tokens=Grammar.from_tokenizer(tokenizer).max_length,
         steps=STEPS["letters"],
-        seed=4 * seed,
+        seed=8 * seed,
     )
     replace = dataclasses.replace
-    places = replace(training, smallest=0.6, steps=STEPS["places"], seed=4 * seed + 1)
+    places = replace(letters, smallest=0.6, steps=STEPS["places"], seed=8 * seed + 1)
     boxes = replace(
-        training, real=(0.0, 0.0), asks=True, smallest=0.7, steps=STEPS["boxes"], seed=4 * seed + 2
+        letters, real=(0.0, 0.0), asks=True, smallest=0.7, steps=STEPS["boxes"], seed=8 * seed + 2
     )
-    seeds = replace(
-        places, real=(0.3, 0.2), seeds=True, turned=2.0, steps=STEPS["seeds"], seed=4 * seed + 5
-    )
-    held = replace(boxes, chunks=slice(HELD_CHUNKS), seed=4 * seed + 3)
+    seeded = {"seeds": True, "turned": 2.0}
+    return {
+        "letters": letters,
+        "places": places,
+        "boxes": boxes,
+        "pointing": replace(boxes, steps=STEPS["pointing"], seed=8 * seed + 4),
+        "seeds": replace(
+            places, real=(0.3, 0.2), **seeded, steps=STEPS["seeds"], seed=8 * seed + 5
+        ),
+        "answers": replace(
+            boxes, real=(0.2, 0.2), **seeded, steps=STEPS["answers"], seed=8 * seed + 6
+        ),
+        "held": replace(boxes, chunks=slice(HELD_CHUNKS), seed=8 * seed + 3),
+    }
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    side, seed, workdir = int(SIDE.value), SEED.value, pathlib.Path(WORKDIR.value)
+    draw_documents(workdir / "drawn", DRAWN, side, seed)
+    if not (workdir / "receipts.npz").exists():
+        receipts = read_receipts(DOCUMENTS.value, RECEIPTS.value, side, SEEDS.value)
+        write(workdir / "receipts.npz", receipts)
+    if not (workdir / "pages.npz").exists():
+        pages = read_pages(DOCUMENTS.value, side, SEEDS.value, TRAINING_PAGES)
+        write(workdir / "pages.npz", pages)
+    questions = suite_questions(DOCUMENTS.value)
+    asked = all_questions(questions)
+    tokenizer = make_tokenizer(asked)
+    config = shape(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE), side)
+    batches = courses(workdir, questions, tokenizer, config.image_seq_len, side, seed)
     model = SmolVLM(config, rngs=nnx.Rngs(seed), dtype=jnp.bfloat16)
-    begin(model, np.repeat(training(training.steps).images[..., None], 3, -1))  # of no step
+    examples = batches["letters"](STEPS["letters"]).images  # of no step
+    begin(model, np.repeat(examples[..., None], 3, -1))
     graph, params = nnx.split(model)
-    keys = jax.random.split(jax.random.key(seed))
+    keys = jax.random.split(jax.random.key(seed), 3)
     weights = {
         "model": params,
-        "letters": _layer(keys[0], LETTERS),
-        "places": _layer(keys[1], FIRST_ANSWER + len(asked)),
+        "letters": _layer(keys[0], CELLS**2 * LETTERS),
+        "places": _layer(keys[1], CELLS**2 * (FIRST_ANSWER + len(asked))),
+        "pointer": _layer(keys[2], len(asked) * (1 + 2 * SCALE * CELLS)),
     }
     losses = Losses(graph)
-    held_batches = [held(step) for step in range(8)]
-
-    def evaluate(params: dict) -> dict[str, float]:
-        found = [jax.device_get(measure(params, batch)) for batch in held_batches]
-        return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
-
-    measure = jax.jit(lambda params, batch: losses.boxes(params, batch)[1])
-    for phase in (
-        Phase("letters", training, losses.letters, matrices=3e-3, others=1.5e-3, evaluate=evaluate),
-        Phase("places", places, losses.places, matrices=3e-3, others=1.5e-3, evaluate=evaluate),
-        Phase("boxes", boxes, losses.boxes, matrices=2e-3, others=1e-3, evaluate=evaluate),
-        Phase("seeds", seeds, losses.places, matrices=3e-3, others=1.5e-3, evaluate=evaluate),
+    held = [batches["held"](step) for step in range(8)]
+    metrics: dict[str, float] = {}
+    for name, loss, layers, rate in (
+        ("letters", losses.letters, ("letters", "places"), 3e-3),
+        ("places", losses.places, ("letters", "places"), 3e-3),
+        ("boxes", losses.boxes, ("letters", "places"), 2e-3),
+        ("pointing", losses.pointing, ("pointer",), 2e-3),
+        ("seeds", losses.places, ("letters", "places"), 3e-3),
+        ("answers", losses.pointing, ("pointer",), 2e-3),
     ):
-        weights = phase.train(workdir, weights)
-    model = nnx.merge(graph, weights["model"])
+        measure = functools.partial(measured, loss, held)
+        phase = Phase(name, batches[name], loss, rate, rate / 2, measure)
+        weights |= phase.train(workdir, {part: weights[part] for part in ("model", *layers)})
+        metrics |= measure(weights)
     run = from_scratch(
         script="train_cropper.py",
         steps=sum(STEPS.values()),
         seed=SEED.value,
-        data="drawn receipts and pages in the fonts of one machine; the letters, not the "
-        "answers, of the training receipts of SROIE (ICDAR 2019, CC BY 4.0)",
+        data="drawn receipts and pages in the fonts of one machine; training receipts of SROIE "
+        "(ICDAR 2019, CC BY 4.0) and training pages of Debian's manuals, with boxes of their "
+        "answers that are wrong on purpose",
         meaning="on drawn documents: losses; shares of letters and of places of answers "
-        "that the tower tells, and of boxes written exactly",
-        metrics=evaluate(weights),
+        "that the tower tells, of tokens that tell answers, and of boxes written exactly",
+        metrics=metrics,
     )
-    save(workdir / "cropper", model, tokenizer, role="cropper", run=run)
+    trained = nnx.merge(graph, weights["model"])
+    save(workdir / "cropper", trained, tokenizer, role="cropper", run=run)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import re
 from typing import get_args
 
 import cropper
@@ -18,6 +19,8 @@ import pytest
 import reading_batches
 import real_crops
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from cropvlm_jax.geometry.grammar import Grammar
@@ -115,6 +118,21 @@ def test_boxes_move_with_the_picture():
         np.testing.assert_allclose(seen, moved[0].clip(0, 1), atol=0.011)
 
 
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_a_turned_part_shows_the_middle_of_a_box_where_it_is_told(seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(60, 140, 2)
+    picture = np.full((200, 200), 255, np.uint8)
+    picture[y - 3 : y + 3, x - 3 : x + 3] = 0
+    box = np.array([[x - 3, y - 3, x + 3, y + 3]]) / 200
+    image, moved = locating_batches.changed(rng, picture, box, smallest=0.9, turned=10.0)
+    weights = float(image.max()) - image
+    seen = np.array([(weights.sum(0) @ np.arange(200)), (weights.sum(1) @ np.arange(200))])
+    seen = (seen / weights.sum() + 0.5) / 200
+    np.testing.assert_allclose(seen, (moved[0, :2] + moved[0, 2:]) / 2, atol=0.005)
+
+
 @dataclasses.dataclass(frozen=True)
 class Numbers:
     """Batches for a line that is fitted; one of them may be missing."""
@@ -163,8 +181,11 @@ def _locating(folder, **settings):
         questions={"receipts": {"total": question}, "pages": {"total": question}},
         drawn=folder,
         chunks=slice(None),
-        receipts=folder / "real.npz",
-        real=0.0,
+        receipts=folder / "receipts.npz",
+        pages=folder / "pages.npz",
+        real=(0.0, 0.0),
+        seeds=False,
+        turned=0.0,
         asks=True,
         smallest=0.7,
         side=64,
@@ -204,12 +225,48 @@ def test_letters_and_answers_stand_where_the_changed_picture_shows_them(tmp_path
     assert len(batch.conversations.prompt) == 64 * locating_batches.QUESTIONS_EACH
 
 
+def _real(folder):
+    """A receipt with its letters, and the same picture as a page of which nothing else is known."""
+    receipt = _document({"total": [0.625, 0.5, 0.875, 0.75]})
+    nothing = np.zeros((0, 4), np.float32)
+    page = located.Located(receipt.image, receipt.letters[:0], nothing, nothing, receipt.answers)
+    located.write(folder / "receipts.npz", [receipt])
+    located.write(folder / "pages.npz", [page])
+    return _locating(folder, real=(1.0, 0.0), asks=False)
+
+
 def test_of_real_receipts_letters_alone_are_told(tmp_path):
-    located.write(tmp_path / "real.npz", [_document(None)])
-    batch = _locating(tmp_path, real=1.0, asks=False)(0)
+    batch = _real(tmp_path)(0)
     assert batch.conversations is None
     assert (batch.places == locating_batches.UNKNOWN).all()
     assert (batch.letters != locating_batches.NO_LETTER).any((1, 2)).all()
+
+
+def test_seeds_tell_answers_and_of_a_page_nothing_else(tmp_path):
+    locating = dataclasses.replace(_real(tmp_path), seeds=True, batch_size=16)
+    receipts = locating(0)
+    pages = dataclasses.replace(locating, real=(0.0, 1.0))(0)
+    answer = locating_batches.FIRST_ANSWER
+    print_too = {locating_batches.BLANK, locating_batches.PRINT, answer}
+    assert set(np.unique(receipts.places)) == print_too
+    assert set(np.unique(pages.places)) == {locating_batches.OTHER, answer}
+    assert (pages.letters == locating_batches.UNKNOWN).all()
+    np.testing.assert_array_equal(pages.told, np.tile(np.arange(answer + 1) == answer, (16, 1)))
+
+
+def test_what_is_asked_has_its_middle_where_the_text_of_the_box_has_it(tmp_path):
+    locating = dataclasses.replace(_real(tmp_path), seeds=True, asks=True, turned=3.0)
+    batch = locating(0)
+    for row, valid, middle in zip(
+        batch.conversations.completion,
+        batch.conversations.completion_valid,
+        batch.middles,
+        strict=True,
+    ):
+        text = pretraining.make_tokenizer(["What is the total amount?"]).decode(row[valid])
+        box = np.array(re.findall(r"[0-9]+", text), float)
+        np.testing.assert_allclose((box[:2] + box[2:]) / 200, middle, atol=0.011)
+    assert set(batch.questions) == {0}
 
 
 def test_kinds_of_letters_know_no_case():
@@ -224,7 +281,11 @@ def test_training_receipts_have_the_letters_of_their_lines(tmp_path):
     (suite / "images").mkdir(parents=True)
     origin.mkdir()
     Image.new("RGB", (50, 100), "white").save(suite / "images" / "1.png")
-    (suite / "train.jsonl").write_text(json.dumps({"image": "images/1.png"}) + "\n")
+    row = {"example_id": "1/total", "image": "images/1.png", "category": "total"}
+    untold = row | {"example_id": "1/date", "category": "date"}
+    (suite / "train.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(untold) + "\n")
+    seed = {"example_id": "1/total", "box": [0, 0, 90, 90], "seed": [10, 20, 30.5, 40]}
+    (tmp_path / "receipts_train.jsonl").write_text(json.dumps(seed) + "\n")
     lines = [{"text": "a b", "box": [5, 10, 35, 20]}]
     receipts = [
         {"image": f"images/{number}.png", "width": 50, "height": 100, "lines": lines}
@@ -232,8 +293,8 @@ def test_training_receipts_have_the_letters_of_their_lines(tmp_path):
     ]
     text = "".join(json.dumps(receipt) + "\n" for receipt in receipts)
     (origin / "receipts.jsonl").write_text(text)
-    (receipt,) = located.read_receipts(tmp_path, origin, side=32)
-    assert receipt.answers is None and receipt.image.shape == (32, 32)
+    (receipt,) = located.read_receipts(tmp_path, origin, side=32, seeds=tmp_path)
+    assert receipt.answers == {"total": [0.1, 0.2, 0.305, 0.4]} and receipt.image.shape == (32, 32)
     assert "".join(map(chr, receipt.letters)) == "ab"
     wanted = [[0.1, 0.1, 0.3, 0.2], [0.5, 0.1, 0.7, 0.2]]
     np.testing.assert_allclose(receipt.letter_boxes, wanted, atol=1e-6)
@@ -242,7 +303,7 @@ def test_training_receipts_have_the_letters_of_their_lines(tmp_path):
         np.testing.assert_array_equal(again.letters, receipt.letters)
         np.testing.assert_allclose(again.letter_boxes, wanted, atol=1e-5)
         np.testing.assert_allclose(again.lines, receipt.lines, atol=1e-5)
-        assert again.answers is None
+        assert again.answers == receipt.answers
 
 
 def test_the_longest_box_has_room_in_the_start_croppers_batches(tmp_path):
