@@ -14,7 +14,7 @@ chosen="python experiments/documents/chosen.py"
 python experiments/documents/measure_reader.py --documents=$documents --reader=$runs/reader/reader --split=test \
   --save=$runs/test/reader.json
 for seed in 0 1 2; do
-  croppers=sft=$runs/sft_$seed/cropper
+  croppers=start=$runs/start/cropper,sft=$runs/sft_$seed/cropper
   for arm in grpo_accuracy grpo_black_box grpo_likelihood; do
     last=$arm=$($chosen --run=$runs/${arm}_$seed)
     croppers=$croppers,$last
