@@ -321,8 +321,8 @@ def main(argv: list[str]) -> None:
         "tokens": _layer(keys[2], len(asked) * (1 + 2 * SCALE * CELLS)),
         "aim": _layer(keys[3], 2 * CELLS * config.vision.grid),
     }
-    example = conversations.crop(asked[0], (0, 0)).ids
-    losses = Losses(graph, len(example) - example[::-1].index(config.image_token_id))
+    is_picture = conversations.crop(asked[0], (0, 0)).ids == config.image_token_id
+    losses = Losses(graph, int(is_picture.nonzero()[0][-1]) + 1)
     held = [batches["held"](step) for step in range(8)]
     metrics: dict[str, float] = {}
     for name, loss, layers, rate in (
