@@ -8,9 +8,11 @@ import re
 from typing import get_args
 
 import cropper
+import jax
 import jax.numpy as jnp
 import located
 import locating_batches
+import locating_losses
 import noisy_boxes
 import numpy as np
 import pretraining
@@ -31,6 +33,7 @@ from cropvlm_jax.models.smolvlm.model import SmolVLM
 from cropvlm_jax.readers.registry import is_black_box
 from cropvlm_jax.scoring.in_graph import Metric
 from cropvlm_jax.training.config import load_config
+from cropvlm_jax.training.sft import reply_logits
 
 
 @pytest.mark.parametrize("hard", [0.0, 1.0])
@@ -267,6 +270,91 @@ def test_what_is_asked_has_its_middle_where_the_text_of_the_box_has_it(tmp_path)
         box = np.array(re.findall(r"[0-9]+", text), float)
         np.testing.assert_allclose((box[:2] + box[2:]) / 200, middle, atol=0.011)
     assert set(batch.questions) == {0}
+
+
+def _losing(folder):
+    """Losses, weights and a batch of a tiny model, of receipts and pages with seed boxes."""
+    _real(folder)
+    question = "What is the total amount?"
+    tokenizer = pretraining.make_tokenizer([question])
+    vision = SiglipConfig(64, 16, 24, 48, 1, 2)
+    text = LlamaConfig(tokenizer.get_vocab_size(), 24, 48, 2, 2, 1, 12)
+    config = SmolVLMConfig(vision, text, 2, tokenizer.token_to_id(IMAGE))
+    model = SmolVLM(config, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+    conversations = SmolVLMConversations(tokenizer, config.image_seq_len)
+    batch = _locating(
+        folder,
+        conversations=conversations,
+        real=(0.5, 0.5),
+        seeds=True,
+        prompt_tokens=60 + config.image_seq_len,
+    )(0)
+    ids = conversations.crop(question, (0, 0)).ids
+    last = int((ids == config.image_token_id).nonzero()[0][-1]) + 1
+    weights = {"model": params} | locating_losses.layers(0, config, questions=1)
+    return locating_losses.Losses(graph, last), weights, batch
+
+
+def test_questions_that_share_a_picture_are_read_as_if_each_were_alone(tmp_path):
+    losses, weights, batch = _losing(tmp_path)
+    # Prompts of two lengths: every other one loses its tenth token from the end.
+    prompt, valid = batch.conversations.prompt.copy(), batch.conversations.prompt_valid.copy()
+    for tokens in (prompt, valid):
+        tokens[::2] = np.insert(np.delete(tokens[::2], -10, axis=1), 0, 0, axis=1)
+    conversations = batch.conversations._replace(prompt=prompt, prompt_valid=valid)
+    conversations = jax.tree.map(jnp.asarray, conversations)
+    model = nnx.merge(losses.graph, weights["model"])
+    tokens = model.tokens_of_patches(losses._patches(weights, batch))
+    hidden = losses._replies(model, tokens, conversations)
+    each = jnp.repeat(tokens, locating_batches.QUESTIONS_EACH, 0)[:, None]
+    wanted = reply_logits(model, conversations, each)
+    there = conversations.completion_valid
+    np.testing.assert_allclose(
+        np.asarray(model.text.logits(hidden))[there], np.asarray(wanted)[there], atol=1e-4
+    )
+
+
+def test_what_a_picture_does_not_tell_costs_nothing(tmp_path):
+    losses, weights, batch = _losing(tmp_path)
+    untold = batch._replace(
+        letters=np.full_like(batch.letters, locating_batches.UNKNOWN),
+        places=np.full_like(batch.places, locating_batches.UNKNOWN),
+    )
+    grads = jax.grad(lambda weights: losses.places(weights, untold)[0])(weights)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
+    # Beside the answers of a page all that counts is that no answer it is asked for is seen there.
+    other = batch._replace(
+        letters=untold.letters, places=np.full_like(batch.places, locating_batches.OTHER)
+    )
+    asked = locating_batches.FIRST_ANSWER
+    for kind, cheap in ((locating_batches.BLANK, True), (asked, False)):
+        bias = weights["places"]["bias"].reshape(-1, asked + 1).at[:, kind].set(30.0)
+        seen = weights | {"places": weights["places"] | {"bias": bias.ravel()}}
+        assert (losses.places(seen, other)[0] < 1e-3) == cheap
+
+
+def test_tokens_and_aims_that_tell_where_answers_stand_cost_nothing(tmp_path):
+    _, weights, batch = _losing(tmp_path)
+    cells = 2 * locating_batches.CELLS
+    count = len(batch.questions)
+    pictures = count // locating_batches.QUESTIONS_EACH
+    column, row = np.floor(batch.middles.T * 2 * cells).astype(int)
+    # A layer that adds nothing but what each token of its own says, of one question.
+    logits = np.zeros((pictures, 4, 1 + 2 * cells))
+    hidden = np.zeros((count, 4 * cells))
+    for i, (x, y) in enumerate(zip(column, row, strict=True)):
+        token = y // cells * 2 + x // cells
+        logits[
+            i // locating_batches.QUESTIONS_EACH, token, [0, 1 + y % cells, 1 + cells + x % cells]
+        ] = 50
+        hidden[i, [x, 2 * cells + y]] = 50
+    unit = {"kernel": jnp.eye(logits.shape[-1]), "bias": jnp.zeros(logits.shape[-1])}
+    _, metrics = locating_losses._inside(unit, jnp.asarray(logits), batch, scale=2)
+    assert metrics["tokens_right"] == 1
+    aim = {"kernel": jnp.eye(4 * cells), "bias": jnp.zeros(4 * cells)}
+    loss, metrics = locating_losses._aim(aim, jnp.asarray(hidden), batch)
+    assert loss < 1e-3 and metrics["aimed_near"] == 1
 
 
 def test_kinds_of_letters_know_no_case():
