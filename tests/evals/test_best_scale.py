@@ -92,7 +92,7 @@ def test_the_factor_is_the_best_on_validation_and_reported_items_have_no_part(tm
         scaled = geometry.expand(np.array(record["boxes"]["first"]), factor)
         assert record["boxes"]["first_best_scale"] == scaled.tolist()
 
-    # The pictures that chose were those of the validation scenes: 9 factors of 9 items.
+    # The pictures that chose were those of the validation scenes: all factors of 9 items.
     count = questions(read_records(tmp_path / best["validation"]["records"]), controls=False)
     chose = reader.shown[:count]
     scenes = [Sevens("validation")[i]["image"] for i in range(9)]
@@ -156,7 +156,8 @@ def test_where_there_is_nothing_to_choose_on_the_protocol_says_so(
 def test_where_nobody_answers_validation_items_the_evaluation_ends(tmp_path):
     reader = LikesSize(1, failure="timeout: 3 s")
     with pytest.raises(
-        ReaderUnavailable, match=r"said nothing in 288 replies.*timeout.*validation"
+        ReaderUnavailable,
+        match=rf"said nothing in {32 * len(FACTORS)} replies.*timeout.*validation",
     ):
         run(tmp_path, ZoomDigits("test", 2), readers=[reader], validation=VALIDATION)
 
@@ -228,5 +229,6 @@ def test_the_table_tells_the_lead_over_the_control(tmp_path):
 
 
 def test_the_grid_is_the_documented_one():
-    assert FACTORS == (0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
+    assert FACTORS == (0.02, 0.04, 0.08, 0.16, 0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
+    assert FACTORS[0] <= 1 / max(geometry.QUINTILE_FACTORS)
     assert best_scale.ITEMS == 500
