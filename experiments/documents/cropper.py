@@ -44,14 +44,16 @@ def get_config(variant: str = "grpo_likelihood") -> ml_collections.ConfigDict:
     if variant == "sft":
         config.stage = "sft"
         config.cropper = "runs/documents/start/cropper"
-        config.steps = 1000
+        config.steps = 400
         config.learning_rate = 5e-4
         return config
     config.cropper = "runs/documents/sft_0/cropper"
     config.target = "runs/documents/reader/reader"
-    config.steps = 1200
+    config.batch_size = 8
+    config.steps = 800
     config.learning_rate = 2e-4
-    config.grpo.num_generations = 8
+    config.grpo.num_generations = 16
+    config.grpo.beta = 0.0  # of the KL: a reference would read each picture once more
     config.grpo.format_weight = 0.1
     config.export_every = config.eval.every  # chosen.py takes the one with the best reward
     if variant != "grpo_likelihood":
