@@ -39,7 +39,7 @@ class LocatingBatch(NamedTuple):
         conversations: `B * QUESTIONS_EACH` of them, those about a picture together; without their
             pictures, which are in `images` once. None in phases that do not ask.
         questions: int32 `[B * QUESTIONS_EACH]`, the number of the question of each conversation.
-        middles: float32 `[B * QUESTIONS_EACH, 2]`, of its answer: x and y as shares of the picture.
+        boxes: int32 `[B * QUESTIONS_EACH, 4]`, the percent box of its answer, as in the reply.
     """
 
     images: np.ndarray
@@ -48,7 +48,7 @@ class LocatingBatch(NamedTuple):
     told: np.ndarray
     conversations: batching.SupervisedBatch | None
     questions: np.ndarray
-    middles: np.ndarray
+    boxes: np.ndarray
 
 
 class Answer(NamedTuple):
@@ -84,7 +84,7 @@ class Locating:
         turned: the largest angle by which a picture is turned, degrees.
         asks: whether there are conversations; then every picture has an answer.
         smallest: the smallest part of a picture that is shown alone, as a share of its sides.
-        side: of the pictures, pixels.
+        side: of the pictures as they are shown, pixels.
         patch: of the tower, pixels.
         batch_size: B.
         prompt_tokens: of the longest prompt.
@@ -134,7 +134,7 @@ class Locating:
             told=np.stack([row.told for row in rows]),
             conversations=batching.stack([*map(self._conversation, asked)]) if self.asks else None,
             questions=np.array([self._number(answer) for answer in asked], np.int32),
-            middles=np.array([(a.box[:2] + a.box[2:]) / 2 for a in asked], np.float32),
+            boxes=np.array([percent_box(answer.box) for answer in asked], np.int32),
         )
 
     @functools.cached_property
@@ -161,7 +161,7 @@ class Locating:
         }
         boxes = np.array(list(fields.values())).reshape(-1, 4)
         together = np.concatenate([document.lines, boxes, document.letter_boxes])
-        image, moved = changed(rng, document.image, together, self.smallest, self.turned)
+        image, moved = changed(rng, document.image, together, self.side, self.smallest, self.turned)
         first, last = len(document.lines), len(document.lines) + len(boxes)
         answers = [
             Answer(self.questions[suite][name], box)
@@ -250,6 +250,7 @@ def changed(
     rng: np.random.Generator,
     image: np.ndarray,
     boxes: np.ndarray,
+    side: int,
     smallest: float = 0.7,
     turned: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -259,6 +260,7 @@ def changed(
         rng: what is drawn from.
         image: uint8 `[S, S]`.
         boxes: shares of the picture `[N, 4]`.
+        side: of the result, pixels.
         smallest: the smallest part, as a share of its sides.
         turned: the largest angle of the part, degrees.
 
@@ -272,7 +274,9 @@ def changed(
         if rng.random() < 0.3:
             size, corner = rng.uniform(1.0, 1.25, 2), rng.uniform(-0.12, 0, 2)
         angle = np.deg2rad(rng.uniform(-turned, turned)) if turned else 0.0
-        image, boxes = _part(image, boxes, corner, size, angle)
+        image, boxes = _part(image, boxes, side, corner, size, angle)
+    elif image.shape[0] != side:
+        image, boxes = _part(image, boxes, side, np.zeros(2), np.ones(2), 0.0)
     if rng.random() < 0.6:
         light = (image.astype(np.float32) - 128) * rng.uniform(0.6, 1.3) + 128
         image = np.clip(light + rng.uniform(-40, 40), 0, 255).astype(np.uint8)
@@ -280,24 +284,31 @@ def changed(
 
 
 def _part(
-    image: np.ndarray, boxes: np.ndarray, corner: np.ndarray, size: np.ndarray, angle: float
+    image: np.ndarray,
+    boxes: np.ndarray,
+    side: int,
+    corner: np.ndarray,
+    size: np.ndarray,
+    angle: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A part of a picture `[S, S]`, turned about its middle, and boxes as shares of it.
+    """A part of a picture, turned about its middle, and boxes as shares of it.
 
     A box keeps its sides: by small angles print stays nearly level.
 
     Args:
         image: uint8 `[S, S]`.
         boxes: shares of the picture `[N, 4]`.
+        side: of the result, pixels.
         corner: left and top of the part, shares of the picture `[2]`.
         size: width and height of the part, likewise.
         angle: radians, clockwise as seen.
     """
-    side, middle = image.shape[0], corner + size / 2
+    middle = corner + size / 2
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     # From a place of the part to the picture: middle + turn @ (size * (place - 1/2)).
     matrix = turn * size
-    offset = (middle - matrix @ [0.5, 0.5]) * side
+    offset = (middle - matrix @ [0.5, 0.5]) * image.shape[0]
+    matrix *= image.shape[0] / side
     window = Image.fromarray(image).transform(
         (side, side),
         Image.Transform.AFFINE,

@@ -41,9 +41,14 @@ def layers(seed: int, config: SmolVLMConfig, questions: int) -> dict[str, dict[s
     return {
         "letters": _layer(keys[0], width, CELLS**2 * LETTERS),
         "places": _layer(keys[1], width, CELLS**2 * (FIRST_ANSWER + questions)),
-        "tokens": _layer(keys[2], width, questions * (1 + 2 * config.scale_factor * CELLS)),
-        "aim": _layer(keys[3], width, 2 * CELLS * config.vision.grid),
+        "tokens": _layer(keys[2], width, questions * 2 * (1 + 2 * _percents(config.image_seq_len))),
+        "aim": _layer(keys[3], width, 4 * 101),
     }
+
+
+def _percents(tokens: int) -> int:
+    """Percents of a side of the picture that each of its tokens takes."""
+    return 100 // math.isqrt(tokens)
 
 
 def _layer(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
@@ -56,8 +61,8 @@ class Losses:
     """The losses of the phases; weights are the model's and those of linear layers beside it.
 
     Of these layers `letters` and `places` lead from the tower's patches to what stands at their
-    places, `tokens` from the tokens of a picture to where in them answers stand, and `aim` from
-    the last token of a prompt to the row and the column of the answer. They are thrown away at the
+    places, `tokens` from the tokens of a picture to which corners of answers stand in them, and
+    `aim` from the last token of a prompt to the edges of the answer. They are thrown away at the
     end.
 
     Attributes:
@@ -88,10 +93,10 @@ class Losses:
         logits = model.text.logits(hidden)
         total, count = completion_loss(logits, batch.conversations)
         exact = written_exactly(logits, batch.conversations).mean()
-        inside, metrics = _inside(params["tokens"], tokens, batch, model.config.scale_factor)
+        inside, metrics = _inside(params["tokens"], tokens, batch)
         aim, more = _aim(params["aim"], hidden[:, 0], batch)
         metrics |= more | {"loss": total / count, "exact": exact}
-        return total / count + 0.3 * inside + 0.1 * aim, metrics
+        return total / count + 0.3 * inside + 0.2 * aim, metrics
 
     def _replies(
         self, model: SmolVLM, tokens: jax.Array, conversations: SupervisedBatch
@@ -152,46 +157,42 @@ def _at_places(layer: dict[str, jax.Array], patches: jax.Array, kinds: jax.Array
 
 
 def _inside(
-    layer: dict[str, jax.Array], tokens: jax.Array, batch: LocatingBatch, scale: int
+    layer: dict[str, jax.Array], tokens: jax.Array, batch: LocatingBatch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """How well the tokens `[B, I, D]` of pictures tell where in them answers stand.
+    """How well the tokens `[B, I, D]` of pictures tell which corners of answers stand in them.
 
-    For each question a token, `scale` patches wide, has a logit of being the one with the answer's
-    middle, and logits of the row and the column inside of it.
+    For the first and the last corner of each question's answer, a token has a logit of being the
+    one with it, and logits of the percent of its own side and of its own height where it stands.
     """
-    grid, cells = math.isqrt(tokens.shape[1]), scale * CELLS
+    grid, percents = math.isqrt(tokens.shape[1]), _percents(tokens.shape[1])
     normed = nn.standardize(tokens.astype(jnp.float32), axis=-1)
     logits = normed @ layer["kernel"] + layer["bias"]
-    logits = logits.reshape(*tokens.shape[:2], -1, 1 + 2 * cells)
+    logits = logits.reshape(*tokens.shape[:2], -1, 2, 1 + 2 * percents)
     logits = jnp.repeat(logits, QUESTIONS_EACH, 0)
-    logits = logits[jnp.arange(len(logits)), :, batch.questions]
-    column, row = _cells(batch.middles, grid * cells)
-    right = row // cells * grid + column // cells
-    there = jnp.take_along_axis(logits, right[:, None, None], 1)[:, 0, 1:]
-    rows, columns = jnp.split(there, 2, -1)
-    token = _cross_entropy(logits[..., 0], right)
-    place = _cross_entropy(rows, row % cells) + _cross_entropy(columns, column % cells)
-    tokens_right = (logits[..., 0].argmax(-1) == right).mean()
-    return token + 0.5 * place, {"token_loss": token, "tokens_right": tokens_right}
+    logits = logits[jnp.arange(len(logits)), :, batch.questions]  # [B * Q, I, 2, ...]
+    corners = jnp.minimum(batch.boxes, 99).reshape(-1, 2, 2)
+    across, down = jnp.moveaxis(corners, -1, 0)
+    right = down // percents * grid + across // percents
+    there = jnp.take_along_axis(logits, right[:, None, :, None], 1)[:, 0, :, 1:]
+    columns, rows = jnp.split(there, 2, -1)
+    which = logits[..., 0].swapaxes(1, 2)
+    token = _cross_entropy(which, right)
+    place = _cross_entropy(columns, across % percents) + _cross_entropy(rows, down % percents)
+    return token + 0.5 * place, {
+        "token_loss": token,
+        "tokens_right": (which.argmax(-1) == right).mean(),
+    }
 
 
 def _aim(
     layer: dict[str, jax.Array], hidden: jax.Array, batch: LocatingBatch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """How well hidden states `[B * QUESTIONS_EACH, D]` tell rows and columns of answers."""
+    """How well hidden states `[B * QUESTIONS_EACH, D]` tell the edges of the answers."""
     logits = hidden.astype(jnp.float32) @ layer["kernel"] + layer["bias"]
-    columns, rows = jnp.split(logits, 2, -1)
-    column, row = _cells(batch.middles, rows.shape[-1])
-    near = abs(columns.argmax(-1) - column) <= 4
-    near &= abs(rows.argmax(-1) - row) <= 1
-    loss = _cross_entropy(columns, column) + _cross_entropy(rows, row)
+    logits = logits.reshape(len(hidden), 4, -1)
+    near = (abs(logits.argmax(-1) - batch.boxes) <= jnp.array([4, 1, 4, 1])).all(-1)
+    loss = _cross_entropy(logits, batch.boxes)
     return loss, {"aim_loss": loss, "aimed_near": near.mean()}
-
-
-def _cells(middles: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Columns and rows of places `[N, 2]`, of so many in a picture."""
-    column, row = jnp.floor(middles.T * count).astype(jnp.int32)
-    return column, row
 
 
 def _cross_entropy(logits: jax.Array, kinds: jax.Array) -> jax.Array:

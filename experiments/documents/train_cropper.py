@@ -49,7 +49,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of what is drawn.")
 SIDE = flags.DEFINE_enum("side", "384", ["192", "384"], "Pixels of the pictures.")
 
 PATCH, WIDTH = 16, 192
-SCALE = 2  # patches of a token's side
+SCALE = 3  # patches of a token's side
 BATCH = 16
 DRAWN = {"receipts": 6000, "pages": 3000}
 TRAINING_PAGES = 4000
@@ -69,7 +69,7 @@ def suite_questions(documents: str) -> dict[str, dict[str, str]]:
 
 
 def shape(vocab_size: int, image_token: int, side: int) -> SmolVLMConfig:
-    """Pictures of 384 px as 144 tokens, of 192 px as 36; three million weights."""
+    """Pictures of 480 px as 10 x 10 tokens, of 384 px as 8 x 8; three million weights."""
     vision = SiglipConfig(side, PATCH, WIDTH, 3 * WIDTH, 5, 3)
     text = LlamaConfig(vocab_size, WIDTH, 2 * WIDTH, 4, 4, 2, 48, max_position_embeddings=2048)
     return SmolVLMConfig(vision, text, SCALE, image_token)
