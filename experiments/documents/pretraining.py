@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
 import multiprocessing
 import os
 import pathlib
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
+from flax import nnx
 from tokenizers import Tokenizer
 
 from cropvlm_jax.hub.export import export, write_processor_files
@@ -79,6 +81,19 @@ def _waves(grid: int, width: int) -> np.ndarray:
     waves = 0.7 * np.concatenate([np.sin(angles), np.cos(angles)], 1)
     rows, columns = np.repeat(waves[:, None], grid, 1), np.repeat(waves[None], grid, 0)
     return np.concatenate([rows, columns], -1).reshape(grid * grid, width).astype(np.float32)
+
+
+def with_grid(params: nnx.State, grid: int) -> nnx.State:
+    """A model's weights for pictures of `grid * grid` patches: its positions, interpolated."""
+    positions = params["vision"]["position_embedding"]["embedding"]
+    side = math.isqrt(len(positions[...]))
+    places = positions[...].reshape(side, side, -1)
+    larger = jax.image.resize(places, (grid, grid, places.shape[-1]), "linear")
+    changed = jax.tree.map(lambda weight: weight, params)  # other containers
+    changed["vision"]["position_embedding"]["embedding"] = positions.replace(
+        larger.reshape(grid * grid, -1)
+    )
+    return changed
 
 
 def optimizer(steps: int, matrices: float, others: float) -> optax.GradientTransformation:

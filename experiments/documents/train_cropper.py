@@ -8,10 +8,11 @@
 First documents are drawn, whose letters and answers are known because they were drawn. Then there
 are phases. "letters": the tower alone says which letter stands at each place of a picture.
 "places": it also says whether a place is blank, print, or the answer to which question. "seeds":
-the same, also of training documents with their seed boxes. "answers": the tower rests, and the
-decoder answers questions with boxes; each token of a picture says which answers stand in it. Of
-real pictures the first two phases use the training receipts, for their letters only, which SROIE
-tells by lines. A run that was stopped goes on. The result is the folder `cropper` in the workdir.
+the same, also of training documents with their seed boxes. "closer": the same, of larger pictures.
+"answers": the tower rests, and the decoder answers questions with boxes; each token of a picture
+says which answers stand in it. Of real pictures the first two phases use the training receipts, for
+their letters only, which SROIE tells by lines. A run that was stopped goes on. The result is the
+folder `cropper` in the workdir.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from locating_batches import (
     all_questions,
 )
 from locating_losses import Losses, layers
-from pretraining import Loss, Phase, begin, from_scratch, make_tokenizer, save
+from pretraining import Loss, Phase, begin, from_scratch, make_tokenizer, save, with_grid
 from tokenizers import Tokenizer
 
 from cropvlm_jax import apps
@@ -46,14 +47,16 @@ RECEIPTS = flags.DEFINE_string("receipts", None, "Folder of SROIE.", required=Tr
 SEEDS = flags.DEFINE_string("seeds", None, "Folder of the seed boxes.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training.", required=True)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of what is drawn.")
-SIDE = flags.DEFINE_enum("side", "384", ["192", "384"], "Pixels of the pictures.")
 
 PATCH, WIDTH = 16, 192
 SCALE = 3  # patches of a token's side
 BATCH = 16
 DRAWN = {"receipts": 6000, "pages": 3000}
 TRAINING_PAGES = 4000
-STEPS = {"letters": 1200, "places": 700, "seeds": 2000, "answers": 4000}
+STEPS = {"letters": 1200, "places": 700, "seeds": 2000, "closer": 700, "answers": 4000}
+# Pixels of the pictures: a tower learns faster on small ones, and reads better in large ones.
+SIDES = {"letters": 384, "places": 384, "seeds": 384, "closer": 480, "answers": 480}
+SIDE = max(SIDES.values())
 HELD_CHUNKS = 2  # of each kind, not trained on
 
 
@@ -87,7 +90,6 @@ def courses(
     questions: dict[str, dict[str, str]],
     tokenizer: Tokenizer,
     conversations: SmolVLMConversations,
-    side: int,
     seed: int,
 ) -> dict[str, Locating]:
     """The batches of each phase, and "held", of documents that none of them learns from."""
@@ -103,7 +105,7 @@ def courses(
         turned=0.0,
         asks=False,
         smallest=0.4,
-        side=side,
+        side=SIDES["letters"],
         patch=PATCH,
         batch_size=BATCH,
         prompt_tokens=max(len(conversations.crop(q).ids) for q in all_questions(questions)),
@@ -116,48 +118,80 @@ def courses(
     seeds = replace(
         places, real=(0.3, 0.2), seeds=True, turned=2.0, steps=STEPS["seeds"], seed=8 * seed + 5
     )
+    closer = replace(
+        seeds,
+        side=SIDES["closer"],
+        real=(0.4, 0.2),
+        smallest=0.5,
+        turned=3.0,
+        steps=STEPS["closer"],
+        seed=8 * seed + 7,
+    )
     answers = replace(
-        seeds, real=(0.2, 0.2), asks=True, smallest=0.7, steps=STEPS["answers"], seed=8 * seed + 6
+        closer,
+        real=(0.2, 0.2),
+        asks=True,
+        smallest=0.7,
+        turned=2.0,
+        steps=STEPS["answers"],
+        seed=8 * seed + 6,
     )
-    held = replace(
-        answers, real=(0.0, 0.0), turned=0.0, chunks=slice(HELD_CHUNKS), seed=8 * seed + 3
-    )
-    return {"letters": letters, "places": places, "seeds": seeds, "answers": answers, "held": held}
+    return {
+        "letters": letters,
+        "places": places,
+        "seeds": seeds,
+        "closer": closer,
+        "answers": answers,
+        "held": replace(
+            answers, real=(0.0, 0.0), turned=0.0, chunks=slice(HELD_CHUNKS), seed=8 * seed + 3
+        ),
+    }
 
 
 def main(argv: list[str]) -> None:
     del argv
-    side, seed, workdir = int(SIDE.value), SEED.value, pathlib.Path(WORKDIR.value)
-    draw_documents(workdir / "drawn", DRAWN, side, seed)
+    seed, workdir = SEED.value, pathlib.Path(WORKDIR.value)
+    draw_documents(workdir / "drawn", DRAWN, SIDE, seed)
     if not (workdir / "receipts.npz").exists():
-        receipts = read_receipts(DOCUMENTS.value, RECEIPTS.value, side, SEEDS.value)
+        receipts = read_receipts(DOCUMENTS.value, RECEIPTS.value, SIDE, SEEDS.value)
         write(workdir / "receipts.npz", receipts)
     if not (workdir / "pages.npz").exists():
-        pages = read_pages(DOCUMENTS.value, side, SEEDS.value, TRAINING_PAGES)
+        pages = read_pages(DOCUMENTS.value, SIDE, SEEDS.value, TRAINING_PAGES)
         write(workdir / "pages.npz", pages)
     questions = suite_questions(DOCUMENTS.value)
     asked = all_questions(questions)
     tokenizer = make_tokenizer(asked)
-    config = shape(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE), side)
+    models = {
+        side: SmolVLM(
+            shape(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE), side),
+            rngs=nnx.Rngs(seed),
+            dtype=jnp.bfloat16,
+        )
+        for side in SIDES.values()
+    }
+    config = models[SIDE].config
     conversations = SmolVLMConversations(tokenizer, config.image_seq_len)
-    batches = courses(workdir, questions, tokenizer, conversations, side, seed)
-    model = SmolVLM(config, rngs=nnx.Rngs(seed), dtype=jnp.bfloat16)
+    batches = courses(workdir, questions, tokenizer, conversations, seed)
+    first = models[SIDES["letters"]]
     examples = batches["letters"](STEPS["letters"]).images  # of no step
-    begin(model, np.repeat(examples[..., None], 3, -1))
-    graph, params = nnx.split(model)
-    weights = {"model": params} | layers(seed, config, len(asked))
+    begin(first, np.repeat(examples[..., None], 3, -1))
+    weights = {"model": nnx.state(first)} | layers(seed, config, len(asked))
     is_picture = conversations.crop(asked[0], (0, 0)).ids == config.image_token_id
-    losses = Losses(graph, int(is_picture.nonzero()[0][-1]) + 1)
-    held = [batches["held"](step) for step in range(8)]
+    picture_tokens = int(is_picture.nonzero()[0][-1]) + 1
     metrics: dict[str, float] = {}
     for name, loss, beside, rate in (
-        ("letters", losses.letters, ("letters", "places"), 3e-3),
-        ("places", losses.places, ("letters", "places"), 3e-3),
-        ("seeds", losses.places, ("letters", "places"), 3e-3),
-        ("answers", losses.answers, ("tokens", "aim"), 2e-3),
+        ("letters", Losses.letters, ("letters", "places"), 3e-3),
+        ("places", Losses.places, ("letters", "places"), 3e-3),
+        ("seeds", Losses.places, ("letters", "places"), 3e-3),
+        ("closer", Losses.places, ("letters", "places"), 1.5e-3),
+        ("answers", Losses.answers, ("tokens", "aim"), 2e-3),
     ):
-        measure = functools.partial(measured, loss, held)
-        phase = Phase(name, batches[name], loss, rate, rate / 2, measure)
+        side = SIDES[name]
+        weights["model"] = with_grid(weights["model"], side // PATCH)
+        held = dataclasses.replace(batches["held"], side=side)
+        of_batch = functools.partial(loss, Losses(nnx.graphdef(models[side]), picture_tokens))
+        measure = functools.partial(measured, of_batch, [held(step) for step in range(8)])
+        phase = Phase(name, batches[name], of_batch, rate, rate / 2, measure)
         weights |= phase.train(workdir, {part: weights[part] for part in ("model", *beside)})
         metrics |= measure(weights)
     run = from_scratch(
@@ -172,8 +206,8 @@ def main(argv: list[str]) -> None:
         "boxes written exactly",
         metrics=metrics,
     )
-    trained = nnx.merge(graph, weights["model"])
-    save(workdir / "cropper", trained, tokenizer, role="cropper", run=run)
+    nnx.update(models[SIDE], weights["model"])
+    save(workdir / "cropper", models[SIDE], tokenizer, role="cropper", run=run)
 
 
 if __name__ == "__main__":

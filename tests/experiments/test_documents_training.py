@@ -114,10 +114,12 @@ def test_boxes_move_with_the_picture():
     picture[60:100, 80:120] = 255
     box = np.array([[0.4, 0.3, 0.6, 0.5]])
     for seed in range(40):
-        image, moved = locating_batches.changed(np.random.default_rng(seed), picture, box)
+        side = (200, 160)[seed % 2]
+        image, moved = locating_batches.changed(np.random.default_rng(seed), picture, box, side)
+        assert image.shape == (side, side)
         middle = (int(image.min()) + int(image.max())) / 2
         rows, columns = np.nonzero(image > middle)
-        seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 200
+        seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / side
         np.testing.assert_allclose(seen, moved[0].clip(0, 1), atol=0.011)
 
 
@@ -129,7 +131,7 @@ def test_a_turned_part_shows_the_middle_of_a_box_where_it_is_told(seed):
     picture = np.full((200, 200), 255, np.uint8)
     picture[y - 3 : y + 3, x - 3 : x + 3] = 0
     box = np.array([[x - 3, y - 3, x + 3, y + 3]]) / 200
-    image, moved = locating_batches.changed(rng, picture, box, smallest=0.9, turned=10.0)
+    image, moved = locating_batches.changed(rng, picture, box, 200, smallest=0.9, turned=10.0)
     weights = float(image.max()) - image
     seen = np.array([(weights.sum(0) @ np.arange(200)), (weights.sum(1) @ np.arange(200))])
     seen = (seen / weights.sum() + 0.5) / 200
@@ -257,19 +259,35 @@ def test_seeds_tell_answers_and_of_a_page_nothing_else(tmp_path):
     np.testing.assert_array_equal(pages.told, np.tile(np.arange(answer + 1) == answer, (16, 1)))
 
 
-def test_what_is_asked_has_its_middle_where_the_text_of_the_box_has_it(tmp_path):
+def test_the_text_of_a_box_says_what_its_numbers_say(tmp_path):
     locating = dataclasses.replace(_real(tmp_path), seeds=True, asks=True, turned=3.0)
     batch = locating(0)
-    for row, valid, middle in zip(
+    tokenizer = pretraining.make_tokenizer(["What is the total amount?"])
+    for row, valid, box in zip(
         batch.conversations.completion,
         batch.conversations.completion_valid,
-        batch.middles,
+        batch.boxes,
         strict=True,
     ):
-        text = pretraining.make_tokenizer(["What is the total amount?"]).decode(row[valid])
-        box = np.array(re.findall(r"[0-9]+", text), float)
-        np.testing.assert_allclose((box[:2] + box[2:]) / 200, middle, atol=0.011)
+        text = tokenizer.decode(row[valid])
+        assert [int(number) for number in re.findall(r"[0-9]+", text)] == box.tolist()
     assert set(batch.questions) == {0}
+
+
+def test_a_tower_of_more_patches_has_the_positions_between():
+    rows = np.repeat(np.arange(4.0), 4)  # each position says its row
+    config = SmolVLMConfig(
+        SiglipConfig(64, 16, 8, 8, 1, 2), LlamaConfig(400, 8, 16, 1, 2, 1, 4), 2, 399
+    )
+    model = SmolVLM(config, rngs=nnx.Rngs(0))
+    model.vision.position_embedding.embedding[...] = jnp.tile(rows[:, None], 8)
+    params = nnx.state(model)
+    for grid in (4, 6):
+        larger = pretraining.with_grid(params, grid)
+        found = larger["vision"]["position_embedding"]["embedding"][...]
+        wanted = np.clip((np.arange(grid) + 0.5) * 4 / grid - 0.5, 0, 3)
+        np.testing.assert_allclose(found, np.tile(np.repeat(wanted, grid)[:, None], 8), atol=1e-5)
+    assert len(params["vision"]["position_embedding"]["embedding"][...]) == 16
 
 
 def _losing(folder):
@@ -334,26 +352,27 @@ def test_what_a_picture_does_not_tell_costs_nothing(tmp_path):
         assert (losses.places(seen, other)[0] < 1e-3) == cheap
 
 
-def test_tokens_and_aims_that_tell_where_answers_stand_cost_nothing(tmp_path):
-    _, weights, batch = _losing(tmp_path)
-    cells = 2 * locating_batches.CELLS
-    count = len(batch.questions)
-    pictures = count // locating_batches.QUESTIONS_EACH
-    column, row = np.floor(batch.middles.T * 2 * cells).astype(int)
-    # A layer that adds nothing but what each token of its own says, of one question.
-    logits = np.zeros((pictures, 4, 1 + 2 * cells))
-    hidden = np.zeros((count, 4 * cells))
-    for i, (x, y) in enumerate(zip(column, row, strict=True)):
-        token = y // cells * 2 + x // cells
-        logits[
-            i // locating_batches.QUESTIONS_EACH, token, [0, 1 + y % cells, 1 + cells + x % cells]
-        ] = 50
-        hidden[i, [x, 2 * cells + y]] = 50
-    unit = {"kernel": jnp.eye(logits.shape[-1]), "bias": jnp.zeros(logits.shape[-1])}
-    _, metrics = locating_losses._inside(unit, jnp.asarray(logits), batch, scale=2)
+def test_tokens_and_aims_that_tell_where_answers_stand_are_right(tmp_path):
+    _, _, batch = _losing(tmp_path)
+    pictures = len(batch.questions) // locating_batches.QUESTIONS_EACH
+    # Layers that add nothing to what 2 x 2 tokens and prompts say of one question.
+    tokens = np.zeros((pictures, 4, 2, 1 + 2 * 50))
+    hidden = np.zeros((len(batch.questions), 4, 101))
+    for i, box in enumerate(batch.boxes):
+        hidden[i, range(4), box] = 50
+        for corner, (x, y) in enumerate(np.minimum(box, 99).reshape(2, 2)):
+            says = tokens[i // locating_batches.QUESTIONS_EACH, y // 50 * 2 + x // 50, corner]
+            says[[0, 1 + x % 50, 51 + y % 50]] = 50
+    layers = [
+        {"kernel": jnp.eye(size), "bias": jnp.zeros(size)} for size in (2 * (1 + 2 * 50), 4 * 101)
+    ]
+    _, metrics = locating_losses._inside(
+        layers[0], jnp.asarray(tokens.reshape(pictures, 4, -1)), batch
+    )
     assert metrics["tokens_right"] == 1
-    aim = {"kernel": jnp.eye(4 * cells), "bias": jnp.zeros(4 * cells)}
-    loss, metrics = locating_losses._aim(aim, jnp.asarray(hidden), batch)
+    loss, metrics = locating_losses._aim(
+        layers[1], jnp.asarray(hidden.reshape(len(hidden), -1)), batch
+    )
     assert loss < 1e-3 and metrics["aimed_near"] == 1
 
 
