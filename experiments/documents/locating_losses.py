@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import nn
@@ -36,13 +37,14 @@ def layers(seed: int, config: SmolVLMConfig, questions: int) -> dict[str, dict[s
         config: of the model; tower and decoder are of one width.
         questions: how many there are.
     """
-    keys = jax.random.split(jax.random.key(seed), 4)
+    keys = jax.random.split(jax.random.key(seed), 5)
     width = config.text.hidden_size
     return {
         "letters": _layer(keys[0], width, CELLS**2 * LETTERS),
         "places": _layer(keys[1], width, CELLS**2 * (FIRST_ANSWER + questions)),
         "tokens": _layer(keys[2], width, questions * 2 * (1 + 2 * _percents(config.image_seq_len))),
         "aim": _layer(keys[3], width, 4 * 101),
+        "own": _layer(keys[4], width, 2 * 100),
     }
 
 
@@ -61,7 +63,8 @@ class Losses:
     """The losses of the phases; weights are the model's and those of linear layers beside it.
 
     Of these layers `letters` and `places` lead from the tower's patches to what stands at their
-    places, `tokens` from the tokens of a picture to which corners of answers stand in them, and
+    places, `own` from patches to the percent of the picture's height and width where they are
+    themselves, which the decoder cannot know otherwise, `tokens` from the tokens of a picture to which corners of answers stand in them, and
     `aim` from the last token of a prompt to the edges of the answer. They are thrown away at the
     end.
 
@@ -78,11 +81,12 @@ class Losses:
         return self._letters(params, self._patches(params, batch), batch)
 
     def places(self, params: dict, batch: LocatingBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy of what stands at each place, and half of that of the letters."""
+        """Cross-entropy of what stands at each place, of the letters, and of patches' own places."""
         patches = self._patches(params, batch)
         loss, metrics = self._places(params, patches, batch)
-        letters, more = self._letters(params, patches, batch)
-        return loss + 0.5 * letters, metrics | more
+        letters, of_letters = self._letters(params, patches, batch)
+        own, of_own = _own(params["own"], patches)
+        return loss + 0.5 * letters + 0.05 * own, metrics | of_letters | of_own
 
     def answers(self, params: dict, batch: LocatingBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of the boxes' texts and of where answers stand; the tower rests."""
@@ -154,6 +158,19 @@ def _at_places(layer: dict[str, jax.Array], patches: jax.Array, kinds: jax.Array
     """The logits of what stands at each place, for places `[B, P, C]`."""
     logits = (patches @ layer["kernel"].astype(patches.dtype)).astype(jnp.float32) + layer["bias"]
     return logits.reshape(*kinds.shape, -1)
+
+
+def _own(layer: dict[str, jax.Array], patches: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """How well patches `[B, P, D]` tell where in the picture they are."""
+    grid = math.isqrt(patches.shape[1])
+    logits = patches.astype(jnp.float32) @ layer["kernel"] + layer["bias"]
+    percents = (np.arange(grid) + 0.5) * 100 // grid
+    down, across = np.meshgrid(percents, percents, indexing="ij")
+    wanted = jnp.asarray(np.stack([down.ravel(), across.ravel()], 1), jnp.int32)
+    wanted = jnp.broadcast_to(wanted, (*patches.shape[:2], 2))
+    logits = logits.reshape(*wanted.shape, 100)
+    right = (logits.argmax(-1) == wanted).mean()
+    return _cross_entropy(logits, wanted), {"own_right": right}
 
 
 def _inside(

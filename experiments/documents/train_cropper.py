@@ -181,9 +181,9 @@ def main(argv: list[str]) -> None:
     metrics: dict[str, float] = {}
     for name, loss, beside, rate in (
         ("letters", Losses.letters, ("letters", "places"), 3e-3),
-        ("places", Losses.places, ("letters", "places"), 3e-3),
-        ("seeds", Losses.places, ("letters", "places"), 3e-3),
-        ("closer", Losses.places, ("letters", "places"), 1.5e-3),
+        ("places", Losses.places, ("letters", "places", "own"), 3e-3),
+        ("seeds", Losses.places, ("letters", "places", "own"), 3e-3),
+        ("closer", Losses.places, ("letters", "places", "own"), 1.5e-3),
         ("answers", Losses.answers, ("tokens", "aim"), 2e-3),
     ):
         side = SIDES[name]
