@@ -63,10 +63,10 @@ class Losses:
     """The losses of the phases; weights are the model's and those of linear layers beside it.
 
     Of these layers `letters` and `places` lead from the tower's patches to what stands at their
-    places, `own` from patches to the percent of the picture's height and width where they are
-    themselves, which the decoder cannot know otherwise, `tokens` from the tokens of a picture to which corners of answers stand in them, and
-    `aim` from the last token of a prompt to the edges of the answer. They are thrown away at the
-    end.
+    places, `own` from patches to where in the picture they are themselves, which the decoder could
+    not know otherwise. `tokens` leads from the tokens of a picture to which corners of answers
+    stand in them, `aim` from the last token of a prompt to the edges of the answer. They are thrown
+    away at the end.
 
     Attributes:
         graph: of the model.
@@ -81,7 +81,7 @@ class Losses:
         return self._letters(params, self._patches(params, batch), batch)
 
     def places(self, params: dict, batch: LocatingBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy of what stands at each place, of the letters, and of patches' own places."""
+        """Cross-entropy of what stands at each place, of letters, and of patches' own places."""
         patches = self._patches(params, batch)
         loss, metrics = self._places(params, patches, batch)
         letters, of_letters = self._letters(params, patches, batch)

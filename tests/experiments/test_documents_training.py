@@ -340,7 +340,8 @@ def test_what_a_picture_does_not_tell_costs_nothing(tmp_path):
         places=np.full_like(batch.places, locating_batches.UNKNOWN),
     )
     grads = jax.grad(lambda weights: losses.places(weights, untold)[0])(weights)
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
+    for name in ("letters", "places"):
+        assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads[name]))
     # Beside the answers of a page all that counts is that no answer it is asked for is seen there.
     other = batch._replace(
         letters=untold.letters, places=np.full_like(batch.places, locating_batches.OTHER)
@@ -349,7 +350,17 @@ def test_what_a_picture_does_not_tell_costs_nothing(tmp_path):
     for kind, cheap in ((locating_batches.BLANK, True), (asked, False)):
         bias = weights["places"]["bias"].reshape(-1, asked + 1).at[:, kind].set(30.0)
         seen = weights | {"places": weights["places"] | {"bias": bias.ravel()}}
-        assert (losses.places(seen, other)[0] < 1e-3) == cheap
+        assert (losses.places(seen, other)[1]["places_loss"] < 1e-3) == cheap
+
+
+def test_patches_that_tell_where_they_are_are_right():
+    places = np.zeros((3, 36, 200))
+    for patch in range(36):
+        row, column = divmod(patch, 6)
+        places[:, patch, [int((row + 0.5) * 100 / 6), 100 + int((column + 0.5) * 100 / 6)]] = 50
+    unit = {"kernel": jnp.eye(200), "bias": jnp.zeros(200)}
+    loss, metrics = locating_losses._own(unit, jnp.asarray(places))
+    assert loss < 1e-3 and metrics["own_right"] == 1
 
 
 def test_tokens_and_aims_that_tell_where_answers_stand_are_right(tmp_path):
