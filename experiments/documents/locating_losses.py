@@ -86,7 +86,7 @@ class Losses:
         loss, metrics = self._places(params, patches, batch)
         letters, of_letters = self._letters(params, patches, batch)
         own, of_own = _own(params["own"], patches)
-        return loss + 0.5 * letters + 0.05 * own, metrics | of_letters | of_own
+        return loss + 0.5 * letters + 0.2 * own, metrics | of_letters | of_own
 
     def answers(self, params: dict, batch: LocatingBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of the boxes' texts and of where answers stand; the tower rests."""
