@@ -147,9 +147,11 @@ class Locating:
 
     @functools.cached_property
     def _real(self) -> dict[str, list[located.Located]]:
+        files = {"receipts": self.receipts, "pages": self.pages}
         return {
-            suite: located.read(pathlib.Path(path))
-            for suite, path in (("receipts", self.receipts), ("pages", self.pages))
+            suite: located.read(pathlib.Path(file))
+            for (suite, file), share in zip(files.items(), self.real, strict=True)
+            if share
         }
 
     def _row(
