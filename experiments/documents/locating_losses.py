@@ -147,7 +147,7 @@ class Losses:
         kinds = jnp.where(known, batch.places, 0).astype(jnp.int32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, kinds)
         told = batch.told[:, None, None, :]
-        no_answer = jax.nn.logsumexp(logits, -1, where=~told) - jax.nn.logsumexp(logits, -1)
+        no_answer = nn.logsumexp(logits, -1, where=~told) - nn.logsumexp(logits, -1)
         losses = jnp.where(other, -no_answer, losses)
         loss = _mean(losses, jnp.where(answers, 4.0, 0.3) * (known | other))
         right = _mean(logits.argmax(-1) == kinds, answers)
@@ -179,7 +179,7 @@ def _inside(
     """How well the tokens `[B, I, D]` of pictures tell which corners of answers stand in them.
 
     For the first and the last corner of each question's answer, a token has a logit of being the
-    one with it, and logits of the percent of its own side and of its own height where it stands.
+    one with it, and logits of the percents of the picture, inside of the token, where it stands.
     """
     grid, percents = math.isqrt(tokens.shape[1]), _percents(tokens.shape[1])
     normed = nn.standardize(tokens.astype(jnp.float32), axis=-1)

@@ -79,9 +79,8 @@ def shape(vocab_size: int, image_token: int, side: int) -> SmolVLMConfig:
 
 
 def measured(loss: Loss, batches: list[LocatingBatch], weights: dict) -> dict[str, float]:
-    """The mean metrics of a loss over batches."""
-    measure = jax.jit(lambda weights, batch: loss(weights, batch)[1])
-    found = [jax.device_get(measure(weights, batch)) for batch in batches]
+    """The mean metrics of a loss, which is compiled already, over batches."""
+    found = [jax.device_get(loss(weights, batch)[1]) for batch in batches]
     return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
 
 
@@ -190,10 +189,12 @@ def main(argv: list[str]) -> None:
         weights["model"] = with_grid(weights["model"], side // PATCH)
         held = dataclasses.replace(batches["held"], side=side)
         of_batch = functools.partial(loss, Losses(nnx.graphdef(models[side]), picture_tokens))
-        measure = functools.partial(measured, of_batch, [held(step) for step in range(8)])
+        compiled = jax.jit(of_batch)
+        measure = functools.partial(measured, compiled, [held(step) for step in range(8)])
         phase = Phase(name, batches[name], of_batch, rate, rate / 2, measure)
-        weights |= phase.train(workdir, {part: weights[part] for part in ("model", *beside)})
-        metrics |= measure(weights)
+        trained = phase.train(workdir, {part: weights[part] for part in ("model", *beside)})
+        weights |= trained
+        metrics |= measure(trained)
     run = from_scratch(
         script="train_cropper.py",
         steps=sum(STEPS.values()),
